@@ -1,0 +1,34 @@
+# make setup      .venv from requirements.lock, the package installed in it
+# make reproduce  the quick InvertedPendulum experiment
+# make test       the tests
+# make lint       style and types
+#
+# PYTHON is the interpreter that makes the virtual environment, VENV is where it lies.
+#
+# Everything comes from PyPI. There, torch for Linux carries CUDA, some gigabytes of it. A machine without a GPU can do
+# without:  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
+
+PYTHON ?= python3
+VENV ?= .venv
+
+.PHONY: setup reproduce test lint
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tipl needs Python 3.11 or newer; name one: make setup PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+reproduce: setup
+	$(VENV)/bin/tipl reproduce inverted-pendulum --preset quick
+
+test: setup
+	$(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
