@@ -1,0 +1,161 @@
+"""Many copies of one environment, stepped together: EnvPool (fast) and Gymnasium (reference) behind one interface.
+
+In: an environment id and one seed a copy.  Out: observations, rewards, ends of episodes; nothing is reset unasked.
+
+EnvPool and Gymnasium >= 1.0 reset on the step after a done; CleanRL (Gymnasium 0.29) resets within the same step.
+Here `step` never resets: the caller sees the last observation of an episode and resets those copies at once, which is
+CleanRL's meaning. The state of a copy is a function of its seed, the number of its resets and the actions since the
+last one: `replay` brings it back without any access to the simulator's insides.
+"""
+
+import importlib.metadata
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tipl.errors import TiplError
+from tipl.presets import Backend
+
+
+class VectorEnv(ABC):
+    """`num_envs` copies with flat observations [obs_dim] and bounded continuous actions [action_dim], float64."""
+
+    num_envs: int
+    obs_dim: int
+    action_low: np.ndarray
+    action_high: np.ndarray
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_low)
+
+    @abstractmethod
+    def reset(self, ids: np.ndarray) -> np.ndarray:
+        """Begin a new episode in these copies; their first observations [len(ids), obs_dim]."""
+
+    @abstractmethod
+    def step(
+        self, actions: np.ndarray, ids: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One step of these copies (default: all) by `actions` [n, action_dim], clipped to the action bounds.
+
+        Returns:
+            Observations [n, obs_dim], rewards [n], terminated [n], truncated [n]. A copy that is done has to be reset
+            before its next step.
+        """
+
+    def replay(self, resets: Sequence[int], actions: Sequence[np.ndarray]) -> None:
+        """Bring fresh copies to a recorded state.
+
+        Args:
+            resets: how often each copy had been reset since it was made.
+            actions: for each copy, its actions since the last reset, [steps, action_dim].
+        """
+        for count in range(max(resets)):
+            self.reset(np.flatnonzero(np.asarray(resets) > count))
+        lengths = np.array([len(steps) for steps in actions])
+        for time in range(lengths.max()):
+            ids = np.flatnonzero(lengths > time)
+            self.step(np.stack([actions[i][time] for i in ids]), ids)
+
+
+class EnvPoolEnv(VectorEnv):
+    """EnvPool's C++ environments, one stepping thread."""
+
+    def __init__(self, env_id: str, seeds: Sequence[int], threads: int = 1) -> None:
+        import envpool
+
+        self.num_envs = len(seeds)
+        self._env: Any = envpool.make_gymnasium(
+            env_id, num_envs=self.num_envs, num_threads=threads, seed=[int(seed) for seed in seeds]
+        )
+        self.obs_dim, self.action_low, self.action_high = _flat_spaces(self._env, env_id)
+        self._all = np.arange(self.num_envs, dtype=np.int32)
+
+    def reset(self, ids: np.ndarray) -> np.ndarray:
+        obs, _ = self._env.reset(np.asarray(ids, np.int32))
+        return obs
+
+    def step(
+        self, actions: np.ndarray, ids: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        actions = np.clip(actions, self.action_low, self.action_high)
+        which = self._all if ids is None else np.asarray(ids, np.int32)
+        obs, reward, terminated, truncated, _ = self._env.step(actions, which)
+        return obs, reward, terminated, truncated
+
+
+class GymnasiumEnv(VectorEnv):
+    """Gymnasium's own environments, stepped one after another: any registered id, and the reference in tests."""
+
+    def __init__(self, env_id: str, seeds: Sequence[int]) -> None:
+        self.num_envs = len(seeds)
+        self._envs = [_make_gymnasium(env_id) for _ in seeds]
+        self._seeds: list[int | None] = [int(seed) for seed in seeds]
+        self.obs_dim, self.action_low, self.action_high = _flat_spaces(self._envs[0], env_id)
+
+    def reset(self, ids: np.ndarray) -> np.ndarray:
+        obs = np.empty((len(ids), self.obs_dim))
+        for row, i in enumerate(ids):
+            obs[row], _ = self._envs[i].reset(seed=self._seeds[i])
+            self._seeds[i] = None  # later resets go on with the same random stream
+        return obs
+
+    def step(
+        self, actions: np.ndarray, ids: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        actions = np.clip(actions, self.action_low, self.action_high)
+        which = range(self.num_envs) if ids is None else ids
+        obs, reward = np.empty((len(which), self.obs_dim)), np.empty(len(which))
+        terminated, truncated = np.empty(len(which), np.bool_), np.empty(len(which), np.bool_)
+        for row, i in enumerate(which):
+            obs[row], reward[row], terminated[row], truncated[row], _ = self._envs[i].step(actions[row])
+        return obs, reward, terminated, truncated
+
+
+def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "envpool") -> VectorEnv:
+    """Copies of an environment, one a seed.
+
+    Raises:
+        TiplError: the backend does not have the environment, or its spaces are not flat boxes.
+    """
+    if backend == "gymnasium":
+        return GymnasiumEnv(env_id, seeds)
+    import envpool
+
+    if env_id not in envpool.list_all_envs():
+        raise TiplError(f"EnvPool has no environment {env_id!r}; check the id, or use --backend gymnasium.")
+    return EnvPoolEnv(env_id, seeds)
+
+
+def engine_versions(backend: Backend) -> dict[str, str]:
+    """The libraries that decide how the physics goes.
+
+    EnvPool carries its own MuJoCo, fixed by EnvPool's version; the `mujoco` package is what Gymnasium steps.
+    """
+    names = ("envpool",) if backend == "envpool" else ("gymnasium", "mujoco")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _make_gymnasium(env_id: str) -> Any:
+    import gymnasium
+
+    with warnings.catch_warnings():
+        # Gymnasium calls every v4 environment out of date; the paper's are v4.
+        warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
+        try:
+            return gymnasium.make(env_id)
+        except (gymnasium.error.Error, ModuleNotFoundError) as error:
+            reason = str(error).splitlines()[0]
+            raise TiplError(f"Gymnasium cannot make {env_id!r}: {reason}") from error
+
+
+def _flat_spaces(env: Any, env_id: str) -> tuple[int, np.ndarray, np.ndarray]:
+    obs, action = env.observation_space, env.action_space
+    for kind, space in (("observation", obs), ("action", action)):
+        if not (hasattr(space, "low") and len(space.shape) == 1):
+            raise TiplError(f"{env_id} has the {kind} space {space}; only flat Box spaces can be collected.")
+    return obs.shape[0], np.asarray(action.low, np.float64), np.asarray(action.high, np.float64)

@@ -1,0 +1,212 @@
+"""Every setting and its default, and the paper's two experiments in two sizes.
+
+In: nothing.  Out: frozen dataclasses that the functions of the package take and the command line is made from.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tipl.errors import TiplError
+
+Backend = Literal["envpool", "gymnasium"]
+BasisName = Literal["full", "prefix", "window", "pooled"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise TiplError(message)
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """CleanRL's ``ppo_continuous_action`` defaults, one environment a trial."""
+
+    learning_rate: float = 3e-4
+    anneal_lr: bool = True
+    """Linear, from `learning_rate` at the first iteration towards 0 after the last."""
+    num_steps: int = 2048
+    """Environment steps of one iteration."""
+    num_minibatches: int = 32
+    update_epochs: int = 10
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_coef: float = 0.2
+    clip_vloss: bool = True
+    norm_adv: bool = True
+    ent_coef: float = 0.0
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    adam_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What makes a data set of trials; with its seed, all that makes one trial."""
+
+    env_id: str = "InvertedPendulum-v4"
+    trials: int = 20
+    """Number of independent runs."""
+    seed: int = 1
+    """Seed of the first trial; the others count up from it."""
+    total_steps: int = 200_000
+    """Environment steps of one trial; whole iterations of them are run, as in CleanRL."""
+    hidden_sizes: tuple[int, ...] = (8, 8)
+    """Widths of the hidden layers, the same for actor and critic."""
+    snapshot_every_epochs: int = 2
+    """Update epochs between two snapshots. 2 is inferred from the paper: 800k steps / 2k snapshots = 400 steps."""
+    backend: Backend = "envpool"
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.trials >= 1, f"--trials is {self.trials}; give at least 1.")
+        _require(self.seed >= 0, f"--seed is {self.seed}; give 0 or more.")
+        _require(
+            self.total_steps >= self.ppo.num_steps,
+            f"--total-steps is {self.total_steps}; give at least one iteration, {self.ppo.num_steps} steps.",
+        )
+        _require(
+            len(self.hidden_sizes) >= 1 and all(width >= 1 for width in self.hidden_sizes),
+            f"--hidden-sizes is {self.hidden_sizes}; give one or more widths of at least 1.",
+        )
+        _require(
+            1 <= self.snapshot_every_epochs <= self.ppo.update_epochs
+            and self.ppo.update_epochs % self.snapshot_every_epochs == 0,
+            f"--snapshot-every-epochs is {self.snapshot_every_epochs}; give a divisor of {self.ppo.update_epochs}.",
+        )
+        _require(
+            self.ppo.num_steps % self.ppo.num_minibatches == 0,
+            f"{self.ppo.num_steps} steps do not split into {self.ppo.num_minibatches} equal minibatches.",
+        )
+
+    @property
+    def num_iterations(self) -> int:
+        return self.total_steps // self.ppo.num_steps
+
+    @property
+    def snapshots_per_iteration(self) -> int:
+        return self.ppo.update_epochs // self.snapshot_every_epochs
+
+    @property
+    def num_snapshots(self) -> int:
+        """T, with the initialization as snapshot 0."""
+        return 1 + self.num_iterations * self.snapshots_per_iteration
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.trials)
+
+
+@dataclass(frozen=True)
+class SVDConfig:
+    """The temporal SVD that turns snapshots into codes."""
+
+    basis: BasisName = "full"
+    """full: SVD of the whole trial, as the paper has it; it has seen the future of every origin."""
+    dim: int = 32
+    """d, the size of a code."""
+    centered: bool = False
+    """Subtract the trial's first snapshot before the SVD; the paper does not."""
+
+    def __post_init__(self) -> None:
+        _require(self.dim >= 1, f"--dim is {self.dim}; give at least 1.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """TIPL as the paper has it; where the paper is silent, the Decision Transformer's defaults."""
+
+    context: int = 20
+    """K, how many codes the model sees."""
+    num_layers: int = 3
+    num_heads: int = 1
+    width: int = 128
+    dropout: float = 0.1
+    standardize: bool = True
+    """Scale every code dimension by its mean and standard deviation over the training trials."""
+    absolute_time: bool = True
+    """A learned embedding of the snapshot's number t."""
+    steps: int = 500_000
+    """Optimizer steps. The paper: 50 iterations of 10k batches."""
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-4
+    warmup_steps: int = 10_000
+    max_grad_norm: float = 0.25
+    validate_every: int = 10_000
+    """Steps between two validations, each of which is also a checkpoint."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.context >= 1, f"--context is {self.context}; give at least 1.")
+        _require(
+            self.width % self.num_heads == 0, f"--width {self.width} does not split into {self.num_heads} heads."
+        )
+        _require(self.steps >= 1, f"--steps is {self.steps}; give at least 1.")
+        _require(0 <= self.dropout < 1, f"--dropout is {self.dropout}; give 0 <= dropout < 1.")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How forecasts are judged on the test trials."""
+
+    horizons: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50, 100)
+    """Snapshots ahead at which weights are compared."""
+    origins: int = 64
+    """Origins a test trial for the weight measures, spread evenly over time."""
+    return_horizons: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+    """Snapshots ahead at which policies are run; a subset of `horizons`."""
+    return_origins: int = 16
+    """Origins a test trial for the return measures."""
+    episodes: int = 20
+    """Episodes that estimate the return of one policy."""
+    seed: int = 0
+    """Seed of the episodes, the random baseline and the bootstrap."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that ``tipl reproduce`` runs, stage by stage."""
+
+    collect: CollectConfig
+    svd: SVDConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+
+
+_PENDULUM = CollectConfig(env_id="InvertedPendulum-v4", trials=50, total_steps=800_000, hidden_sizes=(8, 8))
+_CHEETAH = CollectConfig(env_id="HalfCheetah-v4", trials=50, total_steps=2_000_000, hidden_sizes=(256, 256))
+_QUICK_TRAIN = TrainConfig(steps=2_000, warmup_steps=200, learning_rate=1e-3, validate_every=250)
+
+EXPERIMENTS: dict[str, dict[str, Experiment]] = {
+    "inverted-pendulum": {
+        "quick": Experiment(
+            collect=dataclasses.replace(_PENDULUM, trials=16, total_steps=200_000),
+            svd=SVDConfig(),
+            train=_QUICK_TRAIN,
+            evaluate=EvaluateConfig(return_origins=8, episodes=10),
+        ),
+        "paper": Experiment(_PENDULUM, SVDConfig(), TrainConfig(), EvaluateConfig()),
+    },
+    "half-cheetah": {
+        "quick": Experiment(
+            collect=dataclasses.replace(_CHEETAH, trials=6, total_steps=60_000, hidden_sizes=(64, 64)),
+            svd=SVDConfig(),
+            train=_QUICK_TRAIN,
+            evaluate=EvaluateConfig(return_origins=4, episodes=5),
+        ),
+        "paper": Experiment(_CHEETAH, SVDConfig(), TrainConfig(), EvaluateConfig()),
+    },
+}
+
+
+def experiment(name: str, preset: str) -> Experiment:
+    """The settings of one of the paper's experiments in one of its sizes.
+
+    Raises:
+        TiplError: there is no such experiment or preset.
+    """
+    _require(name in EXPERIMENTS, f"Unknown experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}.")
+    presets = EXPERIMENTS[name]
+    _require(preset in presets, f"Unknown preset {preset!r}; choose one of {', '.join(presets)}.")
+    return presets[preset]
