@@ -1,0 +1,324 @@
+"""The command line: a verb for every stage, made from the settings in presets.py.
+
+In: the command line.  Out: files, a line that says where they are, and an exit code (0 done, 1 a bug, 2 the user's
+input, 130 interrupted).
+
+What a verb needs is imported when it runs, so that `--help` and a mistyped flag answer at once. Threads are not set
+here: a stage that starts processes gives each of them one, a stage that does not uses what torch and BLAS are given.
+"""
+
+import argparse
+import ast
+import dataclasses
+import errno
+import inspect
+import json
+import sys
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from tipl import __version__
+from tipl.errors import TiplError
+from tipl.presets import EXPERIMENTS, CollectConfig, EvaluateConfig, SVDConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+PRESETS = tuple(dict.fromkeys(preset for presets in EXPERIMENTS.values() for preset in presets))
+INTERRUPTED = "tipl: interrupted; what was committed stays readable, the same command goes on"
+
+# What a disk or a path of the user's can do to any stage; every other OSError is a bug.
+_USER_OS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code."""
+
+    def run() -> None:
+        arguments = build_parser().parse_args(argv)
+        arguments.run(arguments)
+
+    return exit_code(run)
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """Run and say how it ended; an internal error comes out as the exception that it is (Python's exit code 1)."""
+    try:
+        run()
+    except TiplError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        if error.errno not in _USER_OS_ERRORS:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        return _refuse(f"{error.strerror}{where}; what was committed stays readable")
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"tipl: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+# The verbs, in the order in which the data flows.
+
+
+def build_parser() -> ArgumentParser:
+    """The whole command line. Flags that are not given are absent from the parsed namespace, except where said."""
+    parser = _Parser("tipl", description="Policy weights as trajectories: collect, model, forecast, judge.")
+    parser.add_argument("--version", action="version", version=f"tipl {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    verb = _add_verb(verbs, "reproduce", _reproduce, "run one of the paper's experiments from collection to report")
+    verb.add_argument("experiment", choices=EXPERIMENTS)
+    verb.add_argument("--preset", choices=PRESETS, default="quick", help="its size [quick]")
+    verb.add_argument("--out", type=Path, metavar="DIR", default=None, help="[runs/<experiment>-<preset>]")
+
+    verb = _add_verb(verbs, "collect", _collect, "run PPO trials and store the weights that they pass through")
+    verb.add_argument("--out", type=Path, metavar="STORE", required=True, help="a new store, or one to go on with")
+    verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
+    verb.add_argument("--workers", type=int, metavar="N", default=None, help="processes [one a core]")
+    _add_settings(verb, CollectConfig)
+
+    verb = _add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
+    verb.add_argument("store", type=Path, metavar="STORE")
+    verb.add_argument("--out", type=Path, metavar="CODES", required=True)
+    _add_settings(verb, SVDConfig)
+
+    verb = _add_verb(verbs, "train", _train, "train a model on the codes of a store's training trials")
+    verb.add_argument("store", type=Path, metavar="STORE")
+    verb.add_argument("--out", type=Path, metavar="MODEL", required=True)
+    verb.add_argument("--model", choices=("paper", "causal"), default="paper", help="[paper]")
+    verb.add_argument("--codes", type=Path, metavar="CODES", default=None, help="what fit-svd wrote [fit anew]")
+    verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
+    _add_settings(verb, TrainConfig)
+    _add_settings(verb.add_argument_group("the SVD, where no --codes are given"), SVDConfig)
+
+    verb = _add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials")
+    verb.add_argument("store", type=Path, metavar="STORE")
+    verb.add_argument("--model", type=Path, metavar="MODEL", dest="models", nargs="+", action="extend", default=[])
+    verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
+    verb.add_argument("--out", type=Path, metavar="EVAL", default=None, help="[STORE with the suffix .eval]")
+    _add_settings(verb, EvaluateConfig)
+
+    verb = _add_verb(verbs, "report", _report, "write evaluations as one self-contained page")
+    verb.add_argument("evals", type=Path, metavar="EVAL", nargs="+")
+    verb.add_argument("--out", type=Path, metavar="FILE.html", required=True)
+
+    data = verbs.add_parser("data", help="look at a store").add_subparsers(title="verbs", metavar="VERB", required=True)
+    for verb in (
+        _add_verb(data, "info", _data_info, "what a store holds"),
+        _add_verb(data, "verify", _data_verify, "read everything that was committed and say what is damaged"),
+    ):
+        verb.add_argument("store", type=Path, metavar="STORE")
+        verb.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _reproduce(arguments: Namespace) -> None:
+    from tipl.reproduce import reproduce
+
+    _wrote(reproduce(arguments.experiment, arguments.preset, arguments.out))
+
+
+def _collect(arguments: Namespace) -> None:
+    config = with_flags(_preset(arguments), vars(arguments))
+    from tipl.collect import collect
+
+    _wrote(collect(config, arguments.out, workers=arguments.workers))
+
+
+def _preset(arguments: Namespace) -> CollectConfig:
+    if arguments.preset is None:
+        return CollectConfig()
+    env_id = getattr(arguments, "env_id", CollectConfig.env_id)
+    settings = [presets[arguments.preset].collect for presets in EXPERIMENTS.values() if arguments.preset in presets]
+    for config in settings:
+        if config.env_id == env_id:
+            return config
+    raise TiplError(
+        f"--preset {arguments.preset} has no experiment with {env_id}; "
+        f"leave it out, or give --env-id {' or '.join(config.env_id for config in settings)}"
+    )
+
+
+def _fit_svd(arguments: Namespace) -> None:
+    config = with_flags(SVDConfig(), vars(arguments))
+    from tipl.representation import fit_svd
+
+    _wrote(fit_svd(arguments.store, arguments.out, config))
+
+
+def _train(arguments: Namespace) -> None:
+    config = with_flags(TrainConfig(), vars(arguments))
+    svd = with_flags(SVDConfig(), vars(arguments))
+    how = {"codes": arguments.codes, "model": arguments.model, "resume": arguments.resume}
+    from tipl.train import train
+
+    _wrote(train(arguments.store, arguments.out, config, svd, **how))
+
+
+def _evaluate(arguments: Namespace) -> None:
+    config = with_flags(EvaluateConfig(), vars(arguments))
+    out = arguments.out or arguments.store.with_suffix(".eval")
+    from tipl.evaluate import evaluate
+
+    _wrote(evaluate(arguments.store, out, config, models=arguments.models, returns=not arguments.no_returns))
+
+
+def _report(arguments: Namespace) -> None:
+    from tipl.report import report
+
+    _wrote(report(arguments.evals, arguments.out))
+
+
+def _data_info(arguments: Namespace) -> None:
+    from tipl.store import data_info
+
+    _show(data_info(arguments.store), arguments.json)
+
+
+def _data_verify(arguments: Namespace) -> None:
+    from tipl.store import data_verify
+
+    facts = data_verify(arguments.store)
+    _show(facts, arguments.json)
+    if not facts["ok"]:
+        trials = ", ".join(map(str, sorted({part["trial"] for part in facts["damage"]})))
+        raise TiplError(f"{arguments.store} is damaged in the trials {trials}: remove their folders and collect again")
+
+
+def _wrote(path: Path) -> None:
+    print(f"wrote {path}")
+
+
+def _show(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print facts as JSON, or line by line, with a table for every list of rows."""
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    for name, value in facts.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            _show_table(console, name, value)
+        else:
+            console.print(f"{_words(name)}: {_cell(name, value)}", soft_wrap=True)
+
+
+def _show_table(console: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What is the same in every row is said once, above the table."""
+    from rich.table import Table
+
+    same = [name for name in rows[0] if len(rows) > 1 and all(row[name] == rows[0][name] for row in rows)]
+    for name in same:
+        console.print(f"every one of {_words(title)}: {_words(name)} {_cell(name, rows[0][name])}", soft_wrap=True)
+    names = [name for name in rows[0] if name not in same]
+    table = Table(*map(_words, names), title=_words(title))
+    for row in rows:
+        table.add_row(*(_cell(name, row[name]) for name in names))
+    console.print(table)
+
+
+def _words(name: str) -> str:
+    return name.removesuffix("_bytes").replace("_", " ")
+
+
+def _cell(name: str, value: Any) -> str:
+    match value:
+        case int() if name.endswith("bytes"):
+            return f"{value / 1e6:,.1f} MB"
+        case float():
+            return f"{value:.4g}"
+        case dict():
+            return ", ".join(f"{key} {item}" for key, item in value.items())
+        case list():
+            return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+# Flags from settings: a field is a flag, its type is the flag's, the string under it is the help.
+
+
+class _Parser(ArgumentParser):
+    """Takes no abbreviated flags, which would change their meaning when a flag is added; fails with one line."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog=prog, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise TiplError(f"{message}; see {self.prog} --help")
+
+
+def _add_verb(verbs: Any, name: str, run: Callable[[Namespace], None], what: str) -> ArgumentParser:
+    verb = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _add_settings(parser: Any, settings: Any, prefix: str = "") -> None:
+    """A flag for every field of a settings class; `--ppo.learning-rate` for a field of the field `ppo`."""
+    kinds = get_type_hints(settings)
+    notes = _field_notes(settings)
+    for field in dataclasses.fields(settings):
+        kind = kinds[field.name]
+        name = prefix + field.name
+        if dataclasses.is_dataclass(kind):
+            _add_settings(parser.add_argument_group(name), kind, prefix=f"{name}.")
+            continue
+        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=SUPPRESS,
+            help=f"{notes.get(field.name, '')} [{default}]".lstrip().replace("%", "%%"),
+            **_parsing(kind),
+        )
+
+
+def _parsing(kind: Any) -> dict[str, Any]:
+    """How argparse reads a field of this type."""
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    if get_origin(kind) is tuple:
+        return {**_parsing(get_args(kind)[0]), "nargs": "+"}
+    return {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
+
+
+def _field_notes(settings: type) -> dict[str, str]:
+    """The string that stands under a field of a dataclass, for every field that has one."""
+    (definition,) = ast.parse(inspect.getsource(settings)).body
+    assert isinstance(definition, ast.ClassDef)
+    notes = {}
+    for statement, note in pairwise(definition.body):
+        match statement, note:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                notes[name] = " ".join(text.split())
+    return notes
+
+
+def with_flags(settings: Settings, given: Mapping[str, Any], prefix: str = "") -> Settings:
+    """`settings` with every field replaced that `given`, a parsed command line, has a value for.
+
+    Raises:
+        TiplError: the values do not make settings.
+    """
+    changes = {}
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            changes[field.name] = with_flags(value, given, prefix=f"{name}.")
+        elif name in given:
+            changes[field.name] = tuple(given[name]) if isinstance(value, tuple) else given[name]
+    return dataclasses.replace(settings, **changes)

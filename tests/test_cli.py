@@ -1,0 +1,181 @@
+"""The command line: every flag of the contract, every mistake one line and exit code 2, one run from end to end.
+
+In: command lines.  Out: settings, exit codes and what is printed.
+"""
+
+import dataclasses
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tipl.cli import build_parser, exit_code, main, with_flags
+from tipl.errors import TiplError
+from tipl.presets import CollectConfig, EvaluateConfig, PPOConfig, SVDConfig, TrainConfig
+
+VERBS = ["reproduce", "collect", "fit-svd", "train", "evaluate", "report", "data info", "data verify"]
+
+
+def parsed(settings, line: str):
+    """The settings that a command line makes from these."""
+    return with_flags(settings, vars(build_parser().parse_args(line.split())))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "reproduce inverted-pendulum",
+        "reproduce half-cheetah --preset paper --out DIR",
+        "collect --env-id InvertedPendulum-v4 --trials 3 --total-steps 4096 --hidden-sizes 8 8 --seed 5 --out STORE",
+        "collect --preset quick --backend gymnasium --snapshot-every-epochs 2 --out STORE",
+        "data info STORE",
+        "data verify STORE --json",
+        "fit-svd STORE --basis full --dim 8 --out CODES",
+        "fit-svd STORE --basis prefix --out CODES",
+        "fit-svd STORE --basis window --out CODES",
+        "fit-svd STORE --basis pooled --out CODES",
+        "train STORE --model paper --out MODEL",
+        "train STORE --model causal --out MODEL --resume",
+        "evaluate STORE --out EVAL",
+        "evaluate STORE --model A --model B C --no-returns --out EVAL",
+        "report EVAL --out FILE.html",
+        "report EVAL EVAL2 --out FILE.html",
+    ],
+)
+def test_the_contract_parses(line: str):
+    assert callable(build_parser().parse_args(line.split()).run)
+
+
+def test_models_of_evaluate_may_be_given_together_or_apart():
+    arguments = build_parser().parse_args(["evaluate", "STORE", "--model", "A", "--model", "B", "C"])
+    assert arguments.models == [Path("A"), Path("B"), Path("C")]
+
+
+def test_no_flag_means_the_settings_own_defaults():
+    assert parsed(CollectConfig(), "collect --out S") == CollectConfig()
+    assert parsed(SVDConfig(), "fit-svd S --out C") == SVDConfig()
+    assert parsed(TrainConfig(), "train S --out M") == TrainConfig()
+    assert parsed(SVDConfig(), "train S --out M") == SVDConfig()
+    assert parsed(EvaluateConfig(), "evaluate S") == EvaluateConfig()
+
+
+def test_flags_of_every_kind_become_settings():
+    line = (
+        "collect --out S --env-id Hopper-v4 --trials 3 --hidden-sizes 64 32 16 --backend gymnasium"
+        " --ppo.learning-rate 1e-3 --no-ppo.anneal-lr"
+    )
+    assert parsed(CollectConfig(), line) == CollectConfig(
+        env_id="Hopper-v4",
+        trials=3,
+        hidden_sizes=(64, 32, 16),
+        backend="gymnasium",
+        ppo=PPOConfig(learning_rate=1e-3, anneal_lr=False),
+    )
+
+
+@pytest.mark.parametrize("settings", [CollectConfig(), SVDConfig(), TrainConfig(), EvaluateConfig()])
+def test_every_field_is_a_flag_with_its_default_in_the_help(settings, capsys):
+    verb = {"CollectConfig": "collect", "SVDConfig": "fit-svd", "TrainConfig": "train", "EvaluateConfig": "evaluate"}
+    with pytest.raises(SystemExit):
+        main([verb[type(settings).__name__], "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, value in dataclasses.asdict(settings).items():
+        if isinstance(value, dict):
+            assert all(f"--{name}.{part.replace('_', '-')}" in text for part in value)
+            continue
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"[{shown}]" in text
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help(verb: str, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*verb.split(), "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: tipl {verb}".rstrip())
+
+
+def assert_refused(line: str, capsys, *words: str) -> None:
+    """The line is refused with exit code 2 and one line on standard error that has these words."""
+    assert main(line.split()) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("tipl: error: ")
+    assert error.count("\n") == 1 and error.endswith("\n")
+    for word in words:
+        assert word in error
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", ["VERB", "tipl --help"]),
+        ("forget", ["forget", "reproduce", "collect", "fit-svd", "train", "evaluate", "report", "data"]),
+        ("data forget", ["forget", "info", "verify"]),
+        ("reproduce ant", ["ant", "inverted-pendulum", "half-cheetah"]),
+        ("reproduce half-cheetah --preset tiny", ["tiny", "quick", "paper"]),
+        ("collect", ["--out"]),
+        ("collect --out S --trials many", ["--trials", "many"]),
+        ("collect --out S --trials 0", ["--trials", "0"]),
+        ("collect --out S --seed -1", ["--seed", "-1"]),
+        ("collect --out S --hidden-sizes 8,8", ["--hidden-sizes", "8,8"]),
+        ("collect --out S --hidden-sizes 0", ["--hidden-sizes"]),
+        ("collect --out S --total-steps 100", ["--total-steps", "2048"]),
+        ("collect --out S --ppo.learning-rate fast", ["--ppo.learning-rate", "fast"]),
+        ("collect --out S --backend gym", ["--backend", "envpool", "gymnasium"]),
+        ("collect --out S --preset quick --env-id Hopper-v4", ["Hopper-v4", "InvertedPendulum-v4", "HalfCheetah-v4"]),
+        ("collect --out S --trial 3", ["--trial"]),
+        ("fit-svd S --out C --dim 0", ["--dim"]),
+        ("fit-svd S --out C --basis random", ["random", "full", "prefix", "window", "pooled"]),
+        ("train S --out M --model best", ["best", "paper", "causal"]),
+        ("train S --out M --width 128 --num-heads 3", ["128", "3"]),
+        ("report E", ["--out"]),
+    ],
+)
+def test_a_mistyped_command_is_one_line(line: str, words: list[str], capsys):
+    assert_refused(line, capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "line", ["fit-svd {0} --out {1}", "train {0} --out {1}", "evaluate {0}", "data info {0}", "data verify {0} --json"]
+)
+def test_a_missing_store_is_one_line(line: str, tmp_path: Path, capsys):
+    assert_refused(line.format(tmp_path / "missing", tmp_path / "out"), capsys, "missing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_evaluation_is_one_line(tmp_path: Path, capsys):
+    assert_refused(f"report {tmp_path / 'missing'} --out {tmp_path / 'report.html'}", capsys, "missing")
+
+
+def test_an_unknown_environment_is_one_line(tmp_path: Path, capsys):
+    assert_refused(f"collect --env-id NoSuchThing-v4 --out {tmp_path / 'store'}", capsys, "NoSuchThing-v4")
+
+
+def ends(error: BaseException):
+    def run() -> None:
+        raise error
+
+    return run
+
+
+def test_exit_codes(capsys):
+    assert exit_code(lambda: None) == 0
+    assert exit_code(ends(TiplError("two\nlines"))) == 2
+    assert capsys.readouterr().err == "tipl: error: two lines\n"
+    assert exit_code(ends(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))) == 2
+    assert capsys.readouterr().err == "tipl: error: No space left on device; what was committed stays readable\n"
+    assert exit_code(ends(PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/a/b"))) == 2
+    assert capsys.readouterr().err.startswith("tipl: error: Permission denied: /a/b;")
+    assert exit_code(ends(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == (
+        "tipl: interrupted; what was committed stays readable, the same command goes on\n"
+    )
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "no such file")])
+def test_a_bug_is_not_hidden(bug: Exception):
+    with pytest.raises(type(bug)):
+        exit_code(ends(bug))
