@@ -8,16 +8,22 @@ CleanRL's meaning. The state of a copy is a function of its seed, the number of 
 last one: `replay` brings it back without any access to the simulator's insides.
 """
 
+import contextlib
+import ctypes
+import importlib
 import importlib.metadata
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tipl.errors import TiplError
 from tipl.presets import Backend
+
+_MAX_ENVPOOL_SEED = 2**31 - 1  # EnvPool's seeds are C ints
 
 
 class VectorEnv(ABC):
@@ -59,7 +65,7 @@ class VectorEnv(ABC):
         lengths = np.array([len(steps) for steps in actions])
         for time in range(lengths.max()):
             ids = np.flatnonzero(lengths > time)
-            self.step(np.stack([actions[i][time] for i in ids]), ids)
+            self.step(np.stack([actions[i][time] for i in ids.tolist()]), ids)
 
 
 class EnvPoolEnv(VectorEnv):
@@ -69,15 +75,16 @@ class EnvPoolEnv(VectorEnv):
         import envpool
 
         self.num_envs = len(seeds)
-        self._env: Any = envpool.make_gymnasium(
-            env_id, num_envs=self.num_envs, num_threads=threads, seed=[int(seed) for seed in seeds]
-        )
-        self.obs_dim, self.action_low, self.action_high = _flat_spaces(self._env, env_id)
+        with _quiet_making():
+            self._env: Any = envpool.make_gymnasium(
+                env_id, num_envs=self.num_envs, num_threads=threads, seed=[int(seed) for seed in seeds]
+            )
+            self.obs_dim, self.action_low, self.action_high = _flat_spaces(self._env, env_id)
         self._all = np.arange(self.num_envs, dtype=np.int32)
 
     def reset(self, ids: np.ndarray) -> np.ndarray:
         obs, _ = self._env.reset(np.asarray(ids, np.int32))
-        return obs
+        return np.asarray(obs, np.float64)
 
     def step(
         self, actions: np.ndarray, ids: np.ndarray | None = None
@@ -85,7 +92,7 @@ class EnvPoolEnv(VectorEnv):
         actions = np.clip(actions, self.action_low, self.action_high)
         which = self._all if ids is None else np.asarray(ids, np.int32)
         obs, reward, terminated, truncated, _ = self._env.step(actions, which)
-        return obs, reward, terminated, truncated
+        return np.asarray(obs, np.float64), np.asarray(reward, np.float64), terminated, truncated
 
 
 class GymnasiumEnv(VectorEnv):
@@ -93,7 +100,8 @@ class GymnasiumEnv(VectorEnv):
 
     def __init__(self, env_id: str, seeds: Sequence[int]) -> None:
         self.num_envs = len(seeds)
-        self._envs = [_make_gymnasium(env_id) for _ in seeds]
+        with _quiet_making(), _quiet_mujoco():
+            self._envs = [_make_gymnasium(env_id) for _ in seeds]
         self._seeds: list[int | None] = [int(seed) for seed in seeds]
         self.obs_dim, self.action_low, self.action_high = _flat_spaces(self._envs[0], env_id)
 
@@ -120,7 +128,7 @@ def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "envpool") ->
     """Copies of an environment, one a seed.
 
     Raises:
-        TiplError: the backend does not have the environment, or its spaces are not flat boxes.
+        TiplError: the backend does not have the environment or takes no such seed, or the spaces are not flat boxes.
     """
     if backend == "gymnasium":
         return GymnasiumEnv(env_id, seeds)
@@ -128,29 +136,66 @@ def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "envpool") ->
 
     if env_id not in envpool.list_all_envs():
         raise TiplError(f"EnvPool has no environment {env_id!r}; check the id, or use --backend gymnasium.")
+    if max(seeds) > _MAX_ENVPOOL_SEED:
+        raise TiplError(
+            f"EnvPool takes no seed above {_MAX_ENVPOOL_SEED}, and {max(seeds)} is asked; give a lower --seed."
+        )
     return EnvPoolEnv(env_id, seeds)
 
 
 def engine_versions(backend: Backend) -> dict[str, str]:
-    """The libraries that decide how the physics goes.
+    """The libraries that decide how the physics goes; `mujoco` is the MuJoCo that steps.
 
-    EnvPool carries its own MuJoCo, fixed by EnvPool's version; the `mujoco` package is what Gymnasium steps.
+    EnvPool carries its own MuJoCo, of another version than the `mujoco` package that Gymnasium steps.
     """
-    names = ("envpool",) if backend == "envpool" else ("gymnasium", "mujoco")
-    return {name: importlib.metadata.version(name) for name in names}
+    if backend == "gymnasium":
+        return {name: importlib.metadata.version(name) for name in ("gymnasium", "mujoco")}
+    return {"envpool": importlib.metadata.version("envpool"), "mujoco": _envpool_mujoco_version()}
+
+
+def _envpool_mujoco_version() -> str:
+    import envpool
+
+    library = Path(envpool.__file__).parent / "mujoco" / "mujoco_gym_envpool.so"
+    try:
+        version = ctypes.CDLL(str(library)).mj_versionString
+    except (OSError, AttributeError):  # nothing that EnvPool promises; collecting goes without
+        return "unknown"
+    version.restype = ctypes.c_char_p
+    return version().decode()
 
 
 def _make_gymnasium(env_id: str) -> Any:
     import gymnasium
 
+    try:
+        return gymnasium.make(env_id)
+    except (gymnasium.error.Error, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise TiplError(f"Gymnasium cannot make {env_id!r}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _quiet_making() -> Iterator[None]:
+    """Keeps back what the libraries say about the paper's environments while they are made, and nothing else."""
     with warnings.catch_warnings():
         # Gymnasium calls every v4 environment out of date; the paper's are v4.
         warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
-        try:
-            return gymnasium.make(env_id)
-        except (gymnasium.error.Error, ModuleNotFoundError) as error:
-            reason = str(error).splitlines()[0]
-            raise TiplError(f"Gymnasium cannot make {env_id!r}: {reason}") from error
+        # EnvPool gives float64 bounds to float32 spaces.
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting.*", category=UserWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_mujoco() -> Iterator[None]:
+    """MuJoCo, unless someone listens, puts what it has against HalfCheetah's XML into ./MUJOCO_LOG.TXT."""
+    mujoco: Any = importlib.import_module("mujoco")  # its type stubs lack these two functions
+    listener = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(listener)
 
 
 def _flat_spaces(env: Any, env_id: str) -> tuple[int, np.ndarray, np.ndarray]:

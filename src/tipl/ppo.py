@@ -55,7 +55,7 @@ def advantages_and_returns(rewards, values, dones, next_value, next_done, gamma,
         returns[t] = last + values[t]
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
 def gaussian_log_prob(action, mean, log_std):
     """log N(action; mean, exp(log_std)²) summed over action dimensions; all [A]."""
     total = np.float32(0)
@@ -65,7 +65,7 @@ def gaussian_log_prob(action, mean, log_std):
     return total
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
 def backward_batch(theta, offset, sizes, x, acts, delta_out, delta, grad):
     """Gradient of a network's weights, given the loss's gradient by its output.
 
@@ -106,7 +106,7 @@ def backward_batch(theta, offset, sizes, x, acts, delta_out, delta, grad):
         end = begin
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
 def adam_step(theta, grad, m, v, step, learning_rate, eps, max_grad_norm):
     """Clip the gradient's norm (`torch.nn.utils.clip_grad_norm_`), then one step of Adam (arXiv 1412.6980).
 
@@ -128,7 +128,7 @@ def adam_step(theta, grad, m, v, step, learning_rate, eps, max_grad_norm):
         theta[i] -= size * m[i] / (np.sqrt(v[i]) * correction + eps)
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
 def loss_gradients(mean, log_std, value, actions, old_log_prob, advantages, returns, old_value, settings, d_mean,
                    d_value, d_log_std):  # fmt: skip
     """Gradient of PPO's loss on one minibatch by the outputs of the two networks and the log-std.
@@ -172,7 +172,7 @@ def loss_gradients(mean, log_std, value, actions, old_log_prob, advantages, retu
         d_value[b] = vf_coef * error * share if flows else np.float32(0)
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
 def update(theta, adam_m, adam_v, adam_steps, policy_sizes, critic_sizes, obs, actions, old_log_prob, advantages,
            returns, old_value, order, learning_rate, settings, snapshot_every, snapshots):  # fmt: skip
     """All epochs of one trial's PPO update.

@@ -111,9 +111,7 @@ class Stack:
 
     def _initial_theta(self, seed: int) -> np.ndarray:
         rng = np.random.default_rng([seed, _INIT])
-        return np.concatenate(
-            initial_weights(self.env.obs_dim, self.config.hidden_sizes, self.env.action_dim, rng)
-        )
+        return np.concatenate(initial_weights(self.env.obs_dim, self.config.hidden_sizes, self.env.action_dim, rng))
 
     def _rollout(self, noise: np.ndarray) -> list[np.ndarray]:
         """Fill the rollout buffers; the episodes that ended."""
@@ -168,7 +166,7 @@ class Stack:
                learning_rate, kernel_settings(ppo), self.config.snapshot_every_epochs, snapshots)  # fmt: skip
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
 def act(theta, sizes, next_obs, next_done, noise, step, obs, dones, actions, log_probs, env_actions):
     """Sample every trial's action, a = μ(s) + σ ε, and store the step.
 
