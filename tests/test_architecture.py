@@ -27,6 +27,7 @@ ORDER = [
     "ppo",
     "stack",
     "store",
+    "returns",
     "representation",
     "model",
     "train",
@@ -65,6 +66,13 @@ def test_the_command_line_and_the_package_load_nothing_slow():
     code = "import sys, tipl, tipl.cli; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "numpy", "numba", "zarr", "gymnasium", "matplotlib", "rich"} & set(loaded)
+
+
+def test_every_public_name_is_there_and_says_so():
+    code = "import tipl; from tipl import *; assert set(tipl.__all__) == set(dir(tipl)) <= set(globals())"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="nothing_like_this"):
+        tipl.nothing_like_this  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def imported_modules(source: str) -> set[str]:

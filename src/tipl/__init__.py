@@ -1,6 +1,92 @@
 """TIPL: the weights that a policy passes through while it learns, as data, models and forecasts.
 
-In: nothing; what loads numpy or torch is imported on first use.  Out: the public surface, written down.
+In: nothing; a name is looked up in its module on first use, so that `import tipl` is quick.  Out: the public surface.
+
+Every verb of the command line is a function in the module of the same name: `from tipl.collect import collect`, and so
+on for `train`, `evaluate`, `report` and `reproduce`; `tipl.collect` is the module. What is not named here is private.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tipl.errors import TiplError
+from tipl.presets import (
+    EXPERIMENTS,
+    CollectConfig,
+    EvaluateConfig,
+    Experiment,
+    PPOConfig,
+    SVDConfig,
+    TrainConfig,
+    experiment,
+)
+
+if TYPE_CHECKING:
+    from tipl import collect, evaluate, report, reproduce, train
+    from tipl.forecast import Forecaster, History
+    from tipl.model import TIPL
+    from tipl.representation import Codes, fit_svd
+    from tipl.returns import Policies, policy_returns
+    from tipl.store import Store, Trial, TrialWriter, create_store, data_info, data_verify
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "EXPERIMENTS",
+    "TIPL",
+    "Codes",
+    "CollectConfig",
+    "EvaluateConfig",
+    "Experiment",
+    "Forecaster",
+    "History",
+    "PPOConfig",
+    "Policies",
+    "SVDConfig",
+    "Store",
+    "TiplError",
+    "TrainConfig",
+    "Trial",
+    "TrialWriter",
+    "__version__",
+    "collect",
+    "create_store",
+    "data_info",
+    "data_verify",
+    "evaluate",
+    "experiment",
+    "fit_svd",
+    "policy_returns",
+    "report",
+    "reproduce",
+    "train",
+]
+
+_MODULES = ("collect", "evaluate", "report", "reproduce", "train")
+_MODULE_OF = {
+    "Codes": "representation",
+    "Forecaster": "forecast",
+    "History": "forecast",
+    "Policies": "returns",
+    "Store": "store",
+    "TIPL": "model",
+    "Trial": "store",
+    "TrialWriter": "store",
+    "create_store": "store",
+    "data_info": "store",
+    "data_verify": "store",
+    "fit_svd": "representation",
+    "policy_returns": "returns",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"tipl.{name}")
+    if name in _MODULE_OF:
+        return getattr(import_module(f"tipl.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module 'tipl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

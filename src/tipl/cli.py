@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
 PRESETS = tuple(dict.fromkeys(preset for presets in EXPERIMENTS.values() for preset in presets))
-INTERRUPTED = "tipl: interrupted; what was committed stays readable, the same command goes on"
+INTERRUPTED = "tipl: interrupted; what was committed stays readable, the same command goes on (train: with --resume)"
 
 # What a disk or a path of the user's can do to any stage; every other OSError is a bug.
 _USER_OS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
@@ -158,6 +158,9 @@ def _fit_svd(arguments: Namespace) -> None:
 
 
 def _train(arguments: Namespace) -> None:
+    spare = [field.name for field in dataclasses.fields(SVDConfig) if field.name in arguments]
+    if arguments.codes and spare:
+        raise TiplError(f"--{spare[0]} has no effect on --codes that were fitted before; leave one of the two out")
     config = with_flags(TrainConfig(), vars(arguments))
     svd = with_flags(SVDConfig(), vars(arguments))
     how = {"codes": arguments.codes, "model": arguments.model, "resume": arguments.resume}
