@@ -27,11 +27,13 @@ ORDER = [
     "ppo",
     "stack",
     "store",
-    "returns",
     "representation",
     "model",
     "train",
     "forecast",
+    "baselines",
+    "returns",
+    "score",
     "evaluate",
     "collect",
     "report",
@@ -76,27 +78,32 @@ def test_every_public_name_is_there_and_says_so():
 
 
 def imported_modules(source: str) -> set[str]:
-    """Which of the package's modules a source imports, wherever in the file; `__version__` for the version."""
+    """What of the package a source imports or reaches as `tipl.…`, wherever in the file, by its first name."""
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            names = [node.module or ""] if node.module != "tipl" else [f"tipl.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        found |= {
-            name.partition(".")[2].partition(".")[0] or name for name in names if name.partition(".")[0] == "tipl"
-        }
+        match node:
+            case ast.ImportFrom(module="tipl", names=names):
+                found |= {alias.name for alias in names}
+            case ast.ImportFrom(module=module, level=level):
+                assert level == 0, "imports are absolute"
+                found |= _inside([module or ""])
+            case ast.Import(names=names):
+                found |= _inside([alias.name for alias in names])
+            case ast.Attribute(value=ast.Name(id="tipl"), attr=name):
+                found.add(name)
     return found
 
 
 def test_the_reader_of_imports_sees_every_form():
     source = (
-        "import os, tipl.store, tipl\nfrom tipl import model as m, train\nif os:\n    from tipl.report.x import y\n"
+        "import os, tipl, tipl.store\nfrom tipl import model as m, train\n"
+        "if os.path:\n    from tipl.report.x import y\n    tipl.stack.Stack\n"
     )
-    assert imported_modules(source) == {"store", "tipl", "model", "train", "report"}
+    assert imported_modules(source) == {"store", "model", "train", "report", "stack"}
+
+
+def _inside(modules: list[str]) -> set[str]:
+    return {module.split(".")[1] for module in modules if module.startswith("tipl.")}
 
 
 def _module(file: Path) -> str:

@@ -5,12 +5,17 @@ In: command lines.  Out: settings, exit codes and what is printed.
 
 import dataclasses
 import errno
+import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tipl.cli import build_parser, exit_code, main, with_flags
+from tipl.cli import build_parser, collect_settings, exit_code, main, with_flags
 from tipl.errors import TiplError
 from tipl.presets import CollectConfig, EvaluateConfig, PPOConfig, SVDConfig, TrainConfig
 
@@ -74,6 +79,12 @@ def test_flags_of_every_kind_become_settings():
     )
 
 
+def test_flags_stand_over_the_preset_of_the_environment():
+    line = "collect --out S --preset paper --env-id HalfCheetah-v4 --trials 3"
+    settings = collect_settings(build_parser().parse_args(line.split()))
+    assert settings == CollectConfig("HalfCheetah-v4", trials=3, total_steps=2_000_000, hidden_sizes=(256, 256))
+
+
 @pytest.mark.parametrize("settings", [CollectConfig(), SVDConfig(), TrainConfig(), EvaluateConfig()])
 def test_every_field_is_a_flag_with_its_default_in_the_help(settings, capsys):
     verb = {"CollectConfig": "collect", "SVDConfig": "fit-svd", "TrainConfig": "train", "EvaluateConfig": "evaluate"}
@@ -119,6 +130,7 @@ def assert_refused(line: str, capsys, *words: str) -> None:
         ("collect", ["--out"]),
         ("collect --out S --trials many", ["--trials", "many"]),
         ("collect --out S --trials 0", ["--trials", "0"]),
+        ("collect --out S --workers 0", ["--workers", "0"]),
         ("collect --out S --seed -1", ["--seed", "-1"]),
         ("collect --out S --hidden-sizes 8,8", ["--hidden-sizes", "8,8"]),
         ("collect --out S --hidden-sizes 0", ["--hidden-sizes"]),
@@ -153,6 +165,50 @@ def test_a_missing_evaluation_is_one_line(tmp_path: Path, capsys):
 
 def test_an_unknown_environment_is_one_line(tmp_path: Path, capsys):
     assert_refused(f"collect --env-id NoSuchThing-v4 --out {tmp_path / 'store'}", capsys, "NoSuchThing-v4")
+
+
+def test_from_collection_to_a_damaged_store(tmp_path: Path, capsys):
+    store = tmp_path / "store"
+    tiny = "--workers 1 --trials 2 --seed 7 --total-steps 128 --ppo.num-steps 64 --ppo.num-minibatches 4"
+    assert main(f"collect --preset quick {tiny} --out {store}".split()) == 0
+    assert capsys.readouterr().out == f"wrote {store}\n"
+
+    assert main(["data", "info", str(store), "--json"]) == 0
+    trials = json.loads(capsys.readouterr().out)["trials"]
+    assert [(trial["seed"], trial["snapshots"], trial["weights"]) for trial in trials] == [(7, 11, 122), (8, 11, 122)]
+
+    assert main(["data", "info", str(store)]) == 0
+    shown = capsys.readouterr().out
+    assert "all trials: env id InvertedPendulum-v4\n" in shown
+    assert "\n│ 7 " in shown and "\n│ 8 " in shown
+
+    assert main(["data", "verify", str(store)]) == 0
+    assert "damage: none\n" in capsys.readouterr().out
+
+    chunk = next(path for path in (store / "trials" / "8" / "weights" / "c").rglob("*") if path.is_file())
+    payload = bytearray(chunk.read_bytes())
+    payload[len(payload) // 2] ^= 1
+    chunk.write_bytes(payload)
+    assert main(["data", "verify", str(store), "--json"]) == 2
+    out, error = capsys.readouterr()
+    assert [(part["trial"], part["array"]) for part in json.loads(out)["damage"]] == [(8, "weights")]
+    assert error.startswith("tipl: error: ") and "trials 8:" in error and error.count("\n") == 1
+
+
+def test_ctrl_c_ends_a_collection_with_130_and_a_store_that_reads(tmp_path: Path, capsys):
+    store = tmp_path / "store"
+    command = [sys.executable, "-m", "tipl", "collect", "--trials", "1", "--total-steps", "1000000000"]
+    process = subprocess.Popen([*command, "--out", str(store)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (store / "trials" / "1").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, error
+    assert error.splitlines()[-1].startswith("tipl: interrupted; what was committed stays readable")
+    assert "Traceback" not in error
+    assert main(["data", "verify", str(store)]) == 0
+    assert main(["data", "info", str(store), "--json"]) == 0
 
 
 def ends(error: BaseException):

@@ -85,7 +85,7 @@ def build_parser() -> ArgumentParser:
     verb = _add_verb(verbs, "collect", _collect, "run PPO trials and store the weights that they pass through")
     verb.add_argument("--out", type=Path, metavar="STORE", required=True, help="a new store, or one to go on with")
     verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
-    verb.add_argument("--workers", type=int, metavar="N", default=None, help="processes [one a core]")
+    verb.add_argument("--workers", type=_positive, metavar="N", default=None, help="processes [one a core]")
     _add_settings(verb, CollectConfig)
 
     verb = _add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
@@ -130,24 +130,30 @@ def _reproduce(arguments: Namespace) -> None:
 
 
 def _collect(arguments: Namespace) -> None:
-    config = with_flags(_preset(arguments), vars(arguments))
+    config = collect_settings(arguments)
     from tipl.collect import collect
 
     _wrote(collect(config, arguments.out, workers=arguments.workers))
 
 
-def _preset(arguments: Namespace) -> CollectConfig:
+def collect_settings(arguments: Namespace) -> CollectConfig:
+    """The settings of `tipl collect`: the preset's where one is asked for, and the flags over them.
+
+    Raises:
+        TiplError: no experiment has this environment, or the settings do not fit together.
+    """
     if arguments.preset is None:
-        return CollectConfig()
+        return with_flags(CollectConfig(), vars(arguments))
     env_id = getattr(arguments, "env_id", CollectConfig.env_id)
-    settings = [presets[arguments.preset].collect for presets in EXPERIMENTS.values() if arguments.preset in presets]
-    for config in settings:
-        if config.env_id == env_id:
-            return config
-    raise TiplError(
-        f"--preset {arguments.preset} has no experiment with {env_id}; "
-        f"leave it out, or give --env-id {' or '.join(config.env_id for config in settings)}"
-    )
+    presets = {
+        sizes[arguments.preset].collect.env_id: sizes[arguments.preset].collect for sizes in EXPERIMENTS.values()
+    }
+    if env_id not in presets:
+        raise TiplError(
+            f"--preset {arguments.preset} has no experiment with {env_id}; "
+            f"leave it out, or give --env-id {' or '.join(presets)}"
+        )
+    return with_flags(presets[env_id], vars(arguments))
 
 
 def _fit_svd(arguments: Namespace) -> None:
@@ -224,7 +230,7 @@ def _show_table(console: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> 
 
     same = [name for name in rows[0] if len(rows) > 1 and all(row[name] == rows[0][name] for row in rows)]
     for name in same:
-        console.print(f"every one of {_words(title)}: {_words(name)} {_cell(name, rows[0][name])}", soft_wrap=True)
+        console.print(f"all {_words(title)}: {_words(name)} {_cell(name, rows[0][name])}", soft_wrap=True)
     names = [name for name in rows[0] if name not in same]
     table = Table(*map(_words, names), title=_words(title))
     for row in rows:
@@ -297,6 +303,12 @@ def _parsing(kind: Any) -> dict[str, Any]:
     if get_origin(kind) is tuple:
         return {**_parsing(get_args(kind)[0]), "nargs": "+"}
     return {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
 
 
 def _field_notes(settings: type) -> dict[str, str]:
