@@ -139,9 +139,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.context >= 1, f"--context is {self.context}; give at least 1.")
-        _require(
-            self.width % self.num_heads == 0, f"--width {self.width} does not split into {self.num_heads} heads."
-        )
+        _require(self.width % self.num_heads == 0, f"--width {self.width} does not split into {self.num_heads} heads.")
         _require(self.steps >= 1, f"--steps is {self.steps}; give at least 1.")
         _require(0 <= self.dropout < 1, f"--dropout is {self.dropout}; give 0 <= dropout < 1.")
 
@@ -153,15 +151,29 @@ class EvaluateConfig:
     horizons: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50, 100)
     """Snapshots ahead at which weights are compared."""
     origins: int = 64
-    """Origins a test trial for the weight measures, spread evenly over time."""
+    """Origins a test trial for the weight measures: so many evenly over time, and as many over the return gained."""
     return_horizons: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
     """Snapshots ahead at which policies are run; a subset of `horizons`."""
     return_origins: int = 16
-    """Origins a test trial for the return measures."""
+    """Origins a test trial for the return measures, half of them by time, half by return gained."""
+    return_forecasters: tuple[str, ...] = ("persistence", "damped-line", "autoregression")
+    """Baselines whose policies are run; those of models always are."""
     episodes: int = 20
     """Episodes that estimate the return of one policy."""
     seed: int = 0
-    """Seed of the episodes, the random baseline and the bootstrap."""
+    """Seed of the origins, the episodes, the random baseline and the bootstrap."""
+
+    def __post_init__(self) -> None:
+        _require(
+            min(self.horizons, default=0) >= 1 and min(self.return_horizons, default=0) >= 1,
+            "--horizons and --return-horizons take snapshots ahead, at least 1.",
+        )
+        unknown = sorted(set(self.return_horizons) - set(self.horizons))
+        _require(not unknown, f"--return-horizons has {unknown}, which --horizons has not; add them there.")
+        _require(
+            min(self.origins, self.return_origins, self.episodes) >= 1,
+            "--origins, --return-origins and --episodes take at least 1.",
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,240 @@
+"""The forecasters that a model has to beat, their few settings chosen on validation trials.
+
+In: a store and its split.  Out: a list of forecasters, persistence first.
+
+Most are weighted sums of the snapshots seen. The linear autoregression is the one to beat.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from tipl.forecast import Forecaster, History, WeightedSum, places_in_iteration
+from tipl.store import Split, Store, Trial
+
+DIFFERENCES = 20  # the autoregression's last steps
+LONGER = (30, 40, 60, 80, 100)  # and its longer differences φ_t − φ_{t−k}
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+WINDOWS = (5, 20, 50)  # snapshots of a mean or a line
+DAMPED_WINDOWS = (2, 5, 10, 20, 50)
+DAMPINGS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+_ORIGINS_TO_CHOOSE = 200  # of each validation trial
+
+
+def fitted_baselines(store: Store, split: Split, horizons: Sequence[int], seed: int) -> list[Forecaster]:
+    """Every baseline, fitted on the training trials and chosen on the validation trials (training ones if none).
+
+    The test trials are not looked at.
+    """
+    train = [store.trial(s) for s in split.train]
+    judges = [store.trial(s) for s in split.validation] or train
+    equations = normal_equations(train, difference_features(Autoregression.context), horizons)
+    damped = [damped_line(count, damping) for count in DAMPED_WINDOWS for damping in DAMPINGS]
+    autoregressions = [Autoregression(horizons, equations, ridge) for ridge in RIDGES]
+    return [
+        persistence(),
+        *(mean_of_last(count) for count in WINDOWS),
+        last_difference(),
+        *(line(count) for count in WINDOWS),
+        _best(damped, judges, horizons),
+        _best(autoregressions, judges, horizons),
+        RandomDisplacement(max(horizons), seed),
+    ]
+
+
+def _best(candidates: Sequence[WeightedSum], trials: Sequence[Trial], horizons: Sequence[int]) -> WeightedSum:
+    """The candidate with the best skill on these trials, on average over the horizons.
+
+    From inner products alone: with Σ_k a_k = 0 the error of a weighted sum s = Σ_k a_k φ_{t−k} is the quadratic form
+    |φ_{t+h} − φ_t|² − 2 s · (φ_{t+h} − φ_t) + |s|².
+    """
+    context, ahead = max(_context(candidate) for candidate in candidates), np.array(horizons)
+    error, moved = np.zeros((len(candidates), len(horizons))), np.zeros(len(horizons))
+    for trial in trials:
+        places = places_in_iteration(trial)
+        step = max(1, trial.committed // _ORIGINS_TO_CHOOSE)
+        for first, gram in _banded_grams(trial, context, max(horizons)):
+            for row in range(context - 1, len(gram) - max(horizons)):
+                if (first + row) % step:
+                    continue
+                window = slice(row - context + 1, row + 1)
+                future = row + ahead
+                true = gram[future, future] - 2 * gram[row, future] + gram[row, row]
+                toward = gram[window][:, future] - gram[window, row][:, None]
+                moved += true
+                for i, candidate in enumerate(candidates):
+                    a = np.zeros((len(horizons), context))
+                    a[:, context - _context(candidate) :] = candidate.coefficients(int(places[first + row]), horizons)
+                    a[:, -1] -= a.sum(axis=1)
+                    error[i] += true - 2 * np.einsum("hk,kh->h", a, toward)
+                    error[i] += np.einsum("hk,kl,hl->h", a, gram[window, window], a)
+    return candidates[int(np.argmax((1 - error / moved).mean(axis=1)))]
+
+
+def _context(forecaster: WeightedSum) -> int:
+    assert forecaster.context is not None
+    return forecaster.context
+
+
+class FixedSum(WeightedSum):
+    """A weighted sum whose coefficients are known beforehand.
+
+    Args:
+        weight: of the snapshot k before the origin, in a forecast h ahead.
+        context: snapshots it takes.
+    """
+
+    def __init__(self, name: str, label: str, context: int, weight: Callable[[np.ndarray, int], np.ndarray]) -> None:
+        self.name, self.label, self.context = name, label, context
+        self._weight = weight
+
+    def coefficients(self, place: int, horizons: Sequence[int]) -> np.ndarray:
+        assert self.context is not None
+        back = np.arange(self.context - 1, -1, -1)
+        return np.stack([self._weight(back, h) for h in horizons])
+
+
+def persistence() -> FixedSum:
+    """φ̃_{t+h} = φ_t: doing nothing."""
+    return FixedSum("persistence", "persistence (φ_t)", 1, lambda back, h: np.zeros(len(back)))
+
+
+def mean_of_last(count: int) -> FixedSum:
+    """The mean of the last `count` snapshots."""
+    return FixedSum(
+        f"mean-{count}", f"mean of the last {count}", count, lambda back, h: np.full(len(back), 1 / len(back))
+    )
+
+
+def last_difference() -> FixedSum:
+    """φ_t + h (φ_t − φ_{t−1})."""
+    return FixedSum("last-difference", "last difference × h", 2, lambda back, h: -h * (back == 1).astype(float))
+
+
+def line(count: int) -> FixedSum:
+    """The least-squares line through the last `count` snapshots, taken h ahead."""
+
+    def weight(back: np.ndarray, h: int) -> np.ndarray:
+        time = -back - (-back).mean()
+        return 1 / len(back) + (h - (-back).mean()) * time / (time**2).sum()
+
+    return FixedSum(f"line-{count}", f"line through the last {count}", count, weight)
+
+
+def damped_line(count: int, damping: float) -> FixedSum:
+    """φ_t + (γ + … + γ^h) times the slope of the line through the last `count` (Gardner & McKenzie 1985)."""
+
+    def weight(back: np.ndarray, h: int) -> np.ndarray:
+        time = -back - (-back).mean()
+        return (damping ** np.arange(1, h + 1)).sum() * time / (time**2).sum()
+
+    return FixedSum("damped-line", f"damped line (last {count}, γ = {damping})", count, weight)
+
+
+class RandomDisplacement(Forecaster):
+    """φ_t and a random displacement as long as the last h snapshots' own: what length alone is worth."""
+
+    name, label = "random", "random displacement of equal length"
+
+    def __init__(self, longest: int, seed: int = 0) -> None:
+        self.context = longest + 1
+        self._seed = seed
+
+    def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+        assert self.context is not None
+        out = []
+        for history in histories:
+            window = history.last(self.context)
+            rng = np.random.default_rng([self._seed, history.trial, history.origin])
+            direction = rng.standard_normal(window.shape[1], np.float32)
+            direction /= np.linalg.norm(direction)
+            lengths = np.linalg.norm(window[[-1 - h for h in horizons]] - window[-1], axis=1)
+            out.append(window[-1] + lengths[:, None] * direction)
+        return np.stack(out).astype(np.float32)
+
+
+class Autoregression(WeightedSum):
+    """The baseline to beat: displacements regressed on past differences, apart for each place in the iteration.
+
+    φ̃_{t+h} − φ_t = Σ_f β_{place,h,f} x_f with x the last 20 differences φ_{t−k} − φ_{t−k−1} and φ_t − φ_{t−k} for
+    k = 30, 40, 60, 80, 100. One number for all weights of a feature; least squares over all origins of the training
+    trials with a ridge relative to the features' mean square.
+    """
+
+    name, label = "autoregression", "linear autoregression, by place in the iteration"
+    context = max(LONGER) + 1
+
+    def __init__(self, horizons: Sequence[int], equations: "NormalEquations", ridge: float) -> None:
+        self.horizons = tuple(horizons)
+        features = difference_features(self.context)
+        everywhere = tuple(sum(parts) for parts in zip(*equations.values(), strict=True))
+        self._coefficients = {
+            place: solve_ridge(gram, target, ridge).T @ features
+            for place, (gram, target) in {**equations, None: everywhere}.items()
+        }
+
+    def coefficients(self, place: int, horizons: Sequence[int]) -> np.ndarray:
+        rows = [self.horizons.index(h) for h in horizons]
+        known: int | None = place if place in self._coefficients else None  # a place that no training trial has
+        return self._coefficients[known][rows]
+
+
+NormalEquations = dict[int, tuple[np.ndarray, np.ndarray]]
+"""For each place in the iteration: Σ x xᵀ [F, F] and Σ x yᵀ [F, H] over the origins and all weights."""
+
+
+def difference_features(context: int) -> np.ndarray:
+    """[F, context]: every feature of the autoregression as a weighted sum of the last `context` snapshots."""
+    features = np.zeros((DIFFERENCES + len(LONGER), context))
+    for k in range(DIFFERENCES):
+        features[k, context - 1 - k] += 1
+        features[k, context - 2 - k] -= 1
+    for row, k in enumerate(LONGER, DIFFERENCES):
+        features[row, context - 1] += 1
+        features[row, context - 1 - k] -= 1
+    return features
+
+
+def normal_equations(trials: Sequence[Trial], features: np.ndarray, horizons: Sequence[int]) -> NormalEquations:
+    """The normal equations of displacements at `horizons` on `features` [F, n], from Gram matrices of the snapshots.
+
+    A feature and a displacement are weighted sums of snapshots, so their inner products are found in the snapshots'
+    own, block after block of a trial: P enters only there.
+    """
+    context, furthest = features.shape[1], max(horizons)
+    total: NormalEquations = {}
+    for trial in trials:
+        places = places_in_iteration(trial)
+        for first, gram in _banded_grams(trial, context, furthest):
+            for row in range(context - 1, len(gram) - furthest):
+                window = slice(row - context + 1, row + 1)
+                ahead = [row + h for h in horizons]
+                x = features @ gram[window, window] @ features.T
+                y = features @ (gram[window][:, ahead] - gram[window, row][:, None])
+                place = int(places[first + row])
+                old_x, old_y = total.get(place, (0.0, 0.0))
+                total[place] = (old_x + x, old_y + y)
+    return total
+
+
+def _banded_grams(trial: Trial, context: int, furthest: int, block: int = 256) -> Iterator[tuple[int, np.ndarray]]:
+    """Inner products of the snapshots around each block of origins.
+
+    Yields:
+        The number of the first snapshot (negative: before φ_0, where the run stood still) and the float64 Gram matrix
+        of `context` − 1 snapshots, the origins' own, and `furthest` after them, relative to the middle one.
+    """
+    for start in range(0, trial.committed - furthest, block):
+        stop = min(start + block, trial.committed - furthest)
+        first = start - context + 1
+        rows = trial.weights(max(first, 0), stop + furthest)
+        if first < 0:
+            rows = np.concatenate([np.repeat(rows[:1], -first, axis=0), rows])
+        rows = (rows - rows[len(rows) // 2]).astype(np.float64 if rows.shape[1] < 4096 else np.float32)
+        yield first, (rows @ rows.T).astype(np.float64)
+
+
+def solve_ridge(gram: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
+    """β [F, H] minimizing |y − βᵀx|² + ridge · (mean square of a feature) · |β|²."""
+    penalty = ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
+    return np.linalg.solve(gram + penalty, target)

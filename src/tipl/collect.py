@@ -1,0 +1,261 @@
+"""Collection: trials to a store, stacks of them in parallel processes, resumable to the bit.
+
+In: CollectConfig.  Out: a store (store.py) with one group a trial, committed every half minute.
+
+One process a core, one compute thread a process. A process owns its trials and writes them itself; the parent shows
+progress. What a process commits with a trial is all that the trial's future depends on, so the same command goes on
+after a kill and ends with the trajectory of an uninterrupted run.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import queue
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tipl
+from tipl.envs import engine_versions, make_env
+from tipl.errors import TiplError
+from tipl.presets import CollectConfig
+from tipl.progress import console, steps_progress
+from tipl.stack import Iteration, Stack
+from tipl.store import Store, TrialWriter, create_store
+
+COMMIT_SECONDS = 30.0
+_RECENT = 10  # episodes that make a trial's "return so far"
+
+
+def collect(config: CollectConfig = CollectConfig(), out: Path = Path("store"), *, workers: int | None = None) -> Path:
+    """Run the trials of `config` and record their weights; trials that the store already holds go on or are kept.
+
+    Args:
+        out: the store's folder; made if missing.
+        workers: processes; default: one a core that this process may use, at most one a trial.
+
+    Raises:
+        TiplError: the environment cannot be collected, or `out` holds something else or trials of another config.
+        KeyboardInterrupt: after every process has committed; the same call goes on.
+    """
+    out = Path(out)
+    make_env(config.env_id, config.seeds[:1], config.backend)  # a bad environment is told before a store is made
+    store = create_store(out)
+    waiting = [seed for seed in config.seeds if not _is_complete(store, seed, config)]
+    if len(waiting) < config.trials:
+        console.print(f"collect: {config.trials - len(waiting)} of {config.trials} trials are already complete.")
+    if waiting:
+        count = min(workers or len(os.sched_getaffinity(0)), len(waiting))
+        shares = [waiting[i::count] for i in range(count)]
+        console.print(
+            f"collect: {len(waiting)} trials of {config.env_id} × {config.num_iterations} iterations "
+            f"({config.num_snapshots} snapshots) in {count} processes"
+        )
+        _run_processes(config, out, shares)
+    return out
+
+
+def trial_config(config: CollectConfig) -> dict[str, Any]:
+    """What makes a trial, apart from its seed, as JSON: the config without the number and seed of the trials."""
+    values = dataclasses.asdict(config)
+    del values["trials"], values["seed"]
+    values["hidden_sizes"] = list(config.hidden_sizes)
+    return values
+
+
+def run_stack(
+    config: CollectConfig, out: Path, seeds: Sequence[int], on_iteration: Any, stopped: Any = lambda: False
+) -> None:
+    """Run these trials to their end in this process.
+
+    Trials that were interrupted at different iterations are run group after group; no trial depends on its group.
+
+    Args:
+        on_iteration: called with (seeds, Iteration) after every iteration of a group.
+        stopped: asked after every iteration; once true, everything is committed and the call returns.
+    """
+    recorded = set(Store.open(out).seeds)
+    begun: dict[int, list[tuple[int, TrialWriter, Mapping[str, np.ndarray]]]] = {}
+    for seed in seeds:
+        if seed in recorded:
+            writer, checkpoint = TrialWriter.resume(out, seed)
+        else:
+            writer, checkpoint = _begin_trial(config, out, seed)
+        begun.setdefault(int(checkpoint["iteration"]), []).append((seed, writer, checkpoint))
+    for _, group in sorted(begun.items()):
+        members, writers, checkpoints = zip(*group, strict=True)
+        stack = Stack(config, members)
+        stack.restore(checkpoints)
+        _run_group(stack, writers, on_iteration, stopped)
+        if stopped():
+            return
+
+
+def _run_group(stack: Stack, writers: Sequence[TrialWriter], on_iteration: Any, stopped: Any) -> None:
+    committed = time.monotonic()
+    while stack.iteration < stack.config.num_iterations:
+        result = stack.iterate()
+        complete = stack.iteration == stack.config.num_iterations
+        due = complete or stopped() or time.monotonic() - committed > COMMIT_SECONDS
+        for trial, writer in enumerate(writers):
+            _append(stack, writer, trial, result.snapshots[trial], result.number, result.learning_rate)
+            step, episode_return, length = result.episodes[trial].T
+            writer.append_episodes(step.astype(np.int64), episode_return, length.astype(np.int64))
+            if due:
+                writer.commit(stack.state(trial), complete=complete)
+        if due:
+            committed = time.monotonic()
+        on_iteration(stack.seeds, result)
+        if stopped():
+            return
+
+
+def _append(stack: Stack, writer: TrialWriter, trial: int, weights: np.ndarray, iteration: int, rate: float) -> None:
+    config, count = stack.config, len(weights)
+    epochs = np.arange(1, count + 1) * config.snapshot_every_epochs if iteration else np.zeros(1, np.int64)
+    writer.append(
+        weights,
+        env_step=np.full(count, iteration * config.ppo.num_steps),
+        iteration=np.full(count, iteration),
+        epoch=epochs,
+        learning_rate=np.full(count, rate),
+        obs_mean=np.repeat(stack.obs_mean[trial][None], count, axis=0),
+        obs_var=np.repeat(stack.obs_var[trial][None], count, axis=0),
+        obs_count=np.full(count, stack.obs_count[trial]),
+    )
+
+
+def _begin_trial(config: CollectConfig, out: Path, seed: int) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
+    """A new trial in the store with φ_0 committed, and the checkpoint of that."""
+    stack = Stack(config, [seed])
+    libraries = ("numpy", "numba", "scipy")
+    versions = {
+        "tipl": tipl.__version__,
+        "python": platform.python_version(),
+        **engine_versions(config.backend),
+        **{name: importlib.metadata.version(name) for name in libraries},
+    }
+    writer = TrialWriter.create(
+        out,
+        seed,
+        env_id=config.env_id,
+        config=trial_config(config),
+        spec=stack.spec,
+        versions=versions,
+        obs_dim=stack.env.obs_dim,
+        num_snapshots=config.num_snapshots,
+    )
+    _append(stack, writer, 0, stack.policies, 0, config.ppo.learning_rate)
+    writer.commit(stack.state(0))
+    return writer, stack.state(0)
+
+
+def _is_complete(store: Store, seed: int, config: CollectConfig) -> bool:
+    """Whether the store holds the whole trial.
+
+    Raises:
+        TiplError: it holds a trial of this seed under another config.
+    """
+    if seed not in store.seeds:
+        return False
+    trial, wanted = store.trial(seed), trial_config(config)
+    differing = [key for key in wanted if trial.config.get(key) != wanted[key]]
+    if differing:
+        key = differing[0]
+        raise TiplError(
+            f"{store.path} holds trial {seed} with {key} = {trial.config.get(key)}, not {wanted[key]}; "
+            "give another --out, or the settings that it was made with."
+        )
+    return trial.complete
+
+
+def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]]) -> None:
+    context = multiprocessing.get_context("spawn")
+    messages, stop = context.Queue(), context.Event()
+    processes = [
+        context.Process(target=_process, args=(config, out, share, messages, stop), daemon=True) for share in shares
+    ]
+    with _one_thread_a_process():
+        for process in processes:
+            process.start()
+    try:
+        _show(config, sum(map(len, shares)), processes, messages)
+    except BaseException:
+        stop.set()  # the processes commit at the end of their iteration
+        for process in processes:
+            process.join()
+        raise
+    for process in processes:
+        process.join()
+
+
+def _show(config: CollectConfig, trials: int, processes: list[Any], messages: Any) -> None:
+    """Progress until every process has said that it is done; its error, if it has one."""
+    running = len(processes)
+    recent: dict[int, list[float]] = {}
+    with steps_progress("collect", trials * config.num_iterations * config.ppo.num_steps) as advance:
+        while running:
+            try:
+                kind, content = messages.get(timeout=1.0)
+            except queue.Empty:
+                if any(process.exitcode not in (None, 0) for process in processes):
+                    raise RuntimeError("a collecting process died; the same command goes on") from None
+                continue
+            if kind == "done":
+                running -= 1
+            elif kind == "input":
+                raise TiplError(content)
+            elif kind == "bug":
+                raise RuntimeError(content)
+            else:
+                steps, returns = content
+                for seed, values in returns.items():
+                    recent[seed] = [*recent.get(seed, []), *values][-_RECENT:]
+                means = [np.mean(values) for values in recent.values() if values]
+                advance(steps, f"return {np.mean(means):.0f}" if means else "")
+
+
+def _process(config: CollectConfig, out: Path, seeds: list[int], messages: Any, stop: Event) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    parent = multiprocessing.parent_process()
+
+    def stopped() -> bool:
+        return stop.is_set() or parent is None or not parent.is_alive()
+
+    def on_iteration(group: list[int], result: Iteration) -> None:
+        returns = {seed: rows[:, 1].tolist() for seed, rows in zip(group, result.episodes, strict=True)}
+        messages.put(("progress", (len(group) * config.ppo.num_steps, returns)))
+
+    try:
+        run_stack(config, out, seeds, on_iteration, stopped)
+    except TiplError as error:
+        messages.put(("input", str(error)))
+    except Exception:
+        messages.put(("bug", traceback.format_exc()))
+    else:
+        messages.put(("done", None))
+
+
+@contextlib.contextmanager
+def _one_thread_a_process() -> Iterator[None]:
+    """Processes started within compute with one thread each; BLAS reads these when it is loaded."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,85 @@
+"""One of the paper's experiments, from collection to report, in one folder.
+
+In: the experiment's name and size.  Out: store, codes, model, evaluation, report.html and metrics.json in one folder.
+
+Every stage is its own verb over files; one that is already complete is said to be, and read.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tipl.collect import collect
+from tipl.errors import TiplError
+from tipl.evaluate import METRICS_FILE, evaluate
+from tipl.presets import experiment
+from tipl.progress import console
+from tipl.report import report
+from tipl.representation import fit_svd
+from tipl.train import train
+
+EXPERIMENT_FILE = "experiment.json"
+
+
+def reproduce(name: str, preset: str = "quick", out: Path | None = None) -> Path:
+    """Run an experiment of the paper, or go on with it where it was stopped.
+
+    Args:
+        name: "inverted-pendulum" or "half-cheetah".
+        preset: "quick" or "paper".
+        out: its folder; default runs/<name>-<preset>.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        TiplError: no such experiment or preset, or `out` holds something else.
+    """
+    settings = experiment(name, preset)
+    out = Path("runs") / f"{name}-{preset}" if out is None else Path(out)
+    _claim(out, {"experiment": name, "preset": preset})
+    began = time.monotonic()
+    store = _stage("collect", lambda: collect(settings.collect, out / "store"))
+    codes = _stage("fit-svd", lambda: fit_svd(store, out / "codes", settings.svd))
+    model = out / "tipl"
+    resume = (model / "checkpoint.safetensors").exists()
+    _stage("train", lambda: train(store, model, settings.train, settings.svd, codes=codes, resume=resume))
+    result = out / "evaluation"
+    if (result / METRICS_FILE).exists():
+        console.print(f"evaluate: {result} is already complete.")
+    else:
+        _stage("evaluate", lambda: evaluate(store, result, settings.evaluate, models=[model]))
+    shutil.copyfile(result / METRICS_FILE, out / METRICS_FILE)
+    page = _stage("report", lambda: report([result], out / "report.html"))
+    console.print(f"reproduce: {name} ({preset}) took {time.monotonic() - began:.0f} s")
+    return page
+
+
+def _stage(name: str, run: Callable[[], Path]) -> Path:
+    began = time.monotonic()
+    console.rule(f"{name}", align="left")
+    path = run()
+    console.print(f"{name}: {path} ({time.monotonic() - began:.1f} s)")
+    return path
+
+
+def _claim(out: Path, identity: dict[str, str]) -> None:
+    """Make `out` the folder of this experiment.
+
+    Raises:
+        TiplError: it is there and is not.
+    """
+    mark = out / EXPERIMENT_FILE
+    if out.exists() and any(out.iterdir()):
+        found = json.loads(mark.read_text()) if mark.exists() else None
+        if found != identity:
+            raise TiplError(f"{out} exists and is not this experiment's folder; give another --out or remove it.")
+        console.print(f"reproduce: {out} exists; going on with it")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / f"{EXPERIMENT_FILE}.partial"
+    partial.write_text(json.dumps(identity))
+    os.replace(partial, mark)

@@ -1,0 +1,135 @@
+"""Returns of many policies at once, on every core.
+
+In: flat policies with their frozen observation normalizers.  Out: the raw return of each episode of each policy.
+
+Episode e of every policy begins in the state that seed e gives and, where actions are sampled, draws the noise that
+seed e gives: policies are compared on common random numbers, and a result depends on nothing that ran beside it.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from tipl.envs import make_env
+from tipl.policy import FASTMATH, forward_one, layer_sizes
+from tipl.presets import Backend
+
+_SLOTS = 256  # episodes that one thread steps together
+_CLIP, _EPSILON = 10.0, 1e-8  # of the normalized observation, as in training
+
+
+@dataclass(frozen=True)
+class Policies:
+    """M policies of one shape, each with the normalizer that it is run with.
+
+    weights: [M, P] float32; obs_mean, obs_var: [M, O] float64.
+    """
+
+    weights: np.ndarray
+    obs_mean: np.ndarray
+    obs_var: np.ndarray
+
+    def __post_init__(self) -> None:
+        assert len(self.weights) == len(self.obs_mean) == len(self.obs_var)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def policy_returns(
+    policies: Policies,
+    env_id: str,
+    hidden_sizes: Sequence[int],
+    episodes: int,
+    *,
+    seed: int = 0,
+    sampled: bool = False,
+    backend: Backend = "envpool",
+    threads: int | None = None,
+    advance: Callable[[int, str], None] = lambda steps, note: None,
+) -> np.ndarray:
+    """Run every policy for `episodes` whole episodes.
+
+    Args:
+        sampled: draw actions from the policy; otherwise take its mean action.
+        threads: default: one a core that this process may use.
+        advance: told how many episodes have ended.
+    Returns:
+        [M, episodes] float64, undiscounted raw returns.
+    """
+    seeds = np.random.SeedSequence(seed).generate_state(episodes) >> 1  # engines take 31 bits
+    jobs = [(m, e) for m in range(len(policies)) for e in range(episodes)]
+    blocks = [jobs[start : start + _SLOTS] for start in range(0, len(jobs), _SLOTS)]
+    returns = np.empty((len(policies), episodes))
+
+    def run(block: list[tuple[int, int]]) -> None:
+        policy, episode = np.array(block).T
+        returns[policy, episode] = _run_episodes(
+            policies, policy, seeds[episode], env_id, hidden_sizes, sampled, backend
+        )
+        advance(len(block), "")
+
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        for _ in pool.map(run, blocks):
+            pass
+    return returns
+
+
+def _run_episodes(
+    policies: Policies,
+    policy: np.ndarray,
+    seeds: np.ndarray,
+    env_id: str,
+    hidden_sizes: Sequence[int],
+    sampled: bool,
+    backend: Backend,
+) -> np.ndarray:
+    """One episode of policy[j] from seed[j], for each j."""
+    env = make_env(env_id, seeds.tolist(), backend)
+    sizes = layer_sizes(env.obs_dim, hidden_sizes, env.action_dim)
+    rngs = {int(s): np.random.default_rng([int(s), 1]) for s in set(seeds.tolist())} if sampled else {}
+    total = np.zeros(len(policy))
+    running = np.arange(len(policy))
+    obs = env.reset(running)
+    actions = np.empty((len(policy), env.action_dim))
+    noise = np.zeros((len(policy), env.action_dim), np.float32)
+    while len(running):
+        if sampled:
+            drawn = {s: rng.standard_normal(env.action_dim, np.float32) for s, rng in rngs.items()}
+            noise = np.stack([drawn[int(s)] for s in seeds[running]])
+        act_frozen(policies.weights, policy[running], obs, policies.obs_mean, policies.obs_var, sizes, noise, actions)
+        obs, reward, terminated, truncated = env.step(actions[: len(running)], running)
+        total[running] += reward
+        going = ~(terminated | truncated)
+        if not going.all():
+            running, obs = running[going], obs[going]
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH)
+def act_frozen(weights, policy, obs, obs_mean, obs_var, sizes, noise, actions):
+    """Actions of policy[j] on raw observation obs[j] under its frozen normalizer: μ(s) + σ · noise.
+
+    Args:
+        weights: [M, P]; obs_mean, obs_var: [M, O]; policy: [n]; obs: [n, O] raw; sizes: [layers + 1].
+        noise: [≥ n, A], zeros for the mean action.
+        actions: [≥ n, A] float64, overwritten.
+    """
+    action_dim = actions.shape[1]
+    num_weights = weights.shape[1]
+    x = np.empty(obs.shape[1], np.float32)
+    scratch = np.empty((2, sizes.max()), np.float32)
+    mean = np.empty(action_dim, np.float32)
+    for j in range(len(policy)):
+        m = policy[j]
+        for k in range(obs.shape[1]):
+            z = (obs[j, k] - obs_mean[m, k]) / np.sqrt(obs_var[m, k] + _EPSILON)
+            x[k] = min(max(z, -_CLIP), _CLIP)
+        forward_one(weights[m], 0, sizes, x, scratch, mean)
+        for k in range(action_dim):
+            log_std = weights[m, num_weights - action_dim + k]
+            actions[j, k] = mean[k] + np.exp(log_std) * noise[j, k]
