@@ -1,0 +1,309 @@
+"""The two backends against each other, and each against what `VectorEnv` promises."""
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import envpool
+import mujoco
+import numpy as np
+import pytest
+
+from tipl.envs import GymnasiumEnv, VectorEnv, engine_versions, make_env
+from tipl.errors import TiplError
+from tipl.presets import Backend
+
+BACKENDS: tuple[Backend, ...] = ("envpool", "gymnasium")
+PENDULUM, CHEETAH = "InvertedPendulum-v4", "HalfCheetah-v4"
+ONLY = np.array([0])
+
+
+def balance(obs: np.ndarray) -> np.ndarray:
+    """Keeps an inverted pendulum upright: obs [n, 4] (place, angle, their speeds) to actions [n, 1]."""
+    return obs @ np.array([[0.5], [10.0], [0.8], [2.0]])
+
+
+def put(env: GymnasiumEnv, obs: np.ndarray) -> None:
+    """Set the simulator of a single copy to the state that was observed; the observation leaves out the first places,
+    on which neither physics nor rewards depend."""
+    simulator = env._envs[0].unwrapped
+    places, speeds = simulator.model.nq, simulator.model.nv
+    state = np.concatenate([np.zeros(places + speeds - len(obs)), obs])
+    mujoco.mj_resetData(simulator.model, simulator.data)
+    simulator.set_state(state[:places], state[places:])
+
+
+def pair(env_id: str, seed: int) -> tuple[VectorEnv, GymnasiumEnv, np.ndarray]:
+    """The fast and the reference environment in the same state, and the observation."""
+    fast, reference = make_env(env_id, [seed]), make_env(env_id, [seed], "gymnasium")
+    assert isinstance(reference, GymnasiumEnv)
+    obs = fast.reset(ONLY)
+    reference.reset(ONLY)
+    put(reference, obs[0])
+    return fast, reference, obs
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_inverted_pendulum_is_the_same_physics(seed: int) -> None:
+    """Whole episodes, half of them to the time limit, half to a fall under large random actions. Measured: equal to
+    the last bit, though the two MuJoCos are of different versions."""
+    fast, reference, obs = pair(PENDULUM, seed)
+    rng = np.random.default_rng(seed)
+    for step in range(1, 1001):
+        action = balance(obs) + 0.3 * rng.standard_normal((1, 1)) if seed % 2 else rng.uniform(-9, 9, (1, 1))
+        obs, reward, terminated, truncated = fast.step(action)
+        ref_obs, ref_reward, ref_terminated, ref_truncated = reference.step(action)
+        np.testing.assert_allclose(obs, ref_obs, rtol=0, atol=1e-9)
+        assert reward == ref_reward == 1
+        assert terminated == ref_terminated and truncated == ref_truncated
+        assert truncated[0] == (step == 1000)
+        if terminated or truncated:
+            break
+    assert (step == 1000) == (seed % 2 == 1)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_half_cheetah_is_the_same_physics_step_by_step(seed: int) -> None:
+    """An episode in which the reference is put to the fast one's state before every step: contacts make the motion
+    chaotic, and a difference of the last bit grows to the size of the motion within 100 steps.
+
+    Measured: observations to 4e-15 in the median and 1e-7 at most (the solver starts elsewhere), rewards to 1e-7
+    (EnvPool's are float32).
+    """
+    fast, reference, obs = pair(CHEETAH, seed)
+    rng = np.random.default_rng(seed)
+    differences = []
+    for step in range(1, 1001):
+        put(reference, obs[0])
+        action = rng.uniform(-1.5, 1.5, (1, 6))  # beyond the bounds: both clip
+        obs, reward, terminated, truncated = fast.step(action)
+        ref_obs, ref_reward, ref_terminated, _ = reference.step(action)
+        differences.append(np.abs(obs - ref_obs).max())
+        np.testing.assert_allclose(obs, ref_obs, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(reward, ref_reward, rtol=0, atol=1e-5)
+        assert not terminated and not ref_terminated
+        assert truncated[0] == (step == 1000)
+    assert np.median(differences) < 1e-12
+
+
+def test_half_cheetah_is_the_same_physics_left_alone() -> None:
+    """Measured over 30 steps: 2e-11."""
+    fast, reference, _ = pair(CHEETAH, 0)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        action = rng.uniform(-1, 1, (1, 6))
+        np.testing.assert_allclose(fast.step(action)[0], reference.step(action)[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("env_id", [PENDULUM, CHEETAH])
+def test_episodes_begin_with_the_laws_of_the_paper_s_environments(env_id: str, backend: Backend) -> None:
+    """InvertedPendulum: all uniform in ±0.01. HalfCheetah: places uniform in ±0.1, speeds normal with deviation 0.1."""
+    env = make_env(env_id, range(30), backend)
+    starts = np.concatenate([env.reset(np.arange(30)) for _ in range(20)])  # first and later episodes
+    places, bound = (4, 0.01) if env_id == PENDULUM else (8, 0.1)
+    error = 5 / len(starts) ** 0.5  # 5 standard errors of a mean of deviation 1
+    uniform = starts[:, :places] / bound
+    assert np.abs(uniform).max() <= 1
+    np.testing.assert_allclose(uniform.mean(0), 0, atol=error)
+    np.testing.assert_allclose((uniform**2).mean(0), 1 / 3, atol=error)
+    normal = starts[:, places:] / 0.1
+    np.testing.assert_allclose(normal.mean(0), 0, atol=error)
+    np.testing.assert_allclose((normal**2).mean(0), 1, atol=2**0.5 * error)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_done_step_shows_the_last_state_and_the_reset_begins_the_next_episode(backend: Backend) -> None:
+    """What CleanRL's same-step reset needs: the step does not reset, and the reset costs no step."""
+    env = make_env(PENDULUM, [1, 2], backend)
+    ids = np.arange(2)
+    obs = env.reset(ids)
+    episodes = 0
+    while episodes < 20:
+        obs, _, terminated, truncated = env.step(np.array([[3.0], [-2.0]]))
+        # The environment's own rule for the end of an episode, on the observation of that very step.
+        np.testing.assert_array_equal(terminated, np.abs(obs[:, 1]) > 0.2)
+        assert not truncated.any()
+        ended = np.flatnonzero(terminated)
+        if len(ended):
+            first = env.reset(ended)
+            assert (np.abs(first) <= 0.01).all()
+            episodes += len(ended)
+    first = env.reset(ids)  # in the middle of episodes as well
+    assert (np.abs(first) <= 0.01).all()
+    obs, _, _, _ = env.step(np.zeros((2, 1)))
+    assert (np.abs(obs - first) < 0.05).all() and (obs != first).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("env_id", [PENDULUM, CHEETAH])
+def test_time_limit_truncates_and_a_reset_starts_the_clock_again(env_id: str, backend: Backend) -> None:
+    env = make_env(env_id, [3], backend)
+    for ended_at in (1000, 150, 1000):
+        obs = env.reset(ONLY)
+        for step in range(1, ended_at + 1):
+            action = balance(obs) if env_id == PENDULUM else np.zeros((1, 6))
+            obs, _, terminated, truncated = env.step(action)
+            assert not terminated
+            assert truncated[0] == (step == 1000)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("env_id", [PENDULUM, CHEETAH])
+def test_a_copy_is_the_same_alone_and_in_any_vector(env_id: str, backend: Backend) -> None:
+    """To the bit, over several episodes. Copies are stepped and reset in parts, named in any order."""
+    seeds = [9, 4, 7]
+    vector, alone = make_env(env_id, seeds, backend), [make_env(env_id, [seed], backend) for seed in seeds]
+    rng = np.random.default_rng(0)
+    resets = 0
+
+    def same(ids: np.ndarray, together: np.ndarray, apart: list[np.ndarray]) -> None:
+        for row, i in enumerate(ids):
+            np.testing.assert_array_equal(together[row], apart[i][0])
+
+    def reset(ids: np.ndarray) -> None:
+        same(ids, vector.reset(ids), [env.reset(ONLY) if i in ids else np.empty(0) for i, env in enumerate(alone)])
+
+    reset(np.array([2, 0]))
+    reset(np.array([1]))
+    for _ in range(120):
+        ids = rng.permutation(3)[: rng.integers(1, 4)]
+        actions = rng.uniform(-1, 1, (len(ids), vector.action_dim))
+        whole = vector.step(actions, ids)
+        part = {i: alone[i].step(actions[row : row + 1]) for row, i in enumerate(ids)}
+        for k, array in enumerate(whole):
+            assert len(array) == len(ids)
+            for row, i in enumerate(ids):
+                np.testing.assert_array_equal(array[row], part[i][k][0])
+        done = whole[2] | whole[3] | (rng.random(len(ids)) < 0.05)
+        if done.any():
+            resets += 1
+            reset(ids[done])
+    assert resets > 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_seed_decides_the_first_state_and_no_ids_means_all(backend: Backend) -> None:
+    first = make_env(CHEETAH, [5, 6, 5], backend).reset(np.arange(3))
+    np.testing.assert_array_equal(first[0], first[2])
+    assert (first[0] != first[1]).any()
+    env = make_env(CHEETAH, [5, 6], backend)
+    env.reset(np.arange(2))
+    twin = make_env(CHEETAH, [5, 6], backend)
+    twin.reset(np.arange(2))
+    actions = np.random.default_rng(1).uniform(-1, 1, (2, 6))
+    for ours, theirs in zip(env.step(actions), twin.step(actions, np.arange(2)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("env_id", [PENDULUM, CHEETAH])
+def test_replay_restores_to_the_bit(env_id: str, backend: Backend) -> None:
+    """Copies with different numbers of resets and of steps since; one was just reset, one never."""
+    seeds, rng = [1, 2, 3, 4], np.random.default_rng(2)
+    env = make_env(env_id, seeds, backend)
+    since: list[list[np.ndarray]] = [[] for _ in seeds]
+    resets = [0] * len(seeds)
+
+    def advance(copy: int, steps: int) -> None:
+        for _ in range(steps):
+            action = rng.uniform(-0.5, 0.5, env.action_dim).astype(np.float32)  # as a rollout stores it
+            _, _, terminated, truncated = env.step(action[None], np.array([copy]))
+            since[copy].append(action)
+            if terminated or truncated:
+                begin(copy)
+
+    def begin(copy: int) -> None:
+        env.reset(np.array([copy]))
+        resets[copy] += 1
+        since[copy].clear()
+
+    for copy, steps in ((0, [40, 33]), (1, [25]), (2, [11, 0])):
+        for n in steps:
+            begin(copy)
+            advance(copy, n)
+    assert resets[3] == 0 and not since[2] and since[0] and since[1]
+
+    fresh = make_env(env_id, seeds, backend)
+    fresh.replay(resets, [np.array(actions).reshape(-1, env.action_dim) for actions in since])
+    begun = np.arange(3)
+    for step in range(60):
+        if step in (20, 40):
+            begun = np.arange(4)
+            np.testing.assert_array_equal(env.reset(begun), fresh.reset(begun))
+        actions = rng.uniform(-0.1, 0.1, (len(begun), env.action_dim))
+        for ours, theirs in zip(env.step(actions, begun), fresh.step(actions, begun), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("env_id", [PENDULUM, CHEETAH, "Pendulum-v1"])
+def test_shapes_bounds_and_types(env_id: str, backend: Backend) -> None:
+    obs_dim, action_dim, bound = {PENDULUM: (4, 1, 3), CHEETAH: (17, 6, 1), "Pendulum-v1": (3, 1, 2)}[env_id]
+    env = make_env(env_id, [1, 2, 3], backend)
+    assert (env.num_envs, env.obs_dim, env.action_dim) == (3, obs_dim, action_dim)
+    np.testing.assert_array_equal(env.action_high, np.full(action_dim, float(bound)))
+    np.testing.assert_array_equal(env.action_low, np.full(action_dim, -float(bound)))
+    first = env.reset(np.arange(3))
+    obs, reward, terminated, truncated = env.step(np.zeros((3, action_dim)))
+    assert first.shape == obs.shape == (3, obs_dim)
+    assert reward.shape == terminated.shape == truncated.shape == (3,)
+    assert first.dtype == obs.dtype == reward.dtype == np.float64  # Pendulum's own are float32
+    assert terminated.dtype == truncated.dtype == np.bool_
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_actions_are_clipped_to_the_bounds(backend: Backend) -> None:
+    env, twin = make_env(PENDULUM, [1], backend), make_env(PENDULUM, [1], backend)
+    for vector in (env, twin):
+        vector.reset(ONLY)
+    np.testing.assert_array_equal(env.step(np.array([[1e6]]))[0], twin.step(np.array([[3.0]]))[0])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "backend", "message"),
+    [
+        ("Nonsense-v4", "envpool", r"EnvPool has no environment 'Nonsense-v4'; .*--backend gymnasium"),
+        ("Nonsense-v4", "gymnasium", r"Gymnasium cannot make 'Nonsense-v4': .*doesn't exist"),
+        ("InvertedPendulum-v99", "gymnasium", r"Gymnasium cannot make 'InvertedPendulum-v99'"),
+        ("no such id", "gymnasium", r"Gymnasium cannot make 'no such id'"),
+        ("absent_package:Some-v0", "gymnasium", r"No module named 'absent_package'"),
+        ("HalfCheetah-v3", "gymnasium", r"Gymnasium cannot make 'HalfCheetah-v3'"),  # an ImportError
+        ("CartPole-v1", "envpool", r"CartPole-v1 has the action space Discrete\(2\); only flat Box"),
+        ("CartPole-v1", "gymnasium", r"CartPole-v1 has the action space Discrete\(2\); only flat Box"),
+        ("Blackjack-v1", "gymnasium", r"Blackjack-v1 has the observation space Tuple\(.*; only flat Box"),
+        ("CheetahRun-v1", "envpool", r"CheetahRun-v1 has the observation space Dict\(.*; only flat Box"),
+    ],
+)
+def test_what_cannot_be_collected_is_told_in_one_line(env_id: str, backend: Backend, message: str) -> None:
+    with pytest.raises(TiplError, match=message) as raised:
+        make_env(env_id, [1], backend)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_seed_that_envpool_does_not_take_is_told() -> None:
+    make_env(PENDULUM, [2**31 - 1])
+    with pytest.raises(TiplError, match="no seed above 2147483647, and 2147483648"):
+        make_env(PENDULUM, [2**31 - 1, 2**31])
+
+
+def test_making_leaves_no_log_and_keeps_back_no_other_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MuJoCo writes its remarks into the working directory unless someone listens."""
+    monkeypatch.chdir(tmp_path)
+    make_env(CHEETAH, [1], "gymnasium")
+    assert not list(tmp_path.iterdir())
+    with pytest.warns(UserWarning, match="latest versioned environment"):
+        make_env("InvertedPendulum", [1], "gymnasium")
+
+
+def test_engine_versions_name_the_mujoco_that_steps() -> None:
+    assert engine_versions("gymnasium") == {
+        "gymnasium": importlib.metadata.version("gymnasium"),
+        "mujoco": mujoco.__version__,
+    }
+    versions = engine_versions("envpool")
+    assert set(versions) == {"envpool", "mujoco"}
+    assert versions["envpool"] == envpool.__version__
+    assert re.fullmatch(r"3\.\d+\.\d+", versions["mujoco"])
+    library = Path(envpool.__file__).parent / "mujoco" / "mujoco_gym_envpool.so"
+    assert b"\0" + versions["mujoco"].encode() + b"\0" in library.read_bytes()

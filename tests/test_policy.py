@@ -1,0 +1,203 @@
+"""The policy's numbers against torch: layout, first weights, forward passes, and tanh against numpy."""
+
+import json
+
+import numpy as np
+import plain_ppo
+import pytest
+import torch
+from numba import njit
+
+from tipl.policy import (
+    FASTMATH,
+    ParamSpec,
+    forward_batch,
+    forward_one,
+    initial_weights,
+    layer_sizes,
+    mean_actions,
+    network_size,
+    policy_spec,
+    tanh32,
+)
+
+NETWORKS = [(4, (8, 8), 1), (17, (64, 64), 6), (3, (5,), 2), (2, (9, 1, 4), 3)]
+
+
+@njit(fastmath=FASTMATH, error_model="numpy")
+def tanh_of_all(x, out):
+    for i in range(len(x)):
+        out[i] = tanh32(x[i])
+
+
+def tanh(x: np.ndarray) -> np.ndarray:
+    out = np.empty_like(x)
+    tanh_of_all(x, out)
+    return out
+
+
+def test_tanh_is_numpys_to_4e_7() -> None:
+    x = np.concatenate([np.linspace(-12, 12, 1_000_001), np.geomspace(1e-38, 1e38, 10_001)]).astype(np.float32)
+    expected = np.tanh(x.astype(np.float64))
+    assert np.abs(tanh(x) - expected).max() < 4e-7
+    small = np.abs(x) < 0.1  # where the network begins: there the relative error counts
+    np.testing.assert_allclose(tanh(x[small]), expected[small], rtol=4e-7)
+    np.testing.assert_array_equal(tanh(-x), -tanh(x))
+    assert (np.abs(tanh(x)) <= 1).all()  # 1 − tanh² is its derivative and may not turn negative
+
+
+@pytest.mark.parametrize("place", range(0, 40, 3))
+def test_tanh_of_nan_and_infinity(place: int) -> None:
+    """At many places of an array: in the vectorized loop as well as in the rest that it leaves."""
+    x = np.linspace(-1, 1, 40).astype(np.float32)
+    expected = np.tanh(x)
+    for special, value in ((np.nan, np.nan), (np.inf, 1), (-np.inf, -1)):
+        x[place], expected[place] = special, value
+        np.testing.assert_allclose(tanh(x), expected, rtol=0, atol=4e-7)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_spec_names_what_cleanrls_agent_holds(network) -> None:
+    """The flat vector, cut up by the spec, is the agent's state dict."""
+    spec = policy_spec(*network)
+    theta = np.random.default_rng(0).standard_normal(spec.size + critic_size(network), np.float32)
+    agent = plain_ppo.Agent(*network, theta)
+    state = {name: tensor.numpy() for name, tensor in agent.state_dict().items() if not name.startswith("critic.")}
+    assert set(spec.names) == set(state)
+    tensors = spec.unflatten(theta[: spec.size])
+    for name, offset, size in zip(spec.names, spec.offsets, spec.sizes, strict=True):
+        # CleanRL keeps the log-std with a leading axis of 1.
+        np.testing.assert_array_equal(tensors[name], state[name][0] if name == "actor_logstd" else state[name])
+        np.testing.assert_array_equal(theta[offset : offset + size], state[name].reshape(-1))
+    np.testing.assert_array_equal(spec.flatten(state), theta[: spec.size])
+    np.testing.assert_array_equal(spec.flatten(tensors), theta[: spec.size])
+
+
+def test_number_of_weights_is_the_papers() -> None:
+    assert policy_spec(4, (8, 8), 1).size == 122
+    assert policy_spec(17, (256, 256), 6).size == 71_948
+    assert network_size(layer_sizes(4, (8, 8), 1)) == 121
+
+
+def test_spec_by_hand() -> None:
+    spec = policy_spec(4, (8,), 2)
+    assert spec.names == ("actor_mean.0.weight", "actor_mean.0.bias", "actor_mean.2.weight", "actor_mean.2.bias",
+                          "actor_logstd")  # fmt: skip
+    assert spec.shapes == ((8, 4), (8,), (2, 8), (2,), (2,))
+    assert spec.offsets == (0, 32, 40, 56, 58)
+    assert spec.size == 60
+
+
+def test_spec_returns_from_json_as_it_was() -> None:
+    spec = policy_spec(17, (64, 32), 6)
+    assert ParamSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_unflatten_gives_views_and_refuses_other_lengths() -> None:
+    spec = policy_spec(4, (8, 8), 1)
+    weights = np.zeros(spec.size, np.float32)
+    spec.unflatten(weights)["actor_mean.0.bias"][:] = 1
+    assert weights.sum() == 8
+    with pytest.raises(AssertionError):
+        spec.unflatten(weights[:-1])
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_first_weights_are_orthogonal_with_cleanrls_gains(network) -> None:
+    policy, critic = initial_weights(*network, np.random.default_rng(1))
+    assert policy.dtype == critic.dtype == np.float32
+    agent = plain_ppo.Agent(*network, np.concatenate([policy, critic]))
+    assert not agent.actor_logstd.detach().numpy().any()
+    for part, head_gain in ((agent.actor_mean, 0.01), (agent.critic, 1.0)):
+        linear = [module for module in part if isinstance(module, torch.nn.Linear)]
+        for layer, gain in zip(linear, [2**0.5] * (len(linear) - 1) + [head_gain], strict=True):
+            weight = layer.weight.detach().double()
+            weight = weight if weight.shape[0] <= weight.shape[1] else weight.T
+            expected = gain**2 * torch.eye(len(weight), dtype=torch.float64)
+            torch.testing.assert_close(weight @ weight.T, expected, rtol=0, atol=1e-6 * gain**2)
+            assert not layer.bias.detach().numpy().any()
+
+
+def test_first_weights_are_distributed_as_torchs() -> None:
+    """Means and deviations of every entry and of the products of two entries, over many draws.
+
+    Without the sign correction of the QR decomposition the entries are not centered.
+    """
+    draws, shape = 4000, (4, 3)
+    rng, generator = np.random.default_rng(2), torch.Generator().manual_seed(2)
+    spec = policy_spec(shape[1], (shape[0],), 1)
+    ours = np.stack(
+        [
+            spec.unflatten(initial_weights(shape[1], (shape[0],), 1, rng)[0])["actor_mean.0.weight"].reshape(-1)
+            for _ in range(draws)
+        ]
+    )
+    theirs = np.stack(
+        [
+            torch.nn.init.orthogonal_(torch.empty(shape), 2**0.5, generator).numpy().reshape(-1)
+            for _ in range(draws)
+        ]
+    )  # fmt: skip
+    # An entry has mean 0, variance gain²/4 = ½; 5 standard errors of each statistic.
+    error = 5 * 0.5**0.5 / draws**0.5
+    for sample in (ours, theirs):
+        np.testing.assert_allclose(sample.mean(0), 0, atol=error)
+    np.testing.assert_allclose(ours.T @ ours / draws, theirs.T @ theirs / draws, atol=error)
+    np.testing.assert_allclose((ours**4).mean(0), (theirs**4).mean(0), atol=error)
+
+
+def test_first_weights_follow_the_generator() -> None:
+    first, again, other = (initial_weights(4, (8, 8), 1, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(np.concatenate(first), np.concatenate(again))
+    assert not np.isin(first[0][first[0] != 0], other[0]).any()
+    assert not np.isin(first[0][first[0] != 0], first[1]).any()  # actor and critic are drawn apart
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_forward_passes_are_torchs(batch: int, network) -> None:
+    obs_dim, hidden_sizes, out_dim = network
+    sizes, before = layer_sizes(*network), 11  # the network begins within the vector
+    rng = np.random.default_rng(5)
+    theta = rng.standard_normal(before + network_size(sizes) + 3, np.float32)
+    x = rng.standard_normal((batch, obs_dim), np.float32)
+    network = plain_ppo.tanh_network(obs_dim, hidden_sizes, out_dim).double()
+    torch.nn.utils.vector_to_parameters(torch.tensor(theta[before:-3]).double(), network.parameters())
+    with torch.no_grad():
+        hidden = [network[: 2 * layer + 2](torch.tensor(x).double()).numpy() for layer in range(len(hidden_sizes))]
+        expected = network(torch.tensor(x).double()).numpy()
+
+    acts = np.full(batch * sizes[1:].sum() + 5, np.nan, np.float32)
+    out = forward_batch(theta, before, sizes, x, acts)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+    assert np.shares_memory(out, acts)
+    for layer, kept in enumerate([*hidden, expected], start=1):
+        start = batch * sizes[1:layer].sum()
+        got = acts[start : start + batch * sizes[layer]].reshape(batch, sizes[layer])
+        np.testing.assert_allclose(got, kept, rtol=1e-4, atol=1e-5)
+    assert np.isnan(acts[-5:]).all()
+
+    one, scratch = np.empty(out_dim, np.float32), np.empty((2, sizes.max()), np.float32)
+    for row in range(batch):
+        forward_one(theta, before, sizes, x[row], scratch, one)
+        np.testing.assert_allclose(one, expected[row], rtol=1e-4, atol=1e-5)
+
+
+def test_mean_actions_are_those_of_the_named_policies() -> None:
+    """Rows of theta may hold more than a policy: the critic stands behind it."""
+    network = (17, (64, 64), 6)
+    rng = np.random.default_rng(6)
+    size = policy_spec(*network).size + critic_size(network)
+    theta = rng.standard_normal((3, size), np.float32) / 4
+    policy = np.array([2, 0, 0, 1, 2])
+    obs = rng.standard_normal((5, 17), np.float32)
+    out = np.full((5, 6), np.nan, np.float32)
+    mean_actions(theta, policy, obs, layer_sizes(*network), out)
+    for row, number in enumerate(policy):
+        with torch.no_grad():
+            expected = plain_ppo.Agent(*network, theta[number]).actor_mean(torch.tensor(obs[row])).numpy()
+        np.testing.assert_allclose(out[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def critic_size(network: tuple[int, tuple[int, ...], int]) -> int:
+    return network_size(layer_sizes(network[0], network[1], 1))
