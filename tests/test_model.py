@@ -1,0 +1,307 @@
+"""The paper's Transformer: what it may see, what it computes, and what it leaves on disk.
+
+In: small random models and codes.  Out: failures against naive numpy, closed forms and damaged files.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from tipl.errors import TiplError
+from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE, Attention, Dropout, TIPLConfig, write_file
+
+CONFIG = TIPLConfig(dim=3, context=6, max_timestep=40, num_layers=2, num_heads=2, width=8, dropout=0.1)
+
+
+def make_model(config: TIPLConfig = CONFIG, seed: int = 0) -> TIPL:
+    """Random in every weight, biases and norms too, with a standardization that is not the identity."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TIPL(config)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.5)
+        model.mean_D.normal_()
+        model.std_D.uniform_(0.5, 2.0)
+    return model.eval()
+
+
+def make_window(batch: int = 4, length: int = 6, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randn(batch, length, CONFIG.dim, generator=generator)
+    timesteps = torch.randint(0, 30, (batch, 1), generator=generator) + torch.arange(length)
+    return codes, timesteps, torch.ones(batch, length, dtype=torch.bool)
+
+
+def padded_window(padding: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    codes, timesteps, valid = make_window()
+    valid[:, :padding] = False
+    return codes, timesteps, valid
+
+
+def test_a_prediction_has_a_code_for_every_position():
+    codes, timesteps, valid = make_window(5, 4)
+    model = make_model()
+    assert model(codes, timesteps, valid).shape == (5, 4, 3)
+    assert model.rollout(codes, timesteps, valid, 7).shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("changed", range(6))
+def test_changing_a_code_changes_no_output_before_it_and_every_output_from_it_on(changed: int):
+    codes, timesteps, valid = make_window()
+    model = make_model()
+    before = model(codes, timesteps, valid)
+    codes[:, changed] += 1.0
+    moved = (model(codes, timesteps, valid) - before).abs().amax(-1)
+    assert (moved[:, :changed] == 0).all()
+    assert (moved[:, changed:] > 1e-5).all()
+
+
+@pytest.mark.parametrize("padding", range(1, 6))
+def test_what_padding_holds_changes_nothing(padding: int):
+    codes, timesteps, valid = padded_window(padding)
+    model = make_model()
+    before = model(codes, timesteps, valid)[:, padding:]
+    codes[:, :padding] = torch.tensor([torch.nan, torch.inf, 1e30])
+    timesteps[:, :padding] = -7
+    assert torch.equal(model(codes, timesteps, valid)[:, padding:], before)
+
+
+@pytest.mark.parametrize("padding", range(1, 6))
+def test_a_padded_window_predicts_what_the_codes_alone_predict(padding: int):
+    codes, timesteps, valid = padded_window(padding)
+    model = make_model()
+    alone = model(codes[:, padding:], timesteps[:, padding:], valid[:, padding:])
+    torch.testing.assert_close(model(codes, timesteps, valid)[:, padding:], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_rows_of_nothing_but_padding_give_finite_outputs_and_gradients(training: bool):
+    codes, timesteps, valid = make_window()
+    valid[1] = False
+    codes[1] = torch.nan
+    model = make_model().train(training)
+    predicted = model(codes, timesteps, valid)
+    assert predicted.isfinite().all()
+    predicted[valid].square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_padding_has_no_gradient():
+    codes, timesteps, valid = padded_window(3)
+    codes.requires_grad_()
+    make_model()(codes, timesteps, valid)[:, 3:].square().sum().backward()
+    assert codes.grad is not None
+    assert (codes.grad[:, :3] == 0).all()
+    assert (codes.grad[:, 3:] != 0).all()
+
+
+def test_attention_equals_a_masked_softmax_written_out_in_numpy():
+    K, heads, width = 5, 2, 6
+    torch.manual_seed(3)
+    attention = Attention(width, heads, dropout=0.0)
+    x = torch.randn(2, K, width)
+    allowed = np.tril(np.ones((K, K), bool)) & ~np.array([[False] * 5, [True, True, False, False, False]])[:, None]
+    allowed |= np.eye(K, dtype=bool)
+    mask = torch.where(torch.from_numpy(allowed), 0.0, -torch.inf)[:, None]
+
+    weight, bias = attention.qkv.weight.detach().numpy(), attention.qkv.bias.detach().numpy()
+    out_weight, out_bias = attention.out.weight.detach().numpy(), attention.out.bias.detach().numpy()
+    expected = np.zeros((2, K, width))
+    for b in range(2):
+        q, k, v = np.split(x[b].numpy() @ weight.T + bias, 3, axis=1)
+        seen = np.zeros((K, width))
+        for head in range(heads):
+            part = slice(head * width // heads, (head + 1) * width // heads)
+            for i in range(K):
+                keys = [j for j in range(K) if allowed[b, i, j]]
+                logits = np.array([q[i, part] @ k[j, part] for j in keys]) / np.sqrt(width / heads)
+                share = np.exp(logits) / np.exp(logits).sum()
+                seen[i, part] = sum(s * v[j, part] for s, j in zip(share, keys, strict=True))
+        expected[b] = seen @ out_weight.T + out_bias
+    np.testing.assert_allclose(attention(x, mask).detach().numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_whole_forward_pass_equals_one_written_out_in_numpy():
+    config = dataclasses.replace(CONFIG, num_heads=1)
+    model = make_model(config)
+    codes, timesteps, valid = make_window(batch=1)
+    w = {name: tensor.detach().numpy().astype(np.float64) for name, tensor in model.state_dict().items()}
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        centered = x - x.mean(-1, keepdims=True)
+        return (
+            centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+        )
+
+    def linear(x: np.ndarray, name: str) -> np.ndarray:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    x = linear((codes[0].numpy() - w["mean_D"]) / w["std_D"], "embed_code")
+    x = norm(x + w["embed_time.weight"][timesteps[0].numpy()], "norm_embedding")
+    for layer in range(config.num_layers):
+        name = f"blocks.{layer}"
+        q, k, v = np.split(linear(norm(x, f"{name}.norm_attention"), f"{name}.attention.qkv"), 3, axis=1)
+        logits = np.where(np.tril(np.ones((6, 6))) > 0, q @ k.T / np.sqrt(config.width), -np.inf)
+        share = np.exp(logits - logits.max(1, keepdims=True))
+        x = x + linear(share / share.sum(1, keepdims=True) @ v, f"{name}.attention.out")
+        hidden = np.maximum(linear(norm(x, f"{name}.norm_mlp"), f"{name}.mlp.0"), 0)
+        x = x + linear(hidden, f"{name}.mlp.2")
+    expected = linear(norm(x, "norm_out"), "head") * w["std_D"] + w["mean_D"]
+    predicted = model(codes, timesteps, valid)[0].detach().numpy()
+    np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("absolute_time", [True, False])
+def test_the_number_of_parameters_is_the_formula(absolute_time: bool):
+    config = dataclasses.replace(CONFIG, absolute_time=absolute_time, num_layers=3)
+    D, C, times = config.dim, config.width, config.max_timestep + 1
+    embedding = D * C + C + absolute_time * times * C + 2 * C
+    block = 4 * C + (3 * C * C + 3 * C) + (C * C + C) + (4 * C * C + 4 * C) + (4 * C * C + C)
+    head = 2 * C + C * D + D
+    assert sum(weight.numel() for weight in TIPL(config).parameters()) == embedding + 3 * block + head
+
+
+def test_a_rollout_is_one_step_fed_back_over_a_sliding_window():
+    model = make_model()
+    codes, timesteps, valid = make_window(length=4)
+    valid[0, :2] = False
+    rollout = model.rollout(codes, timesteps, valid, 5)
+    for step in range(5):
+        following = model(codes[:, -6:], timesteps[:, -6:], valid[:, -6:])[:, -1:]
+        torch.testing.assert_close(rollout[:, step : step + 1], following, rtol=1e-5, atol=1e-5)
+        codes = torch.cat([codes, following], 1)
+        timesteps = torch.cat([timesteps, timesteps[:, -1:] + 1], 1)
+        valid = torch.cat([valid, torch.ones(4, 1, dtype=torch.bool)], 1)
+
+
+def test_a_rollout_sees_no_more_than_its_context():
+    model = make_model()
+    codes, timesteps, valid = make_window(length=8)
+    before = model.rollout(codes, timesteps, valid, 3)
+    codes[:, :2] += 5.0
+    assert torch.equal(model.rollout(codes, timesteps, valid, 3), before)
+    codes[:, 2] += 5.0
+    assert not torch.equal(model.rollout(codes, timesteps, valid, 3), before)
+
+
+def test_a_rollout_has_no_dropout_and_no_gradient_and_leaves_the_mode_and_its_input_alone():
+    model = make_model().train()
+    codes, timesteps, valid = make_window()
+    given = codes.clone()
+    rollout = model.rollout(codes, timesteps, valid, 2)
+    assert model.training
+    assert not rollout.requires_grad
+    assert torch.equal(rollout, model.eval().rollout(codes, timesteps, valid, 2))
+    assert torch.equal(codes, given)
+
+
+def test_time_counts_unless_it_is_off_and_past_the_last_learned_one_counts_as_that():
+    codes, timesteps, valid = make_window()
+    model = make_model()
+    late = torch.full_like(timesteps, CONFIG.max_timestep)
+    assert not torch.equal(model(codes, timesteps, valid), model(codes, late, valid))
+    assert torch.equal(model(codes, late, valid), model(codes, late + 100, valid))
+    timeless = make_model(dataclasses.replace(CONFIG, absolute_time=False))
+    assert torch.equal(timeless(codes, timesteps, valid), timeless(codes, late, valid))
+
+
+def test_standardization_is_inside():
+    model = make_model()
+    codes, timesteps, valid = make_window()
+    predicted = model(codes, timesteps, valid)
+    mean, std = model.mean_D.clone(), model.std_D.clone()
+    model.mean_D.zero_()
+    model.std_D.fill_(1.0)
+    expected = model((codes - mean) / std, timesteps, valid) * std + mean
+    torch.testing.assert_close(predicted, expected)
+
+
+def test_dropout_drops_the_share_it_is_told_to_and_keeps_the_mean():
+    dropout = Dropout(0.1)
+    torch.manual_seed(0)
+    out = dropout(torch.ones(1_000_000))
+    assert out.unique().tolist() == pytest.approx([0, 1 / 0.9])
+    for place in range(4):  # the four 16-bit numbers of a 64-bit draw
+        assert (out[place::4] == 0).float().mean().item() == pytest.approx(0.1, abs=0.003)
+    dropped = (out == 0).float() - 0.1
+    assert (dropped[1:] * dropped[:-1]).mean().item() == pytest.approx(0, abs=0.001)  # neighbors are independent
+    assert torch.equal(dropout.eval()(torch.ones(5)), torch.ones(5))
+
+
+def test_a_model_comes_back_from_disk_as_it_was(tmp_path: Path):
+    model = make_model(dataclasses.replace(CONFIG, basis="full", centered=True))
+    model.save(tmp_path / "new" / "folder")
+    state = torch.get_rng_state()
+    loaded = TIPL.load(tmp_path / "new" / "folder")
+    assert torch.equal(torch.get_rng_state(), state), "loading draws no random numbers"
+    assert all(weight.requires_grad for weight in loaded.parameters())
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert torch.equal(loaded(*make_window()), model(*make_window()))
+    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
+
+
+def test_files_that_do_not_make_a_model_are_refused_with_one_line(tmp_path: Path):
+    def refuses(match: str) -> None:
+        with pytest.raises(TiplError, match=match) as refusal:
+            TIPL.load(tmp_path)
+        assert "\n" not in str(refusal.value)
+
+    config_file, weights_file = tmp_path / CONFIG_FILE, tmp_path / WEIGHTS_FILE
+    refuses("no model in")
+    make_model().save(tmp_path)
+    config, weights = config_file.read_text(), weights_file.read_bytes()
+    record = json.loads(config)
+
+    weights_file.unlink()
+    refuses("Cannot read .*model.safetensors")
+    weights_file.write_bytes(weights[: len(weights) // 2])
+    refuses("cut short")
+    weights_file.write_bytes(b"")
+    refuses("cut short")
+    tensors = safetensors.torch.load(weights)
+    weights_file.write_bytes(safetensors.torch.save(tensors | {"head.weight": torch.zeros(5, 5)}))
+    refuses(r"head.weight is torch.float32 \[5, 5\], expected torch.float32 \[3, 8\]")
+    weights_file.write_bytes(safetensors.torch.save(tensors | {"head.weight": tensors["head.weight"].double()}))
+    refuses("head.weight is torch.float64")
+    weights_file.write_bytes(safetensors.torch.save(tensors | {"extra": torch.zeros(1)}))
+    refuses("extra is torch.float32 .*, expected absent")
+    weights_file.write_bytes(
+        safetensors.torch.save({name: tensor for name, tensor in tensors.items() if name != "head.bias"})
+    )
+    refuses("head.bias is absent")
+    weights_file.write_bytes(weights)
+
+    config_file.write_text(config[:40])
+    refuses("cut short or no JSON")
+    config_file.write_text("[1]")
+    refuses("does not describe a TIPL model")
+    config_file.write_text(json.dumps(record | {"version": 99}))
+    refuses("version 99")
+    config_file.write_text(json.dumps(record | {"model": "causal"}))
+    refuses("model 'causal'")
+    config_file.write_text(json.dumps(record | {"config": record["config"] | {"flavor": 1}}))
+    refuses("flavor")
+    config_file.write_text(json.dumps(record | {"config": {"dim": 3}}))
+    refuses("lacks settings")
+    config_file.write_text(json.dumps(record | {"config": record["config"] | {"width": "8"}}))
+    refuses("lacks settings")
+    for wrong in ({"num_heads": 3}, {"dim": 2.5}, {"context": 0}, {"dropout": 1.0}):
+        config_file.write_text(json.dumps(record | {"config": record["config"] | wrong}))
+        refuses("describe no model")
+    config_file.write_text(config)
+    TIPL.load(tmp_path)
+
+
+def test_a_file_that_cannot_be_written_is_the_users_to_solve(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TiplError, match="Cannot write"):
+        make_model().save(tmp_path / "file")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(TiplError, match="Cannot write"):
+        write_file(tmp_path / "taken", b"x")

@@ -1,0 +1,469 @@
+"""The training loop: what it is fed, that it learns, that stopping it changes nothing, and what it refuses.
+
+In: rotating codes and a small real store.  Out: failures against naive loops, closed forms and uninterrupted runs.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from tipl import train as training
+from tipl.errors import TiplError
+from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE
+from tipl.presets import CollectConfig, SVDConfig, TrainConfig
+from tipl.train import CHECKPOINT_FILE, CODES_FOLDER, CURVE_FILE, NextCode, Segments, fast_precision, fit, train
+
+SMALL = TrainConfig(
+    context=5, num_layers=1, width=8, steps=12, batch_size=4, learning_rate=1e-2, warmup_steps=3, validate_every=5
+)
+
+
+def rotations(trials: int, length: int, seed: int, dim: int = 4) -> list[np.ndarray]:
+    """[T, D] codes that turn by 0.2 and 0.5 radians a step in the two planes of R⁴, from random starts on circles."""
+    rng = np.random.default_rng(seed)
+    angles = rng.uniform(0, 2 * np.pi, (trials, 1, dim // 2)) + np.arange(length)[:, None] * [0.2, 0.5]
+    return [*np.concatenate([np.cos(angles), np.sin(angles)], -1).astype(np.float32)]
+
+
+def unequal_sequences() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(length, 3)).astype(np.float32) for length in (9, 4, 17)]
+
+
+def small_fit(out: Path, config: TrainConfig = SMALL, **options) -> TIPL:
+    return fit(rotations(3, 30, 1), rotations(2, 20, 2), config, out, progress=False, **options)
+
+
+def curve(out: Path) -> list[dict]:
+    entries = json.loads((out / CURVE_FILE).read_text())["curve"]
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries]
+
+
+def ending(out: Path) -> tuple[dict[str, torch.Tensor], bytes, list[dict]]:
+    """All that a training leaves behind: every tensor of the last checkpoint, the best model's file, the curve."""
+    return safetensors.torch.load_file(out / CHECKPOINT_FILE), (out / WEIGHTS_FILE).read_bytes(), curve(out)
+
+
+def assert_same_ending(out: Path, other: Path) -> None:
+    (tensors, model, entries), (other_tensors, other_model, other_entries) = ending(out), ending(other)
+    assert tensors.keys() == other_tensors.keys()
+    assert [name for name in tensors if not torch.equal(tensors[name], other_tensors[name])] == []
+    assert model == other_model
+    assert entries == other_entries
+
+
+# What the model is fed
+
+
+@pytest.mark.parametrize("context, ahead", [(1, 1), (5, 1), (5, 3), (20, 1)])
+def test_the_gather_equals_a_loop_over_trials_and_origins(context: int, ahead: int):
+    sequences = unequal_sequences()
+    segments = Segments([torch.from_numpy(codes) for codes in sequences], context, ahead)
+    expected = []
+    for j, codes in enumerate(sequences):
+        for origin in range(len(codes) - ahead):
+            window, valid = np.zeros((context + ahead, 3), np.float32), np.zeros(context + ahead, bool)
+            for place in range(context + ahead):
+                t = origin - context + 1 + place
+                if t >= 0:
+                    window[place], valid[place] = codes[t], True
+            expected.append((j, np.arange(origin - context + 1, origin + ahead + 1), window, valid))
+    assert len(segments) == len(expected)
+    codes, timesteps, valid = segments.gather(torch.arange(len(segments)))
+    trial, expected_timesteps, expected_codes, expected_valid = map(np.stack, zip(*expected, strict=True))
+    assert np.array_equal(segments.trials_S, trial)
+    assert np.array_equal(codes, expected_codes)
+    assert np.array_equal(valid, expected_valid)
+    assert np.array_equal(timesteps.numpy()[expected_valid], expected_timesteps[expected_valid])
+
+
+def test_batches_hold_padded_starts_as_often_as_other_origins():
+    config = dataclasses.replace(SMALL, batch_size=500)
+    sequences = rotations(3, 30, 1)
+    task = NextCode(sequences, rotations(2, 20, 2), [np.ones(4)] * 2, config, {})
+    drawn = []
+    gather = task.train.gather
+
+    def watched(index_B: torch.Tensor):
+        drawn.append(gather(index_B)[2].sum(1) - 1)  # codes of the history
+        return gather(index_B)
+
+    task.train.gather = watched
+    task.loss(torch.Generator().manual_seed(0))
+    counts = np.bincount(drawn[0].numpy(), minlength=6)
+    assert counts[0] == 0
+    np.testing.assert_allclose(counts[1:5] / 500, 1 / 29, atol=0.03)
+    assert counts[1:5].min() > 0
+    assert counts[5] / 500 == pytest.approx(25 / 29, abs=0.05)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_the_loss_is_the_mean_over_valid_positions_of_standardized_codes(standardize: bool):
+    sequences = unequal_sequences()
+    config = dataclasses.replace(SMALL, dropout=0.0, standardize=standardize, batch_size=40)
+    task = NextCode(sequences, [sequences[2]], [np.ones(3)], config, {})
+    loss = task.loss(torch.Generator().manual_seed(3)).item()
+
+    everything = np.concatenate(sequences)
+    std = everything.std(0) if standardize else np.ones(3)
+    origins = [(codes, origin) for codes in sequences for origin in range(len(codes) - 1)]
+    squares = []
+    for index in torch.randint(len(origins), (40,), generator=torch.Generator().manual_seed(3)).tolist():
+        codes, origin = origins[index]
+        first = max(0, origin - 4)
+        seen = torch.from_numpy(codes[None, first : origin + 1])
+        timesteps = torch.arange(first, origin + 1)[None]
+        predicted = task.model(seen, timesteps, torch.ones_like(timesteps, dtype=torch.bool))[0].detach().numpy()
+        squares.append((((predicted - codes[first + 1 : origin + 2]) / std) ** 2).ravel())
+    assert loss == pytest.approx(np.concatenate(squares).mean(), rel=1e-4)
+
+
+def test_validation_equals_a_loop_over_every_origin():
+    validation, scales = rotations(2, 20, 2), [np.array([3.0, 1.0, 0.5, 0.0]), np.array([1.0, 2.0, 0.1, 4.0])]
+    task = NextCode(rotations(3, 30, 1), validation, scales, SMALL, {})
+    result = task.validate()
+    assert task.model.training
+    error, still, losses = np.zeros(10), np.zeros(10), []
+    for codes, scale in zip(validation, scales, strict=True):
+        for origin in range(10):
+            first = max(0, origin - 4)
+            seen, timesteps = torch.from_numpy(codes[None, first : origin + 1]), torch.arange(first, origin + 1)[None]
+            valid = torch.ones_like(timesteps, dtype=torch.bool)
+            rollout = task.model.rollout(seen, timesteps, valid, 10)[0].numpy()
+            future = codes[origin + 1 : origin + 11]
+            error += (((rollout - future) * scale) ** 2).sum(1)
+            still += (((codes[origin] - future) * scale) ** 2).sum(1)
+            task.model.eval()
+            following = task.model(seen, timesteps, valid)[0].detach().numpy()
+            losses.append((((following - codes[first + 1 : origin + 2]) / task.model.std_D.numpy()) ** 2).ravel())
+    assert result.skill == pytest.approx({1: 1 - error[0] / still[0], 10: 1 - error[9] / still[9]}, rel=1e-3)
+    assert result.loss == pytest.approx(np.concatenate(losses).mean(), rel=1e-4)
+
+
+# That it learns
+
+
+def test_it_learns_a_rotation_to_near_zero_error(tmp_path: Path):
+    config = TrainConfig(
+        context=8, num_layers=2, width=32, dropout=0.0, steps=800, batch_size=32, learning_rate=3e-3, warmup_steps=50,
+        validate_every=200, absolute_time=False,
+    )  # fmt: skip
+    model = fit(rotations(20, 40, 1), rotations(4, 40, 2), config, tmp_path, progress=False)
+    unseen = np.stack(rotations(50, 40, 3))
+    window = torch.from_numpy(unseen[:, :8])
+    valid = torch.ones(50, 8, dtype=torch.bool)
+    error = (model.rollout(window, torch.arange(8).expand(50, 8), valid, 10).numpy() - unseen[:, 8:18]) ** 2
+    variance = 0.5
+    assert error[:, 0].mean() / variance < 0.002
+    assert error.mean() / variance < 0.01
+    assert curve(tmp_path)[-1]["skill"]["10"] > 0.99
+
+
+def test_the_kept_model_is_the_one_with_the_best_skill_ten_ahead(tmp_path: Path):
+    model = small_fit(tmp_path, dataclasses.replace(SMALL, steps=40, learning_rate=0.05))
+    skills = [entry["skill"]["10"] for entry in curve(tmp_path)]
+    assert skills.index(max(skills)) != len(skills) - 1, "the settings must make the last model a worse one"
+    task = NextCode(rotations(3, 30, 1), rotations(2, 20, 2), [np.ones(4)] * 2, SMALL, {})
+    task.model.load_state_dict(model.state_dict())
+    assert task.validate().skill[10] == max(skills)
+
+
+def test_the_learning_rate_warms_up_and_the_optimizer_is_adamw(tmp_path: Path):
+    """Three steps in float32 against torch's own, not fused AdamW, driven by hand on the same batches."""
+    config = dataclasses.replace(SMALL, steps=3, dropout=0.0, warmup_steps=2, max_grad_norm=0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "fast_precision", lambda: torch.float32)
+        small_fit(tmp_path, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        task = NextCode(rotations(3, 30, 1), rotations(2, 20, 2), [np.ones(4)] * 2, config, {})
+    optimizer = torch.optim.AdamW(task.model.parameters(), weight_decay=config.weight_decay)
+    batches = torch.Generator().manual_seed(config.seed)
+    for rate in (config.learning_rate / 2, config.learning_rate, config.learning_rate):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        task.loss(batches).backward()
+        norm = torch.stack([(w.grad**2).sum() for w in task.model.parameters() if w.grad is not None]).sum().sqrt()
+        assert norm > config.max_grad_norm
+        for weight in task.model.parameters():
+            assert weight.grad is not None
+            weight.grad *= config.max_grad_norm / norm
+        optimizer.step()
+    tensors = safetensors.torch.load_file(tmp_path / CHECKPOINT_FILE)
+    for name, weight in task.model.named_parameters():
+        torch.testing.assert_close(tensors[f"model.{name}"], weight.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_codes_that_stand_still_in_training_are_not_divided_by_zero(tmp_path: Path):
+    sequences = [codes * [1, 1, 1, 0] for codes in rotations(3, 30, 1)]
+    model = fit(sequences, rotations(1, 20, 2), SMALL, tmp_path, progress=False)
+    assert model.std_D[3] == 1
+    assert curve(tmp_path)[-1]["validation_loss"] < 10
+
+
+# Seeds, stopping and going on
+
+
+@contextmanager
+def interrupted_at(step: int) -> Iterator[None]:
+    """Press Ctrl-C, really, in the middle of an update."""
+    update = training._Training._update
+
+    def update_and_press(self: training._Training) -> None:
+        if self.step == step - 1:
+            signal.raise_signal(signal.SIGINT)
+        update(self)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training._Training, "_update", update_and_press)
+        yield
+
+
+@pytest.mark.parametrize("stops", [[1], [5], [7], [3, 4, 11], [12]])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(
+    tmp_path: Path, stops: list[int], precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training, "fast_precision", lambda: precision)
+    whole = small_fit(tmp_path / "whole")
+    for step in stops:
+        with interrupted_at(step):
+            small_fit(tmp_path / "parts", resume=True)
+        torch.rand(3)  # whatever else the program draws has no influence
+    # Goes on in the precision it was begun in, whatever this machine would choose.
+    monkeypatch.setattr(training, "fast_precision", lambda: torch.float16)
+    parts = small_fit(tmp_path / "parts", resume=True)
+    assert_same_ending(tmp_path / "whole", tmp_path / "parts")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+def test_a_crash_between_the_best_model_and_its_checkpoint_is_gone_on_from(tmp_path: Path):
+    small_fit(tmp_path / "whole")
+    write, written = training._Training.write_checkpoint, []
+
+    def crash(self: training._Training) -> None:
+        if self.step == 10:
+            raise OSError("the machine stopped")
+        write(self)
+        written.append(self.step)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(training._Training, "write_checkpoint", crash)
+        small_fit(tmp_path / "parts")
+    assert written == [0, 5]
+    small_fit(tmp_path / "parts", resume=True)
+    assert_same_ending(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_second_press_interrupts_at_once_and_the_handler_is_given_back():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), training._interruption() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_it_trains_in_a_thread_too(tmp_path: Path):
+    thread = threading.Thread(target=small_fit, args=(tmp_path,))
+    thread.start()
+    thread.join()
+    assert [entry["step"] for entry in curve(tmp_path)] == [5, 10, 12]
+
+
+def test_a_seed_makes_a_model_and_another_seed_another(tmp_path: Path):
+    state = torch.get_rng_state()
+    small_fit(tmp_path / "a")
+    assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are left alone"
+    torch.rand(1)
+    small_fit(tmp_path / "same")
+    small_fit(tmp_path / "other", dataclasses.replace(SMALL, seed=1))
+    assert_same_ending(tmp_path / "a", tmp_path / "same")
+    first, other = ending(tmp_path / "a")[0], ending(tmp_path / "other")[0]
+    assert not torch.equal(first["model.head.weight"], other["model.head.weight"])
+    assert not torch.equal(first["random.batches"], other["random.batches"])
+
+
+def test_a_finished_training_says_so_and_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first = small_fit(tmp_path)
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
+    again = fit(rotations(3, 30, 1), rotations(2, 20, 2), SMALL, tmp_path, resume=True)
+    assert "is finished, 12 steps" in capsys.readouterr().err
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
+    assert torch.equal(first.head.weight, again.head.weight)
+
+
+def test_off_a_terminal_a_validation_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    fit(rotations(3, 30, 1), rotations(2, 20, 2), SMALL, tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    for step in (5, 10, 12):
+        (line,) = [line for line in lines if f"step {step} of 12" in line]
+        assert "skill" in line and "at h=10" in line
+    assert lines[0].endswith(str(tmp_path))
+    assert "kept the model of step" in lines[-1]
+    small_fit(tmp_path / "silent")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_curve_says_what_was_trained_on_what(tmp_path: Path):
+    model = small_fit(tmp_path, basis=dataclasses.asdict(SVDConfig(dim=4, centered=True)), trials={"train": [1, 2, 3]})
+    assert (model.config.basis, model.config.centered, model.config.max_timestep) == ("full", True, 28)
+    record = json.loads((tmp_path / CURVE_FILE).read_text())
+    assert record["config"] == dataclasses.asdict(SMALL)
+    assert record["codes"]["trials"] == {"train": [1, 2, 3]}
+    assert record["precision"] in ("float32", "bfloat16")
+    assert [entry["step"] for entry in record["curve"]] == [5, 10, 12]
+    seconds = [entry["seconds"] for entry in record["curve"]]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+
+
+def test_bfloat16_is_used_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx2": True})
+    assert fast_precision() == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert fast_precision() == torch.bfloat16
+
+
+# What it refuses
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path):
+    small_fit(tmp_path)
+    before = (tmp_path / CHECKPOINT_FILE).read_bytes()
+    with pytest.raises(TiplError, match="--resume"):
+        small_fit(tmp_path)
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
+    (tmp_path / CHECKPOINT_FILE).unlink()
+    for resume in (False, True):
+        with pytest.raises(TiplError, match="another --out"):
+            small_fit(tmp_path, resume=resume)
+    with pytest.raises(TiplError, match="is a file"):
+        small_fit(tmp_path / CONFIG_FILE)
+
+
+def test_resuming_with_other_settings_or_codes_is_refused(tmp_path: Path):
+    small_fit(tmp_path)
+    with pytest.raises(TiplError, match=r"other settings \(steps 12, seed 0\)"):
+        small_fit(tmp_path, dataclasses.replace(SMALL, steps=20, seed=1), resume=True)
+    with pytest.raises(TiplError, match="other codes"):
+        fit(rotations(3, 30, 9), rotations(2, 20, 2), SMALL, tmp_path, resume=True, progress=False)
+    with pytest.raises(TiplError, match="other codes"):
+        small_fit(tmp_path, resume=True, scales=[np.full(4, 2.0)] * 2)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
+    small_fit(tmp_path)
+    path = tmp_path / CHECKPOINT_FILE
+    whole = path.read_bytes()
+    for damaged in (whole[:-10], whole[:50], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(TiplError, match="cut short"):
+            small_fit(tmp_path, resume=True)
+    path.write_bytes(safetensors.torch.save({"x": torch.zeros(1)}))
+    with pytest.raises(TiplError, match="version None"):
+        small_fit(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "spoil, match",
+    [
+        (lambda train, validation: (train[:0], validation), "no training trial"),
+        (lambda train, validation: (train, validation[:0]), "no validation trial"),
+        (lambda train, validation: ([train[0], train[1][:1]], validation), "1 snapshots in training trial 1"),
+        (lambda train, validation: (train, [validation[0][:10]]), "at least 11"),
+        (lambda train, validation: ([train[0], train[1][:, :2]], validation), "one d for all"),
+        (lambda train, validation: (train, [validation[0][:, :2]]), "one d for all"),
+        (lambda train, validation: ([train[0] * np.nan], validation), "not all finite"),
+        (lambda train, validation: (train, [validation[0] * 0]), "never change"),
+    ],
+)
+def test_codes_that_nothing_can_be_learned_from_are_refused(tmp_path: Path, spoil: Callable, match: str):
+    sequences, validation = spoil(rotations(3, 30, 1), rotations(2, 20, 2))
+    with pytest.raises(TiplError, match=match):
+        fit(sequences, validation, SMALL, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_that_diverges_says_so(tmp_path: Path):
+    config = dataclasses.replace(SMALL, learning_rate=1e30, warmup_steps=0, steps=50)
+    with pytest.raises(TiplError, match="no longer finite"):
+        small_fit(tmp_path, config)
+
+
+# The verb, on a real store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tipl.collect import collect
+
+    path = tmp_path_factory.mktemp("data") / "store"
+    return collect(CollectConfig(trials=5, total_steps=4 * 2048), path, workers=1)
+
+
+def test_train_learns_from_training_trials_chooses_by_validation_trials_and_never_reads_test_trials(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tipl.representation import Codes
+
+    read = []
+    codes = Codes.codes
+    monkeypatch.setattr(Codes, "codes", lambda self, seed: read.append(seed) or codes(self, seed))
+    config = dataclasses.replace(SMALL, width=16)
+    out = train(store, tmp_path / "model", config, SVDConfig(dim=4))
+    assert read == [1, 2, 3, 4]
+    record = json.loads((out / CURVE_FILE).read_text())
+    assert record["codes"]["trials"]["train"] == [1, 2, 3]
+    assert record["codes"]["trials"]["validation"] == [4]
+    assert record["codes"]["basis"] == dataclasses.asdict(SVDConfig(dim=4))
+    model = TIPL.load(out)
+    assert (model.config.dim, model.config.basis) == (4, "full")
+
+    with pytest.raises(TiplError, match="--resume"):
+        train(store, out, config, SVDConfig(dim=4))
+    assert train(store, out, config, SVDConfig(dim=4), resume=True) == out
+    given = train(store, tmp_path / "given", config, codes=out / CODES_FOLDER)
+    assert (given / WEIGHTS_FILE).read_bytes() == (out / WEIGHTS_FILE).read_bytes()
+    assert not (given / CODES_FOLDER).exists()
+
+
+def test_the_skill_of_the_verb_is_measured_in_weights(store: Path, tmp_path: Path):
+    from tipl.representation import Codes
+    from tipl.store import Store
+
+    dim = 6
+    out = train(store, tmp_path / "model", dataclasses.replace(SMALL, steps=5), SVDConfig(dim=dim))
+    model, codes = TIPL.load(out), Codes.open(out / CODES_FOLDER)
+    codes_TD, basis = codes.codes(4), codes.basis(4)
+    weights_TP = basis.decode(codes_TD)
+    error = still = 0.0
+    for origin in range(len(Store.open(store).trial(4).iteration) - 10):
+        first = max(0, origin - 4)
+        seen, timesteps = torch.from_numpy(codes_TD[None, first : origin + 1]), torch.arange(first, origin + 1)[None]
+        rollout = model.rollout(seen, timesteps, torch.ones_like(timesteps, dtype=torch.bool), 10)[0].numpy()
+        error += ((basis.decode(rollout)[-1] - weights_TP[origin + 10]) ** 2).sum()
+        still += ((weights_TP[origin] - weights_TP[origin + 10]) ** 2).sum()
+    assert curve(out)[0]["skill"]["10"] == pytest.approx(1 - error / still, rel=1e-3)
+
+
+def test_what_the_verb_cannot_use_is_refused_before_anything_is_written(store: Path, tmp_path: Path):
+    with pytest.raises(TiplError, match="'causal'"):
+        train(store, tmp_path / "out", model="causal")
+    with pytest.raises(TiplError):
+        train(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(TiplError, match="not a CODES folder"):
+        train(store, tmp_path / "out", codes=tmp_path / "nowhere")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(TiplError, match="fit the full or the pooled basis"):
+        train(store, tmp_path / "out", SMALL, SVDConfig("window", 4))
