@@ -72,7 +72,7 @@ def _refuse(message: str) -> int:
 
 
 def build_parser() -> ArgumentParser:
-    """The whole command line. Flags that are not given are absent from the parsed namespace, except where said."""
+    """The whole command line. The flag of a setting that is not given is absent from the parsed namespace."""
     parser = _Parser("tipl", description="Policy weights as trajectories: collect, model, forecast, judge.")
     parser.add_argument("--version", action="version", version=f"tipl {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
