@@ -61,7 +61,7 @@ def policy_returns(
     Returns:
         [M, episodes] float64, undiscounted raw returns.
     """
-    seeds = np.random.SeedSequence(seed).generate_state(episodes) >> 1  # engines take 31 bits
+    seeds = episode_seeds(seed, episodes)
     jobs = [(m, e) for m in range(len(policies)) for e in range(episodes)]
     blocks = [jobs[start : start + _SLOTS] for start in range(0, len(jobs), _SLOTS)]
     returns = np.empty((len(policies), episodes))
@@ -77,6 +77,12 @@ def policy_returns(
         for _ in pool.map(run, blocks):
             pass
     return returns
+
+
+def episode_seeds(seed: int, episodes: int) -> np.ndarray:
+    """The environment's seed in each episode, [episodes], of the 31 bits that engines take; a longer list begins with
+    the shorter one."""
+    return np.random.SeedSequence(seed).generate_state(episodes) >> 1
 
 
 def _run_episodes(

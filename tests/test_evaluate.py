@@ -1,0 +1,168 @@
+"""The protocol and its numbers against naive loops.
+
+In: a small real store, made-up errors and returns.  Out: failures.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tipl import evaluate as evaluation
+from tipl.baselines import line, persistence
+from tipl.errors import TiplError
+from tipl.evaluate import checked_forecast, choose_origins, evaluate, return_progress
+from tipl.forecast import Forecaster, History
+from tipl.presets import EvaluateConfig
+from tipl.score import Comparison, Origins, Returns, return_scores, weight_scores
+from tipl.store import Store
+
+CONFIG = EvaluateConfig(
+    horizons=(1, 2, 5, 10), return_horizons=(1, 10), origins=12, return_origins=4, episodes=4,
+    return_forecasters=("persistence", "damped-line"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def metrics(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    out = evaluate(small_store, tmp_path_factory.mktemp("eval") / "a", CONFIG)
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_skill_and_wpe_are_those_of_a_plain_loop(small_store: Path, metrics: dict):
+    trial = Store.open(small_store).trial(6)
+    assert metrics["test_trials"] == [6] and metrics["train_trials"] == [1, 2, 3, 4]
+    origins = choose_origins(trial, CONFIG)
+    w = trial.weights().astype(np.float64)
+    times = origins.snapshot[origins.by_time]
+    assert len(times) == 12 and times.max() + 10 < 81
+    for name, forecaster in (("line-5", line(5)), ("persistence", persistence())):
+        for column, h in enumerate(CONFIG.horizons):
+            wrong = []
+            for t in times:
+                seen = trial.weights()[max(0, t - 4) : t + 1]
+                made = forecaster.forecast([History(6, t, seen[-(forecaster.context or 1) :], 0)], CONFIG.horizons)
+                wrong.append(((made[0, column] - w[t + h]) ** 2).mean())
+            still = np.mean([((w[t] - w[t + h]) ** 2).mean() for t in times])
+            scores = metrics["forecasters"][name]
+            assert scores["wpe"][str(h)] == pytest.approx(np.mean(wrong), rel=1e-5)
+            assert scores["skill"][str(h)] == pytest.approx(1 - np.mean(wrong) / still, rel=1e-4, abs=1e-6)
+
+
+def test_the_contract_of_the_metrics(metrics: dict):
+    assert metrics["schema"] == 1 and metrics["horizons"] == [1, 2, 5, 10] and metrics["noise_floor"] >= 0
+    for scores in metrics["forecasters"].values():
+        assert scores["basis"] is None and scores["causal"] is True
+        assert set(scores["wpe"]) == set(scores["skill"]) == set(scores["skill_ci"]) == {"1", "2", "5", "10"}
+    still = metrics["forecasters"]["persistence"]
+    assert set(still["repw"]) == {"1", "10"} and set(still["skill"].values()) == {0.0}
+    assert still["better_than_origin"]["10"] == 0.5 and still["length_ratio"]["1"] == 0 and still["cosine"]["1"] is None
+    assert "repw" not in metrics["forecasters"]["line-5"]
+
+
+def test_the_same_seed_gives_the_same_file(small_store: Path, metrics: dict, tmp_path: Path):
+    again = json.loads((evaluate(small_store, tmp_path / "b", CONFIG) / "metrics.json").read_text())
+    assert again.pop("seconds") and {**metrics, "seconds": None} == {**again, "seconds": None}
+
+
+def test_origins_are_spread_over_time_and_over_the_return_gained(small_store: Path):
+    trial = Store.open(small_store).trial(6)
+    progress = return_progress(trial)
+    assert progress[0] == 0 and progress[-1] == 1 and (np.diff(progress) >= 0).all()
+    origins = choose_origins(trial, CONFIG)
+    assert (np.diff(origins.snapshot) > 0).all() and origins.snapshot.min() >= 1 and origins.snapshot.max() <= 70
+    edges = np.linspace(1, 71, 13)
+    times = origins.snapshot[origins.by_time]
+    assert (times >= np.floor(edges[:-1])).all() and (times < edges[1:]).all()
+    np.testing.assert_array_equal(origins.rising, progress[origins.snapshot] < 0.95)
+    assert len(np.unique(origins.place)) > 1
+
+
+def table(trial: list[int], by_time: list[bool], rising: list[bool]) -> Origins:
+    count = len(trial)
+    return Origins(
+        np.array(trial),
+        np.arange(count),
+        np.arange(count) % 2,
+        np.array(by_time),
+        np.array(rising),
+        np.ones(count, bool),
+    )
+
+
+def test_weight_scores_by_hand():
+    # Two trials, three origins, one horizon; the third origin is drawn by gain and counts for phases alone.
+    origins = table([1, 2, 2], [True, True, False], [False, False, True])
+    ones = np.ones((3, 1))
+    moved = np.array([[2.0], [6.0], [4.0]])
+    compared = {
+        "a": Comparison(np.array([[1.0], [3.0], [5.0]]), ones, ones * 4, moved),
+        "b": Comparison(np.array([[2.0], [4.0], [0.0]]), ones, ones, moved),
+    }
+    scores = weight_scores("a", compared, ["a", "b"], origins, [3], num_weights=10, seed=0)
+    assert scores["wpe"]["3"] == pytest.approx((1 + 3) / 2 / 10)
+    assert scores["skill"]["3"] == pytest.approx(1 - 4 / 8)
+    assert scores["cosine"]["3"] == pytest.approx(2 / np.sqrt(8 * 8))
+    assert scores["length_ratio"]["3"] == pytest.approx(np.sqrt(8 / 8))
+    assert scores["skill_by_phase"]["rising"]["3"] == pytest.approx(1 - 5 / 4)
+    assert scores["skill_by_place"] == {"0": {"3": pytest.approx(0.5)}, "1": {"3": pytest.approx(0.5)}}
+    # Each trial's own lead over b is 1/2 and 1/6; resampled whole trials lie between.
+    low, high = scores["skill_minus_best_baseline_ci"]["3"]
+    assert low == pytest.approx(1 / 6) and high == pytest.approx(1 / 2)
+
+
+def test_return_scores_by_hand():
+    origins = table([1, 1, 2], [True] * 3, [True, True, False])
+    returns = Returns(
+        origin=np.array([0.0, 10.0, 100.0]),
+        true=np.array([[10.0], [30.0], [100.0]]),
+        predicted=np.array([[5.0], [25.0], [90.0]]),
+    )
+    scores = return_scores(returns, origins, [4], seed=0)
+    assert scores["repw"]["4"] == pytest.approx((5 + 5 + 10) / 3)
+    assert scores["true_gain"]["4"] == pytest.approx(10)
+    assert scores["gain_recovered"]["4"] is None  # trial 2 gains nothing, so a resample of it alone does neither
+    assert scores["by_phase"]["rising"]["gain_recovered"]["4"] is None  # one trial has no interval
+    assert scores["better_than_origin"]["4"] == pytest.approx(2 / 3)
+    change, forecast = np.array([10, 20, 0]), np.array([5, 15, -10])
+    expected = 1 - ((change - forecast) ** 2).sum() / ((change - change.mean()) ** 2).sum()
+    assert scores["change_r2"]["4"] == pytest.approx(expected)
+    assert scores["scatter"]["true"] == [10, 30, 100] and scores["scatter"]["origin"] == [0, 10, 100]
+
+
+def test_gain_recovered_where_every_trial_gains():
+    origins = table([1, 2], [True] * 2, [True, True])
+    returns = Returns(np.array([0.0, 10.0]), np.array([[10.0], [40.0]]), np.array([[5.0], [25.0]]))
+    scores = return_scores(returns, origins, [4], seed=0)
+    assert scores["gain_recovered"]["4"] == pytest.approx((5 + 15) / (10 + 30))
+    assert scores["gain_recovered_ci"]["4"] == (0.5, 0.5)
+
+
+class _Broken(Forecaster):
+    name = label = "broken"
+
+    def __init__(self, made: np.ndarray) -> None:
+        self._made = made
+
+    def forecast(self, histories, horizons):
+        return self._made
+
+
+def test_a_broken_forecaster_is_named():
+    seen = [History(1, 0, np.zeros((1, 3), np.float32), 0)]
+    with pytest.raises(TiplError, match=r"broken returned the shape \(1, 1, 3\), not \(1, 2, 3\)"):
+        checked_forecast(_Broken(np.zeros((1, 1, 3))), seen, [1, 2])
+    with pytest.raises(TiplError, match="broken returned weights that are NaN"):
+        checked_forecast(_Broken(np.full((1, 2, 3), np.nan)), seen, [1, 2])
+
+
+def test_what_cannot_be_evaluated_is_said(small_store: Path, tmp_path: Path):
+    with pytest.raises(TiplError, match=r"81 snapshots, too few for a horizon of 100; give --horizons up to 39"):
+        evaluate(small_store, tmp_path / "a", EvaluateConfig())
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / evaluation.METRICS_FILE).write_text("{}")
+    with pytest.raises(TiplError, match="holds an evaluation already"):
+        evaluate(small_store, tmp_path / "b", CONFIG)
+    assert (tmp_path / "b" / evaluation.METRICS_FILE).read_text() == "{}"

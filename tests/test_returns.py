@@ -1,0 +1,102 @@
+"""Returns of many policies at once equal those of one policy in a plain Gymnasium loop.
+
+In: policies and normalizers from a store.  Out: failures.
+"""
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from tipl.envs import make_env
+from tipl.policy import ParamSpec, initial_weights, policy_spec
+from tipl.returns import Policies, episode_seeds, policy_returns
+from tipl.store import Store
+
+
+def plain_return(
+    env: gymnasium.Env, obs: np.ndarray, spec: ParamSpec, weights: np.ndarray, mean: np.ndarray, var: np.ndarray
+) -> float:
+    """One episode from `obs` on: one policy, one environment, torch layers, the mean action."""
+    tensors = {name: torch.from_numpy(value.copy()) for name, value in spec.unflatten(weights).items()}
+    network = torch.nn.Sequential()
+    for i in range(0, 6, 2):
+        weight, bias = tensors[f"actor_mean.{i}.weight"], tensors[f"actor_mean.{i}.bias"]
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        network.extend([layer, torch.nn.Tanh()] if i < 4 else [layer])
+    total, done = 0.0, False
+    while not done:
+        x = np.clip((obs - mean) / np.sqrt(var + 1e-8), -10, 10).astype(np.float32)
+        action = network(torch.from_numpy(x)).detach().numpy()
+        box = env.action_space
+        assert isinstance(box, gymnasium.spaces.Box)
+        obs, reward, terminated, truncated, _ = env.step(np.clip(action, box.low, box.high))
+        total += float(reward)
+        done = terminated or truncated
+    return total
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date.*:DeprecationWarning")
+def test_equal_to_a_plain_loop_for_policies_of_a_store(small_store: Path):
+    trial = Store.open(small_store).trial(2)
+    chosen = [0, 20, 40, 60, 80]
+    policies = Policies(trial.weights()[chosen], trial.obs_mean[chosen], trial.obs_var[chosen])
+    env = gymnasium.make("InvertedPendulum-v4")
+    for backend in ("gymnasium", "envpool"):
+        found = policy_returns(policies, "InvertedPendulum-v4", (8, 8), 4, seed=3, backend=backend, threads=2)
+        for e, seed in enumerate(episode_seeds(3, 4)):
+            for row in range(len(chosen)):
+                obs, _ = env.reset(seed=int(seed))
+                if backend == "envpool":  # another random stream, so its first state is given to Gymnasium's engine
+                    obs = make_env("InvertedPendulum-v4", [int(seed)], "envpool").reset(np.arange(1))[0]
+                    env.unwrapped.set_state(obs[:2], obs[2:])  # pyright: ignore[reportAttributeAccessIssue]
+                mean, var = policies.obs_mean[row], policies.obs_var[row]
+                expected = plain_return(env, obs, trial.spec, policies.weights[row], mean, var)
+                assert found[row, e] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date.*:DeprecationWarning")
+def test_rewards_that_are_not_counts_agree_too():
+    spec = policy_spec(11, (16, 16), 1)
+    rng = np.random.default_rng(0)
+    weights = np.stack([initial_weights(11, (16, 16), 1, rng)[0] for _ in range(3)])
+    mean, var = rng.normal(size=(3, 11)), rng.uniform(0.5, 2, (3, 11))
+    found = policy_returns(
+        Policies(weights, mean, var), "InvertedDoublePendulum-v4", (16, 16), 2, seed=1, backend="gymnasium"
+    )
+    env = gymnasium.make("InvertedDoublePendulum-v4")
+    for e, seed in enumerate(episode_seeds(1, 2)):
+        for m in range(3):
+            obs, _ = env.reset(seed=int(seed))
+            assert found[m, e] == pytest.approx(plain_return(env, obs, spec, weights[m], mean[m], var[m]), rel=1e-5)
+
+
+def test_a_result_depends_on_nothing_beside_it(small_store: Path):
+    trial = Store.open(small_store).trial(1)
+    policies = Policies(trial.weights()[10:70:10], trial.obs_mean[10:70:10], trial.obs_var[10:70:10])
+    for sampled in (False, True):
+        together = policy_returns(policies, "InvertedPendulum-v4", (8, 8), 5, seed=7, sampled=sampled, threads=2)
+        one = Policies(policies.weights[3:4], policies.obs_mean[3:4], policies.obs_var[3:4])
+        alone = policy_returns(one, "InvertedPendulum-v4", (8, 8), 3, seed=7, sampled=sampled, threads=1)
+        np.testing.assert_array_equal(together[3:4, :3], alone)
+        other = policy_returns(policies, "InvertedPendulum-v4", (8, 8), 5, seed=8, sampled=sampled)
+        assert (other != together).any()
+
+
+def test_sampled_actions_scatter_as_their_log_std_says(small_store: Path):
+    trial = Store.open(small_store).trial(1)
+    quiet = trial.weights()[-1:].copy()
+    quiet[:, -1] = -20  # a policy that hardly samples
+    policies = Policies(quiet, trial.obs_mean[-1:], trial.obs_var[-1:])
+    mean = policy_returns(policies, "InvertedPendulum-v4", (8, 8), 6, seed=2)
+    sampled = policy_returns(policies, "InvertedPendulum-v4", (8, 8), 6, seed=2, sampled=True)
+    np.testing.assert_allclose(sampled, mean, rtol=0.02)
+    loud = quiet.copy()
+    loud[:, -1] = 2
+    noisy = policy_returns(
+        Policies(loud, trial.obs_mean[-1:], trial.obs_var[-1:]), "InvertedPendulum-v4", (8, 8), 6, seed=2, sampled=True
+    )
+    assert noisy.mean() < 0.5 * mean.mean()
