@@ -98,7 +98,7 @@ def main() -> None:
     for arrangement, (shuffle, number), (cname, clevel, blocksize) in itertools.product(
         ARRANGEMENTS, SHUFFLES.items(), SETTINGS
     ):
-        blosc = Blosc(cname, clevel, number, blocksize, typesize=4)
+        blosc = Blosc(cname, clevel, number, blocksize)
         ratio, write, read = measure(blocks, arrangement, blosc)
         ours = (CODEC.cname, CODEC.clevel, CODEC.shuffle, CODEC.blocksize) == (cname, clevel, number, blocksize)
         mark = "  <- the store's" if ours and arrangement == "time fastest" else ""
