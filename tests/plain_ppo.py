@@ -43,7 +43,7 @@ class Agent(nn.Module):
 
     def action_law(self, obs: torch.Tensor) -> Normal:
         mean = self.actor_mean(obs)
-        return Normal(mean, torch.exp(self.actor_logstd.expand_as(mean)))
+        return Normal(mean, torch.exp(self.actor_logstd.expand_as(mean)), validate_args=False)
 
 
 def tanh_network(obs_dim: int, hidden_sizes: tuple[int, ...], out_dim: int) -> nn.Sequential:

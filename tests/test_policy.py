@@ -21,7 +21,8 @@ from tipl.policy import (
     tanh32,
 )
 
-NETWORKS = [(4, (8, 8), 1), (17, (64, 64), 6), (3, (5,), 2), (2, (9, 1, 4), 3)]
+Network = tuple[int, tuple[int, ...], int]
+NETWORKS: list[Network] = [(4, (8, 8), 1), (17, (64, 64), 6), (3, (5,), 2), (2, (9, 1, 4), 3)]
 
 
 @njit(fastmath=FASTMATH, error_model="numpy")
@@ -57,7 +58,7 @@ def test_tanh_of_nan_and_infinity(place: int) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
-def test_spec_names_what_cleanrls_agent_holds(network) -> None:
+def test_spec_names_what_cleanrls_agent_holds(network: Network) -> None:
     """The flat vector, cut up by the spec, is the agent's state dict."""
     spec = policy_spec(*network)
     theta = np.random.default_rng(0).standard_normal(spec.size + critic_size(network), np.float32)
@@ -103,7 +104,7 @@ def test_unflatten_gives_views_and_refuses_other_lengths() -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
-def test_first_weights_are_orthogonal_with_cleanrls_gains(network) -> None:
+def test_first_weights_are_orthogonal_with_cleanrls_gains(network: Network) -> None:
     policy, critic = initial_weights(*network, np.random.default_rng(1))
     assert policy.dtype == critic.dtype == np.float32
     agent = plain_ppo.Agent(*network, np.concatenate([policy, critic]))
@@ -155,17 +156,17 @@ def test_first_weights_follow_the_generator() -> None:
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_forward_passes_are_torchs(batch: int, network) -> None:
+def test_forward_passes_are_torchs(batch: int, network: Network) -> None:
     obs_dim, hidden_sizes, out_dim = network
     sizes, before = layer_sizes(*network), 11  # the network begins within the vector
     rng = np.random.default_rng(5)
     theta = rng.standard_normal(before + network_size(sizes) + 3, np.float32)
     x = rng.standard_normal((batch, obs_dim), np.float32)
-    network = plain_ppo.tanh_network(obs_dim, hidden_sizes, out_dim).double()
-    torch.nn.utils.vector_to_parameters(torch.tensor(theta[before:-3]).double(), network.parameters())
+    reference = plain_ppo.tanh_network(obs_dim, hidden_sizes, out_dim).double()
+    torch.nn.utils.vector_to_parameters(torch.tensor(theta[before:-3]).double(), reference.parameters())
     with torch.no_grad():
-        hidden = [network[: 2 * layer + 2](torch.tensor(x).double()).numpy() for layer in range(len(hidden_sizes))]
-        expected = network(torch.tensor(x).double()).numpy()
+        hidden = [reference[: 2 * layer + 2](torch.tensor(x).double()).numpy() for layer in range(len(hidden_sizes))]
+        expected = reference(torch.tensor(x).double()).numpy()
 
     acts = np.full(batch * sizes[1:].sum() + 5, np.nan, np.float32)
     out = forward_batch(theta, before, sizes, x, acts)
@@ -199,5 +200,5 @@ def test_mean_actions_are_those_of_the_named_policies() -> None:
         np.testing.assert_allclose(out[row], expected, rtol=1e-4, atol=1e-5)
 
 
-def critic_size(network: tuple[int, tuple[int, ...], int]) -> int:
+def critic_size(network: Network) -> int:
     return network_size(layer_sizes(network[0], network[1], 1))

@@ -1,6 +1,7 @@
 """PPO's kernels against autograd, torch's Adam and GAE's definition."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import plain_ppo
@@ -21,7 +22,7 @@ from tipl.presets import PPOConfig
 
 SAMPLES, EPOCHS, MINIBATCHES = 256, 4, 4
 TOLERANCE = 1e-6  # of weights of the size of 1 that move by 5e-3; measured: 2e-7
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "cleanrl": {},
     "no gradient clip": {"max_grad_norm": 1e3},
     "tight gradient clip": {"max_grad_norm": 0.01},
@@ -30,13 +31,14 @@ SETTINGS = {
     "entropy and value weights": {"ent_coef": 0.03, "vf_coef": 0.7},
     "wide clip": {"clip_coef": 0.4},
 }
-NETWORKS = {"4-8-8-1": (4, (8, 8), 1), "17-64-64-6": (17, (64, 64), 6)}
+Network = tuple[int, tuple[int, ...], int]
+NETWORKS: dict[str, Network] = {"4-8-8-1": (4, (8, 8), 1), "17-64-64-6": (17, (64, 64), 6)}
 
 
 class Case:
     """A trial in the midst of its training and a rollout of it; ratios and values lie on both sides of the clip."""
 
-    def __init__(self, network: tuple[int, tuple[int, ...], int]) -> None:
+    def __init__(self, network: Network) -> None:
         obs_dim, hidden_sizes, action_dim = network
         rng = np.random.default_rng(0)
         policy, critic = initial_weights(obs_dim, hidden_sizes, action_dim, rng)
@@ -72,10 +74,10 @@ class Case:
     def update(self, ppo: PPOConfig, learning_rate: float, order: np.ndarray, snapshot_every: int) -> np.ndarray:
         """The kernel; the snapshots."""
         snapshots = np.full((len(order) // snapshot_every, self.num_weights), np.nan, np.float32)
-        names = ("obs", "actions", "log_probs", "advantages", "returns", "values")
-        update(self.theta, self.adam_m, self.adam_v, self.adam_steps, *self.sizes,
-               *(self.rollout[name] for name in names), order, learning_rate, kernel_settings(ppo), snapshot_every,
-               snapshots)  # fmt: skip
+        data = self.rollout
+        update(self.theta, self.adam_m, self.adam_v, self.adam_steps, *self.sizes, data["obs"], data["actions"],
+               data["log_probs"], data["advantages"], data["returns"], data["values"], order, learning_rate,
+               kernel_settings(ppo), snapshot_every, snapshots)  # fmt: skip
         self.adam_steps += len(order) * ppo.num_minibatches
         return snapshots
 
@@ -86,7 +88,7 @@ def settings(**changes) -> PPOConfig:
 
 @pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_two_updates_equal_a_plain_torch_ppo(network, changes) -> None:
+def test_two_updates_equal_a_plain_torch_ppo(network: Network, changes: dict[str, Any]) -> None:
     """The second update begins with the moments and the step count of the first, at another learning rate."""
     ppo, case = settings(**changes), Case(network)
     optimizer = plain_ppo.make_optimizer(case.agent, ppo)
@@ -166,7 +168,7 @@ def test_log_prob_is_torchs() -> None:
 
 @pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("action_dim", [1, 6])
-def test_loss_gradients_are_autograds(action_dim: int, changes) -> None:
+def test_loss_gradients_are_autograds(action_dim: int, changes: dict[str, Any]) -> None:
     ppo, batch = settings(**changes), 64
     rng = np.random.default_rng(3)
     mean, actions = rng.standard_normal((2, batch, action_dim), np.float32)

@@ -178,6 +178,8 @@ def _make_gymnasium(env_id: str) -> Any:
 @contextlib.contextmanager
 def _quiet_making() -> Iterator[None]:
     """Keeps back what the libraries say about the paper's environments while they are made, and nothing else."""
+    import gymnasium  # noqa: F401 - first, since its import puts a filter of its own before all others
+
     with warnings.catch_warnings():
         # Gymnasium calls every v4 environment out of date; the paper's are v4.
         warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
