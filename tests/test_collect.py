@@ -26,13 +26,14 @@ CONFIG = CollectConfig(trials=3, total_steps=4 * 2048)
 # A collecting process that commits after every iteration, to be killed at any moment.
 COLLECT_AND_COMMIT = """
 import sys
-import tipl.collect
+from tipl import collect
 from tipl.presets import CollectConfig
-tipl.collect.COMMIT_SECONDS = 0
+from tipl.store import create_store
+collect.COMMIT_SECONDS = 0
+store = create_store(sys.argv[1])
 config = CollectConfig(trials=2, total_steps=12 * 2048)
-tipl.collect.create_store(sys.argv[1])
-seeds = [seed for seed in config.seeds if not tipl.collect._is_complete(tipl.collect.Store.open(sys.argv[1]), seed, config)]
-tipl.collect.run_stack(config, sys.argv[1], seeds, lambda *_: print("iteration", flush=True))
+seeds = [seed for seed in config.seeds if not collect._is_complete(store, seed, config)]
+collect.run_stack(config, store.path, seeds, lambda *_: print("iteration", flush=True))
 """
 
 

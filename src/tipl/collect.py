@@ -47,6 +47,8 @@ def collect(config: CollectConfig = CollectConfig(), out: Path = Path("store"), 
         TiplError: the environment cannot be collected, or `out` holds something else or trials of another config.
         KeyboardInterrupt: after every process has committed; the same call goes on.
     """
+    if workers is not None and workers < 1:
+        raise TiplError(f"workers is {workers}; give at least 1, or leave it out for one a core.")
     out = Path(out)
     make_env(config.env_id, config.seeds[:1], config.backend)  # a bad environment is told before a store is made
     store = create_store(out)

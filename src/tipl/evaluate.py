@@ -28,6 +28,7 @@ from tipl.progress import steps_progress
 from tipl.returns import Policies, policy_returns
 from tipl.score import Comparison, Origins, Returns, mean_by_trial, return_scores, weight_scores
 from tipl.store import Store, Trial
+from tipl.train import CURVE_FILE
 
 SCHEMA = 1
 METRICS_FILE = "metrics.json"
@@ -97,7 +98,7 @@ def evaluate(
     if returns:
         metrics |= _measure_returns(trials, origins, forecasters, config, scores)
     metrics |= {
-        "training": {Path(model).name: json.loads((Path(model) / "training.json").read_text()) for model in models},
+        "training": {Path(model).name: json.loads((Path(model) / CURVE_FILE).read_text()) for model in models},
         "config": {"evaluate": dataclasses.asdict(config), "trial": trials[0].config},
         "versions": _versions(trials[0]),
         "seconds": {"evaluate": round(time.monotonic() - began, 1)},
