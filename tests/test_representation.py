@@ -242,7 +242,7 @@ def test_prefix_is_the_svd_of_what_was(size: int, origin: int, centered: bool) -
     assert not basis.codes_SD[:, rank:].any()
 
 
-@pytest.mark.parametrize("size", [400, 20])
+@pytest.mark.parametrize("size", [400, 20, 3])  # fewer weights than directions asked for as well
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("stride", [1, 7, 40])
 def test_prefix_moved_on_equals_prefix_anew(
@@ -261,6 +261,12 @@ def test_prefix_moved_on_equals_prefix_anew(
         anew = prefix_basis(whole, basis.origin, 5, centered=centered)
         np.testing.assert_allclose(basis.scale_D, anew.scale_D, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(basis.codes_SD, anew.codes_SD, atol=1e-6)
+
+
+def test_prefix_of_a_run_that_never_moves_is_zeros() -> None:
+    still = Gram.of(np.ones((80, 6), np.float32))
+    for basis in prefix_bases(still, range(80), 3):
+        assert not basis.codes_SD.any() and not basis.scale_D.any()
 
 
 def test_window_gram_of_a_live_run_equals_the_trials() -> None:

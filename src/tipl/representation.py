@@ -50,6 +50,7 @@ _MERGE_RANK = 256  # directions that the pooled basis keeps between trials beyon
 _RESIDUAL = 1e-7  # of an eigenvalue: a prefix direction is converged
 _MOST_EXPANSIONS = 24  # of the space in which prefix directions are sought, before they are computed anew
 
+
 # Inner products and spectra
 
 
@@ -522,10 +523,6 @@ def _pooled(store: Store, group: zarr.Group, config: SVDConfig) -> tuple[np.ndar
     place = group.require_group("pooled")
     if "complete" not in place.attrs:
         seeds = store.split().train
-        if len(seeds) < 2:
-            raise TiplError(
-                f"A pooled basis needs 2 training trials or more, the store has {len(seeds)}; collect more."
-            )
         size = store.trial(seeds[0]).spec.size
         fit = _pooled_covariance if size <= _COVARIANCE_SIZE else _pooled_merge
         matrices = (_centered(_read(store.trial(seed)), config) for seed in seeds)
@@ -703,7 +700,8 @@ def _grown(gram_NN: np.ndarray, before: _Leading, dim: int) -> _Leading | None:
         values, rotation = np.linalg.eigh(space.T @ image)
         values_B, rotation = values[::-1][:width], rotation[:, ::-1][:, :width]
         vectors_NB, image_NB = space @ rotation, image @ rotation
-        allowed_D = np.maximum(_RESIDUAL * values_B[:dim], count * _EPS * values_B[0])
+        rounding = max(count * _EPS * values_B[0], np.finfo(np.float64).tiny)  # no 0 / 0 where nothing ever moved
+        allowed_D = np.maximum(_RESIDUAL * values_B[:dim], rounding)
         excess_ND = (image_NB[:, :dim] - vectors_NB[:, :dim] * values_B[:dim]) / allowed_D
         if (np.linalg.norm(excess_ND, axis=0) <= 1).all():
             return _Leading(values_B, vectors_NB, image_NB)
@@ -779,6 +777,6 @@ def _attributes(path: Path) -> dict[str, Any] | None:
     """The attributes of a CODES group of any version; None where there is none."""
     try:
         attributes = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     return attributes if attributes.get("format") == FORMAT else None
