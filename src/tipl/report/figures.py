@@ -1,0 +1,307 @@
+"""What the figures show, once for both places that draw them: the page (page.js) and paper (paper.py).
+
+In: an `Evaluation`.  Out: `Figure`s, plain data with every limit, tick and label already chosen.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from tipl.report.curves import learning_curves, spectra, training_curve
+from tipl.report.figure import (
+    MARKERS,
+    NEUTRAL,
+    Axis,
+    Figure,
+    Marker,
+    Panel,
+    Rule,
+    Series,
+    linear_axis,
+    steps_axis,
+)
+from tipl.report.looks import LOWEST_SKILL, below_note, color_of, look_ahead_note, on_scale, row_name, styles_of
+from tipl.report.read import Curve, Evaluation, Forecaster, Intervals
+from tipl.report.wording import ahead, score, slug
+
+WPE_COLOR, REPW_COLOR = 3, 2
+DOT_COLOR, PHASE_COLORS = 0, (0, 4, 2, 6)
+
+
+def figures(evaluation: Evaluation) -> tuple[list[Figure], list[str]]:
+    """All figures that the evaluation has the numbers for, and the titles of those left out."""
+    makers: list[tuple[str, Callable[[Evaluation], Figure | None]]] = [
+        ("Skill by horizon", _skill),
+        ("Skill by place in the PPO iteration", _by_place),
+        ("Skill by phase of learning", _by_phase),
+        ("Gain recovered", _gain),
+        ("Energy spectra", spectra),
+        ("Training curve", training_curve),
+        ("Learning curves", learning_curves),
+    ]
+    drawn = [figure for model in evaluation.models if (figure := _figure_2(evaluation, model))]
+    left_out = [] if drawn else ["the paper’s Figure 2"]
+    if not any(forecaster.repw for forecaster in evaluation.forecasters):
+        left_out.append("returns of predicted policies")
+    for title, make in makers:
+        figure = make(evaluation)
+        if figure:
+            drawn.append(figure)
+        else:
+            left_out.append(title[0].lower() + title[1:])
+    return drawn, left_out
+
+
+# The paper's figure
+
+
+def _figure_2(evaluation: Evaluation, model: Forecaster) -> Figure | None:
+    """The paper's Figure 2 (arXiv 2503.04074): WPE and REPW by forward step, and true against predicted returns."""
+    panels = [panel for panel in (_errors(evaluation, model), _returns(model)) if panel]
+    if not panels:
+        return None
+    caption = f"Predictions by {model.full_label}. "
+    if len(panels) == 2:
+        caption += "Left: error of the weights (WPE, left axis) and of the return (REPW, right axis). Right: one "
+        caption += "point a forecast. "
+    caption += "Persistence, which does nothing, stands beside it: a point on the diagonal or a level REPW proves "
+    caption += "nothing that persistence shows as well."
+    last = max(set(model.change_r2) | set(model.better_than_origin), default=None)
+    if last in model.change_r2:
+        caption += f" R² of the change in return {ahead([last])}: {score(model.change_r2[last])}."
+    if last in model.better_than_origin:
+        share = model.better_than_origin[last]
+        caption += f" Predicted policies better than the origin’s {ahead([last])}: {share:.0%}."
+    return Figure(f"figure-2-{slug(model.name)}", f"The paper’s Figure 2: {model.full_label}", caption, tuple(panels))
+
+
+def _errors(evaluation: Evaluation, model: Forecaster) -> Panel | None:
+    horizons = evaluation.return_horizons or tuple(h for h in evaluation.horizons if h <= 10)
+    persistence = evaluation.get("persistence")
+    shown = [model, persistence] if persistence else [model]
+    if not model.wpe and not model.repw:
+        return None
+    series = [_error_line("WPE", forecaster, forecaster.wpe, {}, horizons) for forecaster in shown]
+    floor = {h: value for h, value in evaluation.reconstruction_floor.get(model.name, {}).items() if h in horizons}
+    if floor:
+        line = _series("Reconstruction floor", floor, {}, WPE_COLOR)
+        series.append(replace(line, dash=2, marker="none"))
+    series += [_error_line("REPW", f, f.repw, f.repw_ci, horizons) for f in shown]
+    series = [line for line in series if line.x]
+    rules = []
+    if evaluation.noise_floor is not None:
+        rules.append(Rule("Noise floor of REPW", evaluation.noise_floor, REPW_COLOR, evaluation.noise_floor_ci, True))
+    left = [value for line in series if not line.right for value in line.y]
+    right = [v for line in series if line.right for v in (*line.y, *filter(None, line.high))]
+    right += [rule.interval[1] if rule.interval else rule.value for rule in rules]
+    return Panel(
+        "Error by forward step",
+        steps_axis([h for line in series for h in line.x], log=False),
+        linear_axis("WPE", [0, *left]),
+        tuple(series),
+        right=linear_axis("REPW", [0, *right]) if right else None,
+        rules=tuple(rules),
+    )
+
+
+def _error_line(
+    measure: str, forecaster: Forecaster, curve: Curve, intervals: Intervals, horizons: Sequence[int]
+) -> Series:
+    is_repw = measure == "REPW"
+    shown = {h: value for h, value in curve.items() if h in horizons}
+    line = _series(f"{measure}, {forecaster.full_label}", shown, intervals, REPW_COLOR if is_repw else WPE_COLOR)
+    marker, dash = "square" if is_repw else "circle", 0 if forecaster.is_model else 1
+    return replace(line, right=is_repw, marker=marker, filled=forecaster.is_model, dash=dash)
+
+
+def _returns(model: Forecaster) -> Panel | None:
+    scatter = model.scatter
+    if scatter is None:
+        return None
+    notes = tuple(ahead([horizon]) for horizon in scatter.horizon)
+    values = (*scatter.true, *scatter.predicted, *scatter.origin)
+    margin = 0.04 * (max(values) - min(values))
+    axis = linear_axis("Return of the true policy", [min(values) - margin, max(values) + margin], is_tight=True)
+    points = Series("origin", "Persistence", NEUTRAL, scatter.true, scatter.origin, line=False, filled=False)
+    ours = Series("model", model.full_label, color_of(model), scatter.true, scatter.predicted, line=False)
+    return Panel(
+        "Return, predicted against true",
+        axis,
+        replace(axis, label="Return of the predicted policy"),
+        (replace(points, marker="square", notes=notes), replace(ours, notes=notes)),
+        diagonal=True,
+    )
+
+
+# Skill
+
+
+def _skill(evaluation: Evaluation) -> Figure | None:
+    rivals = [f for f in evaluation.forecasters if f.skill and f.name != "persistence"]
+    styles = styles_of(evaluation.forecasters)
+    lines = [_styled(styles, f, f.skill, f.skill_ci) for f in rivals]
+    if not lines:
+        return None
+    x = steps_axis([h for line in lines for h in line.x], log=True)
+    nothing = Rule("Doing nothing", 0.0)
+    bounds = [v for line in lines for v in (*line.y, *_known(line.low), *_known(line.high))]
+    whole = linear_axis("Skill", [0, *map(on_scale, bounds)])
+    panels = [Panel("All forecasters", x, whole, tuple(lines), rules=(nothing,))]
+    # Where honest skills are small beside the scale, a second panel is drawn for them alone.
+    top = max(
+        [0.02, *(v for f in rivals if f.causal for v in (*f.skill.values(), *(p[1] for p in f.skill_ci.values())))]
+    )
+    close = linear_axis("Skill", [-0.3 * top, top])
+    if whole.high - whole.low > 2.2 * (close.high - close.low):
+        panels.append(Panel("The same, near zero", x, close, tuple(lines), rules=(nothing,)))
+    caption = "Skill is 1 for a perfect forecast and 0 for doing nothing."
+    if any(f.skill_ci for f in rivals):
+        caption += " Shaded: 95% intervals by trial."
+    return Figure(
+        "skill", "Skill by horizon", caption + below_note(panels[:1]) + look_ahead_note(rivals), tuple(panels)
+    )
+
+
+def _by_place(evaluation: Evaluation) -> Figure | None:
+    rivals = [f for f in evaluation.forecasters if f.skill_by_place and f.name != "persistence"]
+    styles = styles_of(evaluation.forecasters)
+    places = sorted({place for f in rivals for place in f.skill_by_place})
+    panels = []
+    for horizon in _panel_horizons(curve for f in rivals for curve in f.skill_by_place.values()):
+        lines = []
+        for forecaster in rivals:
+            by_place = {p: c[horizon] for p, c in forecaster.skill_by_place.items() if horizon in c}
+            lines.append(_styled(styles, forecaster, dict(sorted(by_place.items())), {}))
+        lines = [line for line in lines if line.x]
+        values = [on_scale(value) for line in lines for value in line.y]
+        x = Axis(
+            "Place of the origin in its PPO iteration",
+            min(places) - 0.3,
+            max(places) + 0.3,
+            tuple((float(place), str(place)) for place in places),
+            categorical=True,
+        )
+        rule = Rule("Doing nothing", 0.0)
+        panels.append(Panel(ahead([horizon]), x, linear_axis("Skill", [0, *values]), tuple(lines), rules=(rule,)))
+    if not panels:
+        return None
+    caption = "The snapshots of one iteration come from updates on one batch of data. From the last place on, the next "
+    caption += "step is made on new data, and a forecast across it is the harder one."
+    return Figure(
+        "skill-by-place",
+        "Skill by place in the PPO iteration",
+        caption + below_note(panels) + look_ahead_note(rivals),
+        tuple(panels),
+    )
+
+
+def _by_phase(evaluation: Evaluation) -> Figure | None:
+    rivals = [f for f in evaluation.forecasters if f.skill_by_phase and f.name != "persistence"]
+    phases = list(dict.fromkeys(phase for f in rivals for phase in f.skill_by_phase))
+    panels = []
+    for horizon in _panel_horizons(curve for f in rivals for curve in f.skill_by_phase.values()):
+        groups = []
+        for index, phase in enumerate(phases):
+            curves = {f.name: f.skill_by_phase[phase] for f in rivals if phase in f.skill_by_phase}
+            values = {name: curve.get(horizon) for name, curve in curves.items()}
+            marker, color = MARKERS[index % len(MARKERS)], PHASE_COLORS[index % len(PHASE_COLORS)]
+            for dots in _dots(rivals, values, {}, shift=0.3 * (index - (len(phases) - 1) / 2)):
+                groups.append(replace(dots, key=phase, label=phase.capitalize(), marker=marker, color=color))
+        panels.append(_rows(ahead([horizon]), "Skill", rivals, groups))
+    if not panels:
+        return None
+    caption = "Rising: the trial’s return is still below its ceiling. Ceiling: it has arrived, and says little about "
+    caption += "forecasts of return."
+    caption += _arrows(panels)
+    return Figure("skill-by-phase", "Skill by phase of learning", caption + look_ahead_note(rivals), tuple(panels))
+
+
+def _gain(evaluation: Evaluation) -> Figure | None:
+    rivals = [f for f in evaluation.forecasters if f.gain_recovered and f.name != "persistence"]
+    panels = []
+    for horizon in _panel_horizons(f.gain_recovered for f in rivals):
+        values = {f.name: f.gain_recovered.get(horizon) for f in rivals}
+        intervals = {f.name: f.gain_recovered_ci.get(horizon) for f in rivals}
+        dots = _dots(rivals, values, intervals)
+        panels.append(_rows(ahead([horizon]), "Gain recovered", rivals, dots))
+    if not panels:
+        return None
+    caption = "Share of the return which training added after the origin that the predicted policy already has: 1 is "
+    caption += "all of it."
+    if any(f.gain_recovered_ci for f in rivals):
+        caption += " Bars: 95% intervals by trial."
+    caption += _arrows(panels)
+    return Figure("gain-recovered", "Gain recovered", caption + look_ahead_note(rivals), tuple(panels))
+
+
+# Parts
+
+
+def _series(label: str, curve: Mapping[int, float], intervals: Intervals, color: int) -> Series:
+    pairs = [intervals.get(x) for x in curve]
+    low, high = (tuple(pair[side] if pair else None for pair in pairs) for side in (0, 1))
+    return Series(label, label, color, tuple(map(float, curve)), tuple(curve.values()), low, high)
+
+
+def _styled(styles: dict[str, tuple[int, int, Marker]], f: Forecaster, curve: Curve, intervals: Intervals) -> Series:
+    color, dash, marker = styles[f.name]
+    line = _series(f.full_label, curve, intervals, color)
+    return replace(line, key=f.name, dash=dash, marker=marker, filled=f.causal)
+
+
+def _dots(
+    forecasters: Sequence[Forecaster],
+    values: Mapping[str, float | None],
+    intervals: Mapping[str, tuple[float, float] | None],
+    shift: float = 0.0,
+) -> list[Series]:
+    """One dot a forecaster in the forecasters' rows, `shift` rows below the middle; hollow for look-ahead."""
+    dots = []
+    for causal in (True, False):
+        rows = [
+            (row + shift, value, intervals.get(f.name))
+            for row, f in enumerate(forecasters)
+            if f.causal == causal and (value := values.get(f.name)) is not None
+        ]
+        dots.append(
+            Series(
+                key="value",
+                label="",
+                color=DOT_COLOR,
+                x=tuple(value for _, value, _ in rows),
+                y=tuple(row for row, _, _ in rows),
+                low=tuple(pair[0] if pair else None for _, _, pair in rows),
+                high=tuple(pair[1] if pair else None for _, _, pair in rows),
+                line=False,
+                filled=causal,
+            )
+        )
+    return [series for series in dots if series.x]
+
+
+def _rows(title: str, label: str, forecasters: Sequence[Forecaster], groups: Sequence[Series]) -> Panel:
+    """A panel with a row for each forecaster, and a line at 0 for doing nothing."""
+    values = [v for group in groups for v in (*group.x, *_known(group.low), *_known(group.high))]
+    y = Axis(
+        "",
+        -0.6,
+        len(forecasters) - 0.4,
+        tuple((float(i), row_name(f)) for i, f in enumerate(forecasters)),
+        categorical=True,
+    )
+    x = linear_axis(label, [0, *(min(1.5, max(LOWEST_SKILL, value)) for value in values)])
+    return Panel(title, x, y, tuple(groups), rules=(Rule("Doing nothing", 0.0),))
+
+
+def _panel_horizons(curves: Iterable[Curve]) -> list[int]:
+    """At most two horizons to show side by side: the first and the tenth, or the last where there is no tenth."""
+    known = sorted({horizon for curve in curves for horizon in curve})
+    return list(dict.fromkeys((known[0], 10 if 10 in known else known[-1]))) if known else []
+
+
+def _arrows(panels: Iterable[Panel]) -> str:
+    beyond = any(not p.x.low <= value <= p.x.high for p in panels for series in p.series for value in series.x)
+    return " Arrows: beyond the scale." if beyond else ""
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]

@@ -1,0 +1,265 @@
+"""One evaluation's metrics.json as typed values.
+
+In: an evaluation's folder.  Out: an `Evaluation`, in which a value that is null or not finite is simply absent.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tipl.errors import TiplError
+
+SCHEMA = 1
+
+Curve = dict[int, float]
+"""Horizon → value."""
+Intervals = dict[int, tuple[float, float]]
+"""Horizon → 95% interval."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Returns of single forecasts: of the true policy, of the predicted one and of the origin's; all [N·E]."""
+
+    horizon: tuple[int, ...]
+    true: tuple[float, ...]
+    predicted: tuple[float, ...]
+    origin: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Forecaster:
+    """One forecaster's scores. Words as in the project's design: WPE, skill, REPW, gain recovered."""
+
+    name: str
+    label: str
+    basis: str | None
+    causal: bool
+    is_model: bool
+    """A TIPL, of the paper's kind or causal; every other forecaster is a baseline."""
+    wpe: Curve
+    skill: Curve
+    skill_ci: Intervals
+    lead_ci: Intervals
+    """Of skill minus the best baseline's, paired by trial."""
+    cosine: Curve
+    length_ratio: Curve
+    skill_by_place: dict[int, Curve]
+    """Place of the origin in its PPO iteration → skill."""
+    skill_by_phase: dict[str, Curve]
+    repw: Curve
+    repw_ci: Intervals
+    gain_recovered: Curve
+    gain_recovered_ci: Intervals
+    change_r2: Curve
+    better_than_origin: Curve
+    scatter: Scatter | None
+
+    @property
+    def sees(self) -> str:
+        """The basis by name, with look-ahead marked; empty for a forecaster that needs no basis."""
+        if not self.causal:
+            return f"{self.basis}: sees the future" if self.basis else "sees the future"
+        return f"{self.basis}: past only" if self.basis else ""
+
+    @property
+    def full_label(self) -> str:
+        """The label, with look-ahead marked."""
+        return self.label if self.causal else f"{self.label} ({self.sees})"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One point of a training curve."""
+
+    step: float
+    train_loss: float | None
+    validation_loss: float | None
+    skill: Curve
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one metrics.json says."""
+
+    title: str
+    store: str
+    hidden_sizes: tuple[int, ...]
+    num_weights: int | None
+    test_trials: tuple[int, ...]
+    validation_trials: tuple[int, ...]
+    train_trials: tuple[int, ...]
+    horizons: tuple[int, ...]
+    return_horizons: tuple[int, ...]
+    episodes: int | None
+    forecasters: tuple[Forecaster, ...]
+    """Models first, then the baselines in the file's order."""
+    reconstruction_floor: dict[str, Curve]
+    """Model → WPE of the true snapshots in its basis."""
+    noise_floor: float | None
+    noise_floor_ci: tuple[float, float] | None
+    learning_curves: dict[str, tuple[list[float], list[float]]]
+    """Trial's seed → environment steps, returns."""
+    spectra: dict[str, tuple[list[float], list[float]]]
+    """Name → numbers of directions, share of the energy that they hold."""
+    training: dict[str, list[Validation]]
+    """Model → its validations in order."""
+    config: dict[str, Any]
+    versions: dict[str, Any]
+    command: str
+    seconds: dict[str, float]
+
+    @property
+    def models(self) -> list[Forecaster]:
+        return [forecaster for forecaster in self.forecasters if forecaster.is_model]
+
+    def get(self, name: str) -> Forecaster | None:
+        return next((forecaster for forecaster in self.forecasters if forecaster.name == name), None)
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read FOLDER/metrics.json.
+
+    Raises:
+        TiplError: the file is missing, is not JSON, has another schema, or holds something that is no evaluation.
+    """
+    path = folder / "metrics.json"
+    if not path.is_file():
+        raise TiplError(f"{path} does not exist; run `tipl evaluate STORE --out {folder}` first.")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise TiplError(f"{path} cannot be read as JSON ({error}); evaluate again.") from error
+    schema = metrics.get("schema") if isinstance(metrics, dict) else None
+    if schema != SCHEMA:
+        raise TiplError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; evaluate again with this version.")
+    try:
+        return _evaluation(metrics)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        fault = f"lacks the key {error}" if isinstance(error, KeyError) else f"is not an evaluation ({error})"
+        raise TiplError(f"{path} {fault}; evaluate again with this version.") from error
+
+
+def _evaluation(metrics: dict[str, Any]) -> Evaluation:
+    forecasters = [_forecaster(name, entry) for name, entry in metrics["forecasters"].items()]
+    if not forecasters:
+        raise ValueError("it has no forecaster")
+    training = metrics.get("training") or {}
+    return Evaluation(
+        title=str(metrics.get("env_id") or Path(str(metrics.get("store") or "data set")).stem),
+        store=str(metrics.get("store") or ""),
+        hidden_sizes=tuple(metrics.get("hidden_sizes") or ()),
+        num_weights=metrics.get("num_weights"),
+        test_trials=tuple(metrics.get("test_trials") or ()),
+        validation_trials=tuple(metrics.get("validation_trials") or ()),
+        train_trials=tuple(metrics.get("train_trials") or ()),
+        horizons=tuple(int(horizon) for horizon in metrics["horizons"]),
+        return_horizons=tuple(int(horizon) for horizon in metrics.get("return_horizons") or ()),
+        episodes=metrics.get("episodes"),
+        forecasters=tuple(sorted(forecasters, key=lambda forecaster: not forecaster.is_model)),
+        reconstruction_floor={
+            model: _curve(curve) for model, curve in (metrics.get("reconstruction_floor") or {}).items()
+        },
+        noise_floor=_number(metrics.get("noise_floor")),
+        noise_floor_ci=_interval(metrics.get("noise_floor_ci")),
+        learning_curves={
+            seed: _pairs(curve["env_step"], curve["return"])
+            for seed, curve in (metrics.get("learning_curves") or {}).items()
+        },
+        spectra={
+            name: _pairs(spectrum["directions"], spectrum["energy"])
+            for name, spectrum in (metrics.get("spectrum") or {}).items()
+        },
+        training={model: _validations(entry) for model, entry in training.items()},
+        config=(metrics.get("config") or {})
+        | {model: entry["config"] for model, entry in training.items() if isinstance(entry, dict)},
+        versions=metrics.get("versions") or {},
+        command=str(metrics.get("command") or ""),
+        seconds={stage: value for stage, entry in (metrics.get("seconds") or {}).items() if (value := _number(entry))},
+    )
+
+
+def _forecaster(name: str, entry: Mapping[str, Any]) -> Forecaster:
+    basis, causal, label = entry.get("basis"), bool(entry["causal"]), str(entry.get("label") or name)
+    if basis:  # said once, by `sees`
+        label = re.sub(rf" *\([^()]*\b{re.escape(basis)}\b[^()]*\)", "", label)
+    return Forecaster(
+        name=name,
+        label=label,
+        basis=basis,
+        causal=causal,
+        is_model=bool(entry.get("model", name.startswith("tipl"))),
+        wpe=_curve(entry.get("wpe")),
+        skill=_curve(entry.get("skill")),
+        skill_ci=_intervals(entry.get("skill_ci")),
+        lead_ci=_intervals(entry.get("skill_minus_best_baseline_ci")),
+        cosine=_curve(entry.get("cosine")),
+        length_ratio=_curve(entry.get("length_ratio")),
+        skill_by_place={int(place): _curve(curve) for place, curve in (entry.get("skill_by_place") or {}).items()},
+        skill_by_phase={phase: _curve(curve) for phase, curve in (entry.get("skill_by_phase") or {}).items()},
+        repw=_curve(entry.get("repw")),
+        repw_ci=_intervals(entry.get("repw_ci")),
+        gain_recovered=_curve(entry.get("gain_recovered")),
+        gain_recovered_ci=_intervals(entry.get("gain_recovered_ci")),
+        change_r2=_curve(entry.get("change_r2")),
+        better_than_origin=_curve(entry.get("better_than_origin")),
+        scatter=_scatter(entry.get("scatter")),
+    )
+
+
+def _validations(entry: Any) -> list[Validation]:
+    """The rows of a training curve, alone or in the record that training keeps (`curve`)."""
+    rows = entry["curve"] if isinstance(entry, dict) else entry
+    return [
+        Validation(
+            step=float(row["step"]),
+            train_loss=_number(row.get("train_loss")),
+            validation_loss=_number(row.get("validation_loss")),
+            skill=_curve(row.get("skill") or {h: row.get(f"skill_{h}") for h in ("1", "10")}),
+        )
+        for row in rows
+    ]
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _curve(curve: Mapping[str, Any] | None) -> Curve:
+    items = ((int(horizon), _number(value)) for horizon, value in (curve or {}).items())
+    return {horizon: value for horizon, value in sorted(items, key=lambda item: item[0]) if value is not None}
+
+
+def _interval(pair: Any) -> tuple[float, float] | None:
+    low, high = pair if pair is not None else (None, None)
+    low, high = _number(low), _number(high)
+    return None if low is None or high is None else (low, high)
+
+
+def _intervals(intervals: Mapping[str, Any] | None) -> Intervals:
+    items = ((int(horizon), _interval(pair)) for horizon, pair in (intervals or {}).items())
+    return {horizon: pair for horizon, pair in sorted(items, key=lambda item: item[0]) if pair is not None}
+
+
+def _pairs(x: list[Any], y: list[Any]) -> tuple[list[float], list[float]]:
+    kept = [
+        (a, b)
+        for left, right in zip(x, y, strict=True)
+        if (a := _number(left)) is not None and (b := _number(right)) is not None
+    ]
+    return [a for a, _ in kept], [b for _, b in kept]
+
+
+def _scatter(scatter: Mapping[str, Any] | None) -> Scatter | None:
+    if not scatter:
+        return None
+    rows = zip(scatter["horizon"], scatter["true"], scatter["predicted"], scatter["origin"], strict=True)
+    kept = [row for row in rows if all(_number(value) is not None for value in row)]
+    if not kept:
+        return None
+    horizon, true, predicted, origin = zip(*kept, strict=True)
+    return Scatter(tuple(int(value) for value in horizon), true, predicted, origin)

@@ -1,0 +1,128 @@
+"""Is this better than doing nothing, and better than a line? The answer, made from the numbers.
+
+In: an `Evaluation`.  Out: one sentence and the few judgments behind it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tipl.report.read import Evaluation, Forecaster
+from tipl.report.wording import ahead, listing
+
+Word = Literal["better", "worse", "no better"]
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """A difference whose sign is in question: a skill, or a skill minus another's."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+    @property
+    def word(self) -> Word:
+        """What the 95% interval says; without one, what the value alone says."""
+        low, high = self.interval or (self.value, self.value)
+        return "better" if low > 0 else "worse" if high < 0 else "no better"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One forecaster against doing nothing and against the best baseline, by horizon."""
+
+    forecaster: Forecaster
+    nothing: dict[int, Judgment]
+    line: dict[int, Judgment]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The first screen of one evaluation."""
+
+    sentence: str
+    horizons: tuple[int, ...]
+    """One step and ten steps ahead where the evaluation has them."""
+    standings: tuple[Standing, ...]
+    """The models, the one in question first; then the best baselines at these horizons."""
+
+
+def verdict(evaluation: Evaluation) -> Verdict:
+    """Judge an evaluation's models, a causal one before one that sees the future."""
+    horizons = _two_horizons(evaluation)
+    best = {h: baseline for h in horizons if (baseline := best_baseline(evaluation, h))}
+    models = sorted(evaluation.models, key=lambda model: not model.causal)
+    rivals = list(dict.fromkeys(baseline.name for baseline in best.values() if baseline.name != "persistence"))
+    baselines = [forecaster for name in rivals if (forecaster := evaluation.get(name))]
+    standings = [_standing(forecaster, horizons, best) for forecaster in [*models, *baselines]]
+    return Verdict(_sentence(standings, best, bool(models)), horizons, tuple(standings))
+
+
+def best_baseline(evaluation: Evaluation, horizon: int) -> Forecaster | None:
+    """The baseline that sees only the past and has the highest skill; doing nothing counts as one."""
+    rivals = [f for f in evaluation.forecasters if f.causal and not f.is_model and horizon in f.skill]
+    return max(rivals, key=lambda forecaster: forecaster.skill[horizon], default=None)
+
+
+def _two_horizons(evaluation: Evaluation) -> tuple[int, ...]:
+    known = sorted({h for f in evaluation.forecasters for h in f.skill} & set(evaluation.horizons))
+    if not known:
+        return ()
+    return tuple(dict.fromkeys((known[0], 10 if 10 in known else known[-1])))
+
+
+def _standing(forecaster: Forecaster, horizons: tuple[int, ...], best: Mapping[int, Forecaster]) -> Standing:
+    known = [h for h in horizons if h in forecaster.skill]
+    return Standing(
+        forecaster,
+        nothing={h: Judgment(forecaster.skill[h], forecaster.skill_ci.get(h)) for h in known},
+        line={
+            h: Judgment(forecaster.skill[h] - best[h].skill[h], forecaster.lead_ci.get(h))
+            for h in known
+            if h in best and best[h].name != forecaster.name
+        },
+    )
+
+
+def _sentence(standings: list[Standing], best: Mapping[int, Forecaster], has_model: bool) -> str:
+    if not has_model:
+        judged = {h: Judgment(best[h].skill[h], best[h].skill_ci.get(h)) for h in best}
+        return f"There is no model here. The best baseline that sees only the past ({_names(best)}) is " + (
+            f"{_clause(judged, 'doing nothing')}." if judged else "not known: no forecaster has a skill."
+        )
+    judged = next((s for s in standings if s.forecaster.is_model and s.nothing), None)
+    if judged is None:
+        return "The model’s skill is not known: this evaluation does not give it."
+    subject = judged.forecaster.full_label
+    sentence = f"{subject[0].upper()}{subject[1:]} is {_clause(judged.nothing, 'doing nothing')}"
+    if judged.line:
+        rival = f"the best baseline that sees only the past ({_names(best)})"
+        sentence += f", and {_clause(judged.line, rival, said=tuple(judged.nothing))}"
+    judgments = [*judged.nothing.values(), *judged.line.values()]
+    if any(judgment.word == "better" for judgment in judgments) and not judged.forecaster.causal:
+        sentence += "; it sees the future, so even where it is better it is no forecast"
+    if any(judgment.interval is None for judgment in judgments):
+        return f"{sentence}. There are too few test trials for an interval, so this may be chance."
+    return f"{sentence}."
+
+
+def _clause(judgments: Mapping[int, Judgment], against: str, said: tuple[int, ...] = ()) -> str:
+    """``worse than AGAINST 1 step ahead and no better 10 steps ahead``; horizons `said` before are not repeated."""
+    groups: dict[Word, list[int]] = {}
+    for horizon, judgment in judgments.items():
+        groups.setdefault(judgment.word, []).append(horizon)
+    parts = []
+    for place, (word, horizons) in enumerate(groups.items()):
+        rival = f"than {against} " if place == 0 else ""
+        when = "at both" if tuple(horizons) == said and len(said) == 2 else ahead(horizons)
+        parts.append(f"{word} {rival}{when}")
+    return listing(parts)
+
+
+def _names(best: Mapping[int, Forecaster]) -> str:
+    horizons_of: dict[str, list[int]] = {}
+    for horizon, baseline in best.items():
+        horizons_of.setdefault(baseline.label, []).append(horizon)
+    if len(horizons_of) == 1:
+        return next(iter(horizons_of))
+    return listing([f"{label} {ahead(horizons)}" for label, horizons in horizons_of.items()])

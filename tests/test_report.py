@@ -1,0 +1,637 @@
+"""The report, made from a small evaluation that is really computed here: trials with drift, plain numpy forecasters.
+
+In: that evaluation's metrics.json.  Out: what must hold of the page, of its figures and of the refusals.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tipl.errors import TiplError
+from tipl.report import report
+from tipl.report.figure import linear_axis, log_axis
+from tipl.report.figures import figures
+from tipl.report.read import read_evaluation
+from tipl.report.verdict import verdict
+from tipl.report.wording import ahead, duration, interval, number, score
+
+HORIZONS = [1, 2, 5, 10, 20]
+PLACES = 5
+
+
+def evaluation_of_walks(env_id: str, trials: int = 8, snapshots: int = 161, dim: int = 12, seed: int = 0) -> dict:
+    """metrics.json of real forecasts: trials that drift, with steps shared inside an iteration; the last half tests."""
+    rng = np.random.default_rng(seed)
+    iterations = (snapshots - 1) // PLACES
+    shared = rng.normal(size=(trials, iterations, 1, dim)).repeat(PLACES, axis=2).reshape(trials, -1, dim)
+    pace = np.linspace(1, 0.2, snapshots - 1)[:, None]
+    steps = pace * (0.35 * rng.normal(size=(trials, 1, dim)) + shared + 0.8 * rng.normal(size=shared.shape))
+    walks = np.concatenate([np.zeros((trials, 1, dim)), steps.cumsum(1)], axis=1)
+    goals = walks[:, -1]
+
+    def policy_return(trial: int, weights: np.ndarray, episodes: np.random.Generator) -> float:
+        distance = np.linalg.norm(weights - goals[trial]) / np.linalg.norm(goals[trial])
+        return float(1000 * np.exp(-(distance**2) * 2) + episodes.normal(0, 60, size=20).mean())
+
+    def fitted(h: int) -> np.ndarray:
+        past = np.concatenate([_differences(walks[j], t) for j in range(trials // 2) for t in range(31, 131)], axis=1)
+        future = np.concatenate([walks[j, t + h] - walks[j, t] for j in range(trials // 2) for t in range(31, 131)])
+        return np.linalg.lstsq(past.T, future, rcond=None)[0]
+
+    weights_of_past = {h: fitted(h) for h in HORIZONS}
+    u, s, v = zip(*(np.linalg.svd(walk, full_matrices=False) for walk in walks), strict=True)
+
+    def line(values: np.ndarray, h: int) -> np.ndarray:
+        slope, offset = np.polyfit(np.arange(len(values)), values, 1)
+        return slope * (len(values) - 1 + h) + offset
+
+    forecasts = {
+        "persistence": lambda j, t, h: walks[j, t],
+        "mean-5": lambda j, t, h: walks[j, t - 4 : t + 1].mean(0),
+        "last-difference": lambda j, t, h: walks[j, t] + h * (walks[j, t] - walks[j, t - 1]),
+        "line-10": lambda j, t, h: line(walks[j, t - 9 : t + 1], h),
+        "line-20": lambda j, t, h: line(walks[j, t - 19 : t + 1], h),
+        "damped-line": lambda j, t, h: walks[j, t] + 0.3 * (line(walks[j, t - 19 : t + 1], h) - walks[j, t]),
+        "autoregression": lambda j, t, h: walks[j, t] + weights_of_past[h] @ _differences(walks[j], t),
+        "tipl": lambda j, t, h: line(u[j][t - 19 : t + 1, :6], h) * s[j][:6] @ v[j][:6],
+    }
+    labels = {
+        "tipl": "TIPL (full basis: sees the future)",
+        "autoregression": "linear autoregression",
+        "line-20": "line through the last 20",
+        "mean-5": "mean of the last 5",
+        "damped-line": "damped line (last 20, γ = 0.3)",
+        "persistence": "persistence (φ_t)",
+    }
+    tests, origins = range(trials // 2, trials), range(31, 131)
+    error = {
+        name: np.array(
+            [[[np.mean((walks[j, t + h] - make(j, t, h)) ** 2) for h in HORIZONS] for t in origins] for j in tests]
+        )
+        for name, make in forecasts.items()
+    }  # [N, E, H]
+    skill = {name: _skill(values, error["persistence"]) for name, values in error.items()}
+    resamples = rng.integers(0, len(tests), size=(200, len(tests)))
+    resampled = {
+        name: np.array([_skill(values[rows], error["persistence"][rows]) for rows in resamples])
+        for name, values in error.items()
+    }
+    entries: dict[str, Any] = {}
+    for name, make in forecasts.items():
+        best = [max((n for n in skill if n != "tipl"), key=lambda n, i=i: skill[n][i]) for i in range(len(HORIZONS))]
+        lead = np.stack([resampled[name][:, i] - resampled[best[i]][:, i] for i in range(len(HORIZONS))], axis=1)
+        rows = [
+            (h, *(policy_return(j, w, rng) for w in (walks[j, t + h], make(j, t, h), walks[j, t])))
+            for j in tests
+            for t in range(31, 131, 12)
+            for h in (1, 5, 10)
+        ]
+        horizon, true, predicted, origin = (np.array(column) for column in zip(*rows, strict=True))
+        at = {h: horizon == h for h in (1, 5, 10)}
+        entries[name] = {
+            "basis": "full" if name == "tipl" else None,
+            "causal": name != "tipl",
+            "label": labels.get(name, name),
+            "wpe": _curve(error[name].mean((0, 1))),
+            "skill": _curve(skill[name]),
+            "skill_ci": _curve(np.quantile(resampled[name], [0.025, 0.975], axis=0).T),
+            "skill_minus_best_baseline_ci": _curve(np.quantile(lead, [0.025, 0.975], axis=0).T),
+            "skill_by_place": {
+                str(p): _curve(_skill(error[name][:, p::PLACES], error["persistence"][:, p::PLACES]))
+                for p in range(PLACES)
+            },
+            "skill_by_phase": {
+                phase: _curve(_skill(error[name][:, part], error["persistence"][:, part]))
+                for phase, part in (("rising", slice(0, 50)), ("ceiling", slice(50, None)))
+            },
+            "repw": {str(h): float(np.abs(true - predicted)[at[h]].mean()) for h in at},
+            "gain_recovered": {
+                str(h): float((predicted - origin)[at[h]].mean() / (true - origin)[at[h]].mean()) for h in at
+            },
+            "change_r2": {
+                str(h): float(1 - np.mean((true - predicted)[at[h]] ** 2) / np.var((true - origin)[at[h]])) for h in at
+            },
+            "better_than_origin": {str(h): float((predicted > origin)[at[h]].mean()) for h in at},
+            "scatter": {
+                "horizon": horizon.tolist(),
+                "true": true.tolist(),
+                "predicted": predicted.tolist(),
+                "origin": origin.tolist(),
+            },
+        }
+    floors = [
+        abs(policy_return(j, walks[j, t], rng) - policy_return(j, walks[j, t], rng)) for j in tests for t in origins
+    ]
+    energy = (s[0] ** 2).cumsum() / (s[0] ** 2).sum()
+    return {
+        "schema": 1,
+        "store": "data/walks.zarr",
+        "env_id": env_id,
+        "hidden_sizes": [2],
+        "num_weights": dim,
+        "test_trials": list(tests),
+        "train_trials": list(range(trials // 2)),
+        "horizons": HORIZONS,
+        "return_horizons": [1, 5, 10],
+        "episodes": 20,
+        "forecasters": entries,
+        "reconstruction_floor": {
+            "tipl": _curve(
+                [np.mean([np.mean(((u[j] * (np.arange(dim) >= 6)) * s[j] @ v[j]) ** 2) for j in tests])] * len(HORIZONS)
+            )
+        },
+        "noise_floor": float(np.mean(floors)),
+        "noise_floor_ci": [float(np.mean(floors) * 0.9), float(np.mean(floors) * 1.1)],
+        "learning_curves": {
+            str(j): {
+                "env_step": list(range(0, 400 * snapshots, 400)),
+                "return": [policy_return(j, w, rng) for w in walks[j]],
+            }
+            for j in range(trials)
+        },
+        "spectrum": {"weights": {"directions": list(range(1, dim + 1)), "energy": energy.tolist()}},
+        "training": {
+            "tipl": [
+                {"step": i, "train_loss": 1 / i, "validation_loss": 1.2 / i, "skill_1": -5 / i, "skill_10": None}
+                for i in range(250, 2001, 250)
+            ]
+        },
+        "config": {"evaluate": {"origins": 64, "horizons": HORIZONS}, "note": "a < b & </script>"},
+        "versions": {"numpy": np.__version__},
+        "command": "tipl evaluate data/walks.zarr --out eval",
+        "seconds": {"evaluate": 12.5, "collect": 3725.0},
+    }
+
+
+def _differences(walk: np.ndarray, t: int) -> np.ndarray:
+    return np.diff(walk[t - 10 : t + 1], axis=0)[::-1]
+
+
+def _skill(error: np.ndarray, persistence: np.ndarray) -> np.ndarray:
+    return 1 - error.sum((0, 1)) / persistence.sum((0, 1))
+
+
+def _curve(values: Any) -> dict[str, Any]:
+    return {str(h): np.asarray(value).tolist() for h, value in zip(HORIZONS, values, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def metrics() -> dict[str, Any]:
+    return evaluation_of_walks("InvertedPendulum-v4")
+
+
+@pytest.fixture(scope="module")
+def page(metrics: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    out = folder / "new" / "report.html"
+    assert report([write(folder / "eval", metrics)], out) == out
+    return out
+
+
+def write(folder: Path, metrics: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(metrics if isinstance(metrics, str) else json.dumps(metrics))
+    return folder
+
+
+def smallest(**changes: Any) -> dict[str, Any]:
+    """An evaluation with little more than what the format requires; `changes` go to the model."""
+    forecasters = {
+        "persistence": {"basis": None, "causal": True, "wpe": {"1": 2.0, "10": 8.0}, "skill": {"1": 0.0, "10": 0.0}},
+        "line-5": {
+            "basis": None,
+            "causal": True,
+            "label": "line",
+            "skill": {"1": 0.2, "10": 0.1},
+            "skill_ci": {"1": [0.1, 0.3], "10": [-0.1, 0.3]},
+        },
+        "tipl": {
+            "basis": "full",
+            "causal": False,
+            "label": "TIPL",
+            "skill": {"1": -0.5, "10": 0.3},
+            "skill_ci": {"1": [-0.6, -0.4], "10": [0.2, 0.4]},
+            "skill_minus_best_baseline_ci": {"1": [-0.8, -0.6], "10": [-0.05, 0.45]},
+            **changes,
+        },
+    }
+    return {"schema": 1, "env_id": "Walk", "horizons": [1, 10], "forecasters": forecasters}
+
+
+class Page(HTMLParser):
+    """What a reader of the page sees and what a browser would load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text = ""
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.rows: list[list[tuple[str, str | None]]] = []  # of the table of all numbers: text and value by cell
+        self.data = ""
+        self._inside: list[str] = []
+        self._in_numbers = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        if tag in ("script", "style"):
+            self._inside.append(str(named.get("id")))
+        self._in_numbers |= tag == "table" and named.get("class") == "sortable"
+        if self._in_numbers and tag == "tr":
+            self.rows.append([])
+        if self._in_numbers and tag in ("th", "td"):
+            self.rows[-1].append(("", named.get("data-value")))
+        for name in ("href", "src"):
+            if name in named:
+                (self.links if tag == "a" else self.loads).append(str(named[name]))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("script", "style"):
+            self._inside.pop()
+        self._in_numbers &= tag != "table"
+
+    def handle_data(self, data: str) -> None:
+        if "figures" in self._inside:
+            self.data += data
+        elif not self._inside:
+            self.text += data
+            if self._in_numbers and self.rows and self.rows[-1]:
+                text, value = self.rows[-1][-1]
+                self.rows[-1][-1] = (text + data, value)
+
+
+NO_NUMBER = re.compile(r"\b(nan|NaN|undefined|None|null|inf|Infinity)\b")
+
+
+def test_the_table_holds_the_numbers_of_the_file(page: Path, metrics: dict[str, Any]):
+    head, *rows = Page(page).rows
+    columns = [text.lower().strip() for text, _ in head]
+    assert columns == [
+        *("forecaster", "steps ahead", "wpe", "skill", "repw", "gain recovered", "change r²", "better than origin")
+    ]
+    assert len(rows) == len(metrics["forecasters"]) * len(HORIZONS)
+    names = {re.sub(r" \(full.*", "", entry["label"]): name for name, entry in metrics["forecasters"].items()}
+    keys = ["wpe", "skill", "repw", "gain_recovered", "change_r2", "better_than_origin"]
+    for (_, label), (_, horizon), *cells in rows:
+        entry = metrics["forecasters"][names[str(label)]]
+        for key, (text, value) in zip(keys, cells, strict=True):
+            expected = entry[key].get(horizon)
+            assert (None if value is None else float(value)) == expected
+            assert (text == "–") == (expected is None)
+
+
+def test_the_figures_hold_the_numbers_of_the_file(page: Path, metrics: dict[str, Any]):
+    drawn = json.loads(Page(page).data)
+    skill = drawn["inverted-pendulum-v4-skill"]["panels"][0]["series"]
+    assert {series["key"] for series in skill} == set(metrics["forecasters"]) - {"persistence"}
+    for series in skill:
+        entry = metrics["forecasters"][series["key"]]
+        assert series["x"] == HORIZONS
+        np.testing.assert_allclose(series["y"], list(entry["skill"].values()), rtol=1e-6)
+        bounds = np.array(list(entry["skill_ci"].values()))
+        np.testing.assert_allclose([series["low"], series["high"]], bounds.T, rtol=1e-6)
+        assert series["filled"] == entry["causal"]
+    errors, returns = drawn["inverted-pendulum-v4-figure-2-tipl"]["panels"]
+    tipl, persistence = (metrics["forecasters"][name] for name in ("tipl", "persistence"))
+    at = ["1", "5", "10"]
+    expected = {
+        "WPE, TIPL (full: sees the future)": [tipl["wpe"][h] for h in at],
+        "WPE, persistence (φ_t)": [persistence["wpe"][h] for h in at],
+        "REPW, TIPL (full: sees the future)": [tipl["repw"][h] for h in at],
+        "REPW, persistence (φ_t)": [persistence["repw"][h] for h in at],
+        "Reconstruction floor": [metrics["reconstruction_floor"]["tipl"][h] for h in at],
+    }
+    assert {series["label"] for series in errors["series"]} == set(expected)
+    for series in errors["series"]:
+        np.testing.assert_allclose(series["y"], expected[series["label"]], rtol=1e-6)
+        assert series["right"] == series["label"].startswith("REPW")
+    assert errors["rules"][0]["value"] == pytest.approx(metrics["noise_floor"], rel=1e-6)
+    for series, key in zip(returns["series"], ("origin", "predicted"), strict=True):
+        np.testing.assert_allclose(series["x"], tipl["scatter"]["true"], rtol=1e-6)
+        np.testing.assert_allclose(series["y"], tipl["scatter"][key], rtol=1e-6)
+
+
+def test_look_ahead_is_marked_wherever_the_model_is_named(page: Path):
+    text = Page(page).text
+    assert text.count("TIPL") > 5
+    assert all(text[m.end() :].lstrip(" (").startswith("full: sees the future") for m in re.finditer("TIPL", text))
+
+
+def test_the_page_loads_nothing_and_its_links_lead_somewhere(page: Path):
+    source, parsed = page.read_text(encoding="utf-8"), Page(page)
+    assert parsed.loads == ["data:,"]
+    assert set(re.findall(r"https?://[^\s\"'<]+", source)) == {"http://www.w3.org/2000/svg"}
+    assert "default-src 'none'" in source
+    anchors = set(re.findall(r'id="([^"]+)"', source))
+    for link in parsed.links:
+        assert link[1:] in anchors if link.startswith("#") else (page.parent / link).is_file()
+    assert "a < b & </script>" in parsed.text
+
+
+def test_the_printed_figures_are_whole_and_hold_their_fonts(page: Path):
+    files = sorted((page.parent / "report-figures").iterdir())
+    assert [file.suffix for file in files] == [".pdf", ".png"] * 8
+    for file in files:
+        start = file.read_bytes()
+        assert start.startswith(b"%PDF" if file.suffix == ".pdf" else b"\x89PNG")
+        assert b"/Type3" not in start  # many journals refuse Type 3 fonts
+
+
+def test_the_same_numbers_make_the_same_files(tmp_path: Path):
+    folder = write(tmp_path / "eval", smallest())
+    first, second = (report([folder], tmp_path / name / "report.html") for name in ("a", "b"))
+    made = [
+        {file.relative_to(out.parent): file.read_bytes() for file in sorted(out.parent.rglob("*")) if file.is_file()}
+        for out in (first, second)
+    ]
+    assert len(made[0]) == 3
+    assert made[0] == made[1]
+
+
+def test_what_is_missing_is_said_and_never_shown_as_a_number(tmp_path: Path):
+    metrics = smallest(skill_minus_best_baseline_ci=None, repw={"1": None}, scatter=None, gain_recovered={"10": None})
+    metrics |= {"noise_floor": None, "hidden_sizes": None, "num_weights": None, "config": {"k": None}, "spectrum": {}}
+    metrics["forecasters"]["line-5"]["wpe"] = {"1": float("nan"), "10": float("inf")}
+    page = Page(report([write(tmp_path, metrics)], tmp_path / "report.html"))
+    absent = "skill by place in the PPO iteration, skill by phase of learning, gain recovered, energy spectra, "
+    absent += "training curve and learning curves"
+    assert (
+        f"Not in this evaluation, so not shown: the paper’s Figure 2, returns of predicted policies, {absent}."
+        in page.text
+    )
+    assert not NO_NUMBER.search(page.text)
+    assert not NO_NUMBER.search(page.data.replace("null", ""))
+
+
+def test_an_evaluation_with_one_of_everything_is_drawn(tmp_path: Path):
+    metrics = smallest(
+        skill={"1": 0.0},
+        wpe={"1": 2.0},
+        repw={"1": 0.0},
+        gain_recovered={"1": 3.0},
+        skill_by_place={"2": {"1": -4.0}},
+        skill_by_phase={"rising": {"1": 0.1}},
+        scatter={"horizon": [1], "true": [5.0], "predicted": [5.0], "origin": [5.0]},
+    )
+    metrics |= {
+        "horizons": [1],
+        "noise_floor": 0.0,
+        "training": {
+            "tipl": {"curve": [{"step": 0, "train_loss": None, "validation_loss": 3.0, "skill": {"1": -9.0}}]}
+        },
+        "learning_curves": {"1": {"env_step": [0], "return": [1.0]}, "2": {"env_step": [], "return": []}},
+        "spectrum": {"weights": {"directions": [1], "energy": [0.5]}},
+    }
+    metrics["training"]["tipl"]["config"] = {"width": 128}
+    page = Page(report([write(tmp_path, metrics)], tmp_path / "report.html"))
+    assert "Not in this evaluation" not in page.text
+    assert "tipl.width128" in page.text
+    for figure in json.loads(page.data).values():
+        for panel in figure["panels"]:
+            for axis in filter(None, (panel["x"], panel["y"], panel["right"])):
+                assert axis["low"] < axis["high"] and len(axis["ticks"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {},
+            "TIPL (full: sees the future) is worse than doing nothing 1 step ahead and better 10 steps ahead, and "
+            "worse than the best baseline that sees only the past (line) 1 step ahead and no better 10 steps ahead; "
+            "it sees the future, so even where it is better it is no forecast.",
+        ),
+        (
+            {"skill": {"1": -0.5, "10": -0.3}, "skill_ci": {"1": [-0.6, -0.4], "10": [-0.4, -0.2]}},
+            "TIPL (full: sees the future) is worse than doing nothing 1 and 10 steps ahead, and worse than the best "
+            "baseline that sees only the past (line) 1 step ahead and no better 10 steps ahead.",
+        ),
+        (
+            {
+                "causal": True,
+                "basis": "window",
+                "skill": {"1": 0.5, "10": 0.3},
+                "skill_ci": {"1": [0.4, 0.6], "10": [0.2, 0.4]},
+                "skill_minus_best_baseline_ci": {"1": [0.2, 0.4], "10": [0.1, 0.3]},
+            },
+            "TIPL is better than doing nothing 1 and 10 steps ahead, and better than the best baseline that sees "
+            "only the past (line) at both.",
+        ),
+        (
+            {"skill_ci": {"1": None, "10": None}, "skill_minus_best_baseline_ci": None, "skill": {"1": -0.5}},
+            "TIPL (full: sees the future) is worse than doing nothing 1 step ahead, and worse than "
+            "the best baseline that sees only the past (line) 1 step ahead. There are too few "
+            "test trials for an interval, so this may be chance.",
+        ),
+        ({"skill": {}}, "The model’s skill is not known: this evaluation does not give it."),
+        (
+            {"model": False},
+            "There is no model here. The best baseline that sees only the past (line) is better than doing nothing "
+            "1 step ahead and no better 10 steps ahead.",
+        ),
+    ],
+)
+def test_the_sentence_says_what_the_intervals_say(tmp_path: Path, changes: dict[str, Any], sentence: str):
+    assert verdict(read_evaluation(write(tmp_path, smallest(**changes)))).sentence == sentence
+
+
+def test_a_causal_model_is_judged_before_one_that_sees_the_future(tmp_path: Path):
+    metrics = smallest()
+    metrics["forecasters"]["ours"] = {
+        "basis": "window",
+        "causal": True,
+        "model": True,
+        "label": "Ours (window basis)",
+        "skill": {"1": 0.3, "10": 0.05},
+        "skill_ci": {"1": [0.25, 0.35], "10": [-0.1, 0.2]},
+        "skill_minus_best_baseline_ci": {"1": [0.02, 0.2], "10": [-0.2, -0.01]},
+    }
+    judged = verdict(read_evaluation(write(tmp_path, metrics)))
+    assert [standing.forecaster.name for standing in judged.standings] == ["ours", "tipl", "line-5"]
+    assert judged.standings[0].line[10].value == pytest.approx(0.05 - 0.1)
+    assert judged.sentence.startswith("Ours is better than doing nothing 1 step ahead and no better 10 steps ahead, ")
+
+
+def test_evaluations_of_one_environment_keep_apart(tmp_path: Path):
+    folders = [write(tmp_path / name, smallest()) for name in ("first", "second")]
+    out = report(folders, tmp_path / "both.html")
+    assert set(json.loads(Page(out).data)) == {"walk-1-skill", "walk-2-skill"}
+    assert len(list((tmp_path / "both-figures").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "metrics.json does not exist; run `tipl evaluate"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "has schema None, this version reads 1"),
+        ({**smallest(), "schema": 2}, "has schema 2, this version reads 1"),
+        ({"schema": 1, "horizons": [1]}, "lacks the key 'forecasters'"),
+        ({**smallest(), "forecasters": {}}, "is not an evaluation"),
+        ({**smallest(), "horizons": ["one"]}, "is not an evaluation"),
+        (smallest(skill={"1": "high"}), "is not an evaluation"),
+    ],
+)
+def test_a_file_that_is_no_evaluation_is_refused_in_one_line(tmp_path: Path, content: Any, message: str):
+    folder = tmp_path / "eval"
+    if content is not None:
+        write(folder, content)
+    with pytest.raises(TiplError) as refusal:
+        report([folder], tmp_path / "report.html")
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_refused(tmp_path: Path):
+    folder = write(tmp_path / "eval", smallest())
+    with pytest.raises(TiplError, match="is a folder"):
+        report([folder], folder)
+    with pytest.raises(TiplError, match="cannot be written"):
+        report([folder], folder / "metrics.json" / "report.html")
+    with pytest.raises(TiplError, match="No evaluation given"):
+        report([], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("write_out", "value", "text"),
+    [
+        (number, 0.0, "0"),
+        (number, 123456.0, "1.23×10⁵"),
+        (number, 1234.5, "1,234"),
+        (number, -0.0123, "−0.0123"),
+        (number, 9.999e-5, "1.00×10⁻⁴"),
+        (number, 0.00123, "0.00123"),
+        (number, 57.04, "57.0"),
+        (score, 0.3512, "0.351"),
+        (score, -0.0001, "0.000"),
+        (score, -84.123, "−84.1"),
+        (score, -12345.0, "−12,345"),
+        (interval, (-0.1, 0.25), "[−0.100, 0.250]"),
+        (ahead, [1], "1 step ahead"),
+        (ahead, [1, 5, 10], "1, 5 and 10 steps ahead"),
+        (duration, 12.34, "12.3 s"),
+        (duration, 119.7, "2 min 0 s"),
+        (duration, 3725.0, "1 h 2 min"),
+    ],
+)
+def test_numbers_are_written_to_sensible_digits(write_out: Callable[[Any], str], value: Any, text: str):
+    assert write_out(value) == text
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_axis_holds_its_values_and_its_ticks_say_where_they_are(seed: int):
+    rng = np.random.default_rng(seed)
+    values = rng.normal(rng.normal(0, 10), 10.0 ** rng.uniform(-9, 7), size=5)
+    axis = linear_axis("value", values.tolist())
+    assert axis.low <= values.min() and values.max() <= axis.high
+    assert 3 <= len(axis.ticks) <= 9
+    exponent = re.search(r"\(10(.*)\)", axis.label)
+    unit = 10.0 ** int(exponent[1].translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))) if exponent else 1.0
+    for value, text in axis.ticks:
+        plain = text.replace("−", "-").replace(",", "").replace("k", "e3").replace("M", "e6")
+        assert float(plain) * unit == pytest.approx(value, rel=1e-6, abs=1e-9 * (axis.high - axis.low))
+
+
+def test_a_logarithmic_axis_says_where_its_ticks_are():
+    axis = log_axis("loss", [3e-6, 0.2])
+    assert axis.log and axis.low <= 3e-6 and axis.high >= 0.2
+    assert axis.ticks == ((1e-5, "10⁻⁵"), (1e-4, "0.0001"), (1e-3, "0.001"), (1e-2, "0.01"), (0.1, "0.1"))
+
+
+def test_learning_curves_are_thinned_and_averaged(metrics: dict[str, Any], tmp_path: Path):
+    steps = list(range(1, 12001))
+    sawtooth = {"env_step": steps, "return": [float(i % 100) for i in steps]}
+    sparse = {"env_step": [1, 12000], "return": [0.0, 99.0]}
+    curves = {"4": sawtooth, "0": sparse}
+    drawn, _ = figures(read_evaluation(write(tmp_path, {**metrics, "learning_curves": curves})))
+    other, test, mean = next(figure for figure in drawn if figure.name == "learning-curves").panels[0].series
+    assert (other.label, test.label, mean.label) == ("Other trials", "Test trials", "Mean")
+    assert len(test.x) == 120
+    np.testing.assert_allclose(test.y, 49.5, atol=1)
+    line = np.interp(mean.x, [50, 11950], [0.0, 99.0])  # the two values stand in the middles of their spans
+    np.testing.assert_allclose(mean.y, (49.5 + line) / 2, atol=1)
+
+
+PROBE = """
+<iframe id="wide" style="width:1280px;height:900px"></iframe>
+<iframe id="narrow" style="width:390px;height:844px"></iframe>
+<pre id="found"></pre><script>
+const found = {};
+const move = (view, canvas, x, y) => {
+  const box = canvas.getBoundingClientRect();
+  const at = { clientX: box.left + x * box.width, clientY: box.top + y * box.height, bubbles: true };
+  canvas.dispatchEvent(new view.PointerEvent("pointermove", at));
+};
+function probe(frame) {
+  const page = frame.contentDocument, view = frame.contentWindow, canvases = [...page.querySelectorAll(".canvas")];
+  const figure = page.querySelector("[data-figure$=-skill]");
+  const lines = () => figure.querySelectorAll("path[fill=none]").length;
+  const before = lines();
+  figure.querySelector(".legend button").click();
+  const hidden = lines();
+  figure.querySelector(".legend button").click();
+  const canvas = figure.querySelector(".canvas");
+  move(view, canvas, 0.12, 0.5);
+  const tip = figure.querySelector(".tip");
+  const hover = [view.getComputedStyle(tip).visibility, tip.innerText];
+  canvas.dispatchEvent(new view.KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+  const next = tip.innerText;
+  const table = page.querySelector(".sortable"), column = 3;
+  table.querySelectorAll("thead button")[column].click();
+  const sorted = [...table.tBodies[0].rows].map((row) => row.cells[column].dataset.value);
+  const select = page.querySelector("select");
+  select.value = "10";
+  select.dispatchEvent(new Event("change"));
+  const rows = [...table.tBodies[0].rows].filter((row) => row.offsetHeight).length;
+  found[frame.id] = {
+    panels: canvases.length, empty: canvases.filter((c) => !c.querySelector("[data-key]")).length,
+    overflow: page.documentElement.scrollWidth - view.innerWidth, text: page.body.innerText,
+    labels: canvases.map((c) => c.getAttribute("aria-label")),
+    shapes: canvases.map((c) => c.innerHTML).filter((s) => /NaN|undefined|Infinity/.test(s)).length,
+    before, hidden, shown: lines(), hover, next, sorted, rows,
+  };
+}
+const frames = [...document.querySelectorAll("iframe")];
+Promise.all(frames.map((frame) => new Promise((done) => {
+  frame.onload = () => setTimeout(() => { probe(frame); done(); }, 300);
+  frame.src = "PAGE";
+}))).then(() => { document.getElementById("found").textContent = JSON.stringify(found); });
+</script>
+"""
+
+
+def test_the_page_works_in_a_browser(page: Path, metrics: dict[str, Any], tmp_path: Path):
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip(f"needs a browser to look at the page: none of {', '.join(names)} is installed")
+    probe = tmp_path / "probe.html"
+    probe.write_text("<!doctype html><meta charset=utf-8>" + PROBE.replace("PAGE", page.as_uri()))
+    flags = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --allow-file-access-from-files"
+    command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
+    done = subprocess.run([*command, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=120)
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    found = re.search(r'<pre id="found">(.*)</pre>', done.stdout, re.DOTALL)
+    assert found and found[1], done.stderr
+    for seen in json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")).values():
+        assert seen["panels"] == 14 and seen["empty"] == 0 and seen["shapes"] == 0
+        assert all(seen["labels"])
+        assert seen["overflow"] <= 0
+        assert not NO_NUMBER.search(seen["text"])
+        assert seen["hidden"] == seen["before"] - 2 and seen["shown"] == seen["before"]
+        skill = metrics["forecasters"]["autoregression"]["skill"]
+        assert seen["hover"][0] == "visible" and "Steps ahead: 1\n" in seen["hover"][1]
+        assert re.search(rf"linear autoregression\s+{number(skill['1'])} \[", seen["hover"][1])
+        assert re.search(rf"linear autoregression\s+{number(skill['2'])} \[", seen["next"])
+        values = [value for entry in metrics["forecasters"].values() for value in entry["skill"].values()]
+        assert [float(value) for value in seen["sorted"]] == sorted(values, reverse=True)
+        assert seen["rows"] == len(metrics["forecasters"])
