@@ -73,7 +73,7 @@ def sample(path: Path, megabytes: float) -> list[np.ndarray]:
     seeds = store.seeds
     length = min(
         zarr.open_array(path / "trials" / str(seeds[0]) / "weights", mode="r").chunks[0],
-        min(store.trial(seed).committed for seed in seeds),
+        min(store.trial(seed).committed for seed in seeds) // 8 * 8,  # blosc's bitshuffle takes multiples of 8
     )
     count = max(3, round(megabytes * 1e6 / (4 * length * store.trial(seeds[0]).spec.size)))
     places = np.linspace(0, 1, count)

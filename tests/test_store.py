@@ -190,8 +190,8 @@ def test_a_policy_without_a_normaliser(tmp_path: Path) -> None:
     assert data_verify(tmp_path / "store")["ok"]
 
 
-@pytest.mark.parametrize(("obs_dim", "hidden", "action_dim", "rows"), [(4, (8, 8), 1, 512), (17, (256, 256), 6, 58)])
-def test_chunks_are_whole_snapshots_of_16_mebibytes_at_most(
+@pytest.mark.parametrize(("obs_dim", "hidden", "action_dim", "rows"), [(4, (8, 8), 1, 512), (17, (256, 256), 6, 56)])
+def test_chunks_are_multiples_of_8_snapshots_in_16_mebibytes_at_most(
     tmp_path: Path, obs_dim: int, hidden: tuple[int, ...], action_dim: int, rows: int
 ) -> None:
     spec = policy_spec(obs_dim, hidden, action_dim)
@@ -199,6 +199,17 @@ def test_chunks_are_whole_snapshots_of_16_mebibytes_at_most(
     begin(tmp_path / "store", spec=spec, obs_dim=obs_dim, num_snapshots=1951, chunk_snapshots=None).close()
     weights = zarr.open_array(tmp_path / "store/trials/7/weights", mode="r")
     assert (weights.shape, weights.chunks) == ((1951, spec.size), (rows, spec.size))
+
+
+def test_a_short_odd_trial_is_packed_too(tmp_path: Path) -> None:
+    """Blosc's bitshuffle does nothing with a number of values that is not a multiple of 8 (here 21 × 11)."""
+    create_store(tmp_path / "store")
+    steps = 1e-4 * np.random.default_rng(0).standard_normal((21, SPEC.size))
+    trial = {**made_up(SEED, 21), "weights": (1 + np.cumsum(steps, axis=0)).astype(np.float32)}
+    with begin(tmp_path / "store", num_snapshots=21, chunk_snapshots=None) as writer:
+        append(writer, trial, 0, 21)
+        writer.commit({}, complete=True)
+    assert (tmp_path / "store/trials/7/weights/c/0/0").stat().st_size < 0.75 * trial["weights"].nbytes
 
 
 # The contract: a group that zarr reads by itself.

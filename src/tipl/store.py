@@ -43,6 +43,7 @@ FORMAT_VERSION = 1
 
 # After a transpose, so that a weight's values follow each other in time: most of their high bits are the same, and
 # bit planes of equal bits are what zstd shortens. Best of benchmarks/codecs.py among what zarr reads by itself.
+# Blosc leaves a block as it is unless its number of values is a multiple of 8: chunks have multiples of 8 rows.
 CODEC = Blosc("zstd", clevel=1, shuffle=Blosc.BITSHUFFLE, blocksize=1 << 20)
 
 SNAPSHOT_ARRAYS = (
@@ -320,8 +321,8 @@ class TrialWriter:
                 chunk_snapshots = min(most_snapshots, _rows_in(most_bytes, 4 * spec.size))
             for name, (dtype, row) in _layout(spec.size, obs_dim).items():
                 chunk = _rows_in(_OTHER_CHUNK_BYTES, 8 * math.prod(row)) if name != "weights" else chunk_snapshots
-                rows = num_snapshots if name in SNAPSHOT_ARRAYS else None
-                _create_array(path / name, dtype, (rows or chunk, *row), min(chunk, rows or chunk))
+                rows = (num_snapshots if name in SNAPSHOT_ARRAYS else None) or chunk
+                _create_array(path / name, dtype, (rows, *row), min(chunk, 8 * math.ceil(rows / 8)))
             record = _Record(
                 format_version=FORMAT_VERSION, seed=seed, env_id=env_id, config=config, param_spec=spec.to_json(),
                 versions=versions, committed=0, committed_episodes=0, complete=False, commits=0, checkpoint_crc32c=0,
@@ -708,7 +709,8 @@ def _read_checkpoint(trial: Path, record: _Record) -> bytes:
 
 
 def _rows_in(most_bytes: int, row_bytes: int) -> int:
-    return max(1, most_bytes // max(1, row_bytes))
+    rows = most_bytes // max(1, row_bytes)
+    return rows - rows % 8 if rows > 8 else max(1, rows)
 
 
 def _create_array(path: Path, dtype: str, shape: tuple[int, ...], chunk_rows: int) -> None:
