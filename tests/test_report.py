@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import pytest
 
 from tipl.errors import TiplError
 from tipl.report import report
-from tipl.report.figure import linear_axis, log_axis
-from tipl.report.figures import figures
+from tipl.report.figure import DARK, LIGHT, linear_axis, log_axis
+from tipl.report.figures import REPW_COLOR, WPE_COLOR, figures
 from tipl.report.read import read_evaluation
 from tipl.report.verdict import verdict
 from tipl.report.wording import ahead, duration, interval, number, score
@@ -545,6 +546,27 @@ def test_a_logarithmic_axis_says_where_its_ticks_are():
     axis = log_axis("loss", [3e-6, 0.2])
     assert axis.log and axis.low <= 3e-6 and axis.high >= 0.2
     assert axis.ticks == ((1e-5, "10⁻⁵"), (1e-4, "0.0001"), (1e-3, "0.001"), (1e-2, "0.01"), (0.1, "0.1"))
+
+
+def test_every_color_stands_out_from_the_page_in_both_schemes():
+    """WCAG 2.1: a contrast of 3 for graphics, of 4.5 for text; the axes of Figure 2 are labeled in their colors."""
+    style = resources.files("tipl.report").joinpath("page.css").read_text()
+    grounds = re.findall(r"--ground: (#[0-9a-f]{6})", style)
+    softs = re.findall(r"--soft: (#[0-9a-f]{6})", style)
+    assert len(grounds) == len(softs) == 2
+    for ground, soft, colors in zip(grounds, softs, (LIGHT, DARK), strict=True):
+        assert all(_contrast(color, ground) >= 3 for color in colors)
+        assert all(_contrast(color, ground) >= 4.5 for color in (soft, colors[WPE_COLOR], colors[REPW_COLOR]))
+
+
+def _contrast(one: str, other: str) -> float:
+    def luminance(color: str) -> float:
+        channels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_learning_curves_are_thinned_and_averaged(metrics: dict[str, Any], tmp_path: Path):

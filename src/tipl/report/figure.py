@@ -15,7 +15,7 @@ MARKERS: tuple[Marker, ...] = ("circle", "square", "diamond", "triangle")
 
 # One hue a family of forecasters, told apart by color-blind readers through lightness; a family's members, and hues
 # that return, differ in dash and marker as well. The last is the neutral one.
-LIGHT = ("#2450c8", "#d0450c", "#3c9a6b", "#6a2c7a", "#c08605", "#1a95dd", "#8a1245", "#4d4300", "#6b7280")
+LIGHT = ("#2450c8", "#d0450c", "#1c864a", "#6a2c7a", "#c08605", "#1a95dd", "#8a1245", "#4d4300", "#6b7280")
 DARK = ("#6aa5ff", "#ff7f4a", "#7fdcab", "#a678e8", "#f6cf4a", "#5fdcf5", "#ffb3d0", "#8d7d22", "#9aa1ad")
 NEUTRAL = len(LIGHT) - 1
 

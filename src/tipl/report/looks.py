@@ -42,7 +42,7 @@ def color_of(forecaster: Forecaster) -> int:
 def row_name(forecaster: Forecaster) -> str:
     """The label in short lines, what stands in brackets on its own."""
     head, _, rest = forecaster.full_label.partition(" (")
-    return "\n".join([*textwrap.wrap(head, 28), *([f"({rest}"] if rest else [])])
+    return "\n".join([*textwrap.wrap(head, 24), *([f"({rest}"] if rest else [])])
 
 
 def look_ahead_note(forecasters: Iterable[Forecaster]) -> str:

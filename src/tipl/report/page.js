@@ -157,7 +157,7 @@ class PanelView {
     const width = this.root.clientWidth;
     if (!width) return;
     const names = (axis) => Math.max(...axis.ticks.flatMap(([, text]) => text.split("\n").map((line) => line.length)));
-    const left = this.rowWise ? Math.min(width * 0.42, names(panel.y) * 6.3 + 14) : names(panel.y) * 7 + 12;
+    const left = this.rowWise ? Math.min(width * 0.46, names(panel.y) * 6.3 + 14) : names(panel.y) * 7 + 12;
     const right = panel.right ? names(panel.right) * 7 + 14 : Math.max(14, panel.x.ticks.at(-1)[1].length * 3.5);
     const top = this.rowWise ? 6 : 24;
     const rows = panel.y.ticks.length * (10 + 14 * Math.max(...panel.y.ticks.map(([, text]) => text.split("\n").length)));
