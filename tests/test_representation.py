@@ -416,8 +416,8 @@ def test_pooled_merge_loses_no_more_than_it_says(
 def test_codes_of_every_origin_through_the_file(
     store: Path, tmp_path: Path, walks: dict[int, np.ndarray], basis: str
 ) -> None:
-    config = SVDConfig(basis="window" if basis == "window" else "prefix", dim=4, centered=True)
-    codes = Codes.open(fit_svd(store, tmp_path / "codes", config, context=6))
+    config = SVDConfig(basis="window" if basis == "window" else "prefix", dim=4, centered=True, window=6)
+    codes = Codes.open(fit_svd(store, tmp_path / "codes", config))
     assert codes.context == 6 and not codes.look_ahead
     weights_TP = walks[3]
     ours_TKD = codes.codes(3)
@@ -439,11 +439,11 @@ def test_codes_of_every_origin_through_the_file(
 
 @pytest.mark.parametrize("basis", ["window", "prefix"])
 def test_a_longer_run_has_the_same_causal_codes(tmp_path: Path, walks: dict[int, np.ndarray], basis: str) -> None:
-    config = SVDConfig(basis="window" if basis == "window" else "prefix", dim=3)
+    config = SVDConfig(basis="window" if basis == "window" else "prefix", dim=3, window=5)
     found = []
     for stop in (15, 25):
         part = write_store(tmp_path / f"store-{stop}", {1: walks[1][:stop]})
-        found.append(Codes.open(fit_svd(part, tmp_path / f"codes-{stop}", config, context=5)).codes(1))
+        found.append(Codes.open(fit_svd(part, tmp_path / f"codes-{stop}", config)).codes(1))
     np.testing.assert_allclose(found[1][:15], found[0], atol=1e-6)
 
 
@@ -522,18 +522,15 @@ def test_what_is_no_codes_is_refused(store: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "context", "message"),
+    ("config", "message"),
     [
-        (SVDConfig(dim=13), 20, "--dim is 13, more than the 12 weights; give at most 12"),
-        (SVDConfig(basis="window", dim=6), 5, "--dim is 6, more than the 5 displacements of a window"),
-        (SVDConfig(basis="window", dim=1), 0, "context is 0"),
+        (SVDConfig(dim=13), "--dim is 13, more than the 12 weights; give at most 12"),
+        (SVDConfig(basis="window", dim=6, window=5), "--dim is 6, more than the 5 displacements of a window"),
     ],
 )
-def test_settings_that_the_trials_do_not_allow(
-    store: Path, tmp_path: Path, config: SVDConfig, context: int, message: str
-) -> None:
+def test_settings_that_the_trials_do_not_allow(store: Path, tmp_path: Path, config: SVDConfig, message: str) -> None:
     with pytest.raises(TiplError, match=message):
-        fit_svd(store, tmp_path / "codes", config, context=context)
+        fit_svd(store, tmp_path / "codes", config)
     assert not (tmp_path / "codes").exists()
 
 

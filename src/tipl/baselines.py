@@ -11,6 +11,7 @@ import numpy as np
 
 from tipl.forecast import Forecaster, History, WeightedSum, places_in_iteration
 from tipl.store import Split, Store, Trial
+from tipl.subspace import DMD, PrefixLine
 
 DIFFERENCES = 20  # the autoregression's last steps
 LONGER = (30, 40, 60, 80, 100)  # and its longer differences φ_t − φ_{t−k}
@@ -18,7 +19,9 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 WINDOWS = (5, 20, 50)  # snapshots of a mean or a line
 DAMPED_WINDOWS = (2, 5, 10, 20, 50)
 DAMPINGS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
-_ORIGINS_TO_CHOOSE = 200  # of each validation trial
+PREFIX_RANKS, PREFIX_WINDOWS = (2, 8), (10, 50)
+DMD_RANKS, DMD_WINDOWS = (2, 4), (10, 30)
+_ORIGINS_TO_CHOOSE, _ORIGINS_TO_TRY = 200, 12  # of each validation trial
 
 
 def fitted_baselines(store: Store, split: Split, horizons: Sequence[int], seed: int) -> list[Forecaster]:
@@ -31,6 +34,8 @@ def fitted_baselines(store: Store, split: Split, horizons: Sequence[int], seed: 
     equations = normal_equations(train, difference_features(Autoregression.context), horizons)
     damped = [damped_line(count, damping) for count in DAMPED_WINDOWS for damping in DAMPINGS]
     autoregressions = [Autoregression(horizons, equations, ridge) for ridge in RIDGES]
+    prefix_lines = [PrefixLine(rank, count) for rank in PREFIX_RANKS for count in PREFIX_WINDOWS]
+    decompositions = [DMD(rank, count) for rank in DMD_RANKS for count in DMD_WINDOWS]
     return [
         persistence(),
         *(mean_of_last(count) for count in WINDOWS),
@@ -38,6 +43,9 @@ def fitted_baselines(store: Store, split: Split, horizons: Sequence[int], seed: 
         *(line(count) for count in WINDOWS),
         _best(damped, judges, horizons),
         _best(autoregressions, judges, horizons),
+        _best_by_trying(prefix_lines, judges, horizons),
+        _best_by_trying(decompositions, judges, horizons),
+        TrainMean(train),
         RandomDisplacement(max(horizons), seed),
     ]
 
@@ -68,6 +76,23 @@ def _best(candidates: Sequence[WeightedSum], trials: Sequence[Trial], horizons: 
                     a[:, -1] -= a.sum(axis=1)
                     error[i] += true - 2 * np.einsum("hk,kh->h", a, toward)
                     error[i] += np.einsum("hk,kl,hl->h", a, gram[window, window], a)
+    return candidates[int(np.argmax((1 - error / moved).mean(axis=1)))]
+
+
+def _best_by_trying(candidates: Sequence[Forecaster], trials: Sequence[Trial], horizons: Sequence[int]) -> Forecaster:
+    """As `_best`, for forecasters that are no weighted sums known beforehand: by their forecasts at a few origins."""
+    ahead = np.array(horizons)
+    error, moved = np.zeros((len(candidates), len(horizons))), np.zeros(len(horizons))
+    for trial in trials:
+        weights, places = trial.weights(), places_in_iteration(trial)
+        for t in np.linspace(1, trial.committed - 1 - max(horizons), _ORIGINS_TO_TRY).astype(int):
+            true = weights[t + ahead] - weights[t]
+            moved += (true**2).sum(axis=1)
+            for i, candidate in enumerate(candidates):
+                first = 0 if candidate.context is None else max(0, t + 1 - candidate.context)
+                seen = History(trial.seed, int(t), weights[first : t + 1], int(places[t]))
+                made = candidate.forecast([seen], horizons)[0] - weights[t]
+                error[i] += ((true - made) ** 2).sum(axis=1)
     return candidates[int(np.argmax((1 - error / moved).mean(axis=1)))]
 
 
@@ -151,6 +176,26 @@ class RandomDisplacement(Forecaster):
             lengths = np.linalg.norm(window[[-1 - h for h in horizons]] - window[-1], axis=1)
             out.append(window[-1] + lengths[:, None] * direction)
         return np.stack(out).astype(np.float32)
+
+
+class TrainMean(Forecaster):
+    """φ_t and what the training trials moved on average from snapshot t to t + h; the last one stands for later."""
+
+    name, label = "train-mean", "mean step of the training trials at t"
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        length = min(trial.committed for trial in trials)
+        self._mean = np.zeros((length, trials[0].spec.size), np.float32)
+        for trial in trials:
+            self._mean += trial.weights(0, length) / len(trials)
+
+    def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+        last = len(self._mean) - 1
+        out = []
+        for history in histories:
+            now, ahead = min(history.origin, last), np.minimum(history.origin + np.array(horizons), last)
+            out.append(history.weights[-1] + self._mean[ahead] - self._mean[now])
+        return np.stack(out)
 
 
 class Autoregression(WeightedSum):

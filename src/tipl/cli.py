@@ -105,6 +105,7 @@ def build_parser() -> ArgumentParser:
     verb = _add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials")
     verb.add_argument("store", type=Path, metavar="STORE")
     verb.add_argument("--model", type=Path, metavar="MODEL", dest="models", nargs="+", action="extend", default=[])
+    verb.add_argument("--codes", type=Path, metavar="CODES", default=None, help="also judge a line through these codes")
     verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
     verb.add_argument("--out", type=Path, metavar="EVAL", default=None, help="[STORE with the suffix .eval]")
     _add_settings(verb, EvaluateConfig)
@@ -120,6 +121,18 @@ def build_parser() -> ArgumentParser:
     ):
         verb.add_argument("store", type=Path, metavar="STORE")
         verb.add_argument("--json", action="store_true", help="print JSON")
+
+    verb = _add_verb(data, "random-walk", _random_walk, "write random walks, of which is known what can be forecast")
+    verb.add_argument("--out", type=Path, metavar="STORE", required=True)
+    for flag, default, what in (
+        ("--trials", 50, "walks"),
+        ("--snapshots", 1951, "snapshots of each, T"),
+        ("--dim", 122, "weights of each, P"),
+        ("--seed", 1, "of the first walk; the others count up from it"),
+    ):
+        verb.add_argument(flag, type=int, metavar="N", default=default, help=f"{what} [{default}]")
+    verb.add_argument("--drift", type=float, metavar="D", default=0.0, help="length, in steps of the noise [0]")
+    verb.add_argument("--anneal", action="store_true", help="let the steps shrink linearly to 0")
     return parser
 
 
@@ -180,7 +193,8 @@ def _evaluate(arguments: Namespace) -> None:
     out = arguments.out or arguments.store.with_suffix(".eval")
     from tipl.evaluate import evaluate
 
-    _wrote(evaluate(arguments.store, out, config, models=arguments.models, returns=not arguments.no_returns))
+    how = {"models": arguments.models, "codes": arguments.codes, "returns": not arguments.no_returns}
+    _wrote(evaluate(arguments.store, out, config, **how))
 
 
 def _report(arguments: Namespace) -> None:
@@ -193,6 +207,13 @@ def _data_info(arguments: Namespace) -> None:
     from tipl.store import data_info
 
     _show(data_info(arguments.store), arguments.json)
+
+
+def _random_walk(arguments: Namespace) -> None:
+    from tipl.walks import random_walk
+
+    sizes = {name: getattr(arguments, name) for name in ("trials", "snapshots", "dim", "drift", "seed", "anneal")}
+    _wrote(random_walk(arguments.out, **sizes))
 
 
 def _data_verify(arguments: Namespace) -> None:

@@ -25,9 +25,11 @@ from tipl.errors import TiplError
 from tipl.forecast import Forecaster, History, TIPLForecaster, load_tipl, places_in_iteration
 from tipl.presets import EvaluateConfig
 from tipl.progress import steps_progress
+from tipl.representation import Codes
 from tipl.returns import Policies, policy_returns
 from tipl.score import Comparison, Origins, Returns, mean_by_trial, return_scores, weight_scores
 from tipl.store import Store, Trial
+from tipl.subspace import CodeLine
 from tipl.train import CURVE_FILE
 
 SCHEMA = 1
@@ -44,6 +46,7 @@ def evaluate(
     config: EvaluateConfig = EvaluateConfig(),
     *,
     models: Sequence[Path] = (),
+    codes: Path | None = None,
     returns: bool = True,
 ) -> Path:
     """Judge every baseline, and these models, on the test trials of a store.
@@ -52,6 +55,8 @@ def evaluate(
         store: the data set.
         out: folder for metrics.json; made if missing.
         models: folders that `train` wrote.
+        codes: what `fit_svd` wrote for this store, full or pooled: also judge a line through them. With the `full`
+            basis it shows what look-ahead alone manufactures. Default: those of the models.
         returns: also run the true and the predicted policies.
 
     Returns:
@@ -72,6 +77,8 @@ def evaluate(
     forecasters = fitted_baselines(data, split, config.horizons, config.seed)
     learned = [load_tipl(model, data, out) for model in models]
     forecasters += learned
+    coded = {model.basis: model.codes for model in learned} if codes is None else {None: Codes.open(codes)}
+    forecasters += [CodeLine(each) for each in coded.values()]
     origins = join_origins([choose_origins(trial, config) for trial in trials])
     compared = compare_weights(trials, origins, forecasters, config.horizons)
     rivals = [f.name for f in forecasters if f.causal and not f.is_model]

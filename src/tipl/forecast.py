@@ -101,24 +101,24 @@ class TIPLForecaster(Forecaster):
         self.causal = not codes.look_ahead
         self.label = f"TIPL ({self.basis} basis{': sees the future' if codes.look_ahead else ''})"
         self.context = 1  # of weights; its codes come from the basis
-        self._model, self.codes = model, codes
+        self.codes = codes
+        self._model = model
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
-        length = self._model.config.context
-        dim = self._model.config.dim
+        length, dim = self._model.config.context, self._model.config.dim
         codes = torch.zeros(len(histories), length, dim)
         times = torch.zeros(len(histories), length, dtype=torch.long)
         valid = torch.zeros(len(histories), length, dtype=torch.bool)
+        known = {trial: self.codes.codes(trial) for trial in {history.trial for history in histories}}
         for b, history in enumerate(histories):
             seen = np.arange(max(0, history.origin - length + 1), history.origin + 1)
-            codes[b, -len(seen) :] = torch.from_numpy(self.codes.codes(history.trial)[seen])
+            codes[b, -len(seen) :] = torch.from_numpy(known[history.trial][seen])
             times[b, -len(seen) :] = torch.from_numpy(seen)
             valid[b, -len(seen) :] = True
-        ahead = self._model.rollout(codes, times, valid, max(horizons)).numpy()
-        picked = ahead[:, [h - 1 for h in horizons]]
-        return np.stack(
-            [self.codes.basis(history.trial).decode(picked[b]) for b, history in enumerate(histories)]
-        ).astype(np.float32)
+        ahead = self._model.rollout(codes, times, valid, max(horizons)).numpy()[:, [h - 1 for h in horizons]]
+        bases = {trial: self.codes.basis(trial) for trial in known}
+        decoded = [bases[history.trial].decode(ahead[b]) for b, history in enumerate(histories)]
+        return np.stack(decoded).astype(np.float32)
 
 
 def load_tipl(folder: Path, store: Store, scratch: Path) -> TIPLForecaster:

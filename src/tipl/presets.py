@@ -107,9 +107,12 @@ class SVDConfig:
     """d, the size of a code."""
     centered: bool = False
     """Subtract the trial's first snapshot before the SVD; the paper does not."""
+    window: int = 50
+    """K of the basis window; of prefix, how many codes of an origin are kept. Unused by the others."""
 
     def __post_init__(self) -> None:
         _require(self.dim >= 1, f"--dim is {self.dim}; give at least 1.")
+        _require(self.window >= 1, f"--window is {self.window}; give at least 1.")
 
 
 @dataclass(frozen=True)

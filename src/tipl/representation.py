@@ -319,9 +319,7 @@ class WindowGram:
 # The verb, and what it leaves on disk
 
 
-def fit_svd(
-    store: Path, out: Path, config: SVDConfig = SVDConfig(), *, context: int = 20, progress: bool = True
-) -> Path:
+def fit_svd(store: Path, out: Path, config: SVDConfig = SVDConfig(), *, progress: bool = True) -> Path:
     """Fit a basis to the trials of a store and write the codes of all of them to the zarr group `out`.
 
     A finished `out` of the same data and settings is kept, an unfinished one is gone on with, trial by trial.
@@ -330,7 +328,6 @@ def fit_svd(
         store: the data set.
         out: where CODES go.
         config: which basis, its size d, and whether φ_0 is subtracted.
-        context: K of `window`, and how many codes of an origin are kept for `prefix`; unused by the others.
         progress: show a bar.
 
     Returns:
@@ -340,12 +337,12 @@ def fit_svd(
         TiplError: the store cannot be read, its trials cannot be represented as asked, or `out` is something else.
     """
     store, out = Path(store), Path(out)
-    trials = _representable_trials(store, config, context)
+    trials = _representable_trials(store, config)
     identity = {
         "format": FORMAT,
         "version": VERSION,
         "config": dataclasses.asdict(config),
-        "context": context if config.basis in ("window", "prefix") else None,
+        "context": config.window if config.basis in ("window", "prefix") else None,
         "store": os.path.relpath(store.resolve(), out.resolve().parent),
         "trials": {str(seed): [trial.committed, _fingerprint(trial)] for seed, trial in trials.items()},
     }
@@ -368,7 +365,7 @@ def fit_svd(
         for seed, trial in trials.items():
             place = group.require_group(f"trials/{seed}")
             if "complete" not in place.attrs:
-                _write(place, _represented(trial, config, context, pooled))
+                _write(place, _represented(trial, config, pooled))
             advance(1, "")
     group.attrs["finished"] = True
     return out
@@ -456,7 +453,7 @@ class Codes:
         return _stored(self._group, f"{self._trial(seed)}/{name}")
 
 
-def _representable_trials(path: Path, config: SVDConfig, context: int) -> dict[int, Trial]:
+def _representable_trials(path: Path, config: SVDConfig) -> dict[int, Trial]:
     store = Store.open(path)
     trials = {seed: store.trial(seed) for seed in store.seeds}
     if not trials:
@@ -465,12 +462,10 @@ def _representable_trials(path: Path, config: SVDConfig, context: int) -> dict[i
         raise TiplError(f"The trials of {path} differ in their number of weights; give each network its own store.")
     if config.basis == "pooled" and len(train := store.split().train) < 2:
         raise TiplError(f"A pooled basis needs 2 training trials or more, {path} has {len(train)}; collect more.")
-    if context < 1:
-        raise TiplError(f"The context is {context}; give at least 1.")
     for seed, trial in trials.items():
         limits = {"weights": trial.spec.size}
         if config.basis == "window":
-            limits["displacements of a window"] = context
+            limits["displacements of a window"] = config.window
         else:
             limits[f"snapshots of trial {seed}"] = trial.committed
         for name, limit in limits.items():
@@ -480,12 +475,12 @@ def _representable_trials(path: Path, config: SVDConfig, context: int) -> dict[i
 
 
 def _represented(
-    trial: Trial, config: SVDConfig, context: int, pooled: tuple[np.ndarray, np.ndarray] | None
+    trial: Trial, config: SVDConfig, pooled: tuple[np.ndarray, np.ndarray] | None
 ) -> dict[str, np.ndarray]:
     """The arrays that are written for a trial."""
     weights_TP = _read(trial)
     if config.basis in ("window", "prefix"):
-        return _origin_codes(Gram.of(weights_TP), config, context)
+        return _origin_codes(Gram.of(weights_TP), config)
     if pooled is None:
         codes_TD, basis = trial_basis(weights_TP, config.dim, centered=config.centered)
         arrays = {"codes": codes_TD, "components": basis.components_DP, "singular_values": basis.singular_values}
@@ -494,18 +489,18 @@ def _represented(
     return {**arrays, "mean": weights_TP[0]} if config.centered else arrays
 
 
-def _origin_codes(gram: Gram, config: SVDConfig, context: int) -> dict[str, np.ndarray]:
+def _origin_codes(gram: Gram, config: SVDConfig) -> dict[str, np.ndarray]:
     count = len(gram.initial_T)
-    codes_TKD = np.zeros((count, context, config.dim), np.float32)
+    codes_TKD = np.zeros((count, config.window, config.dim), np.float32)
     singular_values_TD = np.zeros((count, config.dim))
     if config.basis == "window":
-        bases = (window_basis(gram, origin, context, config.dim) for origin in range(count))
+        bases = (window_basis(gram, origin, config.window, config.dim) for origin in range(count))
     else:
         bases = prefix_bases(gram, range(count), config.dim, centered=config.centered)
     for origin, basis in enumerate(bases):
         # The last snapshot of a window is its origin, which is zero by construction.
-        recent = (basis.codes_SD[:-1] if config.basis == "window" else basis.codes_SD)[-context:]
-        codes_TKD[origin, context - len(recent) :] = recent
+        recent = (basis.codes_SD[:-1] if config.basis == "window" else basis.codes_SD)[-config.window :]
+        codes_TKD[origin, config.window - len(recent) :] = recent
         singular_values_TD[origin] = basis.scale_D
     return {
         "codes": codes_TKD,

@@ -1,0 +1,131 @@
+"""Baselines that extrapolate in a low-rank view of a trial: its past alone, or, for comparison, its whole path.
+
+In: histories; for the look-ahead one also codes.  Out: forecasts. See baselines.py for those that need no SVD.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tipl.forecast import Forecaster, History
+from tipl.representation import Codes, Gram, prefix_bases
+
+
+class PrefixLine(Forecaster):
+    """The line through the last `count` snapshots, seen in the leading `rank` directions of the path so far.
+
+    With X the displacements from φ_0 and X = U Σ Vᵀ, the slope X ℓ is projected to U_r U_rᵀ X ℓ = X V_r V_rᵀ ℓ, and
+    φ̃_{t+h} = φ_t + h X V_r V_rᵀ ℓ. Inner products of a trial are kept and extended as the origin moves on.
+    """
+
+    name = "prefix-line"
+    context = None
+
+    def __init__(self, rank: int, count: int) -> None:
+        self.label = f"line through the last {count} in the {rank} leading directions so far"
+        self._rank, self._count = rank, count
+        self._trial: int | None = None
+        self._gram = np.zeros((0, 0))
+
+    def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+        out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
+        order = sorted(range(len(histories)), key=lambda b: (histories[b].trial, histories[b].origin))
+        for trial in dict.fromkeys(histories[b].trial for b in order):
+            rows = [b for b in order if histories[b].trial == trial]
+            self._extend(histories[rows[-1]])
+            gram = Gram(self._gram, np.zeros(len(self._gram)))  # centered on φ_0: its own products are not needed
+            bases = prefix_bases(gram, [histories[b].origin for b in rows], self._rank)
+            for b, basis in zip(rows, bases, strict=True):
+                seen = histories[b].weights
+                v = basis.codes_SD
+                a = v @ (v.T @ slope(len(seen), self._count))
+                step = a.astype(np.float32) @ (seen - seen[0])
+                out[b] = seen[-1] + np.multiply.outer(np.array(horizons, np.float32), step)
+        return out
+
+    def _extend(self, history: History) -> None:
+        """Inner products of displacements from φ_0 up to this origin; only those of new snapshots are computed."""
+        if history.trial != self._trial:
+            self._trial, self._gram = history.trial, np.zeros((0, 0))
+        old, new = len(self._gram), len(history.weights)
+        if new > old:
+            moved = history.weights - history.weights[0]
+            if moved.shape[1] < 4096:  # small enough for float64
+                moved = moved.astype(np.float64)
+            fresh = moved[old:] @ moved.T
+            gram = np.empty((new, new))
+            gram[:old, :old] = self._gram
+            gram[old:] = fresh
+            gram[:old, old:] = fresh[:, :old].T
+            self._gram = gram
+
+
+class DMD(Forecaster):
+    """Exact dynamic mode decomposition of the last `count` + 1 snapshots (Tu et al. 2014), of rank `rank`.
+
+    With X = (x_0 … x_{n−2}), Y = (x_1 … x_{n−1}) and X ≈ U_r Σ_r V_rᵀ, the operator A = Y V_r Σ_r⁻¹ U_rᵀ gives
+    x_{n−1+h} = A^h x_{n−1} = Y M^{h−1} c with c = V_r Σ_r⁻² V_rᵀ Xᵀ x_{n−1} and M = V_r Σ_r⁻² V_rᵀ Xᵀ Y: inner
+    products of snapshots are all that it takes.
+    """
+
+    name = "dmd"
+
+    def __init__(self, rank: int, count: int) -> None:
+        self.label = f"dynamic mode decomposition (rank {rank}, last {count})"
+        self.context = count + 1
+        self._rank = rank
+
+    def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+        return np.stack([self._one(history, horizons) for history in histories]).astype(np.float32)
+
+    def _one(self, history: History, horizons: Sequence[int]) -> np.ndarray:
+        seen = history.weights
+        if len(seen) < 2:
+            return np.repeat(seen[-1:], len(horizons), axis=0)
+        path = seen.astype(np.float64)
+        gram = path @ path.T
+        values, vectors = np.linalg.eigh(gram[:-1, :-1])
+        kept = values[-self._rank :] > 1e-12 * values[-1]
+        v, squares = vectors[:, -self._rank :][:, kept], values[-self._rank :][kept]
+        pseudo = v / squares @ v.T
+        c, transition = pseudo @ gram[:-1, -1], pseudo @ gram[:-1, 1:]
+        coefficients = []
+        for _ in range(max(horizons)):
+            coefficients.append(c)
+            c = transition @ c
+        return np.stack([coefficients[h - 1] for h in horizons]) @ path[1:]
+
+
+class CodeLine(Forecaster):
+    """The line through the last `count` codes, decoded: with the `full` basis, what look-ahead alone manufactures."""
+
+    def __init__(self, codes: Codes, count: int = 20) -> None:
+        self.name = f"line-{count}-{codes.config.basis}"
+        seen = ": sees the future" if codes.look_ahead else ""
+        self.label = f"line through the last {count} codes ({codes.config.basis} basis{seen})"
+        self.basis, self.causal = codes.config.basis, not codes.look_ahead
+        self._codes, self._count = codes, count
+
+    def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+        out = []
+        trials = {history.trial for history in histories}
+        known = {trial: (self._codes.codes(trial), self._codes.basis(trial)) for trial in trials}
+        for history in histories:
+            codes, basis = known[history.trial]
+            seen = codes[: history.origin + 1]
+            step = slope(len(seen), self._count) @ seen
+            mean = seen[-self._count :].mean(axis=0)
+            middle = (min(self._count, len(seen)) - 1) / 2
+            ahead = mean + np.multiply.outer(np.array(horizons) + middle, step)
+            out.append(basis.decode(ahead.astype(np.float32)))
+        return np.stack(out)
+
+
+def slope(length: int, count: int) -> np.ndarray:
+    """ℓ [length] such that ℓ @ x is the slope a step of the least-squares line through the last `count` rows of x."""
+    count = min(count, length)
+    weights = np.zeros(length)
+    if count > 1:
+        time = np.arange(count) - (count - 1) / 2
+        weights[-count:] = time / (time**2).sum()
+    return weights

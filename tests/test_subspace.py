@@ -1,0 +1,86 @@
+"""Low-rank baselines against their definitions in numpy.
+
+In: made-up paths.  Out: failures.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tipl.forecast import Forecaster, History
+from tipl.presets import SVDConfig
+from tipl.representation import Codes, fit_svd
+from tipl.store import Store
+from tipl.subspace import DMD, CodeLine, PrefixLine, slope
+
+HORIZONS = (1, 3, 8)
+
+
+def path(snapshots: int, weights: int = 9) -> np.ndarray:
+    return np.cumsum(np.random.default_rng(2).normal(size=(snapshots, weights)), axis=0).astype(np.float32)
+
+
+def forecast(forecaster: Forecaster, weights: np.ndarray) -> np.ndarray:
+    first = 0 if forecaster.context is None else max(0, len(weights) - forecaster.context)
+    return forecaster.forecast([History(1, len(weights) - 1, weights[first:], 0)], HORIZONS)[0]
+
+
+def test_slope_is_numpys_polyfit():
+    w = path(12)
+    for count in (2, 5, 12, 40):
+        n = min(count, 12)
+        expected = np.polyfit(np.arange(n), w[-n:].astype(np.float64), 1)[0]
+        np.testing.assert_allclose(slope(12, count) @ w, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(slope(1, 5), [0])
+
+
+def test_prefix_line_projects_the_slope_to_the_leading_directions():
+    w = path(40)
+    forecaster = PrefixLine(rank=3, count=10)
+    for stop in (20, 33, 40):  # its inner products grow with the origin
+        seen = w[:stop].astype(np.float64)
+        v = np.linalg.svd(seen - seen[0], full_matrices=False)[2][:3]
+        step = np.polyfit(np.arange(10), seen[-10:], 1)[0] @ v.T @ v
+        expected = seen[-1] + np.multiply.outer(HORIZONS, step)
+        np.testing.assert_allclose(forecast(forecaster, w[:stop]), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_dmd_continues_a_linear_system():
+    # Two decaying rotations seen through 30 weights: four modes.
+    angle = np.array([0.3, 0.8])
+    t = np.arange(40)[:, None]
+    modes = np.concatenate([0.97**t * np.cos(t * angle), 0.97**t * np.sin(t * angle)], axis=1)
+    w = modes @ np.random.default_rng(0).normal(size=(4, 30))
+    made = forecast(DMD(rank=4, count=25), w[:32].astype(np.float64))
+    np.testing.assert_allclose(made, w[31 + np.array(HORIZONS)], atol=1e-3)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_dmd_is_the_operator_of_the_definition(rank: int):
+    w = path(12).astype(np.float64)
+    x, y = w[:-1].T, w[1:].T
+    u, s, vt = (
+        part[..., :rank] if i < 2 else part[:rank] for i, part in enumerate(np.linalg.svd(x, full_matrices=False))
+    )
+    operator = y @ vt.T @ np.diag(1 / s) @ u.T
+    expected = [np.linalg.matrix_power(operator, h) @ w[-1] for h in HORIZONS]
+    np.testing.assert_allclose(forecast(DMD(rank, 11), w), expected, rtol=1e-4)
+
+
+def test_dmd_of_a_run_that_stands_still_is_persistence():
+    w = np.ones((6, 4), np.float32)
+    np.testing.assert_array_equal(forecast(DMD(2, 5), w), np.ones((3, 4)))
+    np.testing.assert_array_equal(forecast(DMD(2, 5), w[:1]), np.ones((3, 4)))
+
+
+def test_a_line_through_all_codes_is_the_line_through_the_weights(small_store: Path, tmp_path: Path):
+    # At full rank the codes are the weights in other coordinates.
+    codes = Codes.open(fit_svd(small_store, tmp_path / "codes", SVDConfig(dim=81)))
+    line = CodeLine(codes, 6)
+    assert not line.causal and line.name == "line-6-full" and "sees the future" in line.label
+    w = Store.open(small_store).trial(3).weights().astype(np.float64)
+    made = line.forecast([History(3, 30, w[:31].astype(np.float32), 0)], HORIZONS)[0]
+    line_slope, start = np.polyfit(np.arange(6), w[25:31], 1)
+    expected = np.stack([start + line_slope * (5 + h) for h in HORIZONS])
+    np.testing.assert_allclose(made, expected, atol=2e-4)
