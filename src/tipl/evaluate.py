@@ -26,7 +26,7 @@ from tipl.forecast import Forecaster, History, TIPLForecaster, load_tipl, places
 from tipl.presets import EvaluateConfig
 from tipl.progress import steps_progress
 from tipl.representation import Codes
-from tipl.returns import Policies, policy_returns
+from tipl.returns import OBS_CLIP, Policies, policy_returns
 from tipl.score import Comparison, Origins, Returns, mean_by_trial, return_scores, weight_scores
 from tipl.store import Store, Trial
 from tipl.subspace import CodeLine
@@ -63,8 +63,8 @@ def evaluate(
         `out`.
 
     Raises:
-        TiplError: the store or a model cannot be used, the horizons do not fit into the trials, or `out` holds the
-            metrics of an earlier evaluation.
+        TiplError: the store or a model cannot be used, its policies cannot be run, the horizons do not fit into the
+            trials, or `out` holds the metrics of an earlier evaluation.
     """
     store, out, began = Path(store), Path(out), time.monotonic()
     if (out / METRICS_FILE).exists():
@@ -72,6 +72,8 @@ def evaluate(
     data = Store.open(store)
     split = data.split()
     _require_room(data, config)
+    if returns:
+        _require_policies(data, split.test)
     out.mkdir(parents=True, exist_ok=True)
     trials = [data.trial(seed) for seed in split.test]
     forecasters = fitted_baselines(data, split, config.horizons, config.seed)
@@ -265,7 +267,7 @@ def _trial_returns(
         policies = Policies(phi.reshape(len(which), -1), trial.obs_mean[which], trial.obs_var[which])
         episodes = policy_returns(
             policies, trial.env_id, trial.config["hidden_sizes"], config.episodes, seed=seed,
-            backend=trial.config["backend"], advance=advance,
+            backend=trial.config["backend"], obs_clip=trial.config.get("obs_clip", OBS_CLIP), advance=advance,
         )  # fmt: skip
         return episodes.mean(axis=1).reshape(snapshot.shape)
 
@@ -323,6 +325,16 @@ def _require_room(data: Store, config: EvaluateConfig) -> None:
             f"The shortest trial of {data.path} has {shortest} snapshots, too few for a horizon of "
             f"{max(config.horizons)}; give --horizons up to {room // 2}."
         )
+
+
+def _require_policies(data: Store, seeds: Sequence[int]) -> None:
+    """Collected policies are tanh networks with a log-std of their own; recorded ones (record.py) may be others."""
+    for seed in seeds:
+        if data.trial(seed).config.get("hidden_sizes") is None:
+            raise TiplError(
+                f"The policies of trial {seed} of {data.path} are not tanh networks with a log-std of their own, so "
+                "their returns cannot be measured; pass --no-returns."
+            )
 
 
 def _learning_curve(trial: Trial) -> dict[str, list[float]]:

@@ -19,7 +19,7 @@ from tipl.policy import FASTMATH, forward_one, layer_sizes
 from tipl.presets import Backend
 
 _SLOTS = 256  # episodes that one thread steps together
-_CLIP, _EPSILON = 10.0, 1e-8  # of the normalized observation, as in training
+OBS_CLIP, _EPSILON = 10.0, 1e-8  # of the normalized observation, as in training
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def policy_returns(
     seed: int = 0,
     sampled: bool = False,
     backend: Backend = "envpool",
+    obs_clip: float | None = OBS_CLIP,
     threads: int | None = None,
     advance: Callable[[int, str], None] = lambda steps, note: None,
 ) -> np.ndarray:
@@ -56,6 +57,7 @@ def policy_returns(
 
     Args:
         sampled: draw actions from the policy; otherwise take its mean action.
+        obs_clip: normalized observations are held within ± this; None: as they are.
         threads: default: one a core that this process may use.
         advance: told how many episodes have ended.
     Returns:
@@ -69,7 +71,7 @@ def policy_returns(
     def run(block: list[tuple[int, int]]) -> None:
         policy, episode = np.array(block).T
         returns[policy, episode] = _run_episodes(
-            policies, policy, seeds[episode], env_id, hidden_sizes, sampled, backend
+            policies, policy, seeds[episode], env_id, hidden_sizes, sampled, backend, obs_clip
         )
         advance(len(block), "")
 
@@ -93,6 +95,7 @@ def _run_episodes(
     hidden_sizes: Sequence[int],
     sampled: bool,
     backend: Backend,
+    obs_clip: float | None,
 ) -> np.ndarray:
     """One episode of policy[j] from seed[j], for each j."""
     env = make_env(env_id, seeds.tolist(), backend)
@@ -102,12 +105,15 @@ def _run_episodes(
     running = np.arange(len(policy))
     obs = env.reset(running)
     actions = np.empty((len(policy), env.action_dim))
+    clip = np.inf if obs_clip is None else obs_clip
     noise = np.zeros((len(policy), env.action_dim), np.float32)
     while len(running):
         if sampled:
             drawn = {s: rng.standard_normal(env.action_dim, np.float32) for s, rng in rngs.items()}
             noise = np.stack([drawn[int(s)] for s in seeds[running]])
-        act_frozen(policies.weights, policy[running], obs, policies.obs_mean, policies.obs_var, sizes, noise, actions)
+        act_frozen(
+            policies.weights, policy[running], obs, policies.obs_mean, policies.obs_var, sizes, noise, actions, clip
+        )
         obs, reward, terminated, truncated = env.step(actions[: len(running)], running)
         total[running] += reward
         going = ~(terminated | truncated)
@@ -117,13 +123,14 @@ def _run_episodes(
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
-def act_frozen(weights, policy, obs, obs_mean, obs_var, sizes, noise, actions):
+def act_frozen(weights, policy, obs, obs_mean, obs_var, sizes, noise, actions, clip=OBS_CLIP):
     """Actions of policy[j] on raw observation obs[j] under its frozen normalizer: μ(s) + σ · noise.
 
     Args:
         weights: [M, P]; obs_mean, obs_var: [M, O]; policy: [n]; obs: [n, O] raw; sizes: [layers + 1].
         noise: [≥ n, A], zeros for the mean action.
         actions: [≥ n, A] float64, overwritten.
+        clip: normalized observations are held within ± this.
     """
     action_dim = actions.shape[1]
     num_weights = weights.shape[1]
@@ -134,7 +141,7 @@ def act_frozen(weights, policy, obs, obs_mean, obs_var, sizes, noise, actions):
         m = policy[j]
         for k in range(obs.shape[1]):
             z = (obs[j, k] - obs_mean[m, k]) / np.sqrt(obs_var[m, k] + _EPSILON)
-            x[k] = min(max(z, -_CLIP), _CLIP)
+            x[k] = min(max(z, -clip), clip)
         forward_one(weights[m], 0, sizes, x, scratch, mean)
         for k in range(action_dim):
             log_std = weights[m, num_weights - action_dim + k]
