@@ -41,7 +41,7 @@ VERSION = 1
 
 SKILL_HORIZONS = (1, 10)
 """Codes ahead at which validation skill is measured. The model with the best skill at the last of them is kept."""
-VALIDATION_SEGMENTS = 512
+VALIDATION_SEGMENTS = 256
 """How many segments of the validation trials are looked at; the same ones at every validation of every run."""
 
 
