@@ -56,13 +56,13 @@ PLAIN = {
         ),
         backend="gymnasium",
     ),
-    # Two action dimensions, one hidden layer, episodes of 50 steps.
+    # Two action dimensions, one hidden layer, episodes of 50 steps: one ends with the last step of an iteration.
     "Reacher-v4": CollectConfig(
         env_id="Reacher-v4",
         total_steps=1_000,
         hidden_sizes=(16,),
         snapshot_every_epochs=5,
-        ppo=PPOConfig(num_steps=128, num_minibatches=4),
+        ppo=PPOConfig(num_steps=100, num_minibatches=4),
         backend="gymnasium",
     ),
 }
