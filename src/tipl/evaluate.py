@@ -22,7 +22,7 @@ import numpy as np
 import tipl
 from tipl.baselines import fitted_baselines
 from tipl.errors import TiplError
-from tipl.forecast import Forecaster, History, TIPLForecaster, load_tipl, places_in_iteration
+from tipl.forecast import Forecaster, History, load_tipl, places_in_iteration
 from tipl.presets import EvaluateConfig
 from tipl.progress import steps_progress
 from tipl.representation import Codes
@@ -89,6 +89,9 @@ def evaluate(
         | weight_scores(f.name, compared, rivals, origins, config.horizons, trials[0].spec.size, config.seed)
         for f in forecasters
     }
+    floors, within = _in_the_basis(forecasters, trials, origins, config.horizons)
+    for name, values in within.items():
+        scores[name]["skill_in_basis"] = values
     metrics: dict[str, Any] = {
         "schema": SCHEMA,
         "store": str(store),
@@ -101,7 +104,7 @@ def evaluate(
         "horizons": list(config.horizons),
         "origins": int(origins.by_time.sum()),
         "forecasters": scores,
-        "reconstruction_floor": _reconstruction_floor(learned, trials, origins, config.horizons),
+        "reconstruction_floor": floors or None,
         "learning_curves": {str(trial.seed): _learning_curve(trial) for trial in trials},
     }
     if returns:
@@ -299,22 +302,41 @@ def _some_origins(origins: Origins, count: int) -> Origins:
     return Origins(**{name: getattr(origins, name)[sorted(picked)] for name in names})
 
 
-def _reconstruction_floor(
-    models: Sequence[TIPLForecaster], trials: Sequence[Trial], origins: Origins, horizons: Sequence[int]
-) -> dict[str, dict[str, float]] | None:
-    """For each model, the WPE of the true φ_{t+h} encoded and decoded: what no forecast in its basis can beat."""
+def _in_the_basis(
+    forecasters: Sequence[Forecaster], trials: Sequence[Trial], origins: Origins, horizons: Sequence[int]
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float | None]]]:
+    """What a basis does to its forecasters, by name and horizon, over the origins drawn by time.
+
+    Returns:
+        The reconstruction floor: WPE of the true φ_{t+h} encoded and decoded, which no forecast in the basis can beat.
+        The skill within the basis: as the skill, but everything is measured between encoded and decoded snapshots, so
+        that what the basis drops counts for nobody. With a basis that has seen the future, look-ahead shows here.
+    """
+    ahead = np.array(horizons)
     floors: dict[str, dict[str, float]] = {}
-    for model in models:
-        errors = []
+    skills: dict[str, dict[str, float | None]] = {}
+    for forecaster in forecasters:
+        if forecaster.codes is None:
+            continue
+        dropped, error, moved = (np.zeros(len(horizons)) for _ in range(3))
         for trial in trials:
             weights = trial.weights()
-            t = origins.snapshot[(origins.trial == trial.seed) & origins.by_time]
-            basis = model.codes.basis(trial.seed)
-            per_snapshot = ((basis.decode(model.codes.codes(trial.seed)) - weights) ** 2).mean(axis=1, dtype=np.float64)
-            errors.append(per_snapshot[t[:, None] + np.array(horizons)])
-        mean = np.concatenate(errors).mean(axis=0)
-        floors[model.name] = {str(h): float(value) for h, value in zip(horizons, mean, strict=True)}
-    return floors or None
+            shown = forecaster.codes.basis(trial.seed).decode(forecaster.codes.codes(trial.seed))
+            chosen = np.flatnonzero((origins.trial == trial.seed) & origins.by_time)
+            forecasts = checked_forecast(
+                forecaster, [history(weights, origins, m, forecaster) for m in chosen], horizons
+            )
+            for m, made in zip(chosen, forecasts, strict=True):
+                future = origins.snapshot[m] + ahead
+                dropped += ((weights[future] - shown[future]) ** 2).mean(axis=1, dtype=np.float64)
+                error += ((made - shown[future]) ** 2).sum(axis=1, dtype=np.float64)
+                moved += ((shown[origins.snapshot[m]] - shown[future]) ** 2).sum(axis=1, dtype=np.float64)
+        count = origins.by_time.sum()
+        floors[forecaster.name] = {str(h): float(value) for h, value in zip(horizons, dropped / count, strict=True)}
+        skills[forecaster.name] = {
+            str(h): float(1 - e / m) if m > 0 else None for h, e, m in zip(horizons, error, moved, strict=True)
+        }
+    return floors, skills
 
 
 def _require_room(data: Store, config: EvaluateConfig) -> None:

@@ -6,6 +6,7 @@ Causal by construction: a forecaster is handed nothing later than the origin. On
 through its basis (`full`, the paper's) says so by `causal = False`. Before φ_0 a run is taken to have stood still.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tipl.model import TIPL
 from tipl.presets import SVDConfig
 from tipl.representation import Codes, fit_svd
 from tipl.store import Store, Trial
+from tipl.train import CURVE_FILE
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Forecaster(ABC):
     causal: bool = True
     is_model: bool = False
     """Trained by train.py; all others are baselines."""
+    codes: Codes | None = None
+    """What it forecasts in, where it forecasts codes."""
     context: int | None = 1
     """How many snapshots up to the origin it is given; None: all of them."""
 
@@ -109,6 +113,7 @@ class TIPLForecaster(Forecaster):
         codes = torch.zeros(len(histories), length, dim)
         times = torch.zeros(len(histories), length, dtype=torch.long)
         valid = torch.zeros(len(histories), length, dtype=torch.bool)
+        assert self.codes is not None
         known = {trial: self.codes.codes(trial) for trial in {history.trial for history in histories}}
         for b, history in enumerate(histories):
             seen = np.arange(max(0, history.origin - length + 1), history.origin + 1)
@@ -125,12 +130,12 @@ def load_tipl(folder: Path, store: Store, scratch: Path) -> TIPLForecaster:
     """A trained model, over the codes of the store that it is judged on.
 
     Args:
-        folder: what `train` wrote. Codes of this store that lie in it are used.
+        folder: what `train` wrote. The codes that it was trained on are used where they are this store's.
         scratch: where codes of another store are fitted to, in the model's kind of basis.
     """
     folder = Path(folder)
     model = TIPL.load(folder)
-    path = folder / "codes.zarr"
+    path = Path(json.loads((folder / CURVE_FILE).read_text())["codes"]["trials"]["codes"])
     if not path.exists() or Codes.open(path).store != store.path.resolve():
         path = scratch / f"{folder.name}-codes.zarr"
         basis = model.config.basis or "full"

@@ -48,6 +48,8 @@ class TIPLConfig:
     dropout: float = 0.1
     absolute_time: bool = True
     """Add a learned embedding of the snapshot's number."""
+    residual: bool = False
+    """The head gives the step to the next code, to which the code seen is added; otherwise the next code itself."""
     basis: BasisName | None = None
     """The temporal SVD that made the codes; None for codes from elsewhere."""
     centered: bool = False
@@ -181,9 +183,10 @@ class TIPL(nn.Module):
         assert self.config.dim == D and 1 <= K <= self.config.context, (codes_BKD.shape, self.config)
         assert timesteps_BK.shape == valid_BK.shape == (B, K), (timesteps_BK.shape, valid_BK.shape)
         device = codes_BKD.device
+        # A padded code may hold anything, NaN too, which a zero attention weight would not stop.
+        codes_BKD = codes_BKD.masked_fill(~valid_BK[..., None], 0.0)
         with torch.autocast(device.type, enabled=False):
-            # A padded code may hold anything, NaN too, which a zero attention weight would not stop.
-            x_BKC = self.embed_code(codes_BKD.masked_fill(~valid_BK[..., None], 0.0))
+            x_BKC = self.embed_code(codes_BKD)
             if self.embed_time is not None:
                 x_BKC = x_BKC + self.embed_time(timesteps_BK.clamp(0, self.config.max_timestep))
             x_BKC = self.dropout(self.norm_embedding(x_BKC))
@@ -195,7 +198,8 @@ class TIPL(nn.Module):
         for block in self.blocks:
             x_BKC = block(x_BKC, mask_B1KK)
         with torch.autocast(device.type, enabled=False):
-            return self.head(self.norm_out(x_BKC))
+            step_BKD = self.head(self.norm_out(x_BKC))
+            return codes_BKD + step_BKD if self.config.residual else step_BKD
 
     def forward(self, codes_BKD: Tensor, timesteps_BK: Tensor, valid_BK: Tensor) -> Tensor:
         """The code after every position of a window of at most `config.context` positions.

@@ -129,6 +129,8 @@ class TrainConfig:
     """Scale every code dimension by its mean and standard deviation over the training trials."""
     absolute_time: bool = True
     """A learned embedding of the snapshot's number t."""
+    residual: bool = False
+    """Let the network give the step to the next code; the paper's gives the code itself."""
     steps: int = 500_000
     """Optimizer steps. The paper: 50 iterations of 10k batches."""
     batch_size: int = 64
@@ -191,7 +193,7 @@ class Experiment:
 
 _PENDULUM = CollectConfig(env_id="InvertedPendulum-v4", trials=50, total_steps=800_000, hidden_sizes=(8, 8))
 _CHEETAH = CollectConfig(env_id="HalfCheetah-v4", trials=50, total_steps=2_000_000, hidden_sizes=(256, 256))
-_QUICK_TRAIN = TrainConfig(steps=2_000, warmup_steps=200, learning_rate=1e-3, validate_every=250)
+_QUICK_TRAIN = TrainConfig(steps=1_000, warmup_steps=100, learning_rate=1e-3, validate_every=100)
 
 EXPERIMENTS: dict[str, dict[str, Experiment]] = {
     "inverted-pendulum": {

@@ -5,6 +5,7 @@ In: the experiment's name and size.  Out: store, codes, model, evaluation, repor
 Every stage is its own verb over files; one that is already complete is said to be, and read.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -44,14 +45,17 @@ def reproduce(name: str, preset: str = "quick", out: Path | None = None) -> Path
     began = time.monotonic()
     store = _stage("collect", lambda: collect(settings.collect, out / "store"))
     codes = _stage("fit-svd", lambda: fit_svd(store, out / "codes", settings.svd))
-    model = out / "tipl"
-    resume = (model / "checkpoint.safetensors").exists()
-    _stage("train", lambda: train(store, model, settings.train, settings.svd, codes=codes, resume=resume))
+    # As the paper has it, and with the network giving the step to the next code instead of the code.
+    variants = {"tipl": settings.train, "tipl-residual": dataclasses.replace(settings.train, residual=True)}
+    for variant, config in variants.items():
+        begun = (out / variant / "checkpoint.safetensors").exists()
+        _stage(f"train {variant}", lambda v=variant, c=config, r=begun: train(store, out / v, c, codes=codes, resume=r))
     result = out / "evaluation"
     if (result / METRICS_FILE).exists():
         console.print(f"evaluate: {result} is already complete.")
     else:
-        _stage("evaluate", lambda: evaluate(store, result, settings.evaluate, models=[model]))
+        models = [out / variant for variant in variants]
+        _stage("evaluate", lambda: evaluate(store, result, settings.evaluate, models=models))
     shutil.copyfile(result / METRICS_FILE, out / METRICS_FILE)
     page = _stage("report", lambda: report([result], out / "report.html"))
     console.print(f"reproduce: {name} ({preset}) took {time.monotonic() - began:.0f} s")

@@ -104,12 +104,13 @@ class CodeLine(Forecaster):
         seen = ": sees the future" if codes.look_ahead else ""
         self.label = f"line through the last {count} codes ({codes.config.basis} basis{seen})"
         self.basis, self.causal = codes.config.basis, not codes.look_ahead
-        self._codes, self._count = codes, count
+        self.codes, self._count = codes, count
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
-        out = []
+        assert self.codes is not None
         trials = {history.trial for history in histories}
-        known = {trial: (self._codes.codes(trial), self._codes.basis(trial)) for trial in trials}
+        known = {trial: (self.codes.codes(trial), self.codes.basis(trial)) for trial in trials}
+        out = []
         for history in histories:
             codes, basis = known[history.trial]
             seen = codes[: history.origin + 1]

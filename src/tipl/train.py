@@ -266,6 +266,7 @@ class NextCode:
                 width=config.width,
                 dropout=config.dropout,
                 absolute_time=config.absolute_time,
+                residual=config.residual,
                 basis=basis.get("basis"),
                 centered=basis.get("centered", False),
             )

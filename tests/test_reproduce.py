@@ -1,0 +1,53 @@
+"""A whole experiment in one folder, stopped and gone on with.
+
+In: a tiny experiment.  Out: failures.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tipl import presets, reproduce
+from tipl.errors import TiplError
+from tipl.presets import CollectConfig, EvaluateConfig, Experiment, SVDConfig, TrainConfig
+
+TINY = Experiment(
+    CollectConfig(trials=4, total_steps=16 * 2048),
+    SVDConfig(dim=4),
+    TrainConfig(context=5, num_layers=1, width=16, steps=6, validate_every=3, warmup_steps=2),
+    EvaluateConfig(horizons=(1, 2, 10), return_horizons=(1, 10), origins=5, return_origins=2, episodes=2),
+)
+
+
+def test_an_experiment_from_collection_to_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setitem(presets.EXPERIMENTS, "inverted-pendulum", {"quick": TINY})
+    out = tmp_path / "run"
+    page = reproduce.reproduce("inverted-pendulum", "quick", out)
+    assert page == out / "report.html"
+    text = page.read_text()
+    assert "sees the future" in text and "persistence" in text
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["forecasters"]["tipl"]["basis"] == "full" and metrics["forecasters"]["tipl"]["causal"] is False
+    assert {"tipl", "tipl-residual", "persistence", "autoregression"} <= set(metrics["forecasters"])
+    assert set(metrics["forecasters"]["tipl"]["repw"]) == {"1", "10"} and metrics["noise_floor"] >= 0
+    first = (out / "metrics.json").read_bytes()
+    capsys.readouterr()
+
+    reproduce.reproduce("inverted-pendulum", "quick", out)
+    said = capsys.readouterr().err
+    assert "4 of 4 trials are already complete" in said and "evaluation is already complete" in said
+    assert (out / "metrics.json").read_bytes() == first
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(TiplError, match="is not this experiment's folder"):
+        reproduce.reproduce("inverted-pendulum", "quick", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(TiplError, match="Unknown experiment 'walker'"):
+        reproduce.reproduce("walker")
+    with pytest.raises(TiplError, match="Unknown preset 'huge'"):
+        reproduce.reproduce("inverted-pendulum", "huge")
