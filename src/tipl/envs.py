@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import importlib
 import importlib.metadata
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from tipl.errors import TiplError
 from tipl.presets import Backend
 
 _MAX_ENVPOOL_SEED = 2**31 - 1  # EnvPool's seeds are C ints
+_MAKING = threading.Lock()  # Python's filters of warnings and MuJoCo's listener belong to all threads
 
 
 class VectorEnv(ABC):
@@ -180,7 +182,7 @@ def _quiet_making() -> Iterator[None]:
     """Keeps back what the libraries say about the paper's environments while they are made, and nothing else."""
     import gymnasium  # noqa: F401 - first, since its import puts a filter of its own before all others
 
-    with warnings.catch_warnings():
+    with _MAKING, warnings.catch_warnings():
         # Gymnasium calls every v4 environment out of date; the paper's are v4.
         warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
         # EnvPool gives float64 bounds to float32 spaces.
