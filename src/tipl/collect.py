@@ -1,6 +1,6 @@
 """Collection: trials to a store, stacks of them in parallel processes, resumable to the bit.
 
-In: CollectConfig.  Out: a store (store.py) with one group a trial, committed every half minute.
+In: CollectConfig.  Out: a store (store/) with one group a trial, committed every half minute.
 
 One process a core, one compute thread a process. A process owns its trials and writes them itself; the parent shows
 progress. What a process commits with a trial is all that the trial's future depends on, so the same command goes on
@@ -15,6 +15,7 @@ import os
 import platform
 import queue
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -186,7 +187,7 @@ def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]]) ->
     processes = [
         context.Process(target=_process, args=(config, out, share, messages, stop), daemon=True) for share in shares
     ]
-    with _one_thread_a_process():
+    with _one_thread_a_process(), _deaf_to_interrupts():
         for process in processes:
             process.start()
     try:
@@ -227,7 +228,6 @@ def _show(config: CollectConfig, trials: int, processes: list[Any], messages: An
 
 
 def _process(config: CollectConfig, out: Path, seeds: list[int], messages: Any, stop: Event) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     parent = multiprocessing.parent_process()
 
     def stopped() -> bool:
@@ -245,6 +245,19 @@ def _process(config: CollectConfig, out: Path, seeds: list[int], messages: Any, 
         messages.put(("bug", traceback.format_exc()))
     else:
         messages.put(("done", None))
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started within ignore Ctrl-C from their first moment on: the parent says when to stop."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set this
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
