@@ -1,0 +1,169 @@
+"""The reading side of a data set: its trials, read only, up to their last commits, and their split.
+
+In: a store's path.  Out: snapshots, episodes and what belongs to them as numpy arrays.
+
+Shapes: T snapshots, P weights, E episodes, obs the size of an observation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import zarr
+
+from tipl.errors import TiplError
+from tipl.policy import ParamSpec
+from tipl.store.arrays import chunk_range, require_chunk
+from tipl.store.files import DAMAGE
+from tipl.store.layout import EPISODE_ARRAYS, Record, check_root, read_record, trial_path, trial_seeds
+
+
+@dataclass(frozen=True)
+class Split:
+    """Seeds of the trials to fit on, to choose by and to judge by."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+class Episodes(NamedTuple):
+    """A trial's episodes in the order in which they ended."""
+
+    step: np.ndarray
+    """[E] int64, environment steps of the trial when the episode ended."""
+    episode_return: np.ndarray
+    """[E] float64, undiscounted sum of raw rewards."""
+    length: np.ndarray
+    """[E] int32, in environment steps."""
+
+
+class Store:
+    """The reading side of a data set: its trials as they were when it was opened."""
+
+    def __init__(self, path: Path, records: Mapping[int, Record]) -> None:
+        self.path = path
+        self._records = records
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Read the record of every trial, and nothing else.
+
+        Raises:
+            TiplError: there is no store, it is of another version, or a record is damaged.
+        """
+        path = Path(path)
+        check_root(path)
+        records = {seed: read_record(trial_path(path, seed)) for seed in trial_seeds(path)}
+        return cls(path, {seed: record for seed, record in records.items() if record and record.committed})
+
+    @property
+    def seeds(self) -> list[int]:
+        """The trials with at least one committed snapshot, sorted."""
+        return sorted(self._records)
+
+    def trial(self, seed: int) -> "Trial":
+        """
+        Raises:
+            TiplError: nothing of that trial is committed.
+        """
+        if seed not in self._records:
+            have = ", ".join(map(str, self.seeds)) or "none yet"
+            raise TiplError(f"{self.path} has no trial {seed}; it has: {have}.")
+        return Trial(trial_path(self.path, seed), self._records[seed])
+
+    def split(self) -> Split:
+        """By trial, in the order of seeds: the last fifth to test, the eighth (of all) before it to validate.
+
+        At least one trial to test, and of three or more at least one to validate.
+
+        Raises:
+            TiplError: there are fewer than two trials.
+        """
+        seeds = tuple(self.seeds)
+        if len(seeds) < 2:
+            raise TiplError(f"{self.path} has {len(seeds)} trial(s); a split takes 2 or more: collect more trials.")
+        test = len(seeds) - max(1, len(seeds) // 5)
+        validation = test - (max(1, len(seeds) // 8) if len(seeds) >= 3 else 0)
+        return Split(seeds[:validation], seeds[validation:test], seeds[test:])
+
+
+class Trial:
+    """One trial, read only, up to the snapshots that were committed when the store was opened.
+
+    Every read raises TiplError where a chunk is missing or fails its checksum.
+    """
+
+    def __init__(self, path: Path, record: Record) -> None:
+        self._path = path
+        self._record = record
+        self._arrays: dict[str, zarr.Array] = {}
+        self.seed = record.seed
+        self.env_id = record.env_id
+        self.config = record.config
+        self.spec = ParamSpec.from_json(record.param_spec)
+        self.versions = record.versions
+        self.committed = record.committed
+        self.committed_episodes = record.committed_episodes
+        self.complete = record.complete
+
+    def weights(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Snapshots start … stop - 1, float32 [n, P]; reads only the chunks that hold them."""
+        stop = self.committed if stop is None else stop
+        assert 0 <= start <= stop <= self.committed, (start, stop, self.committed)
+        return self._read("weights", start, stop)
+
+    @cached_property
+    def env_step(self) -> np.ndarray:
+        """[T] int64, environment steps before each snapshot."""
+        return self._read("env_step")
+
+    @cached_property
+    def iteration(self) -> np.ndarray:
+        """[T] int32, the iteration that made each snapshot; 0 for the initialization."""
+        return self._read("iteration")
+
+    @cached_property
+    def epoch(self) -> np.ndarray:
+        """[T] int32, update epochs done in that iteration."""
+        return self._read("epoch")
+
+    @cached_property
+    def learning_rate(self) -> np.ndarray:
+        """[T] float64."""
+        return self._read("learning_rate")
+
+    @cached_property
+    def obs_mean(self) -> np.ndarray:
+        """[T, obs] float64, of the normaliser that belongs to each snapshot."""
+        return self._read("obs_mean")
+
+    @cached_property
+    def obs_var(self) -> np.ndarray:
+        """[T, obs] float64."""
+        return self._read("obs_var")
+
+    @cached_property
+    def obs_count(self) -> np.ndarray:
+        """[T] float64."""
+        return self._read("obs_count")
+
+    @cached_property
+    def episodes(self) -> Episodes:
+        return Episodes(*(self._read(name) for name in EPISODE_ARRAYS))
+
+    def _read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        stop = self._record.rows(name) if stop is None else stop
+        path = self._path / name
+        try:
+            if name not in self._arrays:
+                self._arrays[name] = zarr.open_array(path, mode="r")
+            array = self._arrays[name]
+            for chunk in chunk_range(array, start, stop):
+                require_chunk(path, array.ndim, chunk)
+            return np.asarray(array[start:stop])
+        except DAMAGE as error:
+            raise TiplError(f"{path} is damaged ({error}); `tipl data verify` lists what is.") from error

@@ -1,0 +1,256 @@
+"""The writing side of a data set: a store is made, a trial is appended to, committed and gone on with.
+
+In: snapshots, episodes and checkpoints of a running trial.  Out: chunks, then the checkpoint, then the record.
+
+Shapes: T snapshots, P weights, obs the size of an observation, n what is appended at once.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import google_crc32c
+import numpy as np
+import safetensors.numpy
+
+from tipl.errors import TiplError
+from tipl.policy import ParamSpec
+from tipl.store.arrays import ArrayWriter, create_array, rows_in
+from tipl.store.files import DAMAGE, lock_trial, replace_file, writing
+from tipl.store.layout import (
+    EPISODE_ARRAYS,
+    FORMAT_VERSION,
+    SNAPSHOT_ARRAYS,
+    Record,
+    array_layout,
+    check_root,
+    checkpoint_path,
+    read_checkpoint,
+    read_record,
+    trial_path,
+    write_group,
+)
+from tipl.store.read import Store
+
+_WEIGHTS_CHUNK = 16 << 20, 512  # most bytes and most snapshots in a chunk
+_OTHER_CHUNK_BYTES = 64 << 10  # every commit rewrites an array's last chunk: small
+
+
+def create_store(path: Path | str) -> Store:
+    """A new store at `path`, or the one that is there already.
+
+    Raises:
+        TiplError: something else is there, or the disk does not take it.
+    """
+    path = Path(path)
+    with writing(path):
+        if not (path / "zarr.json").exists():
+            # A crash between the two lines that follow leaves a temporary file at most.
+            if path.exists() and not (path.is_dir() and all(p.name == "zarr.json.partial" for p in path.iterdir())):
+                raise TiplError(f"{path} exists and is not a tipl store; choose another path or remove it.")
+            path.mkdir(parents=True, exist_ok=True)
+            write_group(path, {"format": "tipl", "format_version": FORMAT_VERSION})
+        store = Store.open(path)
+        if not (path / "trials" / "zarr.json").exists():
+            (path / "trials").mkdir(exist_ok=True)
+            write_group(path / "trials", {})
+    return store
+
+
+class TrialWriter:
+    """Writes one trial, in commits; nothing that was appended is safe before its commit.
+
+    One process writes a trial at a time. After a TiplError a writer is of no more use: go on with `resume`. Leaving
+    a `with` block, or `close`, frees the trial for others and commits nothing.
+    """
+
+    def __init__(self, path: Path, record: Record, lock: int) -> None:
+        self._path = path
+        self._record = record
+        self._lock: int | None = lock
+        names = SNAPSHOT_ARRAYS + EPISODE_ARRAYS
+        self._arrays = {name: ArrayWriter(path / name, record.rows(name)) for name in names}
+
+    @classmethod
+    def create(
+        cls,
+        store_path: Path | str,
+        seed: int,
+        *,
+        env_id: str,
+        config: dict[str, Any],
+        spec: ParamSpec,
+        versions: dict[str, str],
+        obs_dim: int,
+        num_snapshots: int | None,
+        chunk_snapshots: int | None = None,
+    ) -> Self:
+        """Begin a trial in an existing store. What an earlier writer left without any commit is removed.
+
+        Args:
+            config: everything that made the trial, as JSON.
+            num_snapshots: T where it is known; otherwise arrays grow, and shrink to size when the trial is complete.
+            chunk_snapshots: snapshots in a chunk of `weights`; by default up to 16 MiB, at most 512.
+
+        Raises:
+            TiplError: no store there, the trial has committed snapshots, another process writes it, or a full disk.
+        """
+        check_root(Path(store_path))
+        path = trial_path(Path(store_path), seed)
+        record = read_record(path)
+        if record and record.committed:
+            raise TiplError(f"{path} holds {record.committed} snapshots already; go on with it or remove it.")
+        with writing(path), contextlib.ExitStack() as on_failure:
+            (path / "resume").mkdir(parents=True, exist_ok=True)
+            lock = lock_trial(path)
+            on_failure.callback(os.close, lock)
+            for leftover in path.iterdir():
+                if leftover.is_dir() and leftover.name != "resume":
+                    shutil.rmtree(leftover)
+            write_group(path / "resume", {})
+            if chunk_snapshots is None:
+                most_bytes, most_snapshots = _WEIGHTS_CHUNK
+                chunk_snapshots = min(most_snapshots, rows_in(most_bytes, 4 * spec.size))
+            for name, (dtype, row) in array_layout(spec.size, obs_dim).items():
+                chunk = rows_in(_OTHER_CHUNK_BYTES, 8 * math.prod(row)) if name != "weights" else chunk_snapshots
+                rows = (num_snapshots if name in SNAPSHOT_ARRAYS else None) or chunk
+                create_array(path / name, dtype, (rows, *row), min(chunk, 8 * math.ceil(rows / 8)))
+            record = Record(
+                format_version=FORMAT_VERSION, seed=seed, env_id=env_id, config=config, param_spec=spec.to_json(),
+                versions=versions, committed=0, committed_episodes=0, complete=False, commits=0, checkpoint_crc32c=0,
+            )  # fmt: skip
+            write_group(path, vars(record))
+            writer = cls(path, record, lock)
+            on_failure.pop_all()
+            return writer
+
+    @classmethod
+    def resume(cls, store_path: Path | str, seed: int) -> tuple[Self, dict[str, np.ndarray]]:
+        """Cut a trial back to what was committed and go on writing it.
+
+        Returns:
+            The writer and the checkpoint that was committed with the last snapshot.
+
+        Raises:
+            TiplError: nothing was committed, the trial is complete, another process writes it, or what is needed to
+                go on is damaged.
+        """
+        check_root(Path(store_path))
+        path = trial_path(Path(store_path), seed)
+        with writing(path), contextlib.ExitStack() as on_failure:
+            record = read_record(path)
+            if record is None or not record.committed:
+                raise TiplError(f"{path} has no committed snapshots to go on from; begin that trial anew.")
+            if record.complete:
+                raise TiplError(f"{path} is complete; there is nothing to go on with.")
+            lock = lock_trial(path)
+            on_failure.callback(os.close, lock)
+            record = read_record(path)  # now nobody else commits
+            assert record is not None
+            try:
+                checkpoint = safetensors.numpy.load(read_checkpoint(path, record))
+                writer = cls(path, record, lock)
+            except DAMAGE as error:
+                raise TiplError(
+                    f"{path} cannot be gone on with ({error}); its {record.committed} snapshots stay readable, or "
+                    "remove it and begin that trial anew."
+                ) from error
+            for leftover in (*path.rglob("*.partial"), *(path / "resume").glob("*.safetensors")):
+                if leftover != checkpoint_path(path, record):
+                    leftover.unlink()
+            on_failure.pop_all()
+            return writer, {name: np.array(value) for name, value in checkpoint.items()}
+
+    @property
+    def committed(self) -> int:
+        """Snapshots that are safe."""
+        return self._record.committed
+
+    @property
+    def appended(self) -> int:
+        """Snapshots given so far, committed or not."""
+        return self._arrays["weights"].rows
+
+    def append(
+        self,
+        weights_TP: np.ndarray,
+        env_step: np.ndarray,
+        iteration: np.ndarray,
+        epoch: np.ndarray,
+        learning_rate: np.ndarray,
+        obs_mean: np.ndarray,
+        obs_var: np.ndarray,
+        obs_count: np.ndarray,
+    ) -> None:
+        """Add n snapshots: weights [n, P], obs_mean and obs_var [n, obs], the others [n]. Full chunks are written.
+
+        Raises:
+            TiplError: the disk is full.
+        """
+        self._append(SNAPSHOT_ARRAYS,
+                     (weights_TP, env_step, iteration, epoch, learning_rate, obs_mean, obs_var, obs_count))  # fmt: skip
+
+    def append_episodes(self, step: np.ndarray, episode_return: np.ndarray, length: np.ndarray) -> None:
+        """Add n episodes, [n] each, in the order in which they ended.
+
+        Raises:
+            TiplError: the disk is full.
+        """
+        self._append(EPISODE_ARRAYS, (step, episode_return, length))
+
+    def commit(self, checkpoint: Mapping[str, np.ndarray], complete: bool = False) -> None:
+        """Make everything appended so far safe, together with what resuming from here takes.
+
+        Writes the last chunk of every array anew, so it costs some milliseconds, and for large P as much as packing
+        one chunk of `weights`: commit every few seconds, not every snapshot.
+
+        Args:
+            checkpoint: all that the rest of the trial depends on. A complete trial keeps none.
+            complete: the trial has ended; the writer is closed.
+
+        Raises:
+            TiplError: the disk is full; the commit before stays.
+        """
+        assert self._lock is not None, "the writer is closed"
+        # safetensors writes an array's memory as it lies and takes it for C order.
+        data = safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in checkpoint.items()})
+        record = dataclasses.replace(
+            self._record, committed=self.appended, committed_episodes=self._arrays["episode_step"].rows,
+            complete=complete, commits=self._record.commits + 1, checkpoint_crc32c=google_crc32c.value(data),
+        )  # fmt: skip
+        with writing(self._path):
+            for array in self._arrays.values():
+                array.flush(exact=complete)
+            if not complete:
+                replace_file(checkpoint_path(self._path, record), data)
+            write_group(self._path, vars(record))
+            before, self._record = self._record, record
+            if complete:
+                shutil.rmtree(self._path / "resume")
+                self.close()
+            else:
+                checkpoint_path(self._path, before).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Free the trial for other writers."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _append(self, names: tuple[str, ...], values: tuple[np.ndarray, ...]) -> None:
+        assert self._lock is not None, "the writer is closed"
+        assert len({len(value) for value in values}) == 1, [len(value) for value in values]
+        with writing(self._path):
+            for name, value in zip(names, values, strict=True):
+                self._arrays[name].append(value)
