@@ -1,6 +1,11 @@
 """The policy's numbers against torch: layout, first weights, forward passes, and tanh against numpy."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import plain_ppo
@@ -8,6 +13,7 @@ import pytest
 import torch
 from numba import njit
 
+import tipl
 from tipl.policy import (
     FASTMATH,
     ParamSpec,
@@ -55,6 +61,27 @@ def test_tanh_of_nan_and_infinity(place: int) -> None:
     for special, value in ((np.nan, np.nan), (np.inf, 1), (-np.inf, -1)):
         x[place], expected[place] = special, value
         np.testing.assert_allclose(tanh(x), expected, rtol=0, atol=4e-7)
+
+
+@pytest.mark.slow
+def test_a_kept_kernel_follows_the_files_whose_code_it_holds(tmp_path: Path) -> None:
+    """A kernel of stack.py calls one of policy.py; numba alone would keep it after policy.py has changed."""
+    shutil.copytree(Path(tipl.__file__).parent, tmp_path / "tipl", ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import numpy as np; from tipl.stack import critic_values; ones = np.ones((2, 1), np.float32);"
+        "print(critic_values(np.ones(4, np.float32), 0, np.array([1, 1, 1]), ones, ones[0])[0])"
+    )
+
+    def value() -> float:
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        return float(run.stdout)
+
+    policy = tmp_path / "tipl" / "policy.py"
+    assert value() == pytest.approx(1 + np.tanh(2))
+    policy.write_text(policy.read_text().replace("return x * p / q", "return x"))
+    assert value() == pytest.approx(1 + 2)
+    assert list((tmp_path / "tipl" / "__pycache__").rglob("*.nbi"))  # and it is kept
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)

@@ -7,21 +7,47 @@ does not depend on the state, and a critic of the same widths. All networks live
 each layer's weight [out, in] before its bias [out], as `torch.nn.Linear` has them.
 """
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 from numba import njit
 
 # Reassociation lets LLVM vectorize sums and fuse multiply-adds; NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
-# Beside it stands error_model="numpy": x / 0 is infinite. Python's rule, an exception, is a branch in the loop that
-# LLVM does not vectorize; without it the update takes half the time.
 
 F1 = np.float32(1)
+_INLINED = ("policy.py", "ppo.py")  # the files whose kernels are compiled into kernels of other files
+
+
+def kernel(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`numba.njit` with these options, as every kernel is compiled that is kept on disk.
+
+    numba believes a kept kernel while the kernel's own file is unchanged, even if it holds code of a file that has
+    changed. So each state of `_INLINED` has a folder of its own.
+
+    x / 0 is infinite. Python's rule, an exception, is a branch that LLVM does not vectorize: with it the update takes
+    twice as long.
+    """
+    package = Path(__file__).parent
+    state = hashlib.sha256(b"".join((package / name).read_bytes() for name in _INLINED)).hexdigest()[:16]
+
+    def compile_later(function: Callable[..., Any]) -> Callable[..., Any]:
+        config: Any = numba.config  # pyright: ignore[reportPrivateImportUsage]
+        users = config.CACHE_DIR
+        config.CACHE_DIR = str(Path(users or package / "__pycache__") / f"tipl-{state}")
+        try:
+            return njit(cache=True, error_model="numpy", **options)(function)
+        finally:
+            config.CACHE_DIR = users
+
+    return compile_later
 
 
 @dataclass(frozen=True)
@@ -139,7 +165,7 @@ def tanh32(x):
     return x * p / q
 
 
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@kernel(fastmath=FASTMATH)
 def forward_one(theta, offset, sizes, x, scratch, out):
     """One input through one tanh network: the matrix-vector products of a rollout step.
 
@@ -169,7 +195,7 @@ def forward_one(theta, offset, sizes, x, scratch, out):
         offset = bias + fan_out
 
 
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@kernel(fastmath=FASTMATH)
 def forward_batch(theta, offset, sizes, x, acts):
     """A batch through one tanh network by matrix products, every layer's output kept for the gradient.
 
@@ -204,7 +230,7 @@ def forward_batch(theta, offset, sizes, x, acts):
     return source
 
 
-@njit(cache=True)
+@kernel()
 def mean_actions(theta_MP, policy_B, obs_BO, sizes, out_BA):
     """The mean action of policy `policy_B[b]` on the normalized observation `obs_BO[b]`, written to `out_BA`."""
     scratch = np.empty((2, sizes.max()), np.float32)

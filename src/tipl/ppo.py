@@ -10,9 +10,8 @@ against autograd. Source: Schulman et al. 2017 (arXiv 1707.06347) as in CleanRL'
 import math
 
 import numpy as np
-from numba import njit
 
-from tipl.policy import FASTMATH, forward_batch
+from tipl.policy import FASTMATH, forward_batch, kernel
 from tipl.presets import PPOConfig
 
 BETA1, BETA2 = 0.9, 0.999  # Adam's decay rates, torch's defaults, which CleanRL keeps
@@ -33,7 +32,7 @@ def kernel_settings(config: PPOConfig) -> tuple[float, float, bool, bool, float,
     )
 
 
-@njit(cache=True)
+@kernel()
 def advantages_and_returns(rewards, values, dones, next_value, next_done, gamma, gae_lambda, advantages, returns):
     """Generalized advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16), backwards in time.
 
@@ -55,7 +54,7 @@ def advantages_and_returns(rewards, values, dones, next_value, next_done, gamma,
         returns[t] = last + values[t]
 
 
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@kernel(fastmath=FASTMATH)
 def gaussian_log_prob(action, mean, log_std):
     """log N(action; mean, exp(log_std)²) summed over action dimensions; all [A]."""
     total = np.float32(0)
@@ -65,7 +64,7 @@ def gaussian_log_prob(action, mean, log_std):
     return total
 
 
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@kernel(fastmath=FASTMATH)
 def backward_batch(theta, offset, sizes, x, acts, delta_out, delta, grad):
     """Gradient of a network's weights, given the loss's gradient by its output.
 
@@ -106,7 +105,7 @@ def backward_batch(theta, offset, sizes, x, acts, delta_out, delta, grad):
         end = begin
 
 
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@kernel(fastmath=FASTMATH)
 def adam_step(theta, grad, m, v, step, learning_rate, eps, max_grad_norm):
     """Clip the gradient's norm (`torch.nn.utils.clip_grad_norm_`), then one step of Adam (arXiv 1412.6980).
 
@@ -128,7 +127,7 @@ def adam_step(theta, grad, m, v, step, learning_rate, eps, max_grad_norm):
         theta[i] -= size * m[i] / (np.sqrt(v[i]) * correction + eps)
 
 
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@kernel(fastmath=FASTMATH)
 def loss_gradients(mean, log_std, value, actions, old_log_prob, advantages, returns, old_value, settings, d_mean,
                    d_value, d_log_std):  # fmt: skip
     """Gradient of PPO's loss on one minibatch by the outputs of the two networks and the log-std.
@@ -172,7 +171,7 @@ def loss_gradients(mean, log_std, value, actions, old_log_prob, advantages, retu
         d_value[b] = vf_coef * error * share if flows else np.float32(0)
 
 
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@kernel(fastmath=FASTMATH)
 def update(theta, adam_m, adam_v, adam_steps, policy_sizes, critic_sizes, obs, actions, old_log_prob, advantages,
            returns, old_value, order, learning_rate, settings, snapshot_every, snapshots):  # fmt: skip
     """All epochs of one trial's PPO update.

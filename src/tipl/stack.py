@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from tipl.envs import VectorEnv, make_env
-from tipl.policy import FASTMATH, forward_batch, forward_one, initial_weights, layer_sizes, policy_spec
+from tipl.policy import FASTMATH, forward_batch, forward_one, initial_weights, kernel, layer_sizes, policy_spec
 from tipl.ppo import advantages_and_returns, gaussian_log_prob, kernel_settings, update
 from tipl.presets import CollectConfig
 
@@ -166,7 +165,7 @@ class Stack:
                learning_rate, kernel_settings(ppo), self.config.snapshot_every_epochs, snapshots)  # fmt: skip
 
 
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@kernel(fastmath=FASTMATH)
 def act(theta, sizes, next_obs, next_done, noise, step, obs, dones, actions, log_probs, env_actions):
     """Sample every trial's action, a = μ(s) + σ ε, and store the step.
 
@@ -193,7 +192,7 @@ def act(theta, sizes, next_obs, next_done, noise, step, obs, dones, actions, log
         log_probs[n, step] = gaussian_log_prob(actions[n, step], mean, log_std)
 
 
-@njit(cache=True)
+@kernel()
 def normalize_obs(raw, ids, mean, var, count, out):
     """Take raw observations [n, O] of trials `ids` into their running moments, then normalize and clip them.
 
@@ -212,7 +211,7 @@ def normalize_obs(raw, ids, mean, var, count, out):
         count[n] = total
 
 
-@njit(cache=True)
+@kernel()
 def normalize_reward(reward, terminated, gamma, discounted, moments, out):
     """Divide rewards [N] by the running deviation of the discounted return, and clip, as Gymnasium 0.29 has it:
 
@@ -230,7 +229,7 @@ def normalize_reward(reward, terminated, gamma, discounted, moments, out):
         out[n] = min(max(reward[n] / math.sqrt(var + _EPSILON), -_CLIP), _CLIP)
 
 
-@njit(cache=True)
+@kernel()
 def critic_values(theta, offset, sizes, obs, last_obs):
     """The critic's value of obs [S, O] and of last_obs [O], [S + 1].
 
