@@ -24,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tipl.representation import _BLOCK, trial_basis
+from tipl.representation import trial_basis
+from tipl.representation.linalg import _BLOCK
 
 HALF_CHEETAH = 4_881, 71_948
 

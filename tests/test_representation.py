@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import zarr
 
-import tipl.representation
 from tipl.errors import TiplError
 from tipl.policy import ParamSpec
 from tipl.presets import SVDConfig
@@ -21,9 +20,13 @@ from tipl.representation import (
     OriginBasis,
     WindowGram,
     directions,
+    fit,
     fit_svd,
     gram,
     layer_grams,
+    linalg,
+    origins,
+    pooled,
     prefix_bases,
     prefix_basis,
     spectrum,
@@ -132,7 +135,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         weights_TP = walk(*shape)
         codes_TD, basis = trial_basis(weights_TP, 5)
         floor = basis.floor(weights_TP)
-        monkeypatch.setattr(tipl.representation, "_BLOCK", 7 * 30)
+        monkeypatch.setattr(linalg, "_BLOCK", 7 * 30)
         small_TD, small = trial_basis(weights_TP, 5)
         np.testing.assert_allclose(small_TD, codes_TD, atol=1e-6)
         np.testing.assert_allclose(small.components_DP, basis.components_DP, atol=1e-6)
@@ -250,9 +253,9 @@ def test_prefix_moved_on_equals_prefix_anew(
 ) -> None:
     whole = Gram.of(walk(200, size))
     decompositions = []
-    leading = tipl.representation._leading
+    leading = origins.leading_eigenpairs
     monkeypatch.setattr(
-        tipl.representation, "_leading", lambda *args: (decompositions.append(len(args[0])), leading(*args))[1]
+        origins, "leading_eigenpairs", lambda *args: (decompositions.append(len(args[0])), leading(*args))[1]
     )
     moved = list(prefix_bases(whole, range(0, 200, stride), 5, centered=centered))
     # Beyond 4 (D + 8) snapshots nothing is decomposed anew, unless the origins lie further apart than D + 8.
@@ -377,7 +380,7 @@ def test_pooled_is_the_svd_of_the_stacked_training_trials(
     covariance_size: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tipl.representation, "_COVARIANCE_SIZE", covariance_size)
+    monkeypatch.setattr(pooled, "_COVARIANCE_SIZE", covariance_size)
     train = Store.open(store).split().train
     assert train == (1, 2, 3)
     u, s, v = reference_svd(stacked(walks, train, centered), 4)
@@ -400,8 +403,8 @@ def test_pooled_merge_loses_no_more_than_it_says(
 ) -> None:
     walks = {seed: walk(40, 60, seed) for seed in range(1, 6)}
     store = write_store(tmp_path / "store", walks)
-    monkeypatch.setattr(tipl.representation, "_COVARIANCE_SIZE", 0)
-    monkeypatch.setattr(tipl.representation, "_MERGE_RANK", 12)
+    monkeypatch.setattr(pooled, "_COVARIANCE_SIZE", 0)
+    monkeypatch.setattr(pooled, "_MERGE_RANK", 12)
     codes = Codes.open(fit_svd(store, tmp_path / "codes", SVDConfig(basis="pooled", dim=3, centered=True)))
     energy = np.square(np.linalg.svd(stacked(walks, (1, 2, 3), True), compute_uv=False))
     found = np.square(codes.singular_values(1))
@@ -472,7 +475,7 @@ def test_an_interrupted_fit_is_refused_by_readers_and_gone_on_with(
 ) -> None:
     config = SVDConfig(basis="full" if basis == "full" else "pooled", dim=3)
     expected = Codes.open(fit_svd(store, tmp_path / "whole", config))
-    out, represented = tmp_path / "codes", tipl.representation._represented
+    out, represented = tmp_path / "codes", fit._represented
     done: list[int] = []
 
     def interrupted(trial, *rest):
@@ -480,7 +483,7 @@ def test_an_interrupted_fit_is_refused_by_readers_and_gone_on_with(
             raise KeyboardInterrupt
         return represented(trial, *rest)
 
-    monkeypatch.setattr(tipl.representation, "_represented", interrupted)
+    monkeypatch.setattr(fit, "_represented", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit_svd(store, out, config)
     with pytest.raises(TiplError, match="unfinished"):
@@ -490,7 +493,7 @@ def test_an_interrupted_fit_is_refused_by_readers_and_gone_on_with(
         done.append(trial.seed)
         return represented(trial, *rest)
 
-    monkeypatch.setattr(tipl.representation, "_represented", noted)
+    monkeypatch.setattr(fit, "_represented", noted)
     codes = Codes.open(fit_svd(store, out, config))
     assert done == [3, 4, 5]
     for seed in codes.seeds:

@@ -1,0 +1,137 @@
+"""The verb `fit-svd`: the codes of every trial of a store, gone on with where it was interrupted.
+
+In: a store, SVDConfig.  Out: CODES.
+"""
+
+import contextlib
+import dataclasses
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from tipl.errors import TiplError
+from tipl.presets import SVDConfig
+from tipl.progress import console, steps_progress
+from tipl.representation.basis import trial_basis
+from tipl.representation.codes import FORMAT, VERSION, codes_attributes, write_arrays
+from tipl.representation.grams import Gram, read_weights
+from tipl.representation.origins import prefix_bases, window_basis
+from tipl.representation.pooled import fit_pooled, pooled_basis
+from tipl.store import Store, Trial
+
+
+def fit_svd(store: Path, out: Path, config: SVDConfig = SVDConfig(), *, progress: bool = True) -> Path:
+    """Fit a basis to the trials of a store and write the codes of all of them to the zarr group `out`.
+
+    A finished `out` of the same data and settings is kept, an unfinished one is gone on with, trial by trial.
+
+    Args:
+        store: the data set.
+        out: where CODES go.
+        config: which basis, its size d, and whether φ_0 is subtracted.
+        progress: show a bar.
+
+    Returns:
+        `out`.
+
+    Raises:
+        TiplError: the store cannot be read, its trials cannot be represented as asked, or `out` is something else.
+    """
+    store, out = Path(store), Path(out)
+    trials = _representable_trials(store, config)
+    identity = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": dataclasses.asdict(config),
+        "context": config.window if config.basis in ("window", "prefix") else None,
+        "store": os.path.relpath(store.resolve(), out.resolve().parent),
+        "trials": {str(seed): [trial.committed, _fingerprint(trial)] for seed, trial in trials.items()},
+    }
+    if out.exists():
+        found = codes_attributes(out)
+        if found is None or any(found.get(key) != value for key, value in identity.items()):
+            raise TiplError(
+                f"{out} exists and is not CODES of this store and these settings; remove it or choose another --out."
+            )
+        if found["finished"]:
+            console.print(f"fit-svd: {out} is already complete.")
+            return out
+    group = zarr.open_group(out, mode="a", zarr_format=3)
+    group.attrs.update({**identity, "finished": False})
+
+    if config.basis == "full":
+        console.print("fit-svd: basis full (look-ahead: the codes of a trial have seen the trial's future)")
+    with steps_progress("fit-svd", len(trials)) if progress else contextlib.nullcontext(lambda *_: None) as advance:
+        pooled = fit_pooled(Store.open(store), group, config) if config.basis == "pooled" else None
+        for seed, trial in trials.items():
+            place = group.require_group(f"trials/{seed}")
+            if "complete" not in place.attrs:
+                write_arrays(place, _represented(trial, config, pooled))
+            advance(1, "")
+    group.attrs["finished"] = True
+    return out
+
+
+def _representable_trials(path: Path, config: SVDConfig) -> dict[int, Trial]:
+    store = Store.open(path)
+    trials = {seed: store.trial(seed) for seed in store.seeds}
+    if not trials:
+        raise TiplError(f"{path} holds no trial; collect some first.")
+    if len({trial.spec.size for trial in trials.values()}) > 1:
+        raise TiplError(f"The trials of {path} differ in their number of weights; give each network its own store.")
+    if config.basis == "pooled" and len(train := store.split().train) < 2:
+        raise TiplError(f"A pooled basis needs 2 training trials or more, {path} has {len(train)}; collect more.")
+    for seed, trial in trials.items():
+        limits = {"weights": trial.spec.size}
+        if config.basis == "window":
+            limits["displacements of a window"] = config.window
+        else:
+            limits[f"snapshots of trial {seed}"] = trial.committed
+        for name, limit in limits.items():
+            if config.dim > limit:
+                raise TiplError(f"--dim is {config.dim}, more than the {limit} {name}; give at most {limit}.")
+    return trials
+
+
+def _fingerprint(trial: Trial) -> int:
+    """Tells one trial of T snapshots from another: a checksum of its last snapshot."""
+    return zlib.crc32(trial.weights(trial.committed - 1, trial.committed).tobytes())
+
+
+def _represented(
+    trial: Trial, config: SVDConfig, pooled: tuple[np.ndarray, np.ndarray] | None
+) -> dict[str, np.ndarray]:
+    """The arrays that are written for a trial."""
+    weights_TP = read_weights(trial)
+    if config.basis in ("window", "prefix"):
+        return _origin_codes(Gram.of(weights_TP), config)
+    if pooled is None:
+        codes_TD, basis = trial_basis(weights_TP, config.dim, centered=config.centered)
+        arrays = {"codes": codes_TD, "components": basis.components_DP, "singular_values": basis.singular_values}
+    else:
+        arrays = {"codes": pooled_basis(weights_TP, *pooled, config).encode(weights_TP)}
+    return {**arrays, "mean": weights_TP[0]} if config.centered else arrays
+
+
+def _origin_codes(gram: Gram, config: SVDConfig) -> dict[str, np.ndarray]:
+    count = len(gram.initial_T)
+    codes_TKD = np.zeros((count, config.window, config.dim), np.float32)
+    singular_values_TD = np.zeros((count, config.dim))
+    if config.basis == "window":
+        bases = (window_basis(gram, origin, config.window, config.dim) for origin in range(count))
+    else:
+        bases = prefix_bases(gram, range(count), config.dim, centered=config.centered)
+    for origin, basis in enumerate(bases):
+        # The last snapshot of a window is its origin, which is zero by construction.
+        recent = (basis.codes_SD[:-1] if config.basis == "window" else basis.codes_SD)[-config.window :]
+        codes_TKD[origin, config.window - len(recent) :] = recent
+        singular_values_TD[origin] = basis.scale_D
+    return {
+        "codes": codes_TKD,
+        "singular_values": singular_values_TD,
+        "gram": np.tril(gram.displacement_TT),  # symmetric: the zeros above the diagonal take no room on disk
+        "initial": gram.initial_T,
+    }

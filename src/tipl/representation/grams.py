@@ -1,0 +1,137 @@
+"""Inner products of snapshots, and their spectra: the geometry of a trial without P.
+
+In: the weights [T, P] of a trial, whole or as they come.  Out: Gram matrices, singular values.
+
+Shapes: T snapshots, P weights, K context, S snapshots of a span, N any number.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+from tipl.errors import TiplError
+from tipl.representation.linalg import column_blocks, roots
+from tipl.store import Trial
+
+ENERGY_SHARES = (0.9, 0.95, 0.99, 0.999)
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Every inner product of a trial's snapshots: its whole geometry, without P.
+
+    The entries of row i and column j depend on snapshots 0, i and j alone, so that the leading block up to an origin
+    has not seen what comes later.
+    """
+
+    displacement_TT: np.ndarray
+    """⟨φ_i − φ_0, φ_j − φ_0⟩, float64."""
+    initial_T: np.ndarray
+    """⟨φ_i, φ_0⟩, float64: what leads back from displacements to weights."""
+
+    @classmethod
+    def of(cls, weights_TP: np.ndarray) -> "Gram":
+        """In float64, over blocks of columns: one float64 block and two T×T matrices beyond the weights."""
+        count = len(weights_TP)
+        displacement_TT, initial_T = np.zeros((count, count)), np.zeros(count)
+        initial_P = weights_TP[0].astype(np.float64)
+        for columns, block in column_blocks(weights_TP, initial_P):
+            displacement_TT += block @ block.T  # numpy sees the symmetry and does half the work (BLAS syrk)
+            initial_T += block @ initial_P[columns]
+        return cls(displacement_TT, initial_T + initial_P @ initial_P)
+
+    def inner(self, rows: Any, columns: Any, anchor: int | None) -> np.ndarray:
+        """⟨φ_i − φ_a, φ_j − φ_a⟩ for slices or index arrays i and j; ⟨φ_i, φ_j⟩ where `anchor` is None."""
+        index = np.arange(len(self.initial_T))
+        rows, columns = index[rows], index[columns]
+        gram_NN = self.displacement_TT[np.ix_(rows, columns)]
+        if anchor is None:
+            return gram_NN + self.initial_T[rows, None] + self.initial_T[columns] - self.initial_T[0]
+        return (
+            gram_NN
+            - self.displacement_TT[rows, anchor][:, None]
+            - self.displacement_TT[anchor, columns]
+            + self.displacement_TT[anchor, anchor]
+        )
+
+
+def gram(trial: Trial) -> Gram:
+    """All inner products of a trial. Every chunk is read once; the trial is held in memory as float32."""
+    return Gram.of(read_weights(trial))
+
+
+def layer_grams(trial: Trial) -> Iterator[tuple[str, Gram]]:
+    """The Gram of each tensor of the policy apart, by name, one after the other; they sum to the whole one.
+
+    Each takes the place of a trial's Gram in the functions below, for spectra, windows and prefixes of one layer.
+    """
+    weights_TP = read_weights(trial)
+    for name, offset, size in zip(trial.spec.names, trial.spec.offsets, trial.spec.sizes, strict=True):
+        yield name, Gram.of(weights_TP[:, offset : offset + size])
+
+
+def spectrum(gram_NN: np.ndarray) -> np.ndarray:
+    """[N] singular values of the rows whose inner products these are, descending; rounding counts as zero."""
+    return roots(scipy.linalg.eigvalsh(gram_NN, check_finite=False)[::-1])
+
+
+def directions(singular_values: np.ndarray, shares: Sequence[float] = ENERGY_SHARES) -> list[int]:
+    """How many directions hold at least each share of the energy Σ σ²; 0 where there is no energy at all."""
+    energy = np.cumsum(np.square(singular_values, dtype=np.float64))
+    if energy[-1] == 0:
+        return [0] * len(shares)
+    return [int(np.searchsorted(energy, share * energy[-1])) + 1 for share in shares]
+
+
+class WindowGram:
+    """The Gram of the last K + 1 snapshots of a live run, updated in O(K P) when a snapshot comes.
+
+    `gram` takes the place of a trial's: `window_basis(window.gram, len(window) - 1, context, dim)`.
+    """
+
+    def __init__(self, context: int, size: int) -> None:
+        """For windows of `context` = K displacements of `size` = P weights."""
+        # A ring of displacements from the first snapshot of all, which are smaller than weights and round less.
+        self._rows_SP = np.zeros((context + 1, size))
+        self._inner_SS = np.zeros((context + 1, context + 1))
+        self._with_start_S = np.zeros(context + 1)
+        self._start_P: np.ndarray | None = None
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Snapshots held, at most K + 1."""
+        return min(self._count, len(self._rows_SP))
+
+    def push(self, weights_P: np.ndarray) -> None:
+        """Take in the next snapshot and, when full, drop the oldest."""
+        if self._start_P is None:
+            self._start_P = weights_P.astype(np.float64)
+        place = self._count % len(self._rows_SP)
+        self._rows_SP[place] = weights_P - self._start_P
+        self._inner_SS[place] = self._inner_SS[:, place] = self._rows_SP @ self._rows_SP[place]
+        self._with_start_S[place] = self._rows_SP[place] @ self._start_P
+        self._count += 1
+
+    @property
+    def gram(self) -> Gram:
+        """Of the snapshots held, oldest first: its snapshot 0 is the oldest."""
+        assert self._start_P is not None, "no snapshot yet"
+        order = np.arange(self._count - len(self), self._count) % len(self._rows_SP)
+        inner_SS, with_start_S = self._inner_SS[np.ix_(order, order)], self._with_start_S[order]
+        initial_S = inner_SS[0] + with_start_S + with_start_S[0] + self._start_P @ self._start_P
+        return Gram(inner_SS - inner_SS[0] - inner_SS[:, :1] + inner_SS[0, 0], initial_S)
+
+
+def read_weights(trial: Trial) -> np.ndarray:
+    """The committed weights of a trial, float32 [T, P]."""
+    weights_TP = trial.weights(0, trial.committed)
+    finite_T = np.isfinite(weights_TP.sum(axis=1, dtype=np.float64))
+    if not finite_T.all():
+        raise TiplError(
+            f"Trial {trial.seed} holds weights that are not finite from snapshot {int(finite_T.argmin())} on: "
+            "the run diverged; leave it out of the store."
+        )
+    return weights_TP
