@@ -38,6 +38,8 @@ ORDER = [
     "score",
     "evaluate",
     "collect",
+    "record",
+    "sb3",
     "report",
     "reproduce",
     "cli",

@@ -3,7 +3,8 @@
 In: nothing; a name is looked up in its module on first use, so that `import tipl` is quick.  Out: the public surface.
 
 Every verb of the command line is a function in the module of the same name: `from tipl.collect import collect`, and so
-on for `train`, `evaluate`, `report` and `reproduce`; `tipl.collect` is the module. What is not named here is private.
+on for `train`, `evaluate`, `report` and `reproduce`; `tipl.collect` is the module. The callback for
+Stable-Baselines3 is in `tipl.sb3`, which takes the extra of that name. What is not named here is private.
 """
 
 from importlib import import_module
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tipl import collect, evaluate, report, reproduce, train
     from tipl.forecast import Forecaster, History
     from tipl.model import TIPL
+    from tipl.record import WeightRecorder
     from tipl.representation import Codes, fit_svd
     from tipl.returns import Policies, policy_returns
     from tipl.store import Store, Trial, TrialWriter, create_store, data_info, data_verify
@@ -48,6 +50,7 @@ __all__ = [
     "TrainConfig",
     "Trial",
     "TrialWriter",
+    "WeightRecorder",
     "__version__",
     "collect",
     "create_store",
@@ -72,6 +75,7 @@ _MODULE_OF = {
     "TIPL": "model",
     "Trial": "store",
     "TrialWriter": "store",
+    "WeightRecorder": "record",
     "create_store": "store",
     "data_info": "store",
     "data_verify": "store",

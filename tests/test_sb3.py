@@ -1,0 +1,235 @@
+"""The callback on real, tiny runs of Stable-Baselines3, against its own parameters and its own evaluation.
+
+In: PPO, A2C, SAC and TD3 on Pendulum-v1 and InvertedPendulum-v4.  Out: failures.
+"""
+
+import importlib
+import sys
+from copy import deepcopy
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from test_record import assert_same
+from torch import nn
+
+from tipl.errors import TiplError
+from tipl.evaluate import evaluate
+from tipl.policy import policy_spec
+from tipl.presets import EvaluateConfig
+from tipl.returns import Policies, episode_seeds, policy_returns
+from tipl.sb3 import SB3Recorder
+from tipl.store import Store, Trial, data_verify
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+
+SHORT: dict[str, Any] = {"n_steps": 64, "batch_size": 16, "n_epochs": 2, "device": "cpu"}  # 8 optimizer steps a rollout
+REPLAY: dict[str, Any] = {
+    "learning_starts": 10, "buffer_size": 100, "batch_size": 8, "device": "cpu", "policy_kwargs": {"net_arch": [8, 8]},
+}  # fmt: skip
+
+
+def ppo_actor(policy: Any) -> np.ndarray:
+    """SB3's actor as one vector: layer after layer, then the log-std."""
+    parts = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters(), policy.log_std]
+    return nn.utils.parameters_to_vector(parts).detach().numpy().copy()
+
+
+class Watch(BaseCallback):
+    """Copies the actor, and the statistics of VecNormalize, when a rollout begins and when the training ends."""
+
+    def __init__(self, take: Any) -> None:
+        super().__init__()
+        self.take, self.weights, self.means, self.steps = take, [], [], []
+
+    def _on_rollout_start(self) -> None:
+        self.weights.append(self.take(self.model.policy))
+        self.steps.append(self.num_timesteps)
+
+    def _on_rollout_end(self) -> None:
+        normalizer = self.model.get_vec_normalize_env()
+        moments: Any = None if normalizer is None else normalizer.obs_rms
+        self.means.append(None if moments is None else moments.mean.copy())
+
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def evaluated_by_sb3(model: Any, trial: Trial, snapshot: int, seeds: np.ndarray) -> list[float]:
+    """Returns of a recorded policy, loaded into the model, as SB3 itself measures them."""
+    with torch.no_grad():
+        vector = torch.from_numpy(trial.weights(snapshot, snapshot + 1)[0])
+        policy = model.policy
+        nn.utils.vector_to_parameters(
+            vector, [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters(), policy.log_std]
+        )
+    env: Any = make_vec_env(trial.env_id)
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
+        env = VecNormalize(
+            env, training=False, norm_reward=False, clip_obs=normalizer.clip_obs, epsilon=normalizer.epsilon
+        )
+        # The store's variance is one to which 1e-8 is added.
+        var = trial.obs_var[snapshot] + 1e-8 - normalizer.epsilon
+        env.obs_rms.mean, env.obs_rms.var = trial.obs_mean[snapshot], var
+    returns = []
+    for seed in seeds.tolist():
+        env.seed(seed)
+        returns.append(evaluate_policy(model, env, n_eval_episodes=1, deterministic=True)[0])
+    return returns
+
+
+@pytest.mark.parametrize(
+    "env_id, normalized, algorithm",
+    [
+        ("InvertedPendulum-v4", {}, PPO),
+        ("Pendulum-v1", {"clip_obs": 0.5, "epsilon": 0.1}, PPO),
+        ("Pendulum-v1", None, PPO),
+        ("Pendulum-v1", {}, A2C),
+    ],
+)
+def test_actors_of_ppo_and_a2c(tmp_path: Path, env_id: str, normalized: dict | None, algorithm: Any):
+    env: Any = make_vec_env(env_id, n_envs=2, seed=4)
+    if normalized is not None:
+        env = VecNormalize(env, **normalized)
+    settings: dict[str, Any] = SHORT | {"batch_size": 32} if algorithm is PPO else {"n_steps": 64, "device": "cpu"}
+    model = algorithm("MlpPolicy", env, seed=4, learning_rate=lambda left: 1e-2 * left, **settings)
+    watch, an_update = Watch(ppo_actor), 8 if algorithm is PPO else 1
+    recorders = [
+        SB3Recorder(tmp_path / "steps", every=an_update),
+        SB3Recorder(tmp_path / "rollouts", every=2, unit="rollout", config={"note": "tiny"}),
+    ]
+    model.learn(8 * 128, callback=CallbackList([watch, *recorders]))
+
+    trial, coarse = Store.open(tmp_path / "steps").trial(4), Store.open(tmp_path / "rollouts").trial(4)
+    assert data_verify(tmp_path / "steps")["ok"] and trial.complete and coarse.complete
+    np.testing.assert_array_equal(trial.weights(), np.stack(watch.weights))
+    np.testing.assert_array_equal(coarse.weights(), np.stack(watch.weights[::2]))
+    np.testing.assert_array_equal(trial.iteration, np.arange(9))
+    np.testing.assert_array_equal(trial.env_step, watch.steps)
+    np.testing.assert_array_equal(trial.env_step, 128 * trial.iteration)
+    np.testing.assert_array_equal(coarse.env_step, trial.env_step[::2])
+    np.testing.assert_allclose(trial.learning_rate, [1e-2, *(1e-2 * (1 - np.arange(1, 9) / 8))], atol=1e-12)
+    if normalized is None:
+        assert not trial.obs_mean.any() and (trial.obs_var == 1).all() and trial.config["obs_clip"] is None
+    else:
+        np.testing.assert_array_equal(trial.obs_mean[1:], np.stack(watch.means))
+        assert trial.config["obs_clip"] == normalized.get("clip_obs", 10.0)
+    for found, attribute in (
+        (trial.episodes.episode_return, "episode_returns"),
+        (trial.episodes.length, "episode_lengths"),
+    ):
+        monitored = [*chain.from_iterable(env.get_attr(attribute))]
+        assert len(monitored) >= 4
+        np.testing.assert_allclose(sorted(found), sorted(monitored), atol=1e-6)  # Monitor tells six digits
+    assert trial.env_id == env_id and trial.spec == policy_spec(env.observation_space.shape[0], (64, 64), 1)
+    assert coarse.config["run"]["algorithm"] == algorithm.__name__ and coarse.config["run"]["note"] == "tiny"
+    assert coarse.config["run"]["n_steps"] == 64 and "stable_baselines3" in trial.versions
+
+    seeds = episode_seeds(7, 3)
+    for snapshot in (0, 5, 8):
+        rows = slice(snapshot, snapshot + 1)
+        policy = Policies(trial.weights(rows.start, rows.stop), trial.obs_mean[rows], trial.obs_var[rows])
+        found = policy_returns(
+            policy, env_id, trial.config["hidden_sizes"], 3, seed=7, backend="gymnasium",
+            obs_clip=trial.config["obs_clip"],
+        )  # fmt: skip
+        np.testing.assert_allclose(found[0], evaluated_by_sb3(model, trial, snapshot, seeds), rtol=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3])
+def test_actors_of_sac_and_td3(tmp_path: Path, algorithm: Any):
+    passed: dict[int, list[np.ndarray]] = {}
+    for seed in (0, 1):
+        model = algorithm("MlpPolicy", "Pendulum-v1", seed=seed, **deepcopy(REPLAY))
+        watch = Watch(lambda policy: nn.utils.parameters_to_vector(policy.actor.parameters()).detach().numpy().copy())
+        model.learn(70, callback=CallbackList([watch, SB3Recorder(tmp_path / "store", every=1)]))
+        passed[seed] = watch.weights
+        assert list(dict(model.actor.named_parameters())) == [*Store.open(tmp_path / "store").trial(seed).spec.names]
+    store = Store.open(tmp_path / "store")
+    trial = store.trial(1)
+    assert data_verify(store.path)["ok"] and trial.committed == (61 if algorithm is SAC else 31)
+    changed = [0, *(1 + np.flatnonzero([(a != b).any() for a, b in zip(passed[1], passed[1][1:], strict=False)]))]
+    np.testing.assert_array_equal(trial.weights(), np.stack(passed[1])[changed])
+    np.testing.assert_array_equal(trial.iteration, changed)
+    np.testing.assert_array_equal(trial.env_step, changed)
+
+    config = EvaluateConfig(horizons=(1, 5), return_horizons=(1,), origins=4)
+    with pytest.raises(TiplError, match=r"not tanh networks with a log-std of their own.* pass --no-returns"):
+        evaluate(store.path, tmp_path / "eval", config)
+    evaluate(store.path, tmp_path / "eval", config, returns=False)
+
+
+def test_other_actors_are_stored_under_their_own_names(tmp_path: Path):
+    def names(**settings: Any) -> tuple[str, ...]:
+        store = tmp_path / str(len(list(tmp_path.iterdir())))
+        model = A2C("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", **settings)
+        model.learn(5, callback=SB3Recorder(store, every=1))
+        trial = Store.open(store).trial(0)
+        assert trial.config["hidden_sizes"] is None and trial.spec.size == trial.weights().shape[1]
+        return trial.spec.names
+
+    layers = ("actor_mean.0.weight", "actor_mean.0.bias", "actor_mean.2.weight", "actor_mean.2.bias")
+    assert names(policy_kwargs={"net_arch": [8], "activation_fn": nn.ReLU}) == ("actor_logstd", *layers)
+    policy_net = ("mlp_extractor.policy_net.0.weight", "mlp_extractor.policy_net.0.bias")
+    expected = ("log_std", *policy_net, "action_net.weight", "action_net.bias")
+    assert names(use_sde=True, policy_kwargs={"net_arch": [8]}) == expected
+
+
+class Stop(BaseCallback):
+    def _on_step(self) -> bool:
+        if self.num_timesteps == 200:
+            raise KeyboardInterrupt
+        return True
+
+
+def test_a_seeded_script_that_was_stopped_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tipl.record.COMMIT_SECONDS", 0.0)
+
+    def learn(store: Path, *also: BaseCallback) -> Trial:
+        model = PPO("MlpPolicy", VecNormalize(make_vec_env("InvertedPendulum-v4", seed=1)), seed=1, **SHORT)
+        model.learn(320, callback=CallbackList([SB3Recorder(store, every=3), *also]))
+        return Store.open(store).trial(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "stopped", Stop())
+    assert Store.open(tmp_path / "stopped").trial(1).committed == 9  # three rollouts of 8 optimizer steps
+    assert_same(learn(tmp_path / "stopped"), learn(tmp_path / "whole"))
+
+
+def test_what_cannot_be_recorded_is_said(tmp_path: Path):
+    class Nameless(gym.Wrapper):
+        spec = None  # pyright: ignore[reportAssignmentType]
+
+    def refused(message: str, model: Any, every: int = 1) -> None:
+        with pytest.raises(TiplError, match=message):
+            model.learn(1, callback=SB3Recorder(tmp_path / "store", every=every))
+        assert not (tmp_path / "store").exists()
+
+    refused("every is 0", A2C("MlpPolicy", "Pendulum-v1", seed=0, device="cpu"), every=0)
+    refused("A trial has a seed", A2C("MlpPolicy", "Pendulum-v1", device="cpu"))
+    refused("A2C, SAC and TD3, not DQN", DQN("MlpPolicy", "CartPole-v1", seed=0, device="cpu"))
+    nameless = DummyVecEnv([lambda: Nameless(gym.make("Pendulum-v1"))])
+    refused("does not say its id; give SB3Recorder env_id", A2C("MlpPolicy", nameless, seed=0, device="cpu"))
+    model = A2C("MlpPolicy", nameless, device="cpu")
+    model.learn(5, callback=SB3Recorder(tmp_path / "store", 3, every=1, env_id="Pendulum-v1"))
+    assert Store.open(tmp_path / "store").trial(3).env_id == "Pendulum-v1"
+
+
+def test_without_stable_baselines3_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    monkeypatch.delitem(sys.modules, "tipl.sb3")
+    with pytest.raises(TiplError, match=r"pip install 'tipl\[sb3\]'"):
+        importlib.import_module("tipl.sb3")
