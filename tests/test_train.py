@@ -17,11 +17,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from tipl import train as training
 from tipl.errors import TiplError
 from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE
 from tipl.presets import CollectConfig, SVDConfig, TrainConfig
-from tipl.train import CHECKPOINT_FILE, CODES_FOLDER, CURVE_FILE, NextCode, Segments, fast_precision, fit, train
+from tipl.train import CHECKPOINT_FILE, CODES_FOLDER, CURVE_FILE, NextCode, Segments, fast_precision, fit, loop, train
 
 SMALL = TrainConfig(
     context=5, num_layers=1, width=8, steps=12, batch_size=4, learning_rate=1e-2, warmup_steps=3, validate_every=5
@@ -182,7 +181,7 @@ def test_the_learning_rate_warms_up_and_the_optimizer_is_adamw(tmp_path: Path):
     """Three steps in float32 against torch's own, not fused AdamW, driven by hand on the same batches."""
     config = dataclasses.replace(SMALL, steps=3, dropout=0.0, warmup_steps=2, max_grad_norm=0.1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "fast_precision", lambda: torch.float32)
+        patch.setattr(loop, "fast_precision", lambda: torch.float32)
         small_fit(tmp_path, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -217,15 +216,15 @@ def test_codes_that_stand_still_in_training_are_not_divided_by_zero(tmp_path: Pa
 @contextmanager
 def interrupted_at(step: int) -> Iterator[None]:
     """Press Ctrl-C, really, in the middle of an update."""
-    update = training._Training._update
+    update = loop.Training._update
 
-    def update_and_press(self: training._Training) -> None:
+    def update_and_press(self: loop.Training) -> None:
         if self.step == step - 1:
             signal.raise_signal(signal.SIGINT)
         update(self)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Training, "_update", update_and_press)
+        patch.setattr(loop.Training, "_update", update_and_press)
         yield
 
 
@@ -234,14 +233,14 @@ def interrupted_at(step: int) -> Iterator[None]:
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(
     tmp_path: Path, stops: list[int], precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(training, "fast_precision", lambda: precision)
+    monkeypatch.setattr(loop, "fast_precision", lambda: precision)
     whole = small_fit(tmp_path / "whole")
     for step in stops:
         with interrupted_at(step):
             small_fit(tmp_path / "parts", resume=True)
         torch.rand(3)  # whatever else the program draws has no influence
     # Goes on in the precision it was begun in, whatever this machine would choose.
-    monkeypatch.setattr(training, "fast_precision", lambda: torch.float16)
+    monkeypatch.setattr(loop, "fast_precision", lambda: torch.float16)
     parts = small_fit(tmp_path / "parts", resume=True)
     assert_same_ending(tmp_path / "whole", tmp_path / "parts")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
@@ -249,16 +248,16 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(
 
 def test_a_crash_between_the_best_model_and_its_checkpoint_is_gone_on_from(tmp_path: Path):
     small_fit(tmp_path / "whole")
-    write, written = training._Training.write_checkpoint, []
+    write, written = loop.Training.write_checkpoint, []
 
-    def crash(self: training._Training) -> None:
+    def crash(self: loop.Training) -> None:
         if self.step == 10:
             raise OSError("the machine stopped")
         write(self)
         written.append(self.step)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(training._Training, "write_checkpoint", crash)
+        patch.setattr(loop.Training, "write_checkpoint", crash)
         small_fit(tmp_path / "parts")
     assert written == [0, 5]
     small_fit(tmp_path / "parts", resume=True)
@@ -267,7 +266,7 @@ def test_a_crash_between_the_best_model_and_its_checkpoint_is_gone_on_from(tmp_p
 
 def test_a_second_press_interrupts_at_once_and_the_handler_is_given_back():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), training._interruption() as interrupted:
+    with pytest.raises(KeyboardInterrupt), loop._interruption() as interrupted:
         assert not interrupted()
         signal.raise_signal(signal.SIGINT)
         assert interrupted()

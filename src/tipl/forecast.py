@@ -51,7 +51,7 @@ class Forecaster(ABC):
     basis: str | None = None
     causal: bool = True
     is_model: bool = False
-    """Trained by train.py; all others are baselines."""
+    """Trained by train/; all others are baselines."""
     codes: Codes | None = None
     """What it forecasts in, where it forecasts codes."""
     context: int | None = 1

@@ -1,0 +1,28 @@
+"""Training: one loop for every model, seeded, stopped at any moment and resumed to the bit.
+
+In: codes of training and validation trials, TrainConfig.  Out: a folder with the best model, the last checkpoint
+(`checkpoint.safetensors`) and the curve (`training.json`).
+
+The loop (loop.py) knows a model only as a `Task`. The paper's task is `NextCode` (next_code.py).
+"""
+
+from tipl.train.loop import CHECKPOINT_FILE, CURVE_FILE, SKILL_HORIZONS, VERSION, Task, Validation, fast_precision
+from tipl.train.next_code import VALIDATION_SEGMENTS, NextCode, Segments
+from tipl.train.verb import CODES_FOLDER, check_out, fit, train
+
+__all__ = [
+    "CHECKPOINT_FILE",
+    "CODES_FOLDER",
+    "CURVE_FILE",
+    "SKILL_HORIZONS",
+    "VALIDATION_SEGMENTS",
+    "VERSION",
+    "NextCode",
+    "Segments",
+    "Task",
+    "Validation",
+    "check_out",
+    "fast_precision",
+    "fit",
+    "train",
+]

@@ -1,0 +1,253 @@
+"""The training loop with its checkpoint: a model is known here only as a `Task`.
+
+In: a Task, TrainConfig.  Out: the best model, the last checkpoint and the curve in a folder.
+"""
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from tipl.errors import TiplError
+from tipl.model import write_file
+from tipl.presets import TrainConfig
+from tipl.progress import console, steps_progress
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+CURVE_FILE = "training.json"
+VERSION = 1
+
+SKILL_HORIZONS = (1, 10)
+"""Codes ahead at which validation skill is measured. The model with the best skill at the last of them is kept."""
+
+
+class Validation(NamedTuple):
+    """How good a model is on the validation trials."""
+
+    loss: float
+    skill: dict[int, float]
+    """By horizon: 1 − summed squared error / that of persistence. The last horizon chooses the model."""
+
+
+class Task(Protocol):
+    """A model and what it learns from: all that the training loop knows of either."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    def loss(self, batches: torch.Generator) -> Tensor:
+        """The loss of a random batch, in training mode."""
+        ...
+
+    def validate(self) -> Validation: ...
+
+    def save(self, out: Path) -> None: ...
+
+
+class Checkpoint(NamedTuple):
+    """All that the rest of a training depends on: one safetensors file, what is no tensor as JSON in its header."""
+
+    facts: dict[str, Any]
+    """The settings and the data: the same in every checkpoint of a training."""
+    progress: dict[str, Any]
+    """Step, precision, seconds, curve, and the sum of losses since the last validation."""
+    tensors: dict[str, Tensor]
+    """model.NAME, optimizer.INDEX.NAME and the states of the two generators, random.batches and random.dropout."""
+
+    def write(self, out: Path) -> None:
+        header = {"version": VERSION, "facts": self.facts, "progress": self.progress}
+        write_file(out / CHECKPOINT_FILE, safetensors.torch.save(self.tensors, {"training": json.dumps(header)}))
+
+    @classmethod
+    def read(cls, out: Path) -> "Checkpoint":
+        path = out / CHECKPOINT_FILE
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {}).get("training", "{}"))
+                # Copies, so that nothing points into a file that the next checkpoint replaces.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        except OSError as error:
+            raise TiplError(f"Cannot read {path}: {error.strerror}.") from error
+        except (SafetensorError, ValueError) as error:
+            raise TiplError(f"{path} is cut short or no checkpoint; remove {out} and train again.") from error
+        if header.get("version") != VERSION:
+            raise TiplError(
+                f"{path} is of version {header.get('version')}, this program reads {VERSION}; train again in another "
+                "--out."
+            )
+        return cls(header["facts"], header["progress"], tensors)
+
+
+class Training:
+    """The loop: AdamW on a task, warm-up, clipping, validation, checkpoints."""
+
+    def __init__(self, task: Task, config: TrainConfig, out: Path, facts: dict[str, Any], progress: bool) -> None:
+        self.task, self.config, self.out, self.facts, self.progress = task, config, out, facts, progress
+        self.weights = list(task.model.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.batches = torch.Generator().manual_seed(config.seed)
+        self.precision = fast_precision()
+        self.step = 0
+        self.seconds = 0.0
+        self.curve: list[dict[str, Any]] = []
+        self.loss_sum, self.loss_count = 0.0, 0
+
+    def run(self) -> None:
+        """Train to the last step. Ctrl-C ends it after the step in hand, with a checkpoint."""
+        left = self.config.steps - self.step
+        if left == 0:
+            return self._say(f"{self.out} is finished, {self.step:,} steps; nothing to do")
+        self._say(f"steps {self.step + 1:,} to {self.config.steps:,} in {_name(self.precision)}, into {self.out}")
+        bar = steps_progress("train", left) if self.progress else contextlib.nullcontext(lambda *_: None)
+        note = _describe(self.curve[-1]) if self.curve else ""
+        began = time.perf_counter() - self.seconds
+        self.task.model.train()
+        with _interruption() as interrupted, bar as advance:
+            while self.step < self.config.steps:
+                self._update()
+                self.seconds = time.perf_counter() - began
+                if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
+                    note = _describe(self._validate())
+                    self.write_checkpoint()
+                    self._say(f"step {self.step:,} of {self.config.steps:,}, {self.seconds:.0f} s, {note}")
+                advance(1, note)
+                if interrupted():
+                    self.write_checkpoint()
+                    raise KeyboardInterrupt
+        best = max(self.curve, key=_choice)
+        self._say(f"kept the model of step {best['step']:,}, {_describe(best)}")
+
+    def _update(self) -> None:
+        rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):
+            loss = self.task.loss(self.batches)
+        self.optimizer.zero_grad()
+        loss.backward()
+        # The fused optimizer walks a gradient's memory in the order of its weight's.
+        assert all(weight.grad is not None and weight.grad.is_contiguous() for weight in self.weights)
+        nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)
+        self.optimizer.step()
+        self.step += 1
+        self.loss_sum += loss.item()
+        self.loss_count += 1
+        self._check_finite(self.loss_sum)
+
+    def _validate(self) -> dict[str, Any]:
+        """Measure the model, keep it if it is the best so far, and add an entry to the curve."""
+        loss, skill = self.task.validate()
+        self._check_finite(loss, *skill.values())
+        entry = {
+            "step": self.step,
+            "train_loss": self.loss_sum / self.loss_count,
+            "validation_loss": loss,
+            "skill": {str(h): value for h, value in skill.items()},
+            "seconds": round(self.seconds, 3),
+        }
+        if all(_choice(entry) > _choice(earlier) for earlier in self.curve):
+            self.task.save(self.out)
+        self.curve.append(entry)
+        self.loss_sum, self.loss_count = 0.0, 0
+        return entry
+
+    def _check_finite(self, *values: float) -> None:
+        if not all(map(math.isfinite, values)):
+            raise TiplError(
+                f"The loss is no longer finite at step {self.step:,}; give a lower --learning-rate and another --out."
+            )
+
+    def _say(self, line: str) -> None:
+        if self.progress:
+            console.print(f"train: {line}", markup=False)
+
+    def write_checkpoint(self) -> None:
+        """Write the checkpoint, and after it the curve, which is there to be read and not needed to go on."""
+        state = self.optimizer.state_dict()["state"]
+        tensors = {f"model.{name}": tensor for name, tensor in self.task.model.state_dict().items()}
+        tensors |= {f"optimizer.{i}.{name}": value for i, values in state.items() for name, value in values.items()}
+        tensors["random.batches"] = self.batches.get_state()
+        tensors["random.dropout"] = torch.get_rng_state()
+        progress = {
+            "step": self.step,
+            "precision": _name(self.precision),
+            "seconds": self.seconds,
+            "curve": self.curve,
+            "loss_sum": self.loss_sum,
+            "loss_count": self.loss_count,
+        }
+        Checkpoint(self.facts, progress, tensors).write(self.out)
+        summary = {"version": VERSION, **self.facts, "precision": progress["precision"], "curve": self.curve}
+        write_file(self.out / CURVE_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on where the checkpoint was written, in its precision even where another would be faster."""
+        tensors, progress = checkpoint.tensors, checkpoint.progress
+        self.task.model.load_state_dict(_below("model.", tensors))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _below("optimizer.", tensors).items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.batches.set_state(tensors["random.batches"])
+        torch.set_rng_state(tensors["random.dropout"])
+        self.precision = getattr(torch, progress["precision"])
+        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.loss_sum, self.loss_count = progress["loss_sum"], progress["loss_count"]
+        self.curve = progress["curve"]
+
+
+def fast_precision() -> torch.dtype:
+    """bfloat16 where the processor multiplies it itself (1.5 times the steps a second), else float32."""
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C was pressed; a second one interrupts at once, as it always does."""
+    pressed = False
+
+    def press(*_: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, previous)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread is told of signals
+        return
+    previous = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _choice(entry: Mapping[str, Any]) -> float:
+    """What the kept model is the best in."""
+    return entry["skill"][str(SKILL_HORIZONS[-1])]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _describe(entry: Mapping[str, Any]) -> str:
+    skills = ", ".join(f"{value:+.3f} at h={h}" for h, value in entry["skill"].items())
+    return f"loss {entry['train_loss']:.5f}, validation {entry['validation_loss']:.5f}, skill {skills}"
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,140 @@
+"""The paper's task: the next code at every position of a segment, and skill over ten codes ahead.
+
+In: sequences of codes [T, D], TrainConfig.  Out: the loss of random batches, validation, the model.
+
+Shapes: B batch, K context, T snapshots, D code, H horizons, S segments, R rows of all trials laid end to end,
+L = K + ahead rows of a segment.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tipl.errors import TiplError
+from tipl.model import TIPL, TIPLConfig
+from tipl.presets import TrainConfig
+from tipl.train.loop import SKILL_HORIZONS, Validation
+
+VALIDATION_SEGMENTS = 256
+"""How many segments of the validation trials are looked at; the same ones at every validation of every run."""
+
+
+class Segments:
+    """Every segment of K codes and the `ahead` codes after them, in one tensor that is read by index.
+
+    Trials lie end to end, each with K − 1 rows of padding before its first code, so that the histories at a trial's
+    start, shorter than K, are segments like all others and are padded on the left.
+    """
+
+    def __init__(self, sequences: Sequence[Tensor], context: int, ahead: int) -> None:
+        padding = context - 1
+        D = sequences[0].shape[1]
+        self.codes_RD = torch.cat([part for codes in sequences for part in (codes.new_zeros(padding, D), codes)])
+        self.timesteps_R = torch.cat([torch.arange(-padding, len(codes)) for codes in sequences])
+        """A row's snapshot number; below 0 in padding."""
+        firsts = np.cumsum([0, *(padding + len(codes) for codes in sequences[:-1])])
+        self.starts_S = torch.cat(
+            [first + torch.arange(len(codes) - ahead) for first, codes in zip(firsts, sequences, strict=True)]
+        )
+        """The first row of a segment: its K − 1 rows on is the origin, t = 0 … T − 1 − ahead."""
+        self.trials_S = torch.cat([torch.full((len(codes) - ahead,), j) for j, codes in enumerate(sequences)])
+        """Which of the sequences a segment is of."""
+        self.offsets_L = torch.arange(context + ahead)
+
+    def __len__(self) -> int:
+        return len(self.starts_S)
+
+    def gather(self, index_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes [B, L, D], timesteps [B, L], and which rows are codes and not padding [B, L]."""
+        rows_BL = self.starts_S[index_B, None] + self.offsets_L
+        timesteps_BL = self.timesteps_R[rows_BL]
+        return self.codes_RD[rows_BL], timesteps_BL, timesteps_BL >= 0
+
+
+class NextCode:
+    """The paper's task: predict the code after every position of a segment, by mean squared error.
+
+    The error is that of standardized codes, meant over valid positions and dimensions; with `standardize` off, of
+    raw codes. Segments are drawn with replacement, all origins of all training trials alike.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[np.ndarray],
+        validation: Sequence[np.ndarray],
+        scales: Sequence[np.ndarray],
+        config: TrainConfig,
+        basis: Mapping[str, Any],
+    ) -> None:
+        self.model = TIPL(
+            TIPLConfig(
+                dim=train[0].shape[1],
+                context=config.context,
+                max_timestep=max(len(codes) for codes in train) - 2,  # the last origin that has a code to learn from
+                num_layers=config.num_layers,
+                num_heads=config.num_heads,
+                width=config.width,
+                dropout=config.dropout,
+                absolute_time=config.absolute_time,
+                residual=config.residual,
+                basis=basis.get("basis"),
+                centered=basis.get("centered", False),
+            )
+        )
+        if config.standardize:
+            all_TD = np.concatenate(train).astype(np.float64)
+            std_D = all_TD.std(0)
+            self.model.mean_D.copy_(torch.from_numpy(all_TD.mean(0)))
+            self.model.std_D.copy_(torch.from_numpy(np.where(std_D > 0, std_D, 1.0)))
+        self.batch_size = config.batch_size
+        self.train = Segments([self.model.standardize(_tensor(codes)) for codes in train], config.context, 1)
+        segments = Segments([_tensor(codes) for codes in validation], config.context, SKILL_HORIZONS[-1])
+        chosen_B = torch.randperm(len(segments), generator=torch.Generator().manual_seed(0))[:VALIDATION_SEGMENTS]
+        codes_BLD, timesteps_BL, valid_BL = segments.gather(chosen_B)
+        self.window = codes_BLD[:, : config.context], timesteps_BL[:, : config.context], valid_BL[:, : config.context]
+        self.future_BHD = codes_BLD[:, config.context :]
+        self.scale_B1D = torch.stack([_tensor(scale) for scale in scales])[segments.trials_S[chosen_B], None]
+        self.persistence_H = self._squared_errors(codes_BLD[:, config.context - 1, None])
+        if not all(self.persistence_H[h - 1] > 0 for h in SKILL_HORIZONS):
+            raise TiplError("The codes of the validation trials never change: there is nothing to forecast.")
+
+    def loss(self, batches: torch.Generator) -> Tensor:
+        index_B = torch.randint(len(self.train), (self.batch_size,), generator=batches)
+        codes_BLD, timesteps_BL, valid_BL = self.train.gather(index_B)
+        predicted_BKD = self.model.predict(codes_BLD[:, :-1], timesteps_BL[:, :-1], valid_BL[:, :-1])
+        return _mean_squared_error(predicted_BKD, codes_BLD[:, 1:], valid_BL[:, :-1])
+
+    @torch.no_grad()
+    def validate(self) -> Validation:
+        self.model.eval()
+        codes_BKD, timesteps_BK, valid_BK = self.window
+        next_BKD = torch.cat([codes_BKD[:, 1:], self.future_BHD[:, :1]], 1)
+        loss = _mean_squared_error(
+            self.model.standardize(self.model(codes_BKD, timesteps_BK, valid_BK)),
+            self.model.standardize(next_BKD),
+            valid_BK,
+        )
+        predicted_BHD = self.model.rollout(codes_BKD, timesteps_BK, valid_BK, SKILL_HORIZONS[-1])
+        skill_H = (1 - self._squared_errors(predicted_BHD) / self.persistence_H).tolist()
+        self.model.train()
+        return Validation(loss.item(), {h: skill_H[h - 1] for h in SKILL_HORIZONS})
+
+    def _squared_errors(self, forecast_BHD: Tensor) -> Tensor:
+        """[H] summed over segments and, in the scale of each trial, over dimensions."""
+        return ((self.future_BHD - forecast_BHD) * self.scale_B1D).square().sum((0, 2))
+
+    def save(self, out: Path) -> None:
+        self.model.save(out)
+
+
+def _mean_squared_error(predicted_BKD: Tensor, true_BKD: Tensor, valid_BK: Tensor) -> Tensor:
+    squared_BKD = (predicted_BKD - true_BKD).square() * valid_BK[..., None]
+    return squared_BKD.sum() / (valid_BK.sum() * predicted_BKD.shape[-1])
+
+
+def _tensor(codes: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(codes, np.float32))
