@@ -633,7 +633,9 @@ def _kill_before(operation: int, path: Path) -> None:
 def _killed_at_random(root: Path) -> None:
     rng = random.Random(0)
     for kill in range(200):
-        if _in_child(lambda: collect(root / "store", made_up(SEED, LONG), LONG_COMMITS), rng.uniform(0.05, 0.4)) == 0:
+        # Ever later, from before the first commit on, however fast the machine is just now.
+        wait = 0.03 * (kill + rng.random())
+        if _in_child(lambda: collect(root / "store", made_up(SEED, LONG), LONG_COMMITS), wait) == 0:
             print(kill)
             return
         if (root / "store/zarr.json").exists():

@@ -121,7 +121,7 @@ class FixedSum(WeightedSum):
 
 def persistence() -> FixedSum:
     """φ̃_{t+h} = φ_t: doing nothing."""
-    return FixedSum("persistence", "persistence (φ_t)", 1, lambda back, h: np.zeros(len(back)))
+    return FixedSum("persistence", "persistence", 1, lambda back, h: np.zeros(len(back)))
 
 
 def mean_of_last(count: int) -> FixedSum:
@@ -206,7 +206,7 @@ class Autoregression(WeightedSum):
     trials with a ridge relative to the features' mean square.
     """
 
-    name, label = "autoregression", "linear autoregression, by place in the iteration"
+    name, label = "autoregression", "linear autoregression"
     context = max(LONGER) + 1
 
     def __init__(self, horizons: Sequence[int], equations: "NormalEquations", ridge: float) -> None:

@@ -12,6 +12,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +97,7 @@ def evaluate(
     metrics: dict[str, Any] = {
         "schema": SCHEMA,
         "store": str(store),
+        "command": shlex.join(["tipl", *sys.argv[1:]]) if Path(sys.argv[0]).name == "tipl" else None,
         "env_id": trials[0].env_id,
         "hidden_sizes": trials[0].config.get("hidden_sizes"),
         "num_weights": trials[0].spec.size,

@@ -80,6 +80,7 @@ class Stack:
     def iterate(self) -> Iteration:
         """Roll out 2,048 steps of every trial, then update every trial."""
         config, ppo = self.config, self.config.ppo
+        assert self.iteration < config.num_iterations, "the trials are at their end"
         self.iteration += 1
         fraction = 1 - (self.iteration - 1) / config.num_iterations if ppo.anneal_lr else 1.0
         rngs = [np.random.default_rng([seed, _ITERATION, self.iteration]) for seed in self.seeds]

@@ -69,8 +69,9 @@ def train(
             "the paper's model learns from one code a snapshot: fit the full or the pooled basis."
         )
     missing = sorted({*split.train, *split.validation} - set(opened.seeds))
-    if missing:
-        raise TiplError(f"{codes} lacks trials of {store}: {missing}; run `tipl fit-svd` on this store.")
+    if missing or opened.store != store.resolve():
+        what = f"lacks trials {missing} of {store}" if missing else f"is of {opened.store}, not of {store}"
+        raise TiplError(f"{codes} {what}; run `tipl fit-svd` on this store.")
     fit(
         [opened.codes(seed) for seed in split.train],
         [opened.codes(seed) for seed in split.validation],
