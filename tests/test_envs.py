@@ -253,6 +253,28 @@ def test_shapes_bounds_and_types(env_id: str, backend: Backend) -> None:
     assert terminated.dtype == truncated.dtype == np.bool_
 
 
+@pytest.mark.parametrize("env_id", ["Hopper-v4", "Pendulum-v1"])  # falls at different times; float32, with time limit
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting:UserWarning")
+def test_envpool_does_what_its_own_step_and_reset_do(env_id: str) -> None:
+    ours = make_env(env_id, [1, 2, 3])
+    theirs = envpool.make_gymnasium(env_id, num_envs=3, num_threads=1, seed=[1, 2, 3])
+    np.testing.assert_array_equal(ours.reset(np.arange(3)), theirs.reset()[0])
+    rng = np.random.default_rng(0)
+    resets = 0
+    for step in range(350):
+        ids = rng.permutation(3)[: 1 + step % 3] if step % 7 else np.arange(3)
+        actions = rng.uniform(ours.action_low, ours.action_high, (len(ids), ours.action_dim))
+        expected = theirs.step(actions.astype(theirs.action_space.dtype), ids)
+        found = ours.step(actions, ids)
+        for mine, their in zip(found, expected[:4], strict=True):
+            np.testing.assert_array_equal(mine, their)
+        done = ids[found[2] | found[3]]
+        if len(done):
+            resets += len(done)
+            np.testing.assert_array_equal(ours.reset(done), theirs.reset(done.astype(np.int32))[0])
+    assert resets
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_actions_are_clipped_to_the_bounds(backend: Backend) -> None:
     env, twin = make_env(PENDULUM, [1], backend), make_env(PENDULUM, [1], backend)

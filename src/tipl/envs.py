@@ -83,18 +83,29 @@ class EnvPoolEnv(VectorEnv):
             )
             self.obs_dim, self.action_low, self.action_high = _flat_spaces(self._env, env_id)
         self._all = np.arange(self.num_envs, dtype=np.int32)
+        # EnvPool's own `step` and `reset` build a dict of the whole configuration and a tree of all arrays at every
+        # call: a tenth of the time of 25 copies of InvertedPendulum. Under them lie lists of arrays in a fixed order.
+        assert list(self._env._action_keys) == ["env_id", "players.env_id", "action"], self._env._action_keys
+        keys = list(self._env._state_keys)
+        self._obs_at, self._reward_at, self._done_at, self._truncated_at = (
+            keys.index(key) for key in ("obs", "reward", "done", "trunc")
+        )
+        self._action_type = self._env.action_space.dtype
 
     def reset(self, ids: np.ndarray) -> np.ndarray:
-        obs, _ = self._env.reset(np.asarray(ids, np.int32))
-        return np.asarray(obs, np.float64)
+        self._env._reset(np.asarray(ids, np.int32))
+        return np.asarray(self._env._recv()[self._obs_at], np.float64)
 
     def step(
         self, actions: np.ndarray, ids: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        actions = np.clip(actions, self.action_low, self.action_high)
+        bounded = np.minimum(np.maximum(actions, self.action_low), self.action_high)
         which = self._all if ids is None else np.asarray(ids, np.int32)
-        obs, reward, terminated, truncated, _ = self._env.step(actions, which)
-        return np.asarray(obs, np.float64), np.asarray(reward, np.float64), terminated, truncated
+        self._env._send([which, which, bounded.astype(self._action_type, order="C", copy=False)])
+        state = self._env._recv()
+        obs, reward = np.asarray(state[self._obs_at], np.float64), np.asarray(state[self._reward_at], np.float64)
+        done, truncated = state[self._done_at], state[self._truncated_at]
+        return obs, reward, done & ~truncated, truncated
 
 
 class GymnasiumEnv(VectorEnv):

@@ -6,8 +6,10 @@ Episode e of every policy begins in the state that seed e gives and, where actio
 seed e gives: policies are compared on common random numbers, and a result depends on nothing that ran beside it.
 """
 
+import itertools
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,7 +20,8 @@ from tipl.envs import make_env
 from tipl.policy import FASTMATH, forward_one, layer_sizes
 from tipl.presets import Backend
 
-_SLOTS = 256  # episodes that one thread steps together
+_SLOTS = 64  # most episodes that one thread steps together: of more, the simulator's state leaves the cache
+_NOISE_STEPS = 64  # steps whose noise is drawn at once
 OBS_CLIP, _EPSILON = 10.0, 1e-8  # of the normalized observation, as in training
 
 
@@ -64,18 +67,20 @@ def policy_returns(
         [M, episodes] float64, undiscounted raw returns.
     """
     seeds = episode_seeds(seed, episodes)
-    jobs = [(m, e) for m in range(len(policies)) for e in range(episodes)]
-    blocks = [jobs[start : start + _SLOTS] for start in range(0, len(jobs), _SLOTS)]
+    threads = threads or len(os.sched_getaffinity(0))
     returns = np.empty((len(policies), episodes))
+    # Blocks of equal size, as many for every thread, so that no thread waits for the last one.
+    count = threads * max(1, math.ceil(returns.size / (threads * _SLOTS)))
+    blocks = [block for block in np.array_split(np.arange(returns.size), count) if len(block)]
 
-    def run(block: list[tuple[int, int]]) -> None:
-        policy, episode = np.array(block).T
+    def run(block: np.ndarray) -> None:
+        policy, episode = np.divmod(block, episodes)
         returns[policy, episode] = _run_episodes(
             policies, policy, seeds[episode], env_id, hidden_sizes, sampled, backend, obs_clip
         )
         advance(len(block), "")
 
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(run, blocks):
             pass
     return returns
@@ -100,17 +105,14 @@ def _run_episodes(
     """One episode of policy[j] from seed[j], for each j."""
     env = make_env(env_id, seeds.tolist(), backend)
     sizes = layer_sizes(env.obs_dim, hidden_sizes, env.action_dim)
-    rngs = {int(s): np.random.default_rng([int(s), 1]) for s in set(seeds.tolist())} if sampled else {}
+    actions = np.empty((len(policy), env.action_dim))
+    noise_of_steps = _noise(seeds, env.action_dim) if sampled else itertools.repeat(np.zeros_like(actions, np.float32))
     total = np.zeros(len(policy))
     running = np.arange(len(policy))
     obs = env.reset(running)
-    actions = np.empty((len(policy), env.action_dim))
     clip = np.inf if obs_clip is None else obs_clip
-    noise = np.zeros((len(policy), env.action_dim), np.float32)
     while len(running):
-        if sampled:
-            drawn = {s: rng.standard_normal(env.action_dim, np.float32) for s, rng in rngs.items()}
-            noise = np.stack([drawn[int(s)] for s in seeds[running]])
+        noise = next(noise_of_steps)[running]
         act_frozen(
             policies.weights, policy[running], obs, policies.obs_mean, policies.obs_var, sizes, noise, actions, clip
         )
@@ -120,6 +122,15 @@ def _run_episodes(
         if not going.all():
             running, obs = running[going], obs[going]
     return total
+
+
+def _noise(seeds: np.ndarray, action_dim: int) -> Iterator[np.ndarray]:
+    """Standard normal numbers [len(seeds), A] for one step after another; equal seeds have equal ones."""
+    distinct, which = np.unique(seeds, return_inverse=True)
+    rngs = [np.random.default_rng([int(seed), 1]) for seed in distinct]
+    while True:
+        drawn = np.stack([rng.standard_normal((_NOISE_STEPS, action_dim), np.float32) for rng in rngs], axis=1)
+        yield from (noise[which] for noise in drawn)
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
