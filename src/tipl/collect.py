@@ -51,7 +51,7 @@ def collect(config: CollectConfig = CollectConfig(), out: Path = Path("store"), 
     if workers is not None and workers < 1:
         raise TiplError(f"workers is {workers}; give at least 1, or leave it out for one a core.")
     out = Path(out)
-    make_env(config.env_id, config.seeds[-1:], config.backend)  # a bad environment or too large a seed is told before a store is made
+    make_env(config.env_id, config.seeds[-1:], config.backend)  # what cannot be made is told before there is a store
     store = create_store(out)
     waiting = [seed for seed in config.seeds if not _is_complete(store, seed, config)]
     if len(waiting) < config.trials:

@@ -103,7 +103,8 @@ class TIPLForecaster(Forecaster):
         self.name, self.is_model = name, True
         self.basis = codes.config.basis
         self.causal = not codes.look_ahead
-        self.label = f"TIPL ({self.basis} basis{': sees the future' if codes.look_ahead else ''})"
+        kind = "TIPL, residual" if model.config.residual else "TIPL"
+        self.label = f"{kind} ({self.basis} basis{': sees the future' if codes.look_ahead else ''})"
         self.context = 1  # of weights; its codes come from the basis
         self.codes = codes
         self._model = model

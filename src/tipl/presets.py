@@ -193,7 +193,7 @@ class Experiment:
 
 _PENDULUM = CollectConfig(env_id="InvertedPendulum-v4", trials=50, total_steps=800_000, hidden_sizes=(8, 8))
 _CHEETAH = CollectConfig(env_id="HalfCheetah-v4", trials=50, total_steps=2_000_000, hidden_sizes=(256, 256))
-_QUICK_TRAIN = TrainConfig(steps=1_000, warmup_steps=100, learning_rate=1e-3, validate_every=100)
+_QUICK_TRAIN = TrainConfig(steps=700, warmup_steps=100, learning_rate=1e-3, validate_every=100)
 
 EXPERIMENTS: dict[str, dict[str, Experiment]] = {
     "inverted-pendulum": {
@@ -201,7 +201,7 @@ EXPERIMENTS: dict[str, dict[str, Experiment]] = {
             collect=dataclasses.replace(_PENDULUM, trials=16, total_steps=200_000),
             svd=SVDConfig(),
             train=_QUICK_TRAIN,
-            evaluate=EvaluateConfig(return_origins=8, episodes=10),
+            evaluate=EvaluateConfig(return_origins=6, episodes=10),
         ),
         "paper": Experiment(_PENDULUM, SVDConfig(), TrainConfig(), EvaluateConfig()),
     },

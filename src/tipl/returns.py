@@ -14,10 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from tipl.envs import make_env
-from tipl.policy import FASTMATH, forward_one, layer_sizes
+from tipl.policy import FASTMATH, forward_one, kernel, layer_sizes
 from tipl.presets import Backend
 
 _SLOTS = 64  # most episodes that one thread steps together: of more, the simulator's state leaves the cache
@@ -80,9 +79,12 @@ def policy_returns(
         )
         advance(len(block), "")
 
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         for _ in pool.map(run, blocks):
             pass
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C: what runs is waited for, what waits is not begun
     return returns
 
 
@@ -133,7 +135,7 @@ def _noise(seeds: np.ndarray, action_dim: int) -> Iterator[np.ndarray]:
         yield from (noise[which] for noise in drawn)
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@kernel(nogil=True, fastmath=FASTMATH)
 def act_frozen(weights, policy, obs, obs_mean, obs_var, sizes, noise, actions, clip=OBS_CLIP):
     """Actions of policy[j] on raw observation obs[j] under its frozen normalizer: μ(s) + σ · noise.
 

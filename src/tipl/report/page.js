@@ -77,7 +77,8 @@ class FigureView {
     } else {
       for (const view of this.views) if (view.entries().length > 1) view.root.append(this.legend(view.entries()));
     }
-    new ResizeObserver(() => this.draw()).observe(root);
+    // In a frame of its own: drawing changes sizes, of which an observer must not be told while it is called.
+    new ResizeObserver(() => requestAnimationFrame(() => this.draw())).observe(root);
     this.draw();
   }
 
