@@ -34,7 +34,7 @@ def curve(trial: Trial, edges: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="The learning curves of a store.")
     parser.add_argument("store", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="without suffix")
     arguments = parser.parse_args()
@@ -78,8 +78,8 @@ def main() -> None:
     axes.plot(edges[1:], curves.T, color="0.75", linewidth=0.5)
     low, high = (np.array([getattr(value, name) for value in mean], float) for name in ("low", "high"))
     axes.fill_between(edges[1:], low, high, color="#0072B2", alpha=0.3, linewidth=0)
-    axes.plot(edges[1:], [value.value for value in mean], color="#0072B2", label="mean, 95% interval over trials")
-    axes.plot(edges[1:], [value.value for value in middle], color="#D55E00", label="IQM")
+    axes.plot(edges[1:], curves.mean(axis=0), color="#0072B2", label="mean, 95% interval over trials")
+    axes.plot(edges[1:], iqm(curves, axis=0), color="#D55E00", label="IQM")
     axes.set(xlabel="environment steps", ylabel="training return", title=f"{trials[0].env_id}, {len(trials)} trials")
     axes.legend(frameon=False)
     figure.savefig(arguments.out.with_suffix(".png"), dpi=150)

@@ -91,7 +91,7 @@ def naive_design(trials: list[np.ndarray], places: list[np.ndarray], place: int)
 def test_the_autoregression_is_ridge_regression_on_every_origin_and_weight(small_store: Path):
     store = Store.open(small_store)
     trials = [store.trial(seed) for seed in (1, 2, 3)]
-    equations = normal_equations(trials, difference_features(Autoregression.context), HORIZONS)
+    equations = normal_equations(trials, difference_features(), HORIZONS)
     places = [places_in_iteration(trial) for trial in trials]
     np.testing.assert_array_equal(places[0][:12], [4, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0])
     ridge = 1e-3
@@ -121,7 +121,7 @@ def test_settings_are_chosen_by_the_error_that_they_make(small_store: Path):
     candidates = [damped_line(count, damping) for count in (2, 5, 20) for damping in (0.5, 0.9)]
 
     def skill(candidate: Forecaster) -> float:
-        error = moved = 0
+        error, moved = np.zeros(len(HORIZONS)), np.zeros(len(HORIZONS))
         w = trials[0].weights()
         for t in range(len(w) - max(HORIZONS)):
             made = candidate.forecast([History(5, t, w[: t + 1], 0)], HORIZONS)[0]

@@ -15,6 +15,7 @@ from tipl.subspace import DMD, PrefixLine
 
 DIFFERENCES = 20  # the autoregression's last steps
 LONGER = (30, 40, 60, 80, 100)  # and its longer differences φ_t − φ_{t−k}
+CONTEXT = max(LONGER) + 1  # snapshots that they take
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 WINDOWS = (5, 20, 50)  # snapshots of a mean or a line
 DAMPED_WINDOWS = (2, 5, 10, 20, 50)
@@ -31,7 +32,7 @@ def fitted_baselines(store: Store, split: Split, horizons: Sequence[int], seed: 
     """
     train = [store.trial(s) for s in split.train]
     judges = [store.trial(s) for s in split.validation] or train
-    equations = normal_equations(train, difference_features(Autoregression.context), horizons)
+    equations = normal_equations(train, difference_features(), horizons)
     damped = [damped_line(count, damping) for count in DAMPED_WINDOWS for damping in DAMPINGS]
     autoregressions = [Autoregression(horizons, equations, ridge) for ridge in RIDGES]
     prefix_lines = [PrefixLine(rank, count) for rank in PREFIX_RANKS for count in PREFIX_WINDOWS]
@@ -207,11 +208,11 @@ class Autoregression(WeightedSum):
     """
 
     name, label = "autoregression", "linear autoregression"
-    context = max(LONGER) + 1
+    context = CONTEXT
 
     def __init__(self, horizons: Sequence[int], equations: "NormalEquations", ridge: float) -> None:
         self.horizons = tuple(horizons)
-        features = difference_features(self.context)
+        features = difference_features()
         everywhere = tuple(sum(parts) for parts in zip(*equations.values(), strict=True))
         self._coefficients = {
             place: solve_ridge(gram, target, ridge).T @ features
@@ -228,15 +229,15 @@ NormalEquations = dict[int, tuple[np.ndarray, np.ndarray]]
 """For each place in the iteration: Σ x xᵀ [F, F] and Σ x yᵀ [F, H] over the origins and all weights."""
 
 
-def difference_features(context: int) -> np.ndarray:
-    """[F, context]: every feature of the autoregression as a weighted sum of the last `context` snapshots."""
-    features = np.zeros((DIFFERENCES + len(LONGER), context))
+def difference_features() -> np.ndarray:
+    """[F, CONTEXT]: every feature of the autoregression as a weighted sum of the last snapshots."""
+    features = np.zeros((DIFFERENCES + len(LONGER), CONTEXT))
     for k in range(DIFFERENCES):
-        features[k, context - 1 - k] += 1
-        features[k, context - 2 - k] -= 1
+        features[k, -1 - k] += 1
+        features[k, -2 - k] -= 1
     for row, k in enumerate(LONGER, DIFFERENCES):
-        features[row, context - 1] += 1
-        features[row, context - 1 - k] -= 1
+        features[row, -1] += 1
+        features[row, -1 - k] -= 1
     return features
 
 

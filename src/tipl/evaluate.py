@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def evaluate(
     learned = [load_tipl(model, data, out) for model in models]
     forecasters += learned
     coded = {model.basis: model.codes for model in learned} if codes is None else {None: Codes.open(codes)}
-    forecasters += [CodeLine(each) for each in coded.values()]
+    forecasters += [CodeLine(each) for each in coded.values() if each is not None]
     origins = join_origins([choose_origins(trial, config) for trial in trials])
     compared = compare_weights(trials, origins, forecasters, config.horizons)
     rivals = [f.name for f in forecasters if f.causal and not f.is_model]
@@ -234,17 +234,17 @@ def _measure_returns(
     horizons = config.return_horizons
     measured = [f for f in forecasters if f.is_model or f.name in config.return_forecasters]
     chosen = _some_origins(origins, config.return_origins)
-    runs: list[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray]] = []
+    runs: list[_TrialReturns] = []
     # The origin, every true policy, every prediction; and the last horizon's true policies on other episodes.
     policies_an_origin = 1 + len(horizons) * (1 + sum(f.name != "persistence" for f in measured)) + 1
     total = len(chosen.trial) * policies_an_origin * config.episodes
     with steps_progress("evaluate: episodes", total) as advance:
         for trial in trials:
             runs.append(_trial_returns(trial, chosen, measured, config, advance))
-    origin, true = (np.concatenate([run[i] for run in runs]) for i in (0, 1))
-    again = np.concatenate([run[3] for run in runs])
+    origin, true = np.concatenate([run.origin for run in runs]), np.concatenate([run.true for run in runs])
+    again = np.concatenate([run.again for run in runs])
     for forecaster in measured:
-        predicted = np.concatenate([run[2][forecaster.name] for run in runs])
+        predicted = np.concatenate([run.predicted[forecaster.name] for run in runs])
         scores[forecaster.name].update(return_scores(Returns(origin, true, predicted), chosen, horizons, config.seed))
     floor = mean_by_trial(np.abs(true[:, -1] - again)[:, None], chosen.trial, config.seed)[0]
     return {
@@ -256,11 +256,22 @@ def _measure_returns(
     }
 
 
+class _TrialReturns(NamedTuple):
+    """Mean returns of one trial's policies on common episodes."""
+
+    origin: np.ndarray
+    """[M]"""
+    true: np.ndarray
+    """[M, H]"""
+    predicted: dict[str, np.ndarray]
+    """By forecaster, [M, H]."""
+    again: np.ndarray
+    """[M], of the true policies at the last horizon on other episodes."""
+
+
 def _trial_returns(
     trial: Trial, origins: Origins, forecasters: Sequence[Forecaster], config: EvaluateConfig, advance: Any
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    """Mean returns of one trial's policies: origins [M], true [M, H], predicted [M, H] by forecaster, and those of
-    the true policies at the last horizon on other episodes [M]."""
+) -> _TrialReturns:
     horizons = config.return_horizons
     weights = trial.weights()
     mine = np.flatnonzero(origins.trial == trial.seed)
@@ -285,10 +296,10 @@ def _trial_returns(
         if forecaster.name == "persistence":
             predicted[forecaster.name] = np.repeat(origin[:, None], len(horizons), axis=1)
         else:
-            histories = [history(weights, origins, m, forecaster) for m in mine]
+            histories = [history(weights, origins, int(m), forecaster) for m in mine]
             made = checked_forecast(forecaster, histories, horizons)
             predicted[forecaster.name] = run(made, np.repeat(at[:, None], len(horizons), axis=1), config.seed)
-    return origin, true, predicted, again
+    return _TrialReturns(origin, true, predicted, again)
 
 
 def _some_origins(origins: Origins, count: int) -> Origins:
@@ -325,7 +336,7 @@ def _in_the_basis(
         for trial in trials:
             weights = trial.weights()
             shown = forecaster.codes.basis(trial.seed).decode(forecaster.codes.codes(trial.seed))
-            chosen = np.flatnonzero((origins.trial == trial.seed) & origins.by_time)
+            chosen = np.flatnonzero((origins.trial == trial.seed) & origins.by_time).tolist()
             forecasts = checked_forecast(
                 forecaster, [history(weights, origins, m, forecaster) for m in chosen], horizons
             )
