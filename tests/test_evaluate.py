@@ -14,7 +14,7 @@ from tipl.baselines import line, persistence
 from tipl.errors import TiplError
 from tipl.evaluate import checked_forecast, choose_origins, evaluate, return_progress
 from tipl.forecast import Forecaster, History
-from tipl.presets import EvaluateConfig
+from tipl.presets import EXPERIMENTS, EvaluateConfig
 from tipl.score import Comparison, Origins, Returns, return_scores, weight_scores
 from tipl.store import Store
 
@@ -166,3 +166,10 @@ def test_what_cannot_be_evaluated_is_said(small_store: Path, tmp_path: Path):
     with pytest.raises(TiplError, match="holds an evaluation already"):
         evaluate(small_store, tmp_path / "b", CONFIG)
     assert (tmp_path / "b" / evaluation.METRICS_FILE).read_text() == "{}"
+
+
+def test_every_preset_has_room_for_its_horizons():
+    for presets in EXPERIMENTS.values():
+        for settings in presets.values():
+            assert max(settings.evaluate.horizons) <= (settings.collect.num_snapshots - 2) // 2
+            assert settings.svd.dim <= settings.collect.num_snapshots

@@ -207,7 +207,7 @@ EXPERIMENTS: dict[str, dict[str, Experiment]] = {
     },
     "half-cheetah": {
         "quick": Experiment(
-            collect=dataclasses.replace(_CHEETAH, trials=6, total_steps=60_000, hidden_sizes=(64, 64)),
+            collect=dataclasses.replace(_CHEETAH, trials=6, total_steps=100_000, hidden_sizes=(64, 64)),
             svd=SVDConfig(),
             train=_QUICK_TRAIN,
             evaluate=EvaluateConfig(return_origins=4, episodes=5),
