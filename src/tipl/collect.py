@@ -1,6 +1,6 @@
 """Collection: trials to a store, stacks of them in parallel processes, resumable to the bit.
 
-In: CollectConfig.  Out: a store (store/) with one group a trial, committed every half minute.
+In: CollectConfig.  Out: a store (store/) with one group a trial, committed every minute.
 
 One process a core, one compute thread a process. A process owns its trials and writes them itself; the parent shows
 progress. What a process commits with a trial is all that the trial's future depends on, so the same command goes on
@@ -33,7 +33,7 @@ from tipl.progress import console, steps_progress
 from tipl.stack import Iteration, Stack
 from tipl.store import Store, TrialWriter, create_store
 
-COMMIT_SECONDS = 30.0
+COMMIT_SECONDS = 60.0
 _RECENT = 10  # episodes that make a trial's "return so far"
 
 
