@@ -11,8 +11,8 @@ episodes of InvertedPendulum are long. The parts:
 
 collect      the loop of a process of `collect` with its share of the preset's 50 trials, snapshots written to a store
              in a temporary folder. Commits count as often as `collect` makes them, however short the part is.
-environment  EnvPool alone, through its own `step`: the very steps and resets of the part before, replayed from the
-             actions that the stack took, in environments of the same seeds.
+environment  EnvPool alone: the very steps and resets of the part before, replayed from the actions that the stack
+             took, in environments of the same seeds; through `tipl.envs`, which is faster than EnvPool's own `step`.
 reference    one trial in one Gymnasium environment, written as CleanRL's `ppo_continuous_action` is (without its logs),
              begun with the weights and normalizers of a warm trial.
 products     the matrix products of the stack's iterations alone, in their shapes, by the same BLAS; and the rate of
@@ -28,9 +28,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from torch.distributions import Normal
 
 import tipl.collect
 import tipl.stack
-from tipl.envs import EnvPoolEnv, _quiet_making, _quiet_mujoco, engine_versions, make_env
+from tipl.envs import _quiet_making, _quiet_mujoco, engine_versions, make_env
 from tipl.policy import forward_batch
 from tipl.ppo import adam_step, backward_batch, kernel_settings, loss_gradients
 from tipl.presets import CollectConfig, experiment
@@ -53,6 +54,7 @@ from tipl.stack import Iteration, Stack
 from tipl.store import TrialWriter, create_store
 
 ITERATIONS = {"inverted-pendulum": 30, "half-cheetah": 3}  # before anything is timed
+SECONDS = {"inverted-pendulum": 10.0, "half-cheetah": 35.0}  # three rounds of HalfCheetah fill a chunk of the store
 # Shares of the environment-only rate, multiples of the reference, and an iteration's time in units of
 # (environment-only time + products at the rate of large ones).
 LEAST = {
@@ -79,7 +81,11 @@ class Clock:
 
 
 class Timers(dict[str, np.ndarray]):
-    """Sums of [wall, CPU] seconds by name."""
+    """Sums of [wall, CPU] seconds by name, and how often each was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
 
     def __missing__(self, name: str) -> np.ndarray:
         self[name] = np.zeros(2)
@@ -90,6 +96,7 @@ class Timers(dict[str, np.ndarray]):
             clock = Clock()
             result = function(*args, **kwargs)
             self[name] += clock.times
+            self.calls[name] += 1
             return result
 
         return call
@@ -129,20 +136,18 @@ class Collecting:
             lengths.extend(length for rows in iteration.episodes for length in rows[:, 2])
 
         self.timers.clear()
+        self.timers.calls.clear()
         clock = Clock()
         tipl.collect._run_group(self.stack, self._writers, on_iteration, stopped)
         times = clock.times
-        period = tipl.collect.COMMIT_SECONDS
-        commit = self.timers["commit"] / (1 + int(times[0] / period))  # of all trials, once
+        commit = self.timers["commit"] / (self.timers.calls["commit"] / len(self._writers))  # of all trials, once
         between = times - self.timers["commit"]
-        # What it would be if a period of work were followed by one commit.
-        stretch = (period + commit[0]) / period
-        append = self.timers["append"][0] + self.timers["append_episodes"][0]
+        pause = tipl.collect.COMMIT_SECONDS
         return {
             "steps": sum(done.size for _, done in taken),
-            "times": between * stretch,
-            "append": append / (between[0] * stretch),
-            "commit": commit[0] / (period + commit[0]),
+            "times": between * (pause + commit[0]) / pause,  # with commits as far apart as in a long run
+            "append seconds": self.timers["append"][0] + self.timers["append_episodes"][0],
+            "commit share": commit[0] / (pause + commit[0]),
             "iterations": len(taken),
             "episode length": float(np.mean(lengths)) if lengths else None,
         }, taken
@@ -152,24 +157,21 @@ class Environment:
     """The environment of a stack without the stack."""
 
     def __init__(self, stack: Stack) -> None:
-        env = make_env(stack.config.env_id, stack.seeds)
-        assert isinstance(env, EnvPoolEnv)
-        env.replay(stack.resets.tolist(), stack.actions_since_reset)
-        self._engine: Any = env._env
-        self._bounds = env.action_low, env.action_high
+        self._env = make_env(stack.config.env_id, stack.seeds, stack.config.backend)
+        self._env.replay(stack.resets.tolist(), stack.actions_since_reset)
 
     def run(self, taken: Taken) -> dict[str, Any]:
-        bounded = [np.ascontiguousarray(np.clip(actions, *self._bounds), np.float64) for actions, _ in taken]
-        everyone = np.arange(taken[0][1].shape[1], dtype=np.int32)
+        expected = np.concatenate([done for _, done in taken])
+        found = np.empty_like(expected)
         clock = Clock()
-        for actions, (_, expected) in zip(bounded, taken, strict=True):
-            for step in range(len(actions)):
-                _, _, terminated, truncated, _ = self._engine.step(actions[step], everyone)
-                done = terminated | truncated
-                if done.any():
-                    self._engine.reset(np.flatnonzero(done).astype(np.int32))
-                assert (done == expected[step]).all(), "the environments went another way than the stack's"
-        return {"steps": sum(done.size for _, done in taken), "times": clock.times}
+        for step, actions in enumerate(chain.from_iterable(actions for actions, _ in taken)):
+            _, _, terminated, truncated = self._env.step(actions)
+            done = np.logical_or(terminated, truncated, out=found[step])
+            if done.any():
+                self._env.reset(np.flatnonzero(done))
+        times = clock.times
+        assert (found == expected).all(), "the environments went another way than the stack's"
+        return {"steps": found.size, "times": times}
 
 
 # reference
@@ -528,9 +530,9 @@ def measure(
             _barrier.wait()
             part["environment"] = environment.run(taken)
             _barrier.wait()
-            part["reference"] = reference.run(seconds)
+            part["reference"] = reference.run(min(seconds, 10))
             _barrier.wait()
-            part["products"] = products.run(seconds / 2)
+            part["products"] = products.run(min(seconds, 10) / 2)
             parts.append(part)
         _barrier.wait()
         return {"rounds": parts, "flops": products.flops, "profile": profile(collecting)}
@@ -554,7 +556,6 @@ def ratios_of_round(parts: Sequence[dict[str, Any]], flops: float, num_steps: in
     large = sum(part["products"]["gflops of large"] for part in parts)
     found["gflops a core"] = sum(part["products"]["gflops"] for part in parts) / len(parts)
     found["gflops a core of large"] = large / len(parts)
-    found["writes"] = statistics.mean(part["collect"]["append"] + part["collect"]["commit"] for part in parts)
     for clock, suffix in CLOCKS.items():
         collect, alone, reference, products = (rate[clock] for rate in rates.values())
         found["of environment" + suffix] = collect / alone
@@ -565,10 +566,16 @@ def ratios_of_round(parts: Sequence[dict[str, Any]], flops: float, num_steps: in
     return found
 
 
+def write_share(parts: Sequence[dict[str, Any]]) -> float:
+    """Of collection's time, over all rounds, because a chunk of a large policy fills in a dozen iterations."""
+    appends = sum(part["append seconds"] for part in parts) / sum(part["times"][0] for part in parts)
+    return appends + statistics.mean(part["commit share"] for part in parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", choices=list(LEAST), default="inverted-pendulum")
-    parser.add_argument("--seconds", type=float, default=15.0, help="at least, for a part; whole iterations are run")
+    parser.add_argument("--seconds", type=float, help="at least, for a part; whole iterations are run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--iterations", type=int, help="before anything is timed")
     parser.add_argument("--trials", type=int, help="of all processes; default: as the preset has it")
@@ -577,6 +584,7 @@ def main() -> None:
     args = parser.parse_args()
     config = experiment(args.experiment, "paper").collect
     iterations = ITERATIONS[args.experiment] if args.iterations is None else args.iterations
+    args.seconds = args.seconds or SECONDS[args.experiment]
     seeds = list(range(config.seed, config.seed + (args.trials or config.trials)))
     shares = [seeds[i :: args.workers] for i in range(args.workers)]
     load = os.getloadavg()[0]
@@ -597,6 +605,7 @@ def main() -> None:
     by_round = [[process["rounds"][i] for process in processes] for i in range(args.rounds)]
     rounds = [ratios_of_round(parts, processes[0]["flops"], config.ppo.num_steps) for parts in by_round]
     median = {name: statistics.median(found[name] for found in rounds) for name in rounds[0] if name != "rates"}
+    median["writes"] = write_share([part["collect"] for parts in by_round for part in parts])
     rates = {
         name: {clock: statistics.median(found["rates"][name][clock] for found in rounds) for clock in CLOCKS}
         for name in PARTS
