@@ -6,8 +6,8 @@ In: an experiment.  Out: a table of steps a second and of where the time goes; J
 
 Environment alone: as many threads as `policy_returns` has, each with an EnvPool that is made beforehand and full all
 the time; it replays actions that the same policies chose in closed loop from the same seeds, resets included, through
-`tipl.envs`, which is faster than EnvPool's own `step`. Of several sizes of that pool the one with the highest median
-counts. The two are taken in turn, because a machine drifts, and the ratio is the median over rounds.
+`tipl.envs`, which is faster than EnvPool's own `step`. Of two sizes of that pool the one with the higher median counts.
+The two are taken in turn, because a machine drifts, and the ratio is the median over rounds.
 
 Policies are the last snapshots of a short run of the paper's preset, by default long enough that an episode of
 InvertedPendulum lasts its 1,000 steps, as it does for most origins of an evaluation; `--iterations 3` gives policies
@@ -40,7 +40,8 @@ from tipl.stack import Stack
 
 ITERATIONS = {"inverted-pendulum": 30, "half-cheetah": 3}  # of the run that makes the policies
 BARS = {"inverted-pendulum": 0.70, "half-cheetah": 0.40}  # least share of the environment-only rate
-POOL_SIZES = 32, 64, 128
+POOL_SIZES = 32, 64
+WAYS = {"mean action": False, "sampled action": True}
 EPISODE_STEPS = 1000  # of the longest episode; a recording has as many
 
 
@@ -64,15 +65,18 @@ def last_policies(config: CollectConfig, count: int, iterations: int) -> Policie
     return Policies(snapshots.reshape(-1, stack.spec.size)[:count], mean[:count], var[:count])
 
 
-def record(policies: Policies, config: CollectConfig, seeds: list[int], steps: int) -> Recording:
-    """Run one policy a slot, in turn, by its mean action."""
+def record(policies: Policies, config: CollectConfig, seeds: list[int], steps: int, sampled: bool) -> Recording:
+    """Run one policy a slot, in turn, by its mean or its sampled actions."""
     env = make_env(config.env_id, seeds)
     sizes = layer_sizes(env.obs_dim, config.hidden_sizes, env.action_dim)
     everyone = np.arange(len(seeds))
     actions, done = np.empty((steps, len(seeds), env.action_dim)), np.empty((steps, len(seeds)), np.bool_)
     noise = np.zeros((len(seeds), env.action_dim), np.float32)
+    rng = np.random.default_rng(seeds)
     obs = env.reset(everyone)
     for step in range(steps):
+        if sampled:
+            rng.standard_normal(dtype=np.float32, out=noise)
         act_frozen(policies.weights, everyone % len(policies), obs, policies.obs_mean, policies.obs_var, sizes, noise,
                    actions[step])  # fmt: skip
         obs, _, terminated, truncated = env.step(actions[step])
@@ -174,48 +178,28 @@ def main() -> None:
 
     policies = last_policies(config, args.policies, args.iterations or ITERATIONS[args.experiment])
     recordings = {
-        size: [
-            record(policies, config, [1 + slot + size * thread for slot in range(size)], EPISODE_STEPS)
+        (way, size): [
+            record(policies, config, [1 + slot + size * thread for slot in range(size)], EPISODE_STEPS, sampled)
             for thread in range(args.threads)
         ]
+        for way, sampled in WAYS.items()
         for size in POOL_SIZES
     }
-    ways = {"mean action": False, "sampled action": True}
-    for sampled in ways.values():  # compile
+    for sampled in WAYS.values():  # compile
         policy_returns(policies, config.env_id, config.hidden_sizes, 1, sampled=sampled, threads=args.threads)
 
-    rounds = []
+    rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(args.rounds):
-        alone = {size: environment_rate(config, recordings[size]) for size in POOL_SIZES}
-        taken: dict[str, Any] = {"environment": alone, "returns": {}, "shares": {}}
-        for name, sampled in ways.items():
-            taken["returns"][name], taken["shares"][name] = returns_rate(
-                policies, config, args.episodes, args.threads, sampled
-            )
-        rounds.append(taken)
+        for way, sampled in WAYS.items():
+            alone = {size: environment_rate(config, recordings[way, size]) for size in POOL_SIZES}
+            rate, shares = returns_rate(policies, config, args.episodes, args.threads, sampled)
+            rounds[way].append({"environment": alone, "returns": rate, "shares": shares})
 
-    fastest = max(POOL_SIZES, key=lambda size: statistics.median(r["environment"][size]["rate"] for r in rounds))
-    ratios = {
-        (name, clock): statistics.median(r["returns"][name][clock] / r["environment"][fastest][clock] for r in rounds)
-        for name in ways
-        for clock in ("rate", "rate_cpu")
-    }
     bar = BARS[args.experiment]
-
     print(f"{args.experiment}: {args.policies} policies × {args.episodes} episodes, {args.threads} threads, "
           f"medians of {args.rounds} rounds; load before and after: {load:.1f}, {os.getloadavg()[0]:.1f}")  # fmt: skip
     print(f"{'':28s}{'steps/s':>10s}{'a CPU s':>10s}{'cores':>7s}")
-    for size in POOL_SIZES:
-        print_rate(f"environment, {size} copies", [r["environment"][size] for r in rounds])
-    for name in ways:
-        print_rate(f"policy_returns, {name}", [r["returns"][name] for r in rounds])
-    for name in ways:
-        ratio = ratios[name, "rate"]
-        print(f"{name}: {ratio:.0%} of the fastest environment ({ratios[name, 'rate_cpu']:.0%} by CPU time); "
-              f"bar {bar:.0%}: {'met' if ratio >= bar else 'MISSED'}")  # fmt: skip
-        parts = rounds[0]["shares"][name]
-        shares = {part: statistics.median(r["shares"][name][part] for r in rounds) for part in parts}
-        print("   " + ", ".join(f"{part} {share:.1%}" for part, share in shares.items()))
+    ratios = {way: ratio_and_table(way, rounds[way], bar) for way in WAYS}
     if args.out:
         result = {
             "command": ["python", *sys.argv],
@@ -223,11 +207,28 @@ def main() -> None:
             "settings": {name: value for name, value in vars(args).items() if name != "out"},
             "load": [load, os.getloadavg()[0]],
             "bar": bar,
-            "ratio": {name: ratios[name, "rate"] for name in ways},
-            "ratio_cpu": {name: ratios[name, "rate_cpu"] for name in ways},
+            "ratio": ratios,
             "rounds": rounds,
         }
         args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def ratio_and_table(way: str, rounds: Sequence[dict[str, Any]], bar: float) -> dict[str, float]:
+    """By the wall and by CPU time; and prints what they are made of."""
+    fastest = max(POOL_SIZES, key=lambda size: statistics.median(r["environment"][size]["rate"] for r in rounds))
+    ratio = {
+        clock: statistics.median(r["returns"][clock] / r["environment"][fastest][clock] for r in rounds)
+        for clock in ("rate", "rate_cpu")
+    }
+    print(way)
+    for size in POOL_SIZES:
+        print_rate(f"  environment, {size} copies", [r["environment"][size] for r in rounds])
+    print_rate("  policy_returns", [r["returns"] for r in rounds])
+    shares = {part: statistics.median(r["shares"][part] for r in rounds) for part in rounds[0]["shares"]}
+    print("  " + ", ".join(f"{part} {share:.1%}" for part, share in shares.items()))
+    print(f"  {ratio['rate']:.0%} of the faster environment ({ratio['rate_cpu']:.0%} by CPU time); "
+          f"bar {bar:.0%}: {'met' if ratio['rate'] >= bar else 'MISSED'}")  # fmt: skip
+    return ratio
 
 
 def print_rate(name: str, parts: Sequence[dict[str, float]]) -> None:
