@@ -21,7 +21,6 @@ from tipl.policy import (
     forward_one,
     initial_weights,
     layer_sizes,
-    mean_actions,
     network_size,
     policy_spec,
     tanh32,
@@ -209,22 +208,6 @@ def test_forward_passes_are_torchs(batch: int, network: Network) -> None:
     for row in range(batch):
         forward_one(theta, before, sizes, x[row], scratch, one)
         np.testing.assert_allclose(one, expected[row], rtol=1e-4, atol=1e-5)
-
-
-def test_mean_actions_are_those_of_the_named_policies() -> None:
-    """Rows of theta may hold more than a policy: the critic stands behind it."""
-    network = (17, (64, 64), 6)
-    rng = np.random.default_rng(6)
-    size = policy_spec(*network).size + critic_size(network)
-    theta = rng.standard_normal((3, size), np.float32) / 4
-    policy = np.array([2, 0, 0, 1, 2])
-    obs = rng.standard_normal((5, 17), np.float32)
-    out = np.full((5, 6), np.nan, np.float32)
-    mean_actions(theta, policy, obs, layer_sizes(*network), out)
-    for row, number in enumerate(policy):
-        with torch.no_grad():
-            expected = plain_ppo.Agent(*network, theta[number]).actor_mean(torch.tensor(obs[row])).numpy()
-        np.testing.assert_allclose(out[row], expected, rtol=1e-4, atol=1e-5)
 
 
 def critic_size(network: Network) -> int:

@@ -25,10 +25,11 @@ import tipl
 from tipl.baselines import fitted_baselines
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster, History, load_tipl, places_in_iteration
+from tipl.policy import OBS_CLIP
 from tipl.presets import EvaluateConfig
 from tipl.progress import steps_progress
 from tipl.representation import Codes
-from tipl.returns import OBS_CLIP, Policies, policy_returns
+from tipl.returns import Policies, policy_returns
 from tipl.score import Comparison, Origins, Returns, mean_by_trial, return_scores, weight_scores
 from tipl.store import Store, Trial
 from tipl.subspace import CodeLine

@@ -1,4 +1,4 @@
-"""The policy: which numbers a snapshot holds, how they begin, and the actions that many policies take at once.
+"""The policy: which numbers a snapshot holds, how they begin, and what its networks compute.
 
 In: layer sizes, a seed, flat float32 weights.  Out: ParamSpec, initial weights, numba kernels for tanh networks.
 
@@ -23,6 +23,9 @@ from numba import njit
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 F1 = np.float32(1)
+# A policy sees (obs − mean) / √(var + VAR_EPSILON), clipped to ± OBS_CLIP: Gymnasium's NormalizeObservation, then
+# CleanRL's TransformObservation.
+OBS_CLIP, VAR_EPSILON = 10.0, 1e-8
 _INLINED = ("policy.py", "ppo.py")  # the files whose kernels are compiled into kernels of other files
 
 
@@ -228,11 +231,3 @@ def forward_batch(theta, offset, sizes, x, acts):
         start += batch * fan_out
         offset += fan_out * (fan_in + 1)
     return source
-
-
-@kernel()
-def mean_actions(theta_MP, policy_B, obs_BO, sizes, out_BA):
-    """The mean action of policy `policy_B[b]` on the normalized observation `obs_BO[b]`, written to `out_BA`."""
-    scratch = np.empty((2, sizes.max()), np.float32)
-    for b in range(len(policy_B)):
-        forward_one(theta_MP[policy_B[b]], 0, sizes, obs_BO[b], scratch, out_BA[b])

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tipl.envs import make_env
-from tipl.policy import FASTMATH, forward_one, kernel, layer_sizes
+from tipl.policy import FASTMATH, OBS_CLIP, VAR_EPSILON, forward_one, kernel, layer_sizes
 from tipl.presets import Backend
 
 _SLOTS = 64  # most episodes that one thread steps together: of more, the simulator's state leaves the cache
 _NOISE_STEPS = 64  # steps whose noise is drawn at once
-OBS_CLIP, _EPSILON = 10.0, 1e-8  # of the normalized observation, as in training
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def act_frozen(weights, policy, obs, obs_mean, obs_var, sizes, noise, actions, c
     for j in range(len(policy)):
         m = policy[j]
         for k in range(obs.shape[1]):
-            z = (obs[j, k] - obs_mean[m, k]) / np.sqrt(obs_var[m, k] + _EPSILON)
+            z = (obs[j, k] - obs_mean[m, k]) / np.sqrt(obs_var[m, k] + VAR_EPSILON)
             x[k] = min(max(z, -clip), clip)
         forward_one(weights[m], 0, sizes, x, scratch, mean)
         for k in range(action_dim):

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from tipl.errors import TiplError
+from tipl.policy import VAR_EPSILON
 from tipl.record import Normalizer, WeightRecorder
 
 try:
@@ -29,7 +30,6 @@ try:
 except ImportError as error:
     raise TiplError(f"tipl.sb3 takes Stable-Baselines3 ({error}): pip install 'tipl[sb3]'.") from error
 
-_EPSILON = 1e-8  # which `policy_returns` adds to a variance
 _CRITIC = ("value_net", "mlp_extractor.value_net", "vf_features_extractor")
 _NO_SETTINGS = ("verbose", "tensorboard_log", "stats_window_size")  # arguments of an algorithm that change no run
 
@@ -132,7 +132,7 @@ def _normalizer(env: VecNormalize | None) -> tuple[Normalizer | None, float]:
 
     def statistics() -> tuple[Any, Any, Any]:
         moments: Any = env.obs_rms
-        return moments.mean, moments.var + (env.epsilon - _EPSILON), moments.count
+        return moments.mean, moments.var + (env.epsilon - VAR_EPSILON), moments.count
 
     return statistics, env.clip_obs
 

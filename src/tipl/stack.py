@@ -14,12 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from tipl.envs import VectorEnv, make_env
-from tipl.policy import FASTMATH, forward_batch, forward_one, initial_weights, kernel, layer_sizes, policy_spec
+from tipl.policy import (
+    FASTMATH,
+    OBS_CLIP,
+    VAR_EPSILON,
+    forward_batch,
+    forward_one,
+    initial_weights,
+    kernel,
+    layer_sizes,
+    policy_spec,
+)
 from tipl.ppo import advantages_and_returns, gaussian_log_prob, kernel_settings, update
 from tipl.presets import CollectConfig
 
-_CLIP = 10.0  # bound of normalized observations and rewards, in CleanRL's TransformObservation and TransformReward
-_EPSILON = 1e-8  # added to variances by Gymnasium's NormalizeObservation and NormalizeReward
+_REWARD_CLIP = 10.0  # in CleanRL's TransformReward
 _FIRST_COUNT = 1e-4  # the weight of Gymnasium's initial moments (mean 0, variance 1)
 _INIT, _ITERATION = 0, 1  # random streams of a trial
 # What `state` saves of each trial, besides the replay of its environment.
@@ -207,8 +216,8 @@ def normalize_obs(raw, ids, mean, var, count, out):
             delta = raw[row, k] - mean[n, k]
             mean[n, k] += delta / total
             var[n, k] = (var[n, k] * count[n] + delta * delta * count[n] / total) / total
-            z = (raw[row, k] - mean[n, k]) / math.sqrt(var[n, k] + _EPSILON)
-            out[n, k] = min(max(z, -_CLIP), _CLIP)
+            z = (raw[row, k] - mean[n, k]) / math.sqrt(var[n, k] + VAR_EPSILON)
+            out[n, k] = min(max(z, -OBS_CLIP), OBS_CLIP)
         count[n] = total
 
 
@@ -227,7 +236,7 @@ def normalize_reward(reward, terminated, gamma, discounted, moments, out):
         moments[n, 0] = mean + delta / total
         moments[n, 1] = var
         moments[n, 2] = total
-        out[n] = min(max(reward[n] / math.sqrt(var + _EPSILON), -_CLIP), _CLIP)
+        out[n] = min(max(reward[n] / math.sqrt(var + VAR_EPSILON), -_REWARD_CLIP), _REWARD_CLIP)
 
 
 @kernel()
