@@ -37,7 +37,7 @@ from tipl.store.layout import (
 )
 from tipl.store.read import Store
 
-_WEIGHTS_CHUNK = 16 << 20, 512  # most bytes and most snapshots in a chunk
+_WEIGHTS_CHUNK = 5 << 20, 512  # most bytes and most snapshots in a chunk
 _OTHER_CHUNK_BYTES = 64 << 10  # every commit rewrites an array's last chunk: small
 
 
