@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.columns import Columns
 
 import tipl
 from tipl.envs import engine_versions, make_env
@@ -63,7 +64,8 @@ def collect(config: CollectConfig = CollectConfig(), out: Path = Path("store"), 
             f"collect: {len(waiting)} trials of {config.env_id} × {config.num_iterations} iterations "
             f"({config.num_snapshots} snapshots) in {count} processes"
         )
-        _run_processes(config, out, shares)
+        begun = {seed: _steps_done(store, seed) for seed in waiting}
+        _run_processes(config, out, shares, begun)
     return out
 
 
@@ -181,7 +183,11 @@ def _is_complete(store: Store, seed: int, config: CollectConfig) -> bool:
     return trial.complete
 
 
-def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]]) -> None:
+def _steps_done(store: Store, seed: int) -> int:
+    return int(store.trial(seed).env_step[-1]) if seed in store.seeds else 0
+
+
+def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]], begun: dict[int, int]) -> None:
     context = multiprocessing.get_context("spawn")
     messages, stop = context.Queue(), context.Event()
     processes = [
@@ -191,7 +197,7 @@ def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]]) ->
         for process in processes:
             process.start()
     try:
-        _show(config, sum(map(len, shares)), processes, messages)
+        _show(_Watch(config.num_iterations * config.ppo.num_steps, begun), processes, messages)
     except BaseException:
         stop.set()  # the processes commit at the end of their iteration
         for process in processes:
@@ -201,11 +207,44 @@ def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]]) ->
         process.join()
 
 
-def _show(config: CollectConfig, trials: int, processes: list[Any], messages: Any) -> None:
+class _Watch:
+    """What is known of every running trial: how far it is, how fast it goes, what it earns."""
+
+    def __init__(self, total: int, begun: Mapping[int, int]) -> None:
+        """Trials of `total` steps that stand at `begun[seed]`."""
+        self.total = total
+        self.left = sum(total - steps for steps in begun.values())
+        self._first = dict(begun)
+        self._steps = dict(begun)
+        self._recent: dict[int, list[float]] = {seed: [] for seed in begun}
+        self._began = time.monotonic()
+
+    def take(self, seed: int, steps: int, returns: Sequence[float]) -> None:
+        """A trial has gone on by `steps`, in which episodes of these returns ended."""
+        self._steps[seed] += steps
+        self._recent[seed] = [*self._recent[seed], *returns][-_RECENT:]
+
+    def mean_return(self) -> str:
+        means = [np.mean(values) for values in self._recent.values() if values]
+        return f"return {np.mean(means):.0f}" if means else ""
+
+    def trials(self) -> Columns:
+        """A cell a trial: its seed, its share of the steps, steps a second, return so far; as many as there is room."""
+        elapsed = max(time.monotonic() - self._began, 1e-9)
+        cells = []
+        for seed, steps in self._steps.items():
+            rate = (steps - self._first[seed]) / elapsed
+            recent = f"{np.mean(self._recent[seed]):.0f}" if self._recent[seed] else "–"
+            pace = "done" if steps >= self.total else f"{steps / self.total:.0%} {rate:,.0f}/s"
+            cells.append(f"trial {seed}: {pace}, return {recent}")
+        a_row = max(1, console.width // (2 + max(map(len, cells))))
+        return Columns(cells[: a_row * max(1, console.height - 3)], equal=True, padding=(0, 2))
+
+
+def _show(watch: _Watch, processes: list[Any], messages: Any) -> None:
     """Progress until every process has said that it is done; its error, if it has one."""
     running = len(processes)
-    recent: dict[int, list[float]] = {}
-    with steps_progress("collect", trials * config.num_iterations * config.ppo.num_steps) as advance:
+    with steps_progress("collect", watch.left, watch.trials) as advance:
         while running:
             try:
                 kind, content = messages.get(timeout=1.0)
@@ -220,11 +259,10 @@ def _show(config: CollectConfig, trials: int, processes: list[Any], messages: An
             elif kind == "bug":
                 raise RuntimeError(content)
             else:
-                steps, returns = content
-                for seed, values in returns.items():
-                    recent[seed] = [*recent.get(seed, []), *values][-_RECENT:]
-                means = [np.mean(values) for values in recent.values() if values]
-                advance(steps, f"return {np.mean(means):.0f}" if means else "")
+                steps, episodes = content
+                for seed, rows in episodes.items():
+                    watch.take(seed, steps, rows[:, 1].tolist())
+                advance(steps * len(episodes), watch.mean_return())
 
 
 def _process(config: CollectConfig, out: Path, seeds: list[int], messages: Any, stop: Event) -> None:
@@ -234,8 +272,7 @@ def _process(config: CollectConfig, out: Path, seeds: list[int], messages: Any, 
         return stop.is_set() or parent is None or not parent.is_alive()
 
     def on_iteration(group: list[int], result: Iteration) -> None:
-        returns = {seed: rows[:, 1].tolist() for seed, rows in zip(group, result.episodes, strict=True)}
-        messages.put(("progress", (len(group) * config.ppo.num_steps, returns)))
+        messages.put(("progress", (config.ppo.num_steps, dict(zip(group, result.episodes, strict=True)))))
 
     try:
         run_stack(config, out, seeds, on_iteration, stopped)
