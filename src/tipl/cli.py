@@ -86,6 +86,7 @@ def build_parser() -> ArgumentParser:
     verb.add_argument("--out", type=Path, metavar="STORE", required=True, help="a new store, or one to go on with")
     verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
     verb.add_argument("--workers", type=_positive, metavar="N", default=None, help="processes [one a core]")
+    verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="write curves there [none]")
     _add_settings(verb, CollectConfig)
 
     verb = _add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
@@ -146,7 +147,7 @@ def _collect(arguments: Namespace) -> None:
     config = collect_settings(arguments)
     from tipl.collect import collect
 
-    _wrote(collect(config, arguments.out, workers=arguments.workers))
+    _wrote(collect(config, arguments.out, workers=arguments.workers, tensorboard=arguments.tensorboard))
 
 
 def collect_settings(arguments: Namespace) -> CollectConfig:

@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import tipl
 from tipl.envs import engine_versions, make_env
 from tipl.errors import TiplError
 from tipl.presets import CollectConfig
-from tipl.progress import console, steps_progress
+from tipl.progress import console, scalars, steps_progress
 from tipl.stack import Iteration, Stack
 from tipl.store import Store, TrialWriter, create_store
 
@@ -38,12 +38,19 @@ COMMIT_SECONDS = 60.0
 _RECENT = 10  # episodes that make a trial's "return so far"
 
 
-def collect(config: CollectConfig = CollectConfig(), out: Path = Path("store"), *, workers: int | None = None) -> Path:
+def collect(
+    config: CollectConfig = CollectConfig(),
+    out: Path = Path("store"),
+    *,
+    workers: int | None = None,
+    tensorboard: Path | None = None,
+) -> Path:
     """Run the trials of `config` and record their weights; trials that the store already holds go on or are kept.
 
     Args:
         out: the store's folder; made if missing.
         workers: processes; default: one a core that this process may use, at most one a trial.
+        tensorboard: folder for CleanRL's curves of every trial (`charts/episodic_return` and its kin), for TensorBoard.
 
     Raises:
         TiplError: the environment cannot be collected, or `out` holds something else or trials of another config.
@@ -65,7 +72,12 @@ def collect(config: CollectConfig = CollectConfig(), out: Path = Path("store"), 
             f"({config.num_snapshots} snapshots) in {count} processes"
         )
         begun = {seed: _steps_done(store, seed) for seed in waiting}
-        _run_processes(config, out, shares, begun)
+        with contextlib.ExitStack() as closing:
+            curves = {
+                seed: closing.enter_context(scalars(tensorboard and Path(tensorboard) / f"trial-{seed}"))
+                for seed in waiting
+            }
+            _run_processes(config, out, shares, _Watch(config.num_iterations * config.ppo.num_steps, begun, curves))
     return out
 
 
@@ -187,7 +199,7 @@ def _steps_done(store: Store, seed: int) -> int:
     return int(store.trial(seed).env_step[-1]) if seed in store.seeds else 0
 
 
-def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]], begun: dict[int, int]) -> None:
+def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]], watch: "_Watch") -> None:
     context = multiprocessing.get_context("spawn")
     messages, stop = context.Queue(), context.Event()
     processes = [
@@ -197,7 +209,7 @@ def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]], be
         for process in processes:
             process.start()
     try:
-        _show(_Watch(config.num_iterations * config.ppo.num_steps, begun), processes, messages)
+        _show(watch, processes, messages)
     except BaseException:
         stop.set()  # the processes commit at the end of their iteration
         for process in processes:
@@ -210,19 +222,32 @@ def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]], be
 class _Watch:
     """What is known of every running trial: how far it is, how fast it goes, what it earns."""
 
-    def __init__(self, total: int, begun: Mapping[int, int]) -> None:
-        """Trials of `total` steps that stand at `begun[seed]`."""
+    def __init__(
+        self, total: int, begun: Mapping[int, int], curves: Mapping[int, Callable[[str, float, int], None]]
+    ) -> None:
+        """Trials of `total` steps that stand at `begun[seed]`, and where the points of their curves go."""
         self.total = total
         self.left = sum(total - steps for steps in begun.values())
         self._first = dict(begun)
         self._steps = dict(begun)
         self._recent: dict[int, list[float]] = {seed: [] for seed in begun}
         self._began = time.monotonic()
+        self._curves = curves
 
-    def take(self, seed: int, steps: int, returns: Sequence[float]) -> None:
-        """A trial has gone on by `steps`, in which episodes of these returns ended."""
+    def take(self, seed: int, steps: int, learning_rate: float, episodes: np.ndarray) -> None:
+        """A trial has gone on by `steps`, in which these episodes [E, 3] ended (step, return, length)."""
         self._steps[seed] += steps
-        self._recent[seed] = [*self._recent[seed], *returns][-_RECENT:]
+        self._recent[seed] = [*self._recent[seed], *episodes[:, 1].tolist()][-_RECENT:]
+        write = self._curves[seed]
+        for step, episode_return, length in episodes.tolist():
+            write("charts/episodic_return", episode_return, int(step))
+            write("charts/episodic_length", length, int(step))
+        write("charts/learning_rate", learning_rate, self._steps[seed])
+        write("charts/SPS", self._pace(seed), self._steps[seed])
+
+    def _pace(self, seed: int) -> float:
+        """Steps a second."""
+        return (self._steps[seed] - self._first[seed]) / max(time.monotonic() - self._began, 1e-9)
 
     def mean_return(self) -> str:
         means = [np.mean(values) for values in self._recent.values() if values]
@@ -230,12 +255,10 @@ class _Watch:
 
     def trials(self) -> Columns:
         """A cell a trial: its seed, its share of the steps, steps a second, return so far; as many as there is room."""
-        elapsed = max(time.monotonic() - self._began, 1e-9)
         cells = []
         for seed, steps in self._steps.items():
-            rate = (steps - self._first[seed]) / elapsed
             recent = f"{np.mean(self._recent[seed]):.0f}" if self._recent[seed] else "–"
-            pace = "done" if steps >= self.total else f"{steps / self.total:.0%} {rate:,.0f}/s"
+            pace = "done" if steps >= self.total else f"{steps / self.total:.0%} {self._pace(seed):,.0f}/s"
             cells.append(f"trial {seed}: {pace}, return {recent}")
         a_row = max(1, console.width // (2 + max(map(len, cells))))
         return Columns(cells[: a_row * max(1, console.height - 3)], equal=True, padding=(0, 2))
@@ -259,9 +282,9 @@ def _show(watch: _Watch, processes: list[Any], messages: Any) -> None:
             elif kind == "bug":
                 raise RuntimeError(content)
             else:
-                steps, episodes = content
+                steps, learning_rate, episodes = content
                 for seed, rows in episodes.items():
-                    watch.take(seed, steps, rows[:, 1].tolist())
+                    watch.take(seed, steps, learning_rate, rows)
                 advance(steps * len(episodes), watch.mean_return())
 
 
@@ -272,7 +295,8 @@ def _process(config: CollectConfig, out: Path, seeds: list[int], messages: Any, 
         return stop.is_set() or parent is None or not parent.is_alive()
 
     def on_iteration(group: list[int], result: Iteration) -> None:
-        messages.put(("progress", (config.ppo.num_steps, dict(zip(group, result.episodes, strict=True)))))
+        episodes = dict(zip(group, result.episodes, strict=True))
+        messages.put(("progress", (config.ppo.num_steps, result.learning_rate, episodes)))
 
     try:
         run_stack(config, out, seeds, on_iteration, stopped)
