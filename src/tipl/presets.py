@@ -98,6 +98,17 @@ class CollectConfig:
 
 
 @dataclass(frozen=True)
+class CompactConfig:
+    """How much a compact store may lose."""
+
+    error: float = 0.02
+    """The most that a snapshot may be off, root mean square, in units of the mean step between snapshots."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.error <= 1, f"--error is {self.error}; give more than 0 and at most 1.")
+
+
+@dataclass(frozen=True)
 class SVDConfig:
     """The temporal SVD that turns snapshots into codes."""
 
