@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tipl.errors import TiplError
 from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE
 from tipl.presets import CollectConfig, SVDConfig, TrainConfig
+from tipl.progress import scalars
 from tipl.train import CHECKPOINT_FILE, CODES_FOLDER, CURVE_FILE, NextCode, Segments, fast_precision, fit, loop, train
 
 SMALL = TrainConfig(
@@ -218,10 +221,10 @@ def interrupted_at(step: int) -> Iterator[None]:
     """Press Ctrl-C, really, in the middle of an update."""
     update = loop.Training._update
 
-    def update_and_press(self: loop.Training) -> None:
+    def update_and_press(self: loop.Training) -> float:
         if self.step == step - 1:
             signal.raise_signal(signal.SIGINT)
-        update(self)
+        return update(self)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop.Training, "_update", update_and_press)
@@ -325,6 +328,30 @@ def test_the_curve_says_what_was_trained_on_what(tmp_path: Path):
     assert [entry["step"] for entry in record["curve"]] == [5, 10, 12]
     seconds = [entry["seconds"] for entry in record["curve"]]
     assert 0 < seconds[0] < seconds[1] < seconds[2]
+
+
+def test_the_curves_for_tensorboard_are_those_of_the_training_over_a_stop_too(tmp_path: Path):
+    config = dataclasses.replace(SMALL, steps=250, validate_every=60, warmup_steps=150)
+    with interrupted_at(130), scalars(tmp_path / "curves") as write:
+        small_fit(tmp_path / "model", config, write=write)
+    with scalars(tmp_path / "curves") as write:
+        small_fit(tmp_path / "model", config, resume=True, write=write)
+    events = EventAccumulator(str(tmp_path / "curves")).Reload()
+
+    def points(name: str) -> dict[int, float]:
+        return {event.step: pytest.approx(event.value) for event in events.Scalars(name)}
+
+    entries = curve(tmp_path / "model")
+    assert [entry["step"] for entry in entries] == [60, 120, 180, 240, 250]
+    assert points("loss/train") == {entry["step"]: entry["train_loss"] for entry in entries}
+    assert points("loss/validation") == {entry["step"]: entry["validation_loss"] for entry in entries}
+    for h in ("1", "10"):
+        assert points(f"skill/{h}_ahead") == {entry["step"]: entry["skill"][h] for entry in entries}
+    assert points("learning_rate") == {100: config.learning_rate * 100 / 150, 200: config.learning_rate}
+    assert points("loss/batch").keys() == {100, 200}
+    record = json.loads((tmp_path / "model" / CURVE_FILE).read_text())["curve"]
+    steps, seconds = (np.diff([0, *(entry[name] for entry in record)]) for name in ("step", "seconds"))
+    assert points("steps_per_second") == dict(zip([60, 120, 180, 240, 250], steps / seconds, strict=True))
 
 
 def test_bfloat16_is_used_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch):
@@ -462,7 +489,10 @@ def test_what_the_verb_cannot_use_is_refused_before_anything_is_written(store: P
     with pytest.raises(TiplError):
         train(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(TiplError, match="not a CODES folder"):
-        train(store, tmp_path / "out", codes=tmp_path / "nowhere")
+        train(store, tmp_path / "out", codes=tmp_path / "nowhere", tensorboard=tmp_path / "curves")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TiplError, match="TensorBoard is not installed"):
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        train(store, tmp_path / "out", tensorboard=tmp_path / "curves")
     assert os.listdir(tmp_path) == []
     with pytest.raises(TiplError, match="fit the full or the pooled basis"):
         train(store, tmp_path / "out", SMALL, SVDConfig("window", 4))

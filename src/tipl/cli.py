@@ -99,6 +99,7 @@ def build_parser() -> ArgumentParser:
     verb.add_argument("--model", choices=("paper", "causal"), default="paper", help="[paper]")
     verb.add_argument("--codes", type=Path, metavar="CODES", default=None, help="what fit-svd wrote [fit anew]")
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
+    verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
     _add_settings(verb, TrainConfig)
     _add_settings(verb.add_argument_group("the SVD, where no --codes are given"), SVDConfig)
 
@@ -182,7 +183,7 @@ def _train(arguments: Namespace) -> None:
         raise TiplError(f"--{spare[0]} has no effect on --codes that were fitted before; leave one of the two out")
     config = with_flags(TrainConfig(), vars(arguments))
     svd = with_flags(SVDConfig(), vars(arguments))
-    how = {"codes": arguments.codes, "model": arguments.model, "resume": arguments.resume}
+    how = {name: getattr(arguments, name) for name in ("codes", "model", "resume", "tensorboard")}
     from tipl.train import train
 
     _wrote(train(arguments.store, arguments.out, config, svd, **how))

@@ -17,10 +17,10 @@ import torch
 from tipl.errors import TiplError
 from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE
 from tipl.presets import SVDConfig, TrainConfig
-from tipl.progress import console
+from tipl.progress import console, scalars
 from tipl.representation import Codes, fit_svd
 from tipl.store import Store
-from tipl.train.loop import CHECKPOINT_FILE, SKILL_HORIZONS, Checkpoint, Training
+from tipl.train.loop import CHECKPOINT_FILE, SKILL_HORIZONS, Checkpoint, Training, Write
 from tipl.train.next_code import NextCode
 
 CODES_FOLDER = "codes.zarr"
@@ -35,6 +35,7 @@ def train(
     codes: Path | None = None,
     model: str = "paper",
     resume: bool = False,
+    tensorboard: Path | None = None,
 ) -> Path:
     """Train a model on the training trials of a store; choose it on the validation trials; leave the test trials be.
 
@@ -44,45 +45,60 @@ def train(
         codes: what `fit-svd` wrote for this store; without it the SVD `svd` is fitted to `out`/codes.zarr.
         model: "paper", TIPL as the paper has it.
         resume: go on from the checkpoint in `out`.
+        tensorboard: also write the curves there, for TensorBoard.
 
     Returns:
         `out`.
 
     Raises:
-        TiplError: the store, the codes or `out` cannot be used as they are; nothing was overwritten.
+        TiplError: the store, the codes or `out` cannot be used as they are, nothing was overwritten; or TensorBoard is
+            asked for and not installed.
     """
     store, out = Path(store), Path(out)
     if model != "paper":
         raise TiplError(f"There is no model {model!r} to train yet; only 'paper' exists.")
     check_out(out, resume)
     split = Store.open(store).split()
-    if codes is None:
-        codes = out / CODES_FOLDER
-        console.print(
-            f"train: no --codes given, so takes those of a temporal SVD ({svd.basis}, d = {svd.dim}) in {codes}"
+    with scalars(tensorboard) as write:
+        if codes is None:
+            codes = out / CODES_FOLDER
+            console.print(
+                f"train: no --codes given, so takes those of a temporal SVD ({svd.basis}, d = {svd.dim}) in {codes}"
+            )
+            fit_svd(store, codes, svd)
+        opened = _open_codes(codes, store, [*split.train, *split.validation])
+        where = {"store": str(store), "codes": str(codes)}
+        fit(
+            [opened.codes(seed) for seed in split.train],
+            [opened.codes(seed) for seed in split.validation],
+            config,
+            out,
+            resume=resume,
+            scales=[opened.basis(seed).scale_D for seed in split.validation],
+            basis=dataclasses.asdict(opened.config),
+            trials={**where, "train": [*split.train], "validation": [*split.validation]},
+            write=write,
         )
-        fit_svd(store, codes, svd)
-    opened = Codes.open(codes)
-    if opened.context is not None:
+    return out
+
+
+def _open_codes(path: Path, store: Path, seeds: Sequence[int]) -> Codes:
+    """Codes that a model can learn these trials from.
+
+    Raises:
+        TiplError: they are of another store, lack a trial, or have a code for every origin instead of every snapshot.
+    """
+    codes = Codes.open(path)
+    if codes.context is not None:
         raise TiplError(
-            f"{codes} is of the {opened.config.basis} basis, in which a snapshot has another code at every origin; "
+            f"{path} is of the {codes.config.basis} basis, in which a snapshot has another code at every origin; "
             "the paper's model learns from one code a snapshot: fit the full or the pooled basis."
         )
-    missing = sorted({*split.train, *split.validation} - set(opened.seeds))
-    if missing or opened.store != store.resolve():
-        what = f"lacks trials {missing} of {store}" if missing else f"is of {opened.store}, not of {store}"
-        raise TiplError(f"{codes} {what}; run `tipl fit-svd` on this store.")
-    fit(
-        [opened.codes(seed) for seed in split.train],
-        [opened.codes(seed) for seed in split.validation],
-        config,
-        out,
-        resume=resume,
-        scales=[opened.basis(seed).scale_D for seed in split.validation],
-        basis=dataclasses.asdict(opened.config),
-        trials={"store": str(store), "codes": str(codes), "train": [*split.train], "validation": [*split.validation]},
-    )
-    return out
+    missing = sorted(set(seeds) - set(codes.seeds))
+    if missing or codes.store != store.resolve():
+        what = f"lacks trials {missing} of {store}" if missing else f"is of {codes.store}, not of {store}"
+        raise TiplError(f"{path} {what}; run `tipl fit-svd` on this store.")
+    return codes
 
 
 def fit(
@@ -96,6 +112,7 @@ def fit(
     basis: Mapping[str, Any] | None = None,
     trials: Mapping[str, Any] | None = None,
     progress: bool = True,
+    write: Write = lambda name, value, step: None,
 ) -> TIPL:
     """Train TIPL on sequences of codes.
 
@@ -115,6 +132,7 @@ def fit(
         basis: the SVDConfig that made the codes, as a dict; kept in the model's config.
         trials: where the sequences come from; kept in the curve's file.
         progress: show progress on standard error.
+        write: takes the points of the curves as they come; `progress.scalars` makes one for TensorBoard.
 
     Returns:
         The best model, in eval mode, as read back from `out`.
@@ -148,7 +166,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator: leave the caller's as it was
         torch.default_generator.manual_seed(config.seed)
         task = NextCode(train, validation, scales, config, basis or {})
-        training = Training(task, config, out, facts, progress)
+        training = Training(task, config, out, facts, progress, write)
         if checkpoint is None:
             training.write_checkpoint()
         else:
