@@ -96,7 +96,6 @@ def build_parser() -> ArgumentParser:
     verb = _add_verb(verbs, "train", _train, "train a model on the codes of a store's training trials")
     verb.add_argument("store", type=Path, metavar="STORE")
     verb.add_argument("--out", type=Path, metavar="MODEL", required=True)
-    verb.add_argument("--model", choices=("paper", "causal"), default="paper", help="[paper]")
     verb.add_argument("--codes", type=Path, metavar="CODES", default=None, help="what fit-svd wrote [fit anew]")
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
     verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
@@ -183,7 +182,7 @@ def _train(arguments: Namespace) -> None:
         raise TiplError(f"--{spare[0]} has no effect on --codes that were fitted before; leave one of the two out")
     config = with_flags(TrainConfig(), vars(arguments))
     svd = with_flags(SVDConfig(), vars(arguments))
-    how = {name: getattr(arguments, name) for name in ("codes", "model", "resume", "tensorboard")}
+    how = {name: getattr(arguments, name) for name in ("codes", "resume", "tensorboard")}
     from tipl.train import train
 
     _wrote(train(arguments.store, arguments.out, config, svd, **how))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tipl.errors import TiplError
-from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE
+from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE, CodeModel, load, num_parameters
 from tipl.presets import SVDConfig, TrainConfig
 from tipl.progress import console, scalars
 from tipl.representation import Codes, fit_svd
@@ -33,7 +33,6 @@ def train(
     svd: SVDConfig = SVDConfig(),
     *,
     codes: Path | None = None,
-    model: str = "paper",
     resume: bool = False,
     tensorboard: Path | None = None,
 ) -> Path:
@@ -43,7 +42,6 @@ def train(
         store: the data set.
         out: the model's folder, made if missing.
         codes: what `fit-svd` wrote for this store; without it the SVD `svd` is fitted to `out`/codes.zarr.
-        model: "paper", TIPL as the paper has it.
         resume: go on from the checkpoint in `out`.
         tensorboard: also write the curves there, for TensorBoard.
 
@@ -55,8 +53,6 @@ def train(
             asked for and not installed.
     """
     store, out = Path(store), Path(out)
-    if model != "paper":
-        raise TiplError(f"There is no model {model!r} to train yet; only 'paper' exists.")
     check_out(out, resume)
     split = Store.open(store).split()
     with scalars(tensorboard) as write:
@@ -92,7 +88,7 @@ def _open_codes(path: Path, store: Path, seeds: Sequence[int]) -> Codes:
     if codes.context is not None:
         raise TiplError(
             f"{path} is of the {codes.config.basis} basis, in which a snapshot has another code at every origin; "
-            "the paper's model learns from one code a snapshot: fit the full or the pooled basis."
+            "models learn from one code a snapshot: fit the full or the pooled basis."
         )
     missing = sorted(set(seeds) - set(codes.seeds))
     if missing or codes.store != store.resolve():
@@ -113,8 +109,8 @@ def fit(
     trials: Mapping[str, Any] | None = None,
     progress: bool = True,
     write: Write = lambda name, value, step: None,
-) -> TIPL:
-    """Train TIPL on sequences of codes.
+) -> CodeModel:
+    """Train TIPL, or the rival that `config.model` names, on sequences of codes.
 
     Every `config.validate_every` steps, and after the last one, the model is measured on the validation trials, kept
     in `out` if it is the best so far, and the state of the training is written beside it. The best model is the one
@@ -166,13 +162,15 @@ def fit(
     with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator: leave the caller's as it was
         torch.default_generator.manual_seed(config.seed)
         task = NextCode(train, validation, scales, config, basis or {})
+        if progress:
+            console.print(f"train: {_size(task.model)}", markup=False)
         training = Training(task, config, out, facts, progress, write)
         if checkpoint is None:
             training.write_checkpoint()
         else:
             training.restore(checkpoint)
         training.run()
-    return TIPL.load(out)
+    return load(out)
 
 
 def check_out(out: Path, resume: bool) -> None:
@@ -200,17 +198,23 @@ def _check_codes(sequences: Sequence[np.ndarray], kind: str, shortest: int) -> N
 
 
 def _check_same(then: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    before = [
-        f"{name} {then['config'].get(name)}"
-        for name, value in now["config"].items()
-        if then["config"].get(name) != value
-    ]
+    was = {"model": TIPL.kind, **then["config"]}  # there was no other kind when settings did not name it
+    before = [f"{name} {was.get(name)}" for name, value in now["config"].items() if was.get(name) != value]
     if before:
         raise TiplError(
             f"{out} was begun with other settings ({', '.join(before)}); resume with those, or give another --out."
         )
     if then["codes"]["sha256"] != now["codes"]["sha256"]:
         raise TiplError(f"{out} was begun on other codes; resume with those, or give another --out.")
+
+
+def _size(model: CodeModel) -> str:
+    size = f"{num_parameters(model):,} parameters, layers {model.config.num_layers}, width {model.hidden}"
+    if isinstance(model, TIPL):
+        return f"{model.title}, {size}"
+    with torch.device("meta"):  # shapes alone
+        wanted = num_parameters(TIPL(model.config))
+    return f"{model.title}, {size}: comes nearest to the {wanted:,} parameters of the TIPL with these settings"
 
 
 def _digest(sequences: Sequence[np.ndarray]) -> str:
