@@ -86,7 +86,7 @@ def build_parser() -> ArgumentParser:
     verb.add_argument("--out", type=Path, metavar="STORE", required=True, help="a new store, or one to go on with")
     verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
     verb.add_argument("--workers", type=_positive, metavar="N", default=None, help="processes [one a core]")
-    verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="write curves there [none]")
+    verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
     _add_settings(verb, CollectConfig)
 
     verb = _add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
@@ -97,9 +97,9 @@ def build_parser() -> ArgumentParser:
     verb = _add_verb(verbs, "train", _train, "train a model on the codes of a store's training trials")
     verb.add_argument("store", type=Path, metavar="STORE")
     verb.add_argument("--out", type=Path, metavar="MODEL", required=True)
-    verb.add_argument("--model", choices=("paper", "causal"), default="paper", help="[paper]")
     verb.add_argument("--codes", type=Path, metavar="CODES", default=None, help="what fit-svd wrote [fit anew]")
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
+    verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
     _add_settings(verb, TrainConfig)
     _add_settings(verb.add_argument_group("the SVD, where no --codes are given"), SVDConfig)
 
@@ -188,7 +188,7 @@ def _train(arguments: Namespace) -> None:
         raise TiplError(f"--{spare[0]} has no effect on --codes that were fitted before; leave one of the two out")
     config = with_flags(TrainConfig(), vars(arguments))
     svd = with_flags(SVDConfig(), vars(arguments))
-    how = {"codes": arguments.codes, "model": arguments.model, "resume": arguments.resume}
+    how = {name: getattr(arguments, name) for name in ("codes", "resume", "tensorboard")}
     from tipl.train import train
 
     _wrote(train(arguments.store, arguments.out, config, svd, **how))
