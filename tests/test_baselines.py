@@ -11,6 +11,7 @@ import pytest
 from tipl import baselines
 from tipl.baselines import (
     Autoregression,
+    TrainMean,
     damped_line,
     difference_features,
     fitted_baselines,
@@ -130,7 +131,20 @@ def test_settings_are_chosen_by_the_error_that_they_make(small_store: Path):
         return float((1 - error / moved).mean())
 
     best = max(candidates, key=skill)
-    assert baselines._best(candidates, trials, HORIZONS) is best
+    assert baselines._best_of_each([candidates], trials, HORIZONS) == [best]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 10**4, 10**9])
+def test_the_training_mean_is_the_mean_whatever_the_blocks(
+    small_store: Path, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(baselines, "_BLOCK_BYTES", block_bytes)
+    trials = [Store.open(small_store).trial(seed) for seed in (1, 2, 3)]
+    mean = np.mean([trial.weights().astype(np.float64) for trial in trials], axis=0)
+    w = window(41, mean.shape[1])
+    made = TrainMean(trials).forecast([History(9, 40, w, 0), History(9, 79, w, 0)], (1, 40))
+    np.testing.assert_allclose(made[0], w[-1] + mean[[41, 80]] - mean[40], atol=1e-5)
+    np.testing.assert_allclose(made[1], w[-1] + mean[[80, 80]] - mean[79], atol=1e-5)  # the last stands for later
 
 
 def test_nothing_later_than_the_origin_is_seen(small_store: Path):

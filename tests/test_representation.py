@@ -266,6 +266,22 @@ def test_prefix_moved_on_equals_prefix_anew(
         np.testing.assert_allclose(basis.codes_SD, anew.codes_SD, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [2000, 30, 3])
+def test_directions_of_a_large_matrix_are_those_of_a_whole_decomposition(size: int) -> None:
+    weights_TP = walk(1100, size).astype(np.float64)
+    gram_TT = (weights_TP - weights_TP[0]) @ (weights_TP - weights_TP[0]).T
+    values, vectors = linalg.leading_eigenpairs(gram_TT, 8)
+    expected = np.linalg.eigvalsh(gram_TT)[::-1][:8]
+    rank = min(8, size)
+    np.testing.assert_allclose(values[:rank], expected[:rank], rtol=1e-9)
+    assert not values[rank:].any() and not vectors[:, rank:].any()
+    residual = gram_TT @ vectors[:, :rank] - vectors[:, :rank] * values[:rank]
+    assert (np.linalg.norm(residual, axis=0) <= 1e-7 * values[:rank]).all()
+    np.testing.assert_allclose(vectors[:, :rank].T @ vectors[:, :rank], np.eye(rank), atol=1e-8)
+    again, _ = linalg.leading_eigenpairs(np.zeros((1100, 1100)), 8)
+    assert not again.any()
+
+
 def test_prefix_of_a_run_that_never_moves_is_zeros() -> None:
     still = Gram.of(np.ones((80, 6), np.float32))
     for basis in prefix_bases(still, range(80), 3):

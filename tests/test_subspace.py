@@ -15,7 +15,7 @@ from tipl.forecast import Forecaster, History
 from tipl.presets import SVDConfig
 from tipl.representation import Codes, fit_svd
 from tipl.store import Store
-from tipl.subspace import DMD, CodeLine, PrefixLine, slope
+from tipl.subspace import DMD, CodeLine, PathProducts, PrefixLine, slope
 
 HORIZONS = (1, 3, 8)
 
@@ -47,6 +47,26 @@ def test_prefix_line_projects_the_slope_to_the_leading_directions():
         step = np.polyfit(np.arange(10), seen[-10:], 1)[0] @ v.T @ v
         expected = seen[-1] + np.multiply.outer(HORIZONS, step)
         np.testing.assert_allclose(forecast(forecaster, w[:stop]), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_prefix_lines_of_several_origins_and_trials_are_those_of_each_alone():
+    paths = {1: path(60), 2: path(50)[::-1].copy()}
+    shared = PathProducts()
+    lines = [PrefixLine(2, 5, shared), PrefixLine(4, 10, shared)]
+    asked = [(2, 30), (1, 20), (1, 50), (2, 10), (1, 3)]
+    histories = [History(trial, t, paths[trial][: t + 1], 0) for trial, t in asked]
+    for line in (*lines, *lines):  # the second time with inner products that are there already
+        together = line.forecast(histories, HORIZONS)
+        for history, made in zip(histories, together, strict=True):
+            alone = PrefixLine(line._rank, line._count).forecast([history], HORIZONS)[0]
+            np.testing.assert_allclose(made, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_dmd_that_grows_beyond_float32_stands_still():
+    w = (10.0 ** np.arange(0, 30, 3))[:, None] * np.array([[1.0, -2.0, 0.5]])
+    made = DMD(1, 9).forecast([History(1, 9, w.astype(np.float32), 0)], (1, 2, 50, 200))[0]
+    np.testing.assert_allclose(made[:2], w[-1] * np.array([[1e3], [1e6]]), rtol=1e-3)
+    np.testing.assert_array_equal(made[2:], np.tile(w[-1].astype(np.float32), (2, 1)))
 
 
 def test_dmd_continues_a_linear_system():

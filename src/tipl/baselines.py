@@ -6,12 +6,18 @@ Most are weighted sums of the snapshots seen. The linear autoregression is the o
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from tipl.errors import TiplError
 from tipl.forecast import Forecaster, History, WeightedSum, places_in_iteration
+from tipl.progress import steps_progress
+from tipl.representation import read_weights
 from tipl.store import Split, Store, Trial
-from tipl.subspace import DMD, PrefixLine
+from tipl.subspace import DMD, PathProducts, PrefixLine
+
+Kind = TypeVar("Kind", bound=Forecaster)
 
 DIFFERENCES = 20  # the autoregression's last steps
 LONGER = (30, 40, 60, 80, 100)  # and its longer differences φ_t − φ_{t−k}
@@ -23,6 +29,7 @@ DAMPINGS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 PREFIX_RANKS, PREFIX_WINDOWS = (2, 8), (10, 50)
 DMD_RANKS, DMD_WINDOWS = (2, 4), (10, 30)
 _ORIGINS_TO_CHOOSE, _ORIGINS_TO_TRY = 200, 12  # of each validation trial
+_BLOCK_BYTES = 64 << 20  # of snapshots averaged at once
 
 
 def fitted_baselines(store: Store, split: Split, horizons: Sequence[int], seed: int) -> list[Forecaster]:
@@ -32,31 +39,46 @@ def fitted_baselines(store: Store, split: Split, horizons: Sequence[int], seed: 
     """
     train = [store.trial(s) for s in split.train]
     judges = [store.trial(s) for s in split.validation] or train
-    equations = normal_equations(train, difference_features(), horizons)
-    damped = [damped_line(count, damping) for count in DAMPED_WINDOWS for damping in DAMPINGS]
-    autoregressions = [Autoregression(horizons, equations, ridge) for ridge in RIDGES]
-    prefix_lines = [PrefixLine(rank, count) for rank in PREFIX_RANKS for count in PREFIX_WINDOWS]
-    decompositions = [DMD(rank, count) for rank in DMD_RANKS for count in DMD_WINDOWS]
+    with steps_progress("evaluate: baselines", len(train) + 2 * len(judges)) as advance:
+        equations = normal_equations(train, difference_features(), horizons, advance)
+        damped = [damped_line(count, damping) for count in DAMPED_WINDOWS for damping in DAMPINGS]
+        autoregressions = [Autoregression(horizons, equations, ridge) for ridge in RIDGES]
+        best_damped, best_autoregression = _best_of_each([damped, autoregressions], judges, horizons, advance)
+        products = PathProducts()
+        prefix_lines = [PrefixLine(rank, count, products) for rank in PREFIX_RANKS for count in PREFIX_WINDOWS]
+        decompositions = [DMD(rank, count) for rank in DMD_RANKS for count in DMD_WINDOWS]
+        best_prefix_line, best_decomposition = _best_by_trying(
+            [prefix_lines, decompositions], judges, horizons, advance
+        )
     return [
         persistence(),
         *(mean_of_last(count) for count in WINDOWS),
         last_difference(),
         *(line(count) for count in WINDOWS),
-        _best(damped, judges, horizons),
-        _best(autoregressions, judges, horizons),
-        _best_by_trying(prefix_lines, judges, horizons),
-        _best_by_trying(decompositions, judges, horizons),
+        best_damped,
+        best_autoregression,
+        best_prefix_line,
+        best_decomposition,
         TrainMean(train),
         RandomDisplacement(max(horizons), seed),
     ]
 
 
-def _best(candidates: Sequence[WeightedSum], trials: Sequence[Trial], horizons: Sequence[int]) -> WeightedSum:
-    """The candidate with the best skill on these trials, on average over the horizons.
+Advance = Callable[[int, str], None]
+
+
+def _best_of_each(
+    groups: Sequence[Sequence[WeightedSum]],
+    trials: Sequence[Trial],
+    horizons: Sequence[int],
+    advance: Advance = lambda steps, note: None,
+) -> list[WeightedSum]:
+    """Of each group the candidate with the best skill on these trials, on average over the horizons.
 
     From inner products alone: with Σ_k a_k = 0 the error of a weighted sum s = Σ_k a_k φ_{t−k} is the quadratic form
     |φ_{t+h} − φ_t|² − 2 s · (φ_{t+h} − φ_t) + |s|².
     """
+    candidates = [candidate for group in groups for candidate in group]
     context, ahead = max(_context(candidate) for candidate in candidates), np.array(horizons)
     error, moved = np.zeros((len(candidates), len(horizons))), np.zeros(len(horizons))
     for trial in trials:
@@ -76,25 +98,46 @@ def _best(candidates: Sequence[WeightedSum], trials: Sequence[Trial], horizons: 
                     a[:, context - _context(candidate) :] = candidate.coefficients(int(places[first + row]), horizons)
                     a[:, -1] -= a.sum(axis=1)
                     error[i] += true - 2 * np.einsum("hk,kh->h", a, toward)
-                    error[i] += np.einsum("hk,kl,hl->h", a, gram[window, window], a)
-    return candidates[int(np.argmax((1 - error / moved).mean(axis=1)))]
+                    error[i] += (a @ gram[window, window] * a).sum(axis=1)
+        advance(1, "lines and autoregressions")
+    return _most_skilled(groups, error, moved)
 
 
-def _best_by_trying(candidates: Sequence[Forecaster], trials: Sequence[Trial], horizons: Sequence[int]) -> Forecaster:
-    """As `_best`, for forecasters that are no weighted sums known beforehand: by their forecasts at a few origins."""
-    ahead = np.array(horizons)
+def _best_by_trying(
+    groups: Sequence[Sequence[Forecaster]], trials: Sequence[Trial], horizons: Sequence[int], advance: Advance
+) -> list[Forecaster]:
+    """As `_best_of_each`, for forecasters that are no weighted sums known beforehand: by forecasts at a few origins."""
+    candidates = [candidate for group in groups for candidate in group]
     error, moved = np.zeros((len(candidates), len(horizons))), np.zeros(len(horizons))
     for trial in trials:
-        weights, places = trial.weights(), places_in_iteration(trial)
-        for t in np.linspace(1, trial.committed - 1 - max(horizons), _ORIGINS_TO_TRY).astype(int):
-            true = weights[t + ahead] - weights[t]
-            moved += (true**2).sum(axis=1)
-            for i, candidate in enumerate(candidates):
-                first = 0 if candidate.context is None else max(0, t + 1 - candidate.context)
-                seen = History(trial.seed, int(t), weights[first : t + 1], int(places[t]))
-                made = candidate.forecast([seen], horizons)[0] - weights[t]
-                error[i] += ((true - made) ** 2).sum(axis=1)
-    return candidates[int(np.argmax((1 - error / moved).mean(axis=1)))]
+        _try(candidates, trial, np.array(horizons), error, moved)
+        advance(1, "lines in a prefix and DMD")
+    return _most_skilled(groups, error, moved)
+
+
+def _try(
+    candidates: Sequence[Forecaster], trial: Trial, horizons: np.ndarray, error: np.ndarray, moved: np.ndarray
+) -> None:
+    """Add one trial's squared errors [candidates, H] and displacements [H]; its weights are gone when this returns."""
+    weights, places = read_weights(trial), places_in_iteration(trial)
+    for t in np.linspace(1, trial.committed - 1 - horizons.max(), _ORIGINS_TO_TRY).astype(int):
+        true = weights[t + horizons] - weights[t]
+        moved += (true**2).sum(axis=1)
+        for i, candidate in enumerate(candidates):
+            first = 0 if candidate.context is None else max(0, t + 1 - candidate.context)
+            seen = History(trial.seed, int(t), weights[first : t + 1], int(places[t]))
+            made = candidate.forecast([seen], horizons.tolist())[0] - weights[t]
+            error[i] += ((true - made).astype(np.float64) ** 2).sum(axis=1)
+
+
+def _most_skilled(groups: Sequence[Sequence[Kind]], error: np.ndarray, moved: np.ndarray) -> list[Kind]:
+    """Of each group the one with the highest mean skill; the first where nothing moved, so that all are alike."""
+    skills = (1 - np.divide(error, moved, out=np.ones_like(error), where=moved > 0)).mean(axis=1).tolist()
+    best = []
+    for group in groups:
+        own, skills = skills[: len(group)], skills[len(group) :]
+        best.append(group[int(np.argmax(own))])
+    return best
 
 
 def _context(forecaster: WeightedSum) -> int:
@@ -185,10 +228,13 @@ class TrainMean(Forecaster):
     name, label = "train-mean", "mean step of the training trials at t"
 
     def __init__(self, trials: Sequence[Trial]) -> None:
-        length = min(trial.committed for trial in trials)
-        self._mean = np.zeros((length, trials[0].spec.size), np.float32)
-        for trial in trials:
-            self._mean += trial.weights(0, length) / len(trials)
+        length, size = min(trial.committed for trial in trials), trials[0].spec.size
+        self._mean = np.zeros((length, size), np.float32)  # all that is held: as much as one trial
+        height = max(1, _BLOCK_BYTES // (4 * size))
+        for start in range(0, length, height):
+            stop = min(start + height, length)
+            for trial in trials:
+                self._mean[start:stop] += trial.weights(start, stop) / len(trials)
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         last = len(self._mean) - 1
@@ -241,7 +287,12 @@ def difference_features() -> np.ndarray:
     return features
 
 
-def normal_equations(trials: Sequence[Trial], features: np.ndarray, horizons: Sequence[int]) -> NormalEquations:
+def normal_equations(
+    trials: Sequence[Trial],
+    features: np.ndarray,
+    horizons: Sequence[int],
+    advance: Advance = lambda steps, note: None,
+) -> NormalEquations:
     """The normal equations of displacements at `horizons` on `features` [F, n], from Gram matrices of the snapshots.
 
     A feature and a displacement are weighted sums of snapshots, so their inner products are found in the snapshots'
@@ -260,6 +311,7 @@ def normal_equations(trials: Sequence[Trial], features: np.ndarray, horizons: Se
                 place = int(places[first + row])
                 old_x, old_y = total.get(place, (0.0, 0.0))
                 total[place] = (old_x + x, old_y + y)
+        advance(1, "normal equations")
     return total
 
 
@@ -276,11 +328,21 @@ def _banded_grams(trial: Trial, context: int, furthest: int, block: int = 256) -
         rows = trial.weights(max(first, 0), stop + furthest)
         if first < 0:
             rows = np.concatenate([np.repeat(rows[:1], -first, axis=0), rows])
-        rows = (rows - rows[len(rows) // 2]).astype(np.float64 if rows.shape[1] < 4096 else np.float32)
-        yield first, (rows @ rows.T).astype(np.float64)
+        if rows.shape[1] < 4096:  # small enough for float64
+            rows = rows.astype(np.float64)
+        rows = rows - rows[len(rows) // 2]
+        gram = (rows @ rows.T).astype(np.float64)
+        if not np.isfinite(gram).all():
+            raise TiplError(
+                f"Trial {trial.seed} holds weights that are not finite around snapshot {start}: the run diverged; "
+                "leave it out of the store."
+            )
+        yield first, gram
 
 
 def solve_ridge(gram: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
-    """β [F, H] minimizing |y − βᵀx|² + ridge · (mean square of a feature) · |β|²."""
+    """β [F, H] minimizing |y − βᵀx|² + ridge · (mean square of a feature) · |β|²; zeros where all features are zero."""
+    if not np.trace(gram) > 0:
+        return np.zeros_like(target)
     penalty = ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
     return np.linalg.solve(gram + penalty, target)

@@ -3,8 +3,10 @@
 In: a store; baselines always, models on request.  Out: EVAL/metrics.json (its schema is in ARCHITECTURE.md).
 
 Weights are compared at origins drawn evenly over time, and at origins drawn evenly over the return gained, because a
-run that sits at its ceiling says nothing. Policies are run on common episodes; a forecast has the observation
-normalizer of its origin, the true policy its own. Shapes: M origins, H horizons, P weights.
+run that sits at its ceiling says nothing. Policies are run on common episodes with their mean actions; a forecast has
+the observation normalizer of its origin, the true policy its own. Two variants say, at the last return horizon, what
+hangs on that: the true policy's normalizer for the forecast as well (an oracle), and sampled actions. One test trial's
+weights are in memory at a time. Shapes: M origins, H horizons, P weights.
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +30,9 @@ from tipl.forecast import Forecaster, History, load_forecaster, places_in_iterat
 from tipl.policy import OBS_CLIP
 from tipl.presets import EvaluateConfig
 from tipl.progress import steps_progress
-from tipl.representation import Codes
+from tipl.representation import Codes, read_weights, spectra
 from tipl.returns import Policies, policy_returns
-from tipl.score import Comparison, Origins, Returns, mean_by_trial, return_scores, weight_scores
+from tipl.score import Comparison, Origins, Returns, gap_scores, mean_by_trial, return_scores, weight_scores
 from tipl.store import Store, Trial
 from tipl.subspace import CodeLine
 from tipl.train import CURVE_FILE
@@ -40,7 +42,8 @@ METRICS_FILE = "metrics.json"
 RISING = 0.95  # of the return gained; an origin below it is in the rising phase
 _SMOOTHED = 20  # episodes in a point of a learning curve
 _CURVE_POINTS = 200
-_BATCH_BYTES = 256 << 20  # of forecasts held at once
+_BATCH_BYTES = 64 << 20  # of the forecasts of one forecaster held at once
+_LARGE = 1e15  # a number whose square float32 holds
 
 
 def evaluate(
@@ -74,6 +77,7 @@ def evaluate(
         raise TiplError(f"{out} holds an evaluation already; give another --out or remove it.")
     data = Store.open(store)
     split = data.split()
+    _require_alike(data)
     _require_room(data, config)
     if returns:
         _require_policies(data, split.test)
@@ -110,6 +114,7 @@ def evaluate(
         "forecasters": scores,
         "reconstruction_floor": floors or None,
         "learning_curves": {str(trial.seed): _learning_curve(trial) for trial in trials},
+        "spectrum": spectra(trials[: config.spectrum_trials], config.seed) if config.spectrum_trials else None,
     }
     if returns:
         metrics |= _measure_returns(trials, origins, forecasters, config, scores)
@@ -177,25 +182,30 @@ def compare_weights(
         TiplError: a forecaster returns another shape, or weights that are not finite.
     """
     rows: dict[str, list[tuple[np.ndarray, ...]]] = {f.name: [] for f in forecasters}
-    ahead = np.array(horizons)
     with steps_progress("evaluate: weights", len(origins.trial) * len(forecasters)) as advance:
         for trial in trials:
-            weights = trial.weights()
-            weights.flags.writeable = False
-            batch = max(1, _BATCH_BYTES // (weights.shape[1] * len(horizons) * weights.itemsize))
-            mine = np.flatnonzero(origins.trial == trial.seed)
-            for start in range(0, len(mine), batch):
-                chosen = mine[start : start + batch]
-                now = weights[origins.snapshot[chosen]][:, None]
-                true = weights[origins.snapshot[chosen][:, None] + ahead] - now
-                moved = _total(true, true)
-                for forecaster in forecasters:
-                    histories = [history(weights, origins, m, forecaster) for m in chosen]
-                    made = checked_forecast(forecaster, histories, horizons) - now
-                    error = true - made
-                    rows[forecaster.name].append((_total(error, error), _total(made, true), _total(made, made), moved))
-                    advance(len(chosen), forecaster.name)
+            _compare_trial(trial, origins, forecasters, np.array(horizons), rows, advance)
     return {name: Comparison(*map(np.concatenate, zip(*parts, strict=True))) for name, parts in rows.items()}
+
+
+def _compare_trial(
+    trial: Trial, origins: Origins, forecasters: Sequence[Forecaster], horizons: np.ndarray,
+    rows: Mapping[str, list[tuple[np.ndarray, ...]]], advance: Callable[[int, str], None],
+) -> None:  # fmt: skip
+    """Add one trial's origins to every forecaster's rows; its weights are gone when this returns."""
+    weights = _read_only(trial)
+    mine = np.flatnonzero(origins.trial == trial.seed)
+    for chosen in np.array_split(mine, -(-len(mine) // _batch(weights, horizons))):
+        now = weights[origins.snapshot[chosen]][:, None]
+        true = weights[origins.snapshot[chosen][:, None] + horizons] - now
+        moved = _total(true, true)
+        for forecaster in forecasters:
+            histories = [history(weights, origins, m, forecaster) for m in chosen]
+            made = checked_forecast(forecaster, histories, horizons.tolist()) - now
+            dot, length = _total(made, true), _total(made, made)
+            error = np.subtract(true, made, out=made)
+            rows[forecaster.name].append((_total(error, error), dot, length, moved))
+            advance(len(chosen), forecaster.name)
 
 
 def history(weights: np.ndarray, origins: Origins, m: int, forecaster: Forecaster) -> History:
@@ -213,6 +223,8 @@ def checked_forecast(forecaster: Forecaster, histories: Sequence[History], horiz
     """
     made = forecaster.forecast(histories, horizons)
     wanted = (len(histories), len(horizons), histories[0].weights.shape[1])
+    if not isinstance(made, np.ndarray):
+        raise TiplError(f"Forecaster {forecaster.name} returned {type(made).__name__}, not a numpy array; mend it.")
     if made.shape != wanted:
         raise TiplError(f"Forecaster {forecaster.name} returned the shape {made.shape}, not {wanted}; mend it.")
     if not np.isfinite(made).all():
@@ -230,34 +242,48 @@ def _measure_returns(
     """Run the policies of some of the origins; adds to every measured forecaster's scores.
 
     Returns:
-        The noise floor, and what it was measured on.
+        The noise floors, and what they were measured on.
     """
-    horizons = config.return_horizons
     measured = [f for f in forecasters if f.is_model or f.name in config.return_forecasters]
     chosen = _some_origins(origins, config.return_origins)
-    runs: list[_TrialReturns] = []
-    # The origin, every true policy, every prediction; and the last horizon's true policies on other episodes.
-    policies_an_origin = 1 + len(horizons) * (1 + sum(f.name != "persistence" for f in measured)) + 1
-    total = len(chosen.trial) * policies_an_origin * config.episodes
+    total = len(chosen.trial) * _policies_an_origin(config, [f.name for f in measured]) * config.episodes
     with steps_progress("evaluate: episodes", total) as advance:
-        for trial in trials:
-            runs.append(_trial_returns(trial, chosen, measured, config, advance))
-    origin, true = np.concatenate([run.origin for run in runs]), np.concatenate([run.true for run in runs])
-    again = np.concatenate([run.again for run in runs])
+        runs = [_trial_returns(trial, chosen, measured, config, advance) for trial in trials]
     for forecaster in measured:
-        predicted = np.concatenate([run.predicted[forecaster.name] for run in runs])
-        scores[forecaster.name].update(return_scores(Returns(origin, true, predicted), chosen, horizons, config.seed))
-    floor = mean_by_trial(np.abs(true[:, -1] - again)[:, None], chosen.trial, config.seed)[0]
+        own = _joined([run["mean_actions"] for run in runs], forecaster.name)
+        scores[forecaster.name].update(return_scores(own, chosen, config.return_horizons, config.seed))
+        scores[forecaster.name]["variants"] = {
+            variant: gap_scores(
+                _joined([run[variant] for run in runs], forecaster.name), chosen, np.ones(len(chosen.trial), np.bool_),
+                config.return_horizons[-1:], config.seed,
+            )
+            for variant in runs[0] if variant != "mean_actions"
+        }  # fmt: skip
+    floors = {
+        variant: mean_by_trial(
+            np.concatenate([np.abs(run[variant].true[:, -1:] - run[variant].again[:, None]) for run in runs]),
+            chosen.trial,
+            config.seed,
+        )[0]
+        for variant in runs[0]
+    }
+    said = {
+        variant: {
+            "noise_floor": floor.value,
+            "noise_floor_ci": None if floor.low is None else [floor.low, floor.high],
+        }
+        for variant, floor in floors.items()
+    }
     return {
-        "return_horizons": list(horizons),
+        "return_horizons": list(config.return_horizons),
         "return_origins": len(chosen.trial),
         "episodes": config.episodes,
-        "noise_floor": floor.value,
-        "noise_floor_ci": None if floor.low is None else [floor.low, floor.high],
+        **said.pop("mean_actions"),
+        "variants": said,
     }
 
 
-class _TrialReturns(NamedTuple):
+class _Runs(NamedTuple):
     """Mean returns of one trial's policies on common episodes."""
 
     origin: np.ndarray
@@ -270,37 +296,76 @@ class _TrialReturns(NamedTuple):
     """[M], of the true policies at the last horizon on other episodes."""
 
 
+def _joined(runs: Sequence[_Runs], name: str) -> Returns:
+    return Returns(
+        np.concatenate([run.origin for run in runs]),
+        np.concatenate([run.true for run in runs]),
+        np.concatenate([run.predicted[name] for run in runs]),
+    )
+
+
 def _trial_returns(
-    trial: Trial, origins: Origins, forecasters: Sequence[Forecaster], config: EvaluateConfig, advance: Any
-) -> _TrialReturns:
-    horizons = config.return_horizons
-    weights = trial.weights()
+    trial: Trial,
+    origins: Origins,
+    forecasters: Sequence[Forecaster],
+    config: EvaluateConfig,
+    advance: Callable[[int, str], None],
+) -> dict[str, _Runs]:
+    """By variant; `mean_actions`, under the origin's normalizer, is the protocol itself and has every horizon."""
+    weights = _read_only(trial)
     mine = np.flatnonzero(origins.trial == trial.seed)
     at = origins.snapshot[mine]
-    future = at[:, None] + np.array(horizons)
+    here = np.repeat(at[:, None], len(config.return_horizons), axis=1)
+    future = at[:, None] + np.array(config.return_horizons)
+    last = future[:, -1:]
 
-    def run(phi: np.ndarray, snapshot: np.ndarray, seed: int) -> np.ndarray:
+    def run(phi: np.ndarray, snapshot: np.ndarray, *, seed: int = config.seed, sampled: bool = False) -> np.ndarray:
         """phi [..., P] under the normalizers of `snapshot`, of the same leading shape."""
         which = snapshot.reshape(-1)
         policies = Policies(phi.reshape(len(which), -1), trial.obs_mean[which], trial.obs_var[which])
         episodes = policy_returns(
-            policies, trial.env_id, trial.config["hidden_sizes"], config.episodes, seed=seed,
+            policies, trial.env_id, trial.config["hidden_sizes"], config.episodes, seed=seed, sampled=sampled,
             backend=trial.config["backend"], obs_clip=trial.config.get("obs_clip", OBS_CLIP), advance=advance,
         )  # fmt: skip
+        if not np.isfinite(episodes).all():
+            raise TiplError(
+                f"A policy of trial {trial.seed}, true or predicted, has a return that is not finite in "
+                f"{trial.env_id}; leave the trial or the forecaster out."
+            )
         return episodes.mean(axis=1).reshape(snapshot.shape)
 
-    origin = run(weights[at], at, config.seed)
-    true = run(weights[future], future, config.seed)
-    again = run(weights[future[:, -1]], future[:, -1], config.seed + 1)
-    predicted = {}
+    origin, true = run(weights[at], at), run(weights[future], future)
+    mean = _Runs(origin, true, {}, run(weights[last], last, seed=config.seed + 1)[:, 0])
+    oracle = _Runs(origin, true[:, -1:], {}, mean.again)
+    if config.sampled_actions:
+        origin, true = run(weights[at], at, sampled=True), run(weights[last], last, sampled=True)
+        sampled = _Runs(origin, true, {}, run(weights[last], last, seed=config.seed + 1, sampled=True)[:, 0])
+    else:
+        sampled = None
     for forecaster in forecasters:
-        if forecaster.name == "persistence":
-            predicted[forecaster.name] = np.repeat(origin[:, None], len(horizons), axis=1)
-        else:
-            histories = [history(weights, origins, int(m), forecaster) for m in mine]
-            made = checked_forecast(forecaster, histories, horizons)
-            predicted[forecaster.name] = run(made, np.repeat(at[:, None], len(horizons), axis=1), config.seed)
-    return _TrialReturns(origin, true, predicted, again)
+        name, stands = forecaster.name, forecaster.name == "persistence"  # whose policies have been run
+        made = checked_forecast(
+            forecaster, [history(weights, origins, int(m), forecaster) for m in mine], config.return_horizons
+        )
+        mean.predicted[name] = np.broadcast_to(mean.origin[:, None], here.shape) if stands else run(made, here)
+        if config.oracle_normalizer:
+            oracle.predicted[name] = run(made[:, -1:], last)
+        if sampled:
+            sampled.predicted[name] = (
+                sampled.origin[:, None] if stands else run(made[:, -1:], at[:, None], sampled=True)
+            )
+    return (
+        {"mean_actions": mean}
+        | ({"oracle_normalizer": oracle} if config.oracle_normalizer else {})
+        | ({"sampled_actions": sampled} if sampled else {})
+    )
+
+
+def _policies_an_origin(config: EvaluateConfig, names: Sequence[str]) -> int:
+    """How many policies are run for one origin and these forecasters."""
+    others = sum(name != "persistence" for name in names)
+    count = 1 + len(config.return_horizons) * (1 + others) + 1  # the origin, true, predicted; true on other episodes
+    return count + config.oracle_normalizer * len(names) + config.sampled_actions * (3 + others)
 
 
 def _some_origins(origins: Origins, count: int) -> Origins:
@@ -327,31 +392,71 @@ def _in_the_basis(
         The skill within the basis: as the skill, but everything is measured between encoded and decoded snapshots, so
         that what the basis drops counts for nobody. With a basis that has seen the future, look-ahead shows here.
     """
-    ahead = np.array(horizons)
     floors: dict[str, dict[str, float]] = {}
     skills: dict[str, dict[str, float | None]] = {}
     for forecaster in forecasters:
         if forecaster.codes is None:
             continue
-        dropped, error, moved = (np.zeros(len(horizons)) for _ in range(3))
+        sums = np.zeros((3, len(horizons)))
         for trial in trials:
-            weights = trial.weights()
-            shown = forecaster.codes.basis(trial.seed).decode(forecaster.codes.codes(trial.seed))
-            chosen = np.flatnonzero((origins.trial == trial.seed) & origins.by_time).tolist()
-            forecasts = checked_forecast(
-                forecaster, [history(weights, origins, m, forecaster) for m in chosen], horizons
-            )
-            for m, made in zip(chosen, forecasts, strict=True):
-                future = origins.snapshot[m] + ahead
-                dropped += ((weights[future] - shown[future]) ** 2).mean(axis=1, dtype=np.float64)
-                error += ((made - shown[future]) ** 2).sum(axis=1, dtype=np.float64)
-                moved += ((shown[origins.snapshot[m]] - shown[future]) ** 2).sum(axis=1, dtype=np.float64)
+            sums += _sums_in_the_basis(forecaster, forecaster.codes, trial, origins, np.array(horizons))
+        dropped, error, moved = sums
         count = origins.by_time.sum()
         floors[forecaster.name] = {str(h): float(value) for h, value in zip(horizons, dropped / count, strict=True)}
         skills[forecaster.name] = {
             str(h): float(1 - e / m) if m > 0 else None for h, e, m in zip(horizons, error, moved, strict=True)
         }
     return floors, skills
+
+
+def _sums_in_the_basis(
+    forecaster: Forecaster, codes: Codes, trial: Trial, origins: Origins, horizons: np.ndarray
+) -> np.ndarray:
+    """[3, H] over one trial's origins: mean squares of what the basis drops of φ_{t+h}; squared errors, and squared
+    displacements, between encoded and decoded snapshots."""
+    weights, basis, coded = _read_only(trial), codes.basis(trial.seed), codes.codes(trial.seed)
+    sums = np.zeros((3, len(horizons)))
+    mine = np.flatnonzero((origins.trial == trial.seed) & origins.by_time)
+    for chosen in np.array_split(mine, -(-len(mine) // _batch(weights, horizons))):
+        histories = [history(weights, origins, m, forecaster) for m in chosen]
+        forecasts = checked_forecast(forecaster, histories, horizons.tolist())
+        for m, made in zip(chosen, forecasts, strict=True):
+            future = origins.snapshot[m] + horizons
+            shown = basis.decode(coded[[origins.snapshot[m], *future]])
+            sums[0] += ((weights[future] - shown[1:]) ** 2).mean(axis=1, dtype=np.float64)
+            sums[1] += ((made - shown[1:]) ** 2).sum(axis=1, dtype=np.float64)
+            sums[2] += ((shown[0] - shown[1:]) ** 2).sum(axis=1, dtype=np.float64)
+    return sums
+
+
+def _batch(weights: np.ndarray, horizons: np.ndarray) -> int:
+    """Origins whose forecasts are held at once."""
+    return max(1, _BATCH_BYTES // (weights.shape[1] * len(horizons) * weights.itemsize))
+
+
+def _read_only(trial: Trial) -> np.ndarray:
+    """The trial's weights [T, P], which no forecaster can change.
+
+    Raises:
+        TiplError: they are not finite.
+    """
+    weights = read_weights(trial)
+    weights.flags.writeable = False
+    return weights
+
+
+def _require_alike(data: Store) -> None:
+    """One environment and one policy a store: nothing here can be averaged over two."""
+    trials = [data.trial(seed) for seed in data.seeds]
+    for what, found in (
+        ("environment", {trial.env_id for trial in trials}),
+        ("number of weights", {trial.spec.size for trial in trials}),
+    ):
+        if len(found) > 1:
+            raise TiplError(
+                f"The trials of {data.path} differ in their {what} ({', '.join(map(str, sorted(found)))}); "
+                "give each its own store."
+            )
 
 
 def _require_room(data: Store, config: EvaluateConfig) -> None:
@@ -391,7 +496,12 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def _total(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Inner products [B, H] of [B, H, P], summed pairwise by numpy in blocks, so float32 suffices up to 1e-6."""
+    """Inner products [B, H] of [B, H, P], summed pairwise by numpy in blocks, so float32 suffices up to 1e-6.
+
+    A forecast may be finite and yet so far off that its square is not: then in float64.
+    """
+    if max(np.abs(a).max(), np.abs(b).max()) > _LARGE:
+        a, b = a.astype(np.float64), b.astype(np.float64)
     return (a * b).sum(axis=2, dtype=np.float64)
 
 

@@ -180,8 +180,15 @@ class EvaluateConfig:
     """Baselines whose policies are run; those of models always are."""
     episodes: int = 20
     """Episodes that estimate the return of one policy."""
+    oracle_normalizer: bool = True
+    """Also run forecasts, at the last return horizon, under the observation normalizer that the true policy has there:
+    an oracle, for it is not known at the origin."""
+    sampled_actions: bool = True
+    """Also run true and predicted policies, at the last return horizon, with sampled instead of mean actions."""
+    spectrum_trials: int = 3
+    """Test trials whose energy spectrum is measured, over learning, by tensor and beside random walks."""
     seed: int = 0
-    """Seed of the origins, the episodes, the random baseline and the bootstrap."""
+    """Seed of the origins, the episodes, the random baseline, the bootstrap and the walks beside the spectra."""
 
     def __post_init__(self) -> None:
         _require(
@@ -194,6 +201,7 @@ class EvaluateConfig:
             min(self.origins, self.return_origins, self.episodes) >= 1,
             "--origins, --return-origins and --episodes take at least 1.",
         )
+        _require(self.spectrum_trials >= 0, f"--spectrum-trials is {self.spectrum_trials}; give 0 or more.")
 
 
 @dataclass(frozen=True)

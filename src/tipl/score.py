@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tipl.stats import Interval, bootstrap_interval, paired_difference, skill
+from tipl.stats import Interval, bootstrap_interval, iqm, paired_difference, paired_improvement, skill
 
 Scores = dict[str, Any]
 
@@ -64,19 +64,25 @@ def weight_scores(
     """
     own, timed = compared[name], origins.by_time
     error, moved = (by_trial(values, origins.trial, timed) for values in (own.error, own.moved))
-    skills = bootstrap_interval(skill, error, moved, rng=np.random.default_rng(seed))
     dot, length = own.dot[timed].sum(0), own.length[timed].sum(0)
     total = own.moved[timed].sum(0)
     places = {str(p): timed & (origins.place == p) for p in np.unique(origins.place[timed]).tolist() if p >= 0}
+    by_place = {place: _skills(own, origins, mask, seed) for place, mask in places.items()}
+    by_phase = {phase: _skills(own, origins, mask, seed) for phase, mask in origins.phases().items()}
     return {
         "wpe": _row(horizons, own.error[timed].mean(0) / num_weights),
-        "skill": _row(horizons, [interval.value for interval in skills]),
-        "skill_ci": _row(horizons, map(_bounds, skills)),
-        "skill_minus_best_baseline_ci": _row(horizons, _leads(name, compared, rivals, origins, seed)),
+        **_with_interval("skill", horizons, _skills(own, origins, timed, seed)),
+        **_with_interval("skill_iqm", horizons, bootstrap_interval(_iqm_of_skills, error, moved, rng=_rng(seed))),
+        **_with_interval(
+            "trials_improved", horizons, bootstrap_interval(paired_improvement, moved, error, rng=_rng(seed))
+        ),
+        **_against_the_best(name, compared, rivals, origins, horizons, seed),
         "cosine": _row(horizons, _ratio(dot, np.sqrt(length * total))),
         "length_ratio": _row(horizons, np.sqrt(_ratio(length, total))),
-        "skill_by_place": {place: _row(horizons, _skill(own, mask)) for place, mask in places.items()},
-        "skill_by_phase": {phase: _row(horizons, _skill(own, mask)) for phase, mask in origins.phases().items()},
+        "skill_by_place": {place: _row(horizons, map(_value, found)) for place, found in by_place.items()},
+        "skill_by_place_ci": {place: _row(horizons, map(_bounds, found)) for place, found in by_place.items()},
+        "skill_by_phase": {phase: _row(horizons, map(_value, found)) for phase, found in by_phase.items()},
+        "skill_by_phase_ci": {phase: _row(horizons, map(_bounds, found)) for phase, found in by_phase.items()},
     }
 
 
@@ -90,18 +96,12 @@ class Returns:
 
 
 def return_scores(returns: Returns, origins: Origins, horizons: Sequence[int], seed: int) -> Scores:
-    """REPW, gain recovered, R² of the change and the share of improvements of one forecaster."""
+    """REPW, the return gained and the share of improvements of one forecaster; also by phase."""
     gap = np.abs(returns.true - returns.predicted)
     return {
-        "repw": _row(horizons, gap.mean(0)),
-        "repw_ci": _row(horizons, map(_bounds, mean_by_trial(gap, origins.trial, seed))),
-        **gain_scores(returns, origins, np.ones(len(gap), np.bool_), horizons, seed),
+        **gap_scores(returns, origins, np.ones(len(gap), np.bool_), horizons, seed),
         "by_phase": {
-            phase: {
-                "repw": _row(horizons, gap[mask].mean(0)),
-                **gain_scores(returns, origins, mask, horizons, seed),
-            }
-            for phase, mask in origins.phases().items()
+            phase: gap_scores(returns, origins, mask, horizons, seed) for phase, mask in origins.phases().items()
         },
         "scatter": {
             "horizon": np.broadcast_to(np.array(horizons), gap.shape).reshape(-1).tolist(),
@@ -112,37 +112,38 @@ def return_scores(returns: Returns, origins: Origins, horizons: Sequence[int], s
     }
 
 
-def gain_scores(returns: Returns, origins: Origins, mask: np.ndarray, horizons: Sequence[int], seed: int) -> Scores:
-    """How much of the return to come the forecasts have, over the origins in `mask`.
+def gap_scores(returns: Returns, origins: Origins, mask: np.ndarray, horizons: Sequence[int], seed: int) -> Scores:
+    """The scores of returns over the origins in `mask`.
 
     Gain recovered is (mean J(φ̃) − mean J(φ_t)) / (mean J(φ_{t+h}) − mean J(φ_t)): None unless the interval of its
-    denominator lies above zero, for there is nothing to recover otherwise. R² is of the change in return from φ_t.
+    denominator lies above zero, for there is nothing to recover otherwise. R² is of the change in return from φ_t; None
+    where that is the same everywhere. Persistence's REPW is |J(φ_{t+h}) − J(φ_t)|, paired with the forecast's by trial.
     """
-    now = returns.origin[mask][:, None]
+    now, groups = returns.origin[mask][:, None], origins.trial[mask]
     change, forecast = returns.true[mask] - now, returns.predicted[mask] - now
-    groups = origins.trial[mask]
+    repw, stood = np.abs(change - forecast), np.abs(change)
     to_gain = mean_by_trial(change, groups, seed)
-    gained = bootstrap_interval(
-        _ratio_of_sums,
-        by_trial(forecast, groups),
-        by_trial(change, groups),
-        rng=np.random.default_rng(seed),
-    )
     real = [interval.low is not None and interval.low > 0 for interval in to_gain]
-    spread = ((change - change.mean(0)) ** 2).sum(0)
+    recovered = bootstrap_interval(_ratio_of_sums, by_trial(forecast, groups), by_trial(change, groups), rng=_rng(seed))
+    better = (forecast > 0) + 0.5 * (forecast == 0)
+    sums = (by_trial(part, groups) for part in ((change - forecast) ** 2, change**2, change, np.ones_like(change)))
     return {
-        "true_gain": _row(horizons, change.mean(0)),
-        "gain_recovered": _row(horizons, [g.value if ok else None for g, ok in zip(gained, real, strict=True)]),
-        "gain_recovered_ci": _row(horizons, [_bounds(g) if ok else None for g, ok in zip(gained, real, strict=True)]),
-        "change_r2": _row(horizons, 1 - _ratio(((change - forecast) ** 2).sum(0), spread)),
-        "better_than_origin": _row(horizons, ((forecast > 0) + 0.5 * (forecast == 0)).mean(0)),
+        **_with_interval("repw", horizons, mean_by_trial(repw, groups, seed)),
+        **_with_interval("repw_minus_persistence", horizons, mean_by_trial(repw - stood, groups, seed)),
+        **_with_interval("true_gain", horizons, to_gain),
+        **_with_interval("gain", horizons, mean_by_trial(forecast, groups, seed)),
+        **_with_interval(
+            "gain_recovered", horizons, [r if ok else _NONE for r, ok in zip(recovered, real, strict=True)]
+        ),
+        **_with_interval("change_r2", horizons, bootstrap_interval(_r2, *sums, rng=_rng(seed))),
+        **_with_interval("better_than_origin", horizons, mean_by_trial(better, groups, seed)),
     }
 
 
 def mean_by_trial(values: np.ndarray, trial: np.ndarray, seed: int) -> list[Interval]:
     """Mean over origins of values [M, H] with its interval by trial."""
     sums, counts = by_trial(values, trial), by_trial(np.ones_like(values), trial)
-    return bootstrap_interval(_ratio_of_sums, sums, counts, rng=np.random.default_rng(seed))
+    return bootstrap_interval(_ratio_of_sums, sums, counts, rng=_rng(seed))
 
 
 def by_trial(values: np.ndarray, trial: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -152,26 +153,48 @@ def by_trial(values: np.ndarray, trial: np.ndarray, mask: np.ndarray | None = No
     return np.stack([values[trial == seed].sum(0) for seed in np.unique(trial)])
 
 
-def _leads(
-    name: str, compared: Mapping[str, Comparison], rivals: Sequence[str], origins: Origins, seed: int
-) -> list[tuple[float, float] | None]:
-    """Interval of the skill minus that of the best other rival, the best at each horizon, paired by trial."""
+def _against_the_best(
+    name: str, compared: Mapping[str, Comparison], rivals: Sequence[str], origins: Origins, horizons: Sequence[int],
+    seed: int,
+) -> Scores:  # fmt: skip
+    """The skill minus that of the best other rival, the best at each horizon, and the share of trials on which the
+    error is smaller than that rival's; paired by trial."""
     others = [rival for rival in rivals if rival != name]
     if not others:
-        return [None] * compared[name].error.shape[1]
+        nothing = dict.fromkeys(map(str, horizons))
+        keys = ("skill_minus_best_baseline", "trials_ahead_of_best")
+        return dict.fromkeys(("best_baseline", *keys, *(f"{key}_ci" for key in keys)), nothing)
     sums = {n: by_trial(compared[n].error, origins.trial, origins.by_time) for n in (name, *others)}
     moved = by_trial(compared[name].moved, origins.trial, origins.by_time)
-    best = np.stack([sums[other].sum(0) for other in others]).argmin(0)
-    leads = []
+    best = [others[i] for i in np.stack([sums[other].sum(0) for other in others]).argmin(0)]
+    leads, ahead = [], []
     for column, rival in enumerate(best):
-        mine, theirs, scale = sums[name][:, column], sums[others[rival]][:, column], moved[:, column]
-        rng = np.random.default_rng(seed)
-        leads.append(_bounds(paired_difference(skill, (mine, scale), (theirs, scale), rng=rng)[0]))
-    return leads
+        mine, theirs, scale = sums[name][:, column], sums[rival][:, column], moved[:, column]
+        leads += paired_difference(skill, (mine, scale), (theirs, scale), rng=_rng(seed))
+        ahead += bootstrap_interval(paired_improvement, theirs, mine, rng=_rng(seed))
+    return {
+        "best_baseline": _row(horizons, best),
+        **_with_interval("skill_minus_best_baseline", horizons, leads),
+        **_with_interval("trials_ahead_of_best", horizons, ahead),
+    }
 
 
-def _skill(compared: Comparison, mask: np.ndarray) -> np.ndarray:
-    return 1 - _ratio(compared.error[mask].sum(0), compared.moved[mask].sum(0))
+def _skills(compared: Comparison, origins: Origins, mask: np.ndarray, seed: int) -> list[Interval]:
+    error, moved = (by_trial(values, origins.trial, mask) for values in (compared.error, compared.moved))
+    return bootstrap_interval(skill, error, moved, rng=_rng(seed))
+
+
+def _iqm_of_skills(error: np.ndarray, moved: np.ndarray, axis: int) -> np.ndarray:
+    """IQM over trials of each trial's own skill; NaN where one of them has not moved."""
+    found = iqm(1 - error / moved, axis)
+    return np.where((moved > 0).all(axis), found, np.nan)
+
+
+def _r2(miss: np.ndarray, square: np.ndarray, change: np.ndarray, count: np.ndarray, axis: int) -> np.ndarray:
+    """1 − Σ(y − ỹ)² / Σ(y − ȳ)², from sums by trial; NaN where the y differ by no more than rounding."""
+    square = square.sum(axis)
+    spread = square - change.sum(axis) ** 2 / count.sum(axis)
+    return np.where(spread > 1e-12 * square, 1 - miss.sum(axis) / spread, np.nan)
 
 
 def _ratio_of_sums(above: np.ndarray, below: np.ndarray, axis: int) -> np.ndarray:
@@ -183,15 +206,31 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
 
 
+_NONE = Interval(None, None, None)
+
+
+def _rng(seed: int) -> np.random.Generator:
+    """The same resamples for every score, so that differences between scores are paired too."""
+    return np.random.default_rng(seed)
+
+
+def _with_interval(name: str, horizons: Sequence[int], found: Sequence[Interval]) -> Scores:
+    return {name: _row(horizons, map(_value, found)), f"{name}_ci": _row(horizons, map(_bounds, found))}
+
+
 def _row(horizons: Sequence[int], values: Any) -> dict[str, Any]:
     """A value a horizon, as JSON; None where it is not defined."""
     return {str(h): _plain(value) for h, value in zip(horizons, values, strict=True)}
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, list | tuple):
+    if value is None or isinstance(value, list | tuple | str):
         return value
     return float(value) if np.isfinite(value) else None
+
+
+def _value(interval: Interval) -> float | None:
+    return interval.value
 
 
 def _bounds(interval: Interval) -> tuple[float, float] | None:

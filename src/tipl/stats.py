@@ -68,6 +68,16 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike, axis: int = 0) -> np.
     return ((x_N > y_N) + 0.5 * (x_N == y_N)).mean(axis=(-2, -1))
 
 
+def paired_improvement(x: ArrayLike, y: ArrayLike, axis: int = 0) -> np.ndarray:
+    """P(x > y) + P(x = y) / 2 over trials that have both an x and a y; a `Statistic`.
+
+    The probability of improvement where two forecasters are judged on the same trials: what makes one trial harder
+    than another does not blur it.
+    """
+    x_N, y_N = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    return ((x_N > y_N) + 0.5 * (x_N == y_N)).mean(axis=axis)
+
+
 def bootstrap_interval(
     statistic: Statistic,
     *samples: ArrayLike,

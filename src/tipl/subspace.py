@@ -10,54 +10,79 @@ import numpy as np
 from tipl.forecast import Forecaster, History
 from tipl.representation import Codes, Gram, prefix_bases
 
+_BLOCK = 2**24  # numbers of a block of columns that products are taken of
+
+
+class PathProducts:
+    """Inner products of one trial's displacements from φ_0, extended as the origin moves on.
+
+    They hold no snapshot later than the last origin asked for. Several forecasters may share them.
+    """
+
+    def __init__(self) -> None:
+        self._trial: int | None = None
+        self._gram = np.zeros((0, 0))
+
+    def upto(self, history: History) -> Gram:
+        """Of all snapshots up to this origin; only the products of new ones are computed, a block of columns at a time.
+
+        Centered on φ_0, whose own products are left zero.
+        """
+        if history.trial != self._trial:
+            self._trial, self._gram = history.trial, np.zeros((0, 0))
+        old, new = len(self._gram), len(history.weights)
+        if new > old:
+            size = history.weights.shape[1]
+            kind = np.float64 if size < 4096 else np.float32  # many products are added up in float64
+            fresh, width = np.zeros((new - old, new)), max(1, _BLOCK // new)
+            for start in range(0, size, width):
+                columns = history.weights[:, start : start + width].astype(kind)
+                moved = columns - columns[0]
+                fresh += moved[old:] @ moved.T
+            gram = np.empty((new, new))
+            gram[:old, :old] = self._gram
+            gram[old:] = fresh
+            gram[:old, old:] = fresh[:, :old].T
+            self._gram = gram
+        return Gram(self._gram[:new, :new], np.zeros(new))
+
 
 class PrefixLine(Forecaster):
     """The line through the last `count` snapshots, seen in the leading `rank` directions of the path so far.
 
     With X the displacements from φ_0 and X = U Σ Vᵀ, the slope X ℓ is projected to U_r U_rᵀ X ℓ = X V_r V_rᵀ ℓ, and
-    φ̃_{t+h} = φ_t + h X V_r V_rᵀ ℓ. Inner products of a trial are kept and extended as the origin moves on.
+    φ̃_{t+h} = φ_t + h X V_r V_rᵀ ℓ.
     """
 
     name = "prefix-line"
     context = None
 
-    def __init__(self, rank: int, count: int) -> None:
+    def __init__(self, rank: int, count: int, products: PathProducts | None = None) -> None:
         self.label = f"line through the last {count} in the {rank} leading directions so far"
         self._rank, self._count = rank, count
-        self._trial: int | None = None
-        self._gram = np.zeros((0, 0))
+        self._products = products or PathProducts()
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
         order = sorted(range(len(histories)), key=lambda b: (histories[b].trial, histories[b].origin))
         for trial in dict.fromkeys(histories[b].trial for b in order):
             rows = [b for b in order if histories[b].trial == trial]
-            self._extend(histories[rows[-1]])
-            gram = Gram(self._gram, np.zeros(len(self._gram)))  # centered on φ_0: its own products are not needed
-            bases = prefix_bases(gram, [histories[b].origin for b in rows], self._rank)
-            for b, basis in zip(rows, bases, strict=True):
-                seen = histories[b].weights
-                v = basis.codes_SD
-                a = v @ (v.T @ slope(len(seen), self._count))
-                step = a.astype(np.float32) @ (seen - seen[0])
-                out[b] = seen[-1] + np.multiply.outer(np.array(horizons, np.float32), step)
+            steps = self._steps([histories[b] for b in rows])
+            for b, step in zip(rows, steps, strict=True):
+                out[b] = histories[b].weights[-1] + np.multiply.outer(np.array(horizons, np.float32), step)
         return out
 
-    def _extend(self, history: History) -> None:
-        """Inner products of displacements from φ_0 up to this origin; only those of new snapshots are computed."""
-        if history.trial != self._trial:
-            self._trial, self._gram = history.trial, np.zeros((0, 0))
-        old, new = len(self._gram), len(history.weights)
-        if new > old:
-            moved = history.weights - history.weights[0]
-            if moved.shape[1] < 4096:  # small enough for float64
-                moved = moved.astype(np.float64)
-            fresh = moved[old:] @ moved.T
-            gram = np.empty((new, new))
-            gram[:old, :old] = self._gram
-            gram[old:] = fresh
-            gram[:old, old:] = fresh[:, :old].T
-            self._gram = gram
+    def _steps(self, histories: Sequence[History]) -> np.ndarray:
+        """The projected slope [B, P] at ascending origins of one trial, in one product with its snapshots."""
+        longest = histories[-1]
+        gram = self._products.upto(longest)
+        weights = np.zeros((len(histories), len(longest.weights)))
+        bases = prefix_bases(gram, [history.origin for history in histories], self._rank)
+        for row, history, basis in zip(weights, histories, bases, strict=True):
+            count, v = len(history.weights), basis.codes_SD
+            row[:count] = v @ (v.T @ slope(count, self._count))
+        weights[:, 0] -= weights.sum(axis=1)  # of displacements from φ_0
+        return weights.astype(np.float32) @ longest.weights
 
 
 class DMD(Forecaster):
@@ -66,6 +91,8 @@ class DMD(Forecaster):
     With X = (x_0 … x_{n−2}), Y = (x_1 … x_{n−1}) and X ≈ U_r Σ_r V_rᵀ, the operator A = Y V_r Σ_r⁻¹ U_rᵀ gives
     x_{n−1+h} = A^h x_{n−1} = Y M^{h−1} c with c = V_r Σ_r⁻² V_rᵀ Xᵀ x_{n−1} and M = V_r Σ_r⁻² V_rᵀ Xᵀ Y: inner
     products of snapshots are all that it takes.
+
+    A horizon at which the modes have grown beyond float32 is answered with φ_t.
     """
 
     name = "dmd"
@@ -90,10 +117,13 @@ class DMD(Forecaster):
         pseudo = v / squares @ v.T
         c, transition = pseudo @ gram[:-1, -1], pseudo @ gram[:-1, 1:]
         coefficients = []
-        for _ in range(max(horizons)):
-            coefficients.append(c)
-            c = transition @ c
-        return np.stack([coefficients[h - 1] for h in horizons]) @ path[1:]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for _ in range(max(horizons)):
+                coefficients.append(c)
+                c = transition @ c
+            made = np.stack([coefficients[h - 1] for h in horizons]) @ path[1:]
+            held = np.abs(made).max(axis=1, keepdims=True) < np.finfo(np.float32).max
+        return np.where(held, made, path[-1])
 
 
 class CodeLine(Forecaster):

@@ -75,6 +75,26 @@ def best_skill(horizon: int, seen: int, drift: float) -> float:
     return seen * drift**2 / (1 + seen * drift**2) * horizon * drift**2 / (1 + horizon * drift**2)
 
 
+def walk_coordinates(lengths: np.ndarray, dim: int, start: float, rng: np.random.Generator) -> np.ndarray:
+    """A driftless walk in R^P as float64 [T, min(T, P)]: its snapshots in an orthonormal basis of their own.
+
+    φ_0 has the length `start`, step t is lengths[t] · N(0, I/P). Along the directions of earlier snapshots a step's
+    coordinates are N(0, 1/P), along the one direction that it adds they are χ/√P with as many degrees of freedom as
+    directions are left (Bartlett 1933): inner products have the very distribution that they have in R^P, and P is
+    never drawn.
+    """
+    count = len(lengths) + 1
+    path = np.zeros((count, min(count, dim)))
+    path[0, 0] = start
+    for i, length in enumerate(lengths, 1):
+        path[i, : min(i, dim)] = rng.standard_normal(min(i, dim))
+        if i < dim:
+            path[i, i] = np.sqrt(rng.chisquare(dim - i))
+        path[i] *= length / np.sqrt(dim)
+        path[i] += path[i - 1]
+    return path
+
+
 def _walk(snapshots: int, dim: int, drift: float, seed: int, anneal: bool):
     """Blocks of one walk from a random start: (number of the first snapshot, float32 [n, P])."""
     rng = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tipl.report.figure import NEUTRAL, Axis, Figure, Panel, Rule, Series, linear_axis, log_axis, tick
+from tipl.report.figure import MARKERS, NEUTRAL, Axis, Figure, Marker, Panel, Rule, Series, linear_axis, log_axis, tick
 from tipl.report.looks import below_note, color_of, on_scale
 from tipl.report.read import Curve, Evaluation
 from tipl.report.wording import ahead, listing, power
@@ -19,17 +19,34 @@ BINS = 120
 """Points of a learning curve at most; more of them cannot be told apart on a page."""
 
 
+SOURCES = {
+    "trials": ("Trials", 0, 0),
+    "walk": ("Random walk, constant steps", 1, 1),
+    "annealed-walk": ("Random walk, steps annealed to 0", 2, 2),
+}
+"""Label, color and dash of what a spectrum is of."""
+MATRICES = {"displacements": "Displacements from φ_0", "weights": "Weights as they are, as in the paper"}
+SHOWN_SHARES = ("0.9", "0.99")
+
+
 def spectra(evaluation: Evaluation) -> Figure | None:
-    lines = []
-    for index, (name, (directions, energy)) in enumerate(evaluation.spectra.items()):
-        x, y = tuple(directions), tuple(1 - share for share in energy)
-        kept = [i for i, rest in enumerate(y) if rest > 1e-9]
-        line = Series(name, name, index % NEUTRAL, tuple(x[i] for i in kept), tuple(y[i] for i in kept))
-        lines.append(replace(line, dash=index % 3, marker="none"))
-    lines = [line for line in lines if line.x]
-    if not lines:
+    panels = []
+    for of in dict.fromkeys(spectrum.of for spectrum in evaluation.spectra.values()):
+        lines = []
+        for spectrum in evaluation.spectra.values():
+            kept = [(n, 1 - share) for n, share in zip(*spectrum.energy, strict=True) if 1 - share > 1e-9]
+            if spectrum.of == of and kept:
+                lines.append(_of_source(spectrum.source, dict(kept), "none"))
+        if lines:
+            panels.append(_energy_panel(MATRICES.get(of, of), lines))
+    if not panels:
         return None
-    lowest = min(-1, math.floor(math.log10(min(value for line in lines for value in line.y))))
+    caption = "Share of the energy of a run’s snapshots outside its first directions. " + _directions(evaluation)
+    return Figure("spectra", "Energy spectra", caption.strip(), tuple(panels))
+
+
+def _energy_panel(title: str, lines: Sequence[Series]) -> Panel:
+    lowest = min(-1, max(-6, math.floor(math.log10(min(value for line in lines for value in line.y)))))
     y = Axis(
         "Energy left",
         10.0**lowest,
@@ -37,24 +54,86 @@ def spectra(evaluation: Evaluation) -> Figure | None:
         tuple((10.0**e, f"10{power(e)}" if e else "1") for e in range(lowest, 1)),
         log=True,
     )
-    largest = max(value for line in lines for value in line.x)
+    return Panel(title, _count_axis("Number of directions", [v for line in lines for v in line.x]), y, tuple(lines))
+
+
+def _count_axis(label: str, counts: Sequence[float]) -> Axis:
+    """Logarithmic, from 1."""
+    largest = max(counts)
     exponents = range(math.ceil(math.log10(max(largest, 2))) + 1)
     ticks = tuple((m * 10.0**e, tick(m * 10.0**e)) for e in exponents for m in (1, 2, 5) if m * 10.0**e <= largest)
-    x = Axis("Number of directions", 1.0, max(largest, 2.0), ticks, log=True)
-    caption = "Share of the energy of a trial’s snapshots outside its first directions. " + _directions(evaluation)
-    return Figure("spectra", "Energy spectra", caption.strip(), (Panel("", x, y, tuple(lines)),))
+    return Axis(label, 1.0, max(largest, 2.0), ticks, log=True)
+
+
+def _of_source(source: str, curve: Mapping[float, float], marker: Marker) -> Series:
+    label, color, dash = SOURCES.get(source, (source, NEUTRAL, 0))
+    return replace(Series(source, label, color, tuple(curve), tuple(curve.values())), dash=dash, marker=marker)
 
 
 def _directions(evaluation: Evaluation) -> str:
     """How many directions hold 90, 95, 99 and 99.9% of the energy."""
     said = []
-    for name, (directions, energy) in evaluation.spectra.items():
-        counts = [
-            next((d for d, e in zip(directions, energy, strict=True) if e >= s), None) for s in (0.9, 0.95, 0.99, 0.999)
-        ]
-        if None not in counts:
-            said.append(f"{name}: {listing([f'{count:g}' for count in counts if count is not None])}")
+    for spectrum in evaluation.spectra.values():
+        counts = [max(at.items())[1][0] for at in spectrum.over_learning.values() if at]
+        if counts:
+            name = f"{SOURCES.get(spectrum.source, (spectrum.source,))[0].lower()} ({spectrum.of})"
+            said.append(f"{name} {listing([f'{count:.3g}' for count in counts])}")
     return f"Directions that hold 90, 95, 99 and 99.9% of it: {'; '.join(said)}." if said else ""
+
+
+def directions_over_learning(evaluation: Evaluation) -> Figure | None:
+    """How many directions hold 90 and 99% of the energy of the run so far."""
+    panels = []
+    for of in dict.fromkeys(spectrum.of for spectrum in evaluation.spectra.values()):
+        lines = []
+        for spectrum in evaluation.spectra.values():
+            for turn, share in enumerate(SHOWN_SHARES):
+                counts = spectrum.over_learning.get(share) if spectrum.of == of else None
+                if not counts or len(counts) < 2:
+                    continue
+                mean, low, high = (tuple(count[i] for count in counts.values()) for i in range(3))
+                line = _of_source(spectrum.source, dict(zip(counts, mean, strict=True)), MARKERS[turn])
+                label = f"{line.label}, {float(share):.0%}"
+                spread = {"low": low, "high": high} if low != high else {}
+                lines.append(replace(line, key=f"{line.key}-{share}", label=label, dash=2 * turn, **spread))
+        if lines:
+            x = linear_axis("Snapshots of the run so far", [0, *(v for line in lines for v in line.x)], is_tight=True)
+            counts = [v for line in lines for v in (*line.y, *(high for high in line.high if high is not None))]
+            panels.append(Panel(MATRICES.get(of, of), x, _count_axis("Number of directions", counts), tuple(lines)))
+    if not panels:
+        return None
+    caption = (
+        "How many directions hold 90 and 99% of the energy of the snapshots up to then. Shaded: from the least to "
+    )
+    caption += "the most of the trials."
+    return Figure("directions-over-learning", "Directions over learning", caption, tuple(panels))
+
+
+def directions_by_tensor(evaluation: Evaluation) -> Figure | None:
+    """How many directions hold 90 and 99% of the energy of each tensor's displacements."""
+    shown = [spectrum for spectrum in evaluation.spectra.values() if spectrum.by_tensor]
+    panels = []
+    for share in SHOWN_SHARES:
+        tensors = list(dict.fromkeys(name for spectrum in shown for name in spectrum.by_tensor.get(share, {})))
+        if len(tensors) < 2:
+            continue
+        dots = []
+        for turn, spectrum in enumerate(shown):
+            label, color, _ = SOURCES.get(spectrum.source, (spectrum.source, NEUTRAL, 0))
+            rows = [(i + 0.22 * (turn - 1), spectrum.by_tensor[share][name]) for i, name in enumerate(tensors)]
+            x, low, high = (tuple(count[i] for _, count in rows) for i in range(3))
+            series = Series(spectrum.source, label, color, x, tuple(row for row, _ in rows), low, high, line=False)
+            dots.append(replace(series, marker=MARKERS[turn % 3]))
+        y = Axis("", -0.6, len(tensors) - 0.4, tuple((float(i), n) for i, n in enumerate(tensors)), categorical=True)
+        x = _count_axis("Number of directions", [v for line in dots for v in (*line.x, *line.high)])
+        panels.append(Panel(f"{float(share):.0%} of the energy", x, y, tuple(dots)))
+    if not panels:
+        return None
+    caption = (
+        "Of each tensor’s displacements from φ_0 over the whole run, beside walks with as many weights. Bars: from "
+    )
+    caption += "the least to the most of the trials."
+    return Figure("directions-by-tensor", "Directions by tensor", caption, tuple(panels))
 
 
 def training_curve(evaluation: Evaluation) -> Figure | None:

@@ -6,7 +6,13 @@ In: an `Evaluation`.  Out: `Figure`s, plain data with every limit, tick and labe
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from tipl.report.curves import learning_curves, spectra, training_curve
+from tipl.report.curves import (
+    directions_by_tensor,
+    directions_over_learning,
+    learning_curves,
+    spectra,
+    training_curve,
+)
 from tipl.report.figure import (
     MARKERS,
     NEUTRAL,
@@ -21,10 +27,11 @@ from tipl.report.figure import (
 )
 from tipl.report.looks import LOWEST_SKILL, below_note, color_of, look_ahead_note, on_scale, row_name, styles_of
 from tipl.report.read import Curve, Evaluation, Forecaster, Intervals
-from tipl.report.wording import ahead, score, slug
+from tipl.report.wording import ahead, number, score, slug
 
 WPE_COLOR, REPW_COLOR = 3, 2
 DOT_COLOR, PHASE_COLORS = 0, (0, 4, 2, 6)
+NOTHING = Rule("Doing nothing", 0.0)
 
 
 def figures(evaluation: Evaluation) -> tuple[list[Figure], list[str]]:
@@ -33,14 +40,19 @@ def figures(evaluation: Evaluation) -> tuple[list[Figure], list[str]]:
         ("Skill by horizon", _skill),
         ("Skill by place in the PPO iteration", _by_place),
         ("Skill by phase of learning", _by_phase),
+        ("Share of trials improved", _improved),
+        ("Return gained", _gained),
         ("Gain recovered", _gain),
+        ("Other ways to run the policies", _variants),
         ("Energy spectra", spectra),
+        ("Directions over learning", directions_over_learning),
+        ("Directions by tensor", directions_by_tensor),
         ("Training curve", training_curve),
         ("Learning curves", learning_curves),
     ]
     drawn = [figure for model in evaluation.models if (figure := _figure_2(evaluation, model))]
     left_out = [] if drawn else ["the paper’s Figure 2"]
-    if not any(forecaster.repw for forecaster in evaluation.forecasters):
+    if not any(forecaster.returns.repw for forecaster in evaluation.forecasters):
         left_out.append("returns of predicted policies")
     for title, make in makers:
         figure = make(evaluation)
@@ -65,11 +77,11 @@ def _figure_2(evaluation: Evaluation, model: Forecaster) -> Figure | None:
         caption += "point a forecast. "
     caption += "Persistence, which does nothing, stands beside it: a point on the diagonal or a level REPW proves "
     caption += "nothing that persistence shows as well."
-    last = max(set(model.change_r2) | set(model.better_than_origin), default=None)
-    if last in model.change_r2:
-        caption += f" R² of the change in return {ahead([last])}: {score(model.change_r2[last])}."
-    if last in model.better_than_origin:
-        share = model.better_than_origin[last]
+    last = max(set(model.returns.change_r2) | set(model.returns.better_than_origin), default=None)
+    if last in model.returns.change_r2:
+        caption += f" R² of the change in return {ahead([last])}: {score(model.returns.change_r2[last])}."
+    if last in model.returns.better_than_origin:
+        share = model.returns.better_than_origin[last]
         caption += f" Predicted policies better than the origin’s {ahead([last])}: {share:.0%}."
     return Figure(f"figure-2-{slug(model.name)}", f"The paper’s Figure 2: {model.full_label}", caption, tuple(panels))
 
@@ -78,14 +90,14 @@ def _errors(evaluation: Evaluation, model: Forecaster) -> Panel | None:
     horizons = evaluation.return_horizons or tuple(h for h in evaluation.horizons if h <= 10)
     persistence = evaluation.get("persistence")
     shown = [model, persistence] if persistence else [model]
-    if not model.wpe and not model.repw:
+    if not model.wpe and not model.returns.repw:
         return None
     series = [_error_line("WPE", forecaster, forecaster.wpe, {}, horizons) for forecaster in shown]
     floor = {h: value for h, value in evaluation.reconstruction_floor.get(model.name, {}).items() if h in horizons}
     if floor:
         line = _series("Reconstruction floor", floor, {}, WPE_COLOR)
         series.append(replace(line, dash=2, marker="none"))
-    series += [_error_line("REPW", f, f.repw, f.repw_ci, horizons) for f in shown]
+    series += [_error_line("REPW", f, f.returns.repw, f.returns.repw_ci, horizons) for f in shown]
     series = [line for line in series if line.x]
     rules = []
     if evaluation.noise_floor is not None:
@@ -204,33 +216,166 @@ def _by_phase(evaluation: Evaluation) -> Figure | None:
             curves = {f.name: f.skill_by_phase[phase] for f in rivals if phase in f.skill_by_phase}
             values = {name: curve.get(horizon) for name, curve in curves.items()}
             marker, color = MARKERS[index % len(MARKERS)], PHASE_COLORS[index % len(PHASE_COLORS)]
-            for dots in _dots(rivals, values, {}, shift=0.3 * (index - (len(phases) - 1) / 2)):
+            bounds = {f.name: f.skill_by_phase_ci.get(phase, {}).get(horizon) for f in rivals}
+            for dots in _dots(rivals, values, bounds, shift=0.3 * (index - (len(phases) - 1) / 2)):
                 groups.append(replace(dots, key=phase, label=phase.capitalize(), marker=marker, color=color))
         panels.append(_rows(ahead([horizon]), "Skill", rivals, groups))
     if not panels:
         return None
     caption = "Rising: the trial’s return is still below its ceiling. Ceiling: it has arrived, and says little about "
     caption += "forecasts of return."
+    if any(f.skill_by_phase_ci for f in rivals):
+        caption += " Bars: 95% intervals by trial."
     caption += _arrows(panels)
     return Figure("skill-by-phase", "Skill by phase of learning", caption + look_ahead_note(rivals), tuple(panels))
 
 
-def _gain(evaluation: Evaluation) -> Figure | None:
-    rivals = [f for f in evaluation.forecasters if f.gain_recovered and f.name != "persistence"]
+def _improved(evaluation: Evaluation) -> Figure | None:
+    rivals = [f for f in evaluation.forecasters if f.improved and f.name != "persistence"]
     panels = []
-    for horizon in _panel_horizons(f.gain_recovered for f in rivals):
-        values = {f.name: f.gain_recovered.get(horizon) for f in rivals}
-        intervals = {f.name: f.gain_recovered_ci.get(horizon) for f in rivals}
-        dots = _dots(rivals, values, intervals)
-        panels.append(_rows(ahead([horizon]), "Gain recovered", rivals, dots))
+    for horizon in _panel_horizons(f.improved for f in rivals):
+        groups = []
+        for key, label, shift, curves, bounds in (
+            (
+                "nothing",
+                "Than doing nothing",
+                -0.15,
+                {f.name: f.improved for f in rivals},
+                [f.improved_ci for f in rivals],
+            ),
+            (
+                "best",
+                "Than the best other baseline",
+                0.15,
+                {f.name: f.ahead for f in rivals},
+                [f.ahead_ci for f in rivals],
+            ),
+        ):
+            values = {name: curve.get(horizon) for name, curve in curves.items()}
+            intervals = {f.name: pairs.get(horizon) for f, pairs in zip(rivals, bounds, strict=True)}
+            index = 0 if key == "nothing" else 1
+            for dots in _dots(rivals, values, intervals, shift=shift):
+                look = {"marker": MARKERS[index], "color": PHASE_COLORS[index]}
+                groups.append(replace(dots, key=key, label=label, **look))
+        if groups:
+            half = Rule("As often better as worse", 0.5)
+            panels.append(_rows(ahead([horizon]), "Share of test trials", rivals, groups, half, (0.0, 1.0)))
+    if not panels:
+        return None
+    caption = "In how many of the test trials the forecast’s error is the smaller one; ties count half. Bars: 95% "
+    caption += "intervals by trial."
+    return Figure("trials-improved", "Share of trials improved", caption + look_ahead_note(rivals), tuple(panels))
+
+
+def _gained(evaluation: Evaluation) -> Figure | None:
+    """What forecasts add to the origin's return, beside what training added."""
+    rivals = [f for f in evaluation.forecasters if f.returns.gain and f.name != "persistence"]
+    if not rivals:
+        return None
+    styles = styles_of(evaluation.forecasters)
+    panels = []
+    for title, scores in (
+        ("All origins", {f.name: f.returns for f in rivals}),
+        ("While the return rises", {f.name: s for f in rivals if (s := f.returns_by_phase.get("rising"))}),
+    ):
+        lines = []
+        first = next(iter(scores.values()), None)
+        if first and first.true_gain:
+            lines.append(replace(_series("Training itself", first.true_gain, first.true_gain_ci, NEUTRAL), dash=1))
+        lines += [_styled(styles, f, scores[f.name].gain, scores[f.name].gain_ci) for f in rivals if f.name in scores]
+        lines = [line for line in lines if line.x]
+        if not lines:
+            continue
+        x = steps_axis([h for line in lines for h in line.x], log=False)
+        bounds = [v for line in lines for v in (*line.y, *_known(line.low), *_known(line.high))]
+        y = linear_axis("Return minus the origin’s", [0, *bounds])
+        panels.append(Panel(title, x, y, tuple(lines), rules=(Rule("Doing nothing", 0.0),)))
+    if not panels:
+        return None
+    caption = "Mean return of the predicted policies less that of their origins, on common episodes. Shaded: 95% "
+    caption += "intervals by trial."
+    return Figure("return-gained", "Return gained", caption + look_ahead_note(rivals), tuple(panels))
+
+
+def _gain(evaluation: Evaluation) -> Figure | None:
+    rivals = [f for f in evaluation.forecasters if f.returns.gain_recovered and f.name != "persistence"]
+    phases = ["all", *dict.fromkeys(phase for f in rivals for phase in f.returns_by_phase)]
+    panels = []
+    for horizon in _panel_horizons(f.returns.gain_recovered for f in rivals):
+        groups = []
+        for phase in phases:
+            scores = {f.name: f.returns if phase == "all" else f.returns_by_phase.get(phase) for f in rivals}
+            values = {name: found.gain_recovered.get(horizon) for name, found in scores.items() if found}
+            intervals = {name: found.gain_recovered_ci.get(horizon) for name, found in scores.items() if found}
+            index = phases.index(phase)
+            shift = 0.3 * (index - (len(phases) - 1) / 2)
+            for dots in _dots(rivals, values, intervals, shift=shift):
+                label = "All origins" if phase == "all" else phase.capitalize()
+                look = {"marker": MARKERS[index % len(MARKERS)], "color": PHASE_COLORS[index % len(PHASE_COLORS)]}
+                groups.append(replace(dots, key=phase, label=label, **look))
+        if groups:
+            panels.append(_rows(ahead([horizon]), "Gain recovered", rivals, groups))
     if not panels:
         return None
     caption = "Share of the return which training added after the origin that the predicted policy already has: 1 is "
-    caption += "all of it."
-    if any(f.gain_recovered_ci for f in rivals):
+    caption += "all of it. Not shown where training added nothing beyond doubt."
+    if any(f.returns.gain_recovered_ci for f in rivals):
         caption += " Bars: 95% intervals by trial."
     caption += _arrows(panels)
     return Figure("gain-recovered", "Gain recovered", caption + look_ahead_note(rivals), tuple(panels))
+
+
+VARIANTS = {
+    "mean_actions": "Mean actions, the origin’s normalizer",
+    "oracle_normalizer": "Mean actions, the true policy’s normalizer (an oracle)",
+    "sampled_actions": "Sampled actions, the origin’s normalizer",
+}
+
+
+def _variants(evaluation: Evaluation) -> Figure | None:
+    """REPW and return gained where policies are run in other ways."""
+    rivals = [f for f in evaluation.forecasters if f.variants]
+    horizons = sorted({h for f in rivals for scores in f.variants.values() for h in scores.repw})
+    if not horizons:
+        return None
+    names = ["mean_actions", *dict.fromkeys(name for f in rivals for name in f.variants)]
+    panels = []
+    for title, curve, bounds in (
+        ("REPW", lambda s: s.repw, lambda s: s.repw_ci),
+        ("Return minus the origin’s", lambda s: s.gain, lambda s: s.gain_ci),
+    ):
+        groups = []
+        for index, name in enumerate(names):
+            scores = {f.name: f.returns if name == "mean_actions" else f.variants.get(name) for f in rivals}
+            values = {n: curve(found).get(horizons[-1]) for n, found in scores.items() if found}
+            intervals = {n: bounds(found).get(horizons[-1]) for n, found in scores.items() if found}
+            look = {"marker": MARKERS[index % len(MARKERS)], "color": PHASE_COLORS[index % len(PHASE_COLORS)]}
+            for dots in _dots(rivals, values, intervals, shift=0.28 * (index - (len(names) - 1) / 2)):
+                groups.append(replace(dots, key=name, label=VARIANTS.get(name, name), **look))
+        if groups:
+            drawn = [v for group in groups for v in (*group.x, *_known(group.low), *_known(group.high))]
+            panels.append(
+                _rows(
+                    title,
+                    title,
+                    rivals,
+                    groups,
+                    None if title == "REPW" else Rule("As the origin", 0.0),
+                    (min(drawn), max(drawn)),
+                )
+            )
+    caption = (
+        f"{ahead(horizons[-1:]).capitalize()}. Under the true policy’s normalizer even persistence moves: what it "
+    )
+    caption += "gains there, the normalizer alone gains. Bars: 95% intervals by trial."
+    floors = [
+        f"{VARIANTS[name].lower()} {number(floor)}"
+        for name, (floor, _) in evaluation.variant_floors.items()
+        if floor is not None and name == "sampled_actions"
+    ]
+    if evaluation.noise_floor is not None and floors:
+        caption += f" Noise floor of REPW: mean actions {number(evaluation.noise_floor)}, {'; '.join(floors)}."
+    return Figure("variants", "Other ways to run the policies", caption + look_ahead_note(rivals), tuple(panels))
 
 
 # Parts
@@ -278,8 +423,15 @@ def _dots(
     return [series for series in dots if series.x]
 
 
-def _rows(title: str, label: str, forecasters: Sequence[Forecaster], groups: Sequence[Series]) -> Panel:
-    """A panel with a row for each forecaster, and a line at 0 for doing nothing."""
+def _rows(
+    title: str,
+    label: str,
+    forecasters: Sequence[Forecaster],
+    groups: Sequence[Series],
+    rule: Rule | None = NOTHING,
+    span: tuple[float, float] = (LOWEST_SKILL, 1.5),
+) -> Panel:
+    """A panel with a row for each forecaster; its axis shows what lies in `span`."""
     values = [v for group in groups for v in (*group.x, *_known(group.low), *_known(group.high))]
     y = Axis(
         "",
@@ -288,8 +440,8 @@ def _rows(title: str, label: str, forecasters: Sequence[Forecaster], groups: Seq
         tuple((float(i), row_name(f)) for i, f in enumerate(forecasters)),
         categorical=True,
     )
-    x = linear_axis(label, [0, *(min(1.5, max(LOWEST_SKILL, value)) for value in values)])
-    return Panel(title, x, y, tuple(groups), rules=(Rule("Doing nothing", 0.0),))
+    x = linear_axis(label, [0, *(min(span[1], max(span[0], value)) for value in values)])
+    return Panel(title, x, y, tuple(groups), rules=(rule,) if rule else ())
 
 
 def _panel_horizons(curves: Iterable[Curve]) -> list[int]:

@@ -83,7 +83,8 @@ def _summary(sections: Sequence[Section]) -> str:
         f'<th scope="col" class="number">{ahead(horizons[-1:])}</th></tr>'
     )
     bodies = "".join(_summary_body(section, horizons, len(sections) > 1) for section in sections)
-    note = f"In brackets: {_word('95% interval')}s. ▲ better, ▼ worse, ≈ no better: what the interval says."
+    note = f"In brackets: {_word('95% interval')}s. ▲ better, ▼ worse, ≈ no better: what the interval says,"
+    note += " of REPW that of its difference to doing nothing, paired by trial."
     return (
         f'<div class="table-frame"><table class="summary"><caption class="hidden">The answer in numbers</caption>'
         f'<thead>{head}</thead>{bodies}</table></div><p class="note">{note}</p>'
@@ -95,7 +96,7 @@ def _summary_body(section: Section, horizons: Sequence[int], has_title: bool) ->
     rows = [_standing_row(standing, horizons) for standing in section.verdict.standings]
     persistence = evaluation.get("persistence")
     if persistence:
-        repw = _repw_cell(persistence.repw.get(last), persistence.repw_ci.get(last), last)
+        repw = _repw_cell(persistence.returns.repw.get(last), persistence.returns.repw_ci.get(last), last)
         rows.append(_reference_row("Doing nothing", "persistence", "0", repw, horizons))
     if evaluation.noise_floor is not None:
         repw = _repw_cell(evaluation.noise_floor, evaluation.noise_floor_ci, last)
@@ -126,7 +127,9 @@ def _standing_row(standing: Standing, horizons: Sequence[int]) -> str:
         _row_head(forecaster.label, sees, is_warning=not forecaster.causal)
         + "".join(_judgment_cell(standing.nothing.get(h), f"Skill, {ahead([h])}") for h in horizons)
         + "".join(_judgment_cell(standing.line.get(h), _lead_label(h)) for h in horizons)
-        + _repw_cell(forecaster.repw.get(last), forecaster.repw_ci.get(last), last)
+        + _repw_cell(
+            forecaster.returns.repw.get(last), forecaster.returns.repw_ci.get(last), last, standing.returns.get(last)
+        )
     )
 
 
@@ -138,21 +141,27 @@ def _row_head(label: str, sees: str, is_warning: bool = False) -> str:
 def _judgment_cell(judgment: Judgment | None, label: str) -> str:
     if judgment is None:
         return NOTHING.format(label=label)
-    word = judgment.word
     bounds = interval(judgment.interval) if judgment.interval else "no interval"
-    sign = f'<span class="sign {word.replace(" ", "-")}" role="img" aria-label="{word}">{SIGNS[word]}</span>'
     return (
-        f'<td class="number" data-label="{label}" data-value="{judgment.value!r}"><span>{sign}'
+        f'<td class="number" data-label="{label}" data-value="{judgment.value!r}"><span>{_sign(judgment)}'
         f"{score(judgment.value)}</span><small>{bounds}</small></td>"
     )
 
 
-def _repw_cell(value: float | None, bounds: tuple[float, float] | None, horizon: int) -> str:
+def _sign(judgment: Judgment) -> str:
+    word = judgment.word
+    return f'<span class="sign {word.replace(" ", "-")}" role="img" aria-label="{word}">{SIGNS[word]}</span>'
+
+
+def _repw_cell(
+    value: float | None, bounds: tuple[float, float] | None, horizon: int, judgment: Judgment | None = None
+) -> str:
+    """REPW with its interval, and the sign of its paired difference to doing nothing's."""
     label = f"REPW, {ahead([horizon])}"
     if value is None:
         return NOTHING.format(label=label)
     small = number_interval(bounds) if bounds else ""
-    text = f"<span>{number(value)}</span><small>{small}</small>"
+    text = f"<span>{_sign(judgment) if judgment else ''}{number(value)}</span><small>{small}</small>"
     return f'<td class="number" data-label="{label}" data-value="{value!r}">{text}</td>'
 
 
@@ -210,12 +219,22 @@ def _no_bounds(_: Forecaster) -> Intervals:
 COLUMNS = (
     _Column("WPE", lambda f: f.wpe, _no_bounds, number),
     _Column("skill", lambda f: f.skill, lambda f: f.skill_ci, score),
+    _Column("skill, IQM", lambda f: f.skill_iqm, lambda f: f.skill_iqm_ci, score),
+    _Column("trials improved", lambda f: f.improved, lambda f: f.improved_ci, "{:.0%}".format),
+    _Column("trials ahead of best", lambda f: f.ahead, lambda f: f.ahead_ci, "{:.0%}".format),
     _Column("cosine", lambda f: f.cosine, _no_bounds, score),
     _Column("length ratio", lambda f: f.length_ratio, _no_bounds, score),
-    _Column("REPW", lambda f: f.repw, lambda f: f.repw_ci, number),
-    _Column("gain recovered", lambda f: f.gain_recovered, lambda f: f.gain_recovered_ci, score),
-    _Column("change R²", lambda f: f.change_r2, _no_bounds, score),
-    _Column("better than origin", lambda f: f.better_than_origin, _no_bounds, "{:.0%}".format),
+    _Column("REPW", lambda f: f.returns.repw, lambda f: f.returns.repw_ci, number),
+    _Column("REPW − persistence", lambda f: f.returns.repw_lead, lambda f: f.returns.repw_lead_ci, number),
+    _Column("return gained", lambda f: f.returns.gain, lambda f: f.returns.gain_ci, number),
+    _Column("gain recovered", lambda f: f.returns.gain_recovered, lambda f: f.returns.gain_recovered_ci, score),
+    _Column("change R²", lambda f: f.returns.change_r2, lambda f: f.returns.change_r2_ci, score),
+    _Column(
+        "better than origin",
+        lambda f: f.returns.better_than_origin,
+        lambda f: f.returns.better_than_origin_ci,
+        "{:.0%}".format,
+    ),
 )
 
 

@@ -32,6 +32,28 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class ReturnScores:
+    """Returns of one forecaster's policies: over all origins, of one phase of learning, or of a variant."""
+
+    repw: Curve
+    repw_ci: Intervals
+    repw_lead: Curve
+    """REPW minus persistence's; below zero is better."""
+    repw_lead_ci: Intervals
+    true_gain: Curve
+    true_gain_ci: Intervals
+    gain: Curve
+    """Mean return that the forecast adds to the origin's."""
+    gain_ci: Intervals
+    gain_recovered: Curve
+    gain_recovered_ci: Intervals
+    change_r2: Curve
+    change_r2_ci: Intervals
+    better_than_origin: Curve
+    better_than_origin_ci: Intervals
+
+
+@dataclass(frozen=True)
 class Forecaster:
     """One forecaster's scores. Words as in the project's design: WPE, skill, REPW, gain recovered."""
 
@@ -46,17 +68,27 @@ class Forecaster:
     skill_ci: Intervals
     lead_ci: Intervals
     """Of skill minus the best baseline's, paired by trial."""
+    skill_iqm: Curve
+    """IQM over trials of each trial's own skill."""
+    skill_iqm_ci: Intervals
+    improved: Curve
+    """Share of test trials in which its error is smaller than persistence's."""
+    improved_ci: Intervals
+    ahead: Curve
+    """Share of test trials in which its error is smaller than the best baseline's."""
+    ahead_ci: Intervals
     cosine: Curve
     length_ratio: Curve
     skill_by_place: dict[int, Curve]
     """Place of the origin in its PPO iteration → skill."""
+    skill_by_place_ci: dict[int, Intervals]
     skill_by_phase: dict[str, Curve]
-    repw: Curve
-    repw_ci: Intervals
-    gain_recovered: Curve
-    gain_recovered_ci: Intervals
-    change_r2: Curve
-    better_than_origin: Curve
+    skill_by_phase_ci: dict[str, Intervals]
+    returns: ReturnScores
+    """With mean actions, each forecast under its origin's observation normalizer."""
+    returns_by_phase: dict[str, ReturnScores]
+    variants: dict[str, ReturnScores]
+    """At the last return horizon, how else the policies were run → scores."""
     scatter: Scatter | None
 
     @property
@@ -83,6 +115,22 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Spectrum:
+    """The energy of some runs by direction; counts are means over the runs, with the least and the most."""
+
+    of: str
+    """The matrix that was decomposed, or the name of the whole where the file says no more."""
+    source: str
+    """trials, walk or annealed-walk."""
+    energy: tuple[list[float], list[float]]
+    """Numbers of directions, and the share of the energy that they hold."""
+    over_learning: dict[str, dict[float, tuple[float, float, float]]]
+    """Share of the energy → snapshots of the run → directions that hold it: mean, least, most."""
+    by_tensor: dict[str, dict[str, tuple[float, float, float]]]
+    """Share of the energy → tensor → directions."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What one metrics.json says."""
 
@@ -102,10 +150,11 @@ class Evaluation:
     """Model → WPE of the true snapshots in its basis."""
     noise_floor: float | None
     noise_floor_ci: tuple[float, float] | None
+    variant_floors: dict[str, tuple[float | None, tuple[float, float] | None]]
+    """How else policies were run → the noise floor there and its interval."""
     learning_curves: dict[str, tuple[list[float], list[float]]]
     """Trial's seed → environment steps, returns."""
-    spectra: dict[str, tuple[list[float], list[float]]]
-    """Name → numbers of directions, share of the energy that they hold."""
+    spectra: dict[str, Spectrum]
     training: dict[str, list[Validation]]
     """Model → its validations in order."""
     config: dict[str, Any]
@@ -166,14 +215,15 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
         },
         noise_floor=_number(metrics.get("noise_floor")),
         noise_floor_ci=_interval(metrics.get("noise_floor_ci")),
+        variant_floors={
+            variant: (_number(entry.get("noise_floor")), _interval(entry.get("noise_floor_ci")))
+            for variant, entry in (metrics.get("variants") or {}).items()
+        },
         learning_curves={
             seed: _pairs(curve["env_step"], curve["return"])
             for seed, curve in (metrics.get("learning_curves") or {}).items()
         },
-        spectra={
-            name: _pairs(spectrum["directions"], spectrum["energy"])
-            for name, spectrum in (metrics.get("spectrum") or {}).items()
-        },
+        spectra={name: _spectrum(name, spectrum) for name, spectrum in (metrics.get("spectrum") or {}).items()},
         training={model: _validations(entry) for model, entry in training.items()},
         config=(metrics.get("config") or {})
         | {model: entry["config"] for model, entry in training.items() if isinstance(entry, dict)},
@@ -197,18 +247,65 @@ def _forecaster(name: str, entry: Mapping[str, Any]) -> Forecaster:
         skill=_curve(entry.get("skill")),
         skill_ci=_intervals(entry.get("skill_ci")),
         lead_ci=_intervals(entry.get("skill_minus_best_baseline_ci")),
+        skill_iqm=_curve(entry.get("skill_iqm")),
+        skill_iqm_ci=_intervals(entry.get("skill_iqm_ci")),
+        improved=_curve(entry.get("trials_improved")),
+        improved_ci=_intervals(entry.get("trials_improved_ci")),
+        ahead=_curve(entry.get("trials_ahead_of_best")),
+        ahead_ci=_intervals(entry.get("trials_ahead_of_best_ci")),
         cosine=_curve(entry.get("cosine")),
         length_ratio=_curve(entry.get("length_ratio")),
         skill_by_place={int(place): _curve(curve) for place, curve in (entry.get("skill_by_place") or {}).items()},
+        skill_by_place_ci={int(p): _intervals(pairs) for p, pairs in (entry.get("skill_by_place_ci") or {}).items()},
         skill_by_phase={phase: _curve(curve) for phase, curve in (entry.get("skill_by_phase") or {}).items()},
+        skill_by_phase_ci={phase: _intervals(p) for phase, p in (entry.get("skill_by_phase_ci") or {}).items()},
+        returns=_return_scores(entry),
+        returns_by_phase={phase: _return_scores(scores) for phase, scores in (entry.get("by_phase") or {}).items()},
+        variants={variant: _return_scores(scores) for variant, scores in (entry.get("variants") or {}).items()},
+        scatter=_scatter(entry.get("scatter")),
+    )
+
+
+def _return_scores(entry: Mapping[str, Any]) -> ReturnScores:
+    return ReturnScores(
         repw=_curve(entry.get("repw")),
         repw_ci=_intervals(entry.get("repw_ci")),
+        repw_lead=_curve(entry.get("repw_minus_persistence")),
+        repw_lead_ci=_intervals(entry.get("repw_minus_persistence_ci")),
+        true_gain=_curve(entry.get("true_gain")),
+        true_gain_ci=_intervals(entry.get("true_gain_ci")),
+        gain=_curve(entry.get("gain")),
+        gain_ci=_intervals(entry.get("gain_ci")),
         gain_recovered=_curve(entry.get("gain_recovered")),
         gain_recovered_ci=_intervals(entry.get("gain_recovered_ci")),
         change_r2=_curve(entry.get("change_r2")),
+        change_r2_ci=_intervals(entry.get("change_r2_ci")),
         better_than_origin=_curve(entry.get("better_than_origin")),
-        scatter=_scatter(entry.get("scatter")),
+        better_than_origin_ci=_intervals(entry.get("better_than_origin_ci")),
     )
+
+
+def _spectrum(name: str, entry: Mapping[str, Any]) -> Spectrum:
+    over_learning: dict[str, dict[float, tuple[float, float, float]]] = {}
+    for point in entry.get("over_learning") or []:
+        for share, counts in point["needed"].items():
+            snapshots = sum(point["snapshots"]) / len(point["snapshots"])
+            over_learning.setdefault(share, {})[snapshots] = _mean_and_range(counts)
+    by_tensor: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for tensor, counted in (entry.get("by_tensor") or {}).items():
+        for share, counts in counted["needed"].items():
+            by_tensor.setdefault(share, {})[f"{tensor}\n({counted['size']:,} weights)"] = _mean_and_range(counts)
+    return Spectrum(
+        of=str(entry.get("of") or name),
+        source=str(entry.get("source") or "trials"),
+        energy=_pairs(entry["directions"], entry["energy"]),
+        over_learning=over_learning,
+        by_tensor=by_tensor,
+    )
+
+
+def _mean_and_range(counts: list[int]) -> tuple[float, float, float]:
+    return sum(counts) / len(counts), float(min(counts)), float(max(counts))
 
 
 def _validations(entry: Any) -> list[Validation]:

@@ -34,6 +34,8 @@ class Standing:
     forecaster: Forecaster
     nothing: dict[int, Judgment]
     line: dict[int, Judgment]
+    returns: dict[int, Judgment]
+    """REPW of doing nothing minus this one's: above 0, its policies' returns are the closer ones."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,10 @@ def _standing(forecaster: Forecaster, horizons: tuple[int, ...], best: Mapping[i
             for h in known
             if h in best and best[h].name != forecaster.name
         },
+        returns={
+            h: Judgment(-value, (-pair[1], -pair[0]) if (pair := forecaster.returns.repw_lead_ci.get(h)) else None)
+            for h, value in forecaster.returns.repw_lead.items()
+        },
     )
 
 
@@ -101,9 +107,20 @@ def _sentence(standings: list[Standing], best: Mapping[int, Forecaster], has_mod
     judgments = [*judged.nothing.values(), *judged.line.values()]
     if any(judgment.word == "better" for judgment in judgments) and not judged.forecaster.causal:
         sentence += "; it sees the future, so even where it is better it is no forecast"
+    sentence += f".{_of_returns(judged)}"
     if any(judgment.interval is None for judgment in judgments):
-        return f"{sentence}. There are too few test trials for an interval, so this may be chance."
-    return f"{sentence}."
+        return f"{sentence} There are too few test trials for an interval, so this may be chance."
+    return sentence
+
+
+def _of_returns(standing: Standing) -> str:
+    """Whether its policies do what the true ones do, at the last of the two horizons that returns were measured at."""
+    known = [h for h in standing.nothing if h in standing.returns]
+    if not known:
+        return ""
+    words = {"better": "closer to", "worse": "farther from", "no better": "no closer to"}
+    word = words[standing.returns[known[-1]].word]
+    return f" Run as policies, its forecasts have returns {word} the true ones than doing nothing {ahead(known[-1:])}."
 
 
 def _clause(judgments: Mapping[int, Judgment], against: str, said: tuple[int, ...] = ()) -> str:

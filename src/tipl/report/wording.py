@@ -21,12 +21,21 @@ GLOSSARY = {
     "doing nothing, below 0 is worse than doing nothing.",
     "minus best baseline": "The forecaster’s skill minus that of the baseline that sees only the past and has the "
     "highest skill at that horizon, doing nothing among them. The interval pairs the two by trial.",
+    "skill, IQM": "The interquartile mean over test trials of each trial’s own skill: no single trial, and none that "
+    "moves farther than others, decides it.",
+    "trials improved": "Share of test trials in which the forecast’s error is smaller than that of doing nothing: the "
+    "probability of improvement, each trial compared with itself. Ties count half.",
+    "trials ahead of best": "The same against the best other baseline that sees only the past, at that horizon.",
     "cosine": "Between the predicted and the true displacement from the origin. 1 is the right direction, 0 an "
     "unrelated one.",
     "length ratio": "Length of the predicted displacement ÷ length of the true one.",
     "return": "J(φ): the mean undiscounted raw episode return of the policy with weights φ.",
     "REPW": "Return error of the predicted weights: |J(true) − J(predicted)|, on common episode seeds.",
     "noise floor": "REPW of a perfect forecast: |J(φ) − J(φ)| measured on two disjoint sets of episode seeds.",
+    "REPW − persistence": "REPW less that of doing nothing, paired by trial. Below 0 the forecast’s returns are the "
+    "closer ones.",
+    "return gained": "Mean return of the predicted policies minus that of the policies at their origins, on common "
+    "episode seeds. Doing nothing gains 0.",
     "gain recovered": "The return that the forecast adds to the origin’s ÷ the return that training really added. "
     "1 is all of it, 0 is none, which is what doing nothing has.",
     "change R²": "R² of the predicted against the true change in return. Returns themselves lie near the diagonal "

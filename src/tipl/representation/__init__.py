@@ -22,8 +22,18 @@ the column's largest). Shapes: T snapshots, P weights, D code, K context, S snap
 from tipl.representation.basis import Basis, trial_basis
 from tipl.representation.codes import Codes
 from tipl.representation.fit import fit_svd
-from tipl.representation.grams import ENERGY_SHARES, Gram, WindowGram, directions, gram, layer_grams, spectrum
+from tipl.representation.grams import (
+    ENERGY_SHARES,
+    Gram,
+    WindowGram,
+    directions,
+    gram,
+    layer_grams,
+    read_weights,
+    spectrum,
+)
 from tipl.representation.origins import OriginBasis, prefix_bases, prefix_basis, window_basis
+from tipl.representation.spectra import spectra
 
 __all__ = [
     "ENERGY_SHARES",
@@ -38,6 +48,8 @@ __all__ = [
     "layer_grams",
     "prefix_bases",
     "prefix_basis",
+    "read_weights",
+    "spectra",
     "spectrum",
     "trial_basis",
     "window_basis",

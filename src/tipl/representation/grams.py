@@ -43,6 +43,10 @@ class Gram:
             initial_T += block @ initial_P[columns]
         return cls(displacement_TT, initial_T + initial_P @ initial_P)
 
+    def __add__(self, other: "Gram") -> "Gram":
+        """Of the same snapshots with the other's weights beside these."""
+        return Gram(self.displacement_TT + other.displacement_TT, self.initial_T + other.initial_T)
+
     def inner(self, rows: Any, columns: Any, anchor: int | None) -> np.ndarray:
         """⟨φ_i − φ_a, φ_j − φ_a⟩ for slices or index arrays i and j; ⟨φ_i, φ_j⟩ where `anchor` is None."""
         index = np.arange(len(self.initial_T))

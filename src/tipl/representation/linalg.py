@@ -5,12 +5,15 @@ In: matrices of snapshots W [T, P], Gram matrices [N, N].  Out: singular values,
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse.linalg
 
 EPS = float(np.finfo(np.float64).eps)
 _BLOCK = 2**24  # numbers of a float64 block that products are taken of, 128 MB
+_LANCZOS_FROM = 1024  # rows of a matrix whose leading directions are not worth a whole decomposition
 
 
 @dataclass(frozen=True)
@@ -85,16 +88,33 @@ def leading_eigenpairs(gram_NN: np.ndarray, dim: int, magnitude: float = 0.0) ->
     """The D largest eigenvalues, descending, and their eigenvectors [N, D].
 
     Those that rounding could have made (of the matrix, or of numbers as large as `magnitude` that it came from), and
-    those beyond N, are zeros.
+    those beyond N, are zeros. Of a large matrix they are found by Lanczos, to a residual of 1e-9 of the eigenvalue.
     """
     count = len(gram_NN)
     found = min(dim, count)
-    values, vectors = scipy.linalg.eigh(gram_NN, subset_by_index=(count - found, count - 1), check_finite=False)
+    values, vectors = _lanczos(gram_NN, found) or scipy.linalg.eigh(
+        gram_NN, subset_by_index=(count - found, count - 1), check_finite=False
+    )
     values_D, vectors_ND = np.zeros(dim), np.zeros((count, dim))
     values_D[:found], vectors_ND[:, :found] = values[::-1], vectors[:, ::-1]
     is_rounding = values_D <= count * EPS * max(values_D[0], magnitude)
     values_D[is_rounding], vectors_ND[:, is_rounding] = 0, 0
     return values_D, vectors_ND
+
+
+def _lanczos(gram_NN: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The D largest eigenpairs, ascending; None where the matrix is small, or where Lanczos does not get there."""
+    count = len(gram_NN)
+    if count < _LANCZOS_FROM or 32 * dim > count or not gram_NN.any():
+        return None
+    try:
+        # From a fixed start, so that the same matrix has the same directions.
+        how: Any = {"which": "LA", "tol": 1e-9, "v0": np.ones(count)}  # scipy's stubs take tol for an int
+        values, vectors = scipy.sparse.linalg.eigsh(gram_NN, dim, **how)
+    except scipy.sparse.linalg.ArpackError:  # not converged, or the start lies in a null space
+        return None
+    order = np.argsort(values)
+    return values[order], vectors[:, order]
 
 
 def signs(codes_ND: np.ndarray) -> np.ndarray:

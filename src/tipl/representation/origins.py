@@ -106,7 +106,8 @@ def prefix_bases(gram: Gram, origins: Iterable[int], dim: int, *, centered: bool
             new = len(seen_SS) - len(leading.vectors_NB)
             assert new >= 0, "origins must ascend"
             # A small matrix is quick to decompose anew, many snapshots at once turn the directions too far.
-            leading = _grown(seen_SS, leading, dim) if new <= width and len(seen_SS) >= 4 * width else None
+            few = max(width, len(seen_SS) // 32)
+            leading = _grown(seen_SS, leading, dim) if new <= few and len(seen_SS) >= 4 * width else None
         if leading is None:
             values_B, vectors_SB = leading_eigenpairs(seen_SS, width)
             leading = _Leading(values_B, vectors_SB, seen_SS @ vectors_SB)
