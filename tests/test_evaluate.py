@@ -3,24 +3,30 @@
 In: a small real store, made-up errors and returns.  Out: failures.
 """
 
+import dataclasses
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tipl import evaluate as evaluation
-from tipl.baselines import line, persistence
+from tipl.baselines import damped_line, line, persistence
 from tipl.errors import TiplError
 from tipl.evaluate import checked_forecast, choose_origins, evaluate, return_progress
 from tipl.forecast import Forecaster, History, load_forecaster
 from tipl.model import load
+from tipl.policy import ParamSpec
 from tipl.presets import EXPERIMENTS, EvaluateConfig, SVDConfig, TrainConfig
+from tipl.report import report
 from tipl.representation import Codes, fit_svd
+from tipl.returns import Policies, policy_returns
 from tipl.score import Comparison, Origins, Returns, return_scores, weight_scores
-from tipl.store import Store
+from tipl.store import Store, TrialWriter, create_store
 from tipl.train import train
 
 CONFIG = EvaluateConfig(
@@ -64,6 +70,55 @@ def test_the_contract_of_the_metrics(metrics: dict):
     assert set(still["repw"]) == {"1", "10"} and set(still["skill"].values()) == {0.0}
     assert still["better_than_origin"]["10"] == 0.5 and still["length_ratio"]["1"] == 0 and still["cosine"]["1"] is None
     assert "repw" not in metrics["forecasters"]["line-5"]
+
+
+def test_the_other_ways_to_run_policies_are_what_they_say(small_store: Path, metrics: dict):
+    """Persistence and the damped line at the last horizon, from the policies themselves."""
+    trial = Store.open(small_store).trial(6)
+    weights, ahead = trial.weights(), 10
+    at = evaluation._some_origins(choose_origins(trial, CONFIG), 4).snapshot
+    assert len(at) == metrics["return_origins"] == 4
+
+    def mean_return(phi: np.ndarray, normalizer: np.ndarray, sampled: bool = False) -> np.ndarray:
+        policies = Policies(phi, trial.obs_mean[normalizer], trial.obs_var[normalizer])
+        return policy_returns(policies, trial.env_id, (8, 8), 4, seed=0, sampled=sampled).mean(axis=1)
+
+    label = metrics["forecasters"]["damped-line"]["label"]
+    count, damping = (float(text) for text in re.findall(r"[\d.]+", label))
+    histories = [History(6, int(t), weights[max(0, t + 1 - int(count)) : t + 1], 0) for t in at]
+    made = {
+        "persistence": weights[at],
+        "damped-line": damped_line(int(count), damping).forecast(histories, (ahead,))[:, 0],
+    }
+    true = mean_return(weights[at + ahead], at + ahead)
+    sampled = mean_return(weights[at + ahead], at + ahead, sampled=True)
+    for name, phi in made.items():
+        scores = metrics["forecasters"][name]
+        found = {"": scores, **scores["variants"]}
+        expected = {
+            "": np.abs(true - mean_return(phi, at)),
+            "oracle_normalizer": np.abs(true - mean_return(phi, at + ahead)),
+            "sampled_actions": np.abs(sampled - mean_return(phi, at, sampled=True)),
+        }
+        assert set(found) == set(expected)
+        for variant, gap in expected.items():
+            assert found[variant]["repw"]["10"] == pytest.approx(gap.mean()), (name, variant)
+    assert set(metrics["variants"]) == {"oracle_normalizer", "sampled_actions"}
+    assert metrics["variants"]["oracle_normalizer"]["noise_floor"] == metrics["noise_floor"]
+
+
+def test_variants_and_spectra_are_left_out_on_request(small_store: Path, tmp_path: Path):
+    plain = dataclasses.replace(
+        CONFIG, oracle_normalizer=False, sampled_actions=False, spectrum_trials=0, return_horizons=(1,), episodes=2
+    )
+    found = json.loads((evaluate(small_store, tmp_path / "a", plain) / "metrics.json").read_text())
+    assert found["variants"] == {} and found["spectrum"] is None
+    assert found["forecasters"]["persistence"]["variants"] == {}
+
+
+def test_spectra_are_measured_on_the_first_test_trials(metrics: dict):
+    assert metrics["spectrum"]["displacements"]["trials"] == [6]
+    assert set(metrics["spectrum"]["displacements"]["by_tensor"]) >= {"actor_mean.0.weight", "actor_logstd"}
 
 
 def test_the_same_seed_gives_the_same_file(small_store: Path, metrics: dict, tmp_path: Path):
@@ -141,6 +196,25 @@ def test_weight_scores_by_hand():
     # Each trial's own lead over b is 1/2 and 1/6; resampled whole trials lie between.
     low, high = scores["skill_minus_best_baseline_ci"]["3"]
     assert low == pytest.approx(1 / 6) and high == pytest.approx(1 / 2)
+    assert scores["best_baseline"]["3"] == "b" and scores["skill_minus_best_baseline"]["3"] == pytest.approx(2 / 8)
+    # Trial by trial the skills are 1/2 and 1/2; a is the better one in both, and better than nothing in both.
+    assert scores["skill_iqm"]["3"] == pytest.approx(1 / 2)
+    assert scores["trials_improved"]["3"] == scores["trials_ahead_of_best"]["3"] == 1
+    other = weight_scores("b", compared, ["a", "b"], origins, [3], num_weights=10, seed=0)
+    assert other["trials_improved"]["3"] == pytest.approx(3 / 4)  # a tie and a win
+    assert other["trials_ahead_of_best_ci"]["3"] == (0, 0)
+    assert scores["skill_by_phase_ci"]["rising"]["3"] is None  # one trial has no interval
+
+
+def test_a_trial_that_never_moves_has_no_iqm_and_no_silent_number():
+    origins = table([1, 2], [True] * 2, [True] * 2)
+    ones, moved = np.ones((2, 1)), np.array([[2.0], [0.0]])
+    compared = {"a": Comparison(np.array([[1.0], [0.0]]), ones, ones, moved)}
+    scores = weight_scores("a", compared, ["a"], origins, [3], num_weights=10, seed=0)
+    assert scores["skill"]["3"] == pytest.approx(1 / 2)  # of sums: the trial that moved
+    assert scores["skill_ci"]["3"] is None and scores["skill_iqm"]["3"] is None  # some resample never moves
+    assert scores["best_baseline"]["3"] is None  # there is no other
+    json.dumps(scores, allow_nan=False)
 
 
 def test_return_scores_by_hand():
@@ -159,6 +233,10 @@ def test_return_scores_by_hand():
     change, forecast = np.array([10, 20, 0]), np.array([5, 15, -10])
     expected = 1 - ((change - forecast) ** 2).sum() / ((change - change.mean()) ** 2).sum()
     assert scores["change_r2"]["4"] == pytest.approx(expected)
+    assert scores["gain"]["4"] == pytest.approx((5 + 15 - 10) / 3)
+    # Doing nothing errs by 10, 20 and 0: by trial the differences add up to −20 of two origins and 10 of one.
+    assert scores["repw_minus_persistence"]["4"] == pytest.approx(-10 / 3)
+    assert scores["repw_minus_persistence_ci"]["4"] == (-10, 10)
     assert scores["scatter"]["true"] == [10, 30, 100] and scores["scatter"]["origin"] == [0, 10, 100]
 
 
@@ -170,10 +248,21 @@ def test_gain_recovered_where_every_trial_gains():
     assert scores["gain_recovered_ci"]["4"] == (0.5, 0.5)
 
 
+def test_returns_without_variance_are_null_where_they_say_nothing():
+    origins = table([1, 1, 2], [True] * 3, [True, False, False])
+    level = np.full((3, 2), 1000.0)
+    scores = return_scores(Returns(level[:, 0], level, level), origins, [1, 4], seed=0)
+    assert scores["repw"] == {"1": 0, "4": 0} and scores["true_gain"]["4"] == 0
+    for name in ("gain_recovered", "gain_recovered_ci", "change_r2", "change_r2_ci"):
+        assert scores[name] == {"1": None, "4": None}
+    assert scores["better_than_origin"]["1"] == 0.5
+    json.dumps(scores, allow_nan=False)
+
+
 class _Broken(Forecaster):
     name = label = "broken"
 
-    def __init__(self, made: np.ndarray) -> None:
+    def __init__(self, made: Any) -> None:
         self._made = made
 
     def forecast(self, histories, horizons):
@@ -186,6 +275,105 @@ def test_a_broken_forecaster_is_named():
         checked_forecast(_Broken(np.zeros((1, 1, 3))), seen, [1, 2])
     with pytest.raises(TiplError, match="broken returned weights that are NaN"):
         checked_forecast(_Broken(np.full((1, 2, 3), np.nan)), seen, [1, 2])
+    with pytest.raises(TiplError, match=r"broken returned the shape \(1, 2, 4\), not \(1, 2, 3\)"):
+        checked_forecast(_Broken(np.zeros((1, 2, 4))), seen, [1, 2])
+    with pytest.raises(TiplError, match="broken returned list, not a numpy array"):
+        checked_forecast(_Broken([[[0.0] * 3] * 2]), seen, [1, 2])
+
+
+def test_a_forecast_whose_square_float32_does_not_hold_is_compared(small_store: Path):
+    trial = Store.open(small_store).trial(6)
+    origins = evaluation._some_origins(choose_origins(trial, CONFIG), 3)
+    size = trial.spec.size
+    found = evaluation.compare_weights([trial], origins, [_Broken(np.full((3, 2, size), 1e30, np.float32))], [1, 10])
+    np.testing.assert_allclose(found["broken"].error, size * 1e60, rtol=1e-5)
+    assert np.isfinite(found["broken"].dot).all()
+
+
+def made_up_store(path: Path, paths: dict[int, np.ndarray], env_id: str = "made-up") -> Path:
+    create_store(path)
+    for seed, weights in paths.items():
+        count, size = weights.shape
+        writer = TrialWriter.create(
+            path, seed, env_id=env_id, config={}, spec=ParamSpec(("w",), ((size,),)), versions={}, obs_dim=1,
+            num_snapshots=count,
+        )  # fmt: skip
+        zeros, ones = np.zeros(count, np.int64), np.ones((count, 1))
+        writer.append(weights, np.arange(count), zeros, zeros, np.ones(count), 0 * ones, ones, np.zeros(count))
+        writer.commit({}, complete=True)
+    return path
+
+
+def walk(seed: int, count: int, size: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, size)).cumsum(axis=0).astype(np.float32)
+
+
+def judged(store: Path, horizons: tuple[int, ...] = (1, 2)) -> dict:
+    config = EvaluateConfig(horizons=horizons, return_horizons=horizons[:1], origins=5)
+    out = evaluate(store, store.with_suffix(".eval"), config, returns=False)
+    report([out], store.with_suffix(".html"))
+    return json.loads((out / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(("count", "size"), [(6, 2), (6, 1), (30, 3), (12, 300)])
+def test_fewer_snapshots_or_weights_than_a_context(tmp_path: Path, count: int, size: int):
+    store = made_up_store(tmp_path / "small", {seed: walk(seed, count, size) for seed in range(6)})
+    found = judged(store)["forecasters"]
+    for name, scores in found.items():
+        assert all(isinstance(value, float) for value in scores["wpe"].values()), name
+        assert all(isinstance(value, float) for value in scores["skill"].values()), name
+
+
+def test_trials_of_unequal_length(tmp_path: Path):
+    lengths = {0: 60, 1: 25, 2: 40, 3: 33, 4: 90, 5: 21, 6: 50, 7: 28, 8: 70, 9: 45}
+    metrics = judged(made_up_store(tmp_path / "uneven", {j: walk(j, n, 4) for j, n in lengths.items()}), (1, 9))
+    assert metrics["test_trials"] == [8, 9] and metrics["origins"] == 10
+    assert isinstance(metrics["forecasters"]["train-mean"]["skill"]["9"], float)
+    assert metrics["spectrum"]["displacements"]["over_learning"][-1]["snapshots"] == [70, 45]
+    with pytest.raises(TiplError, match=r"shortest trial .* has 21 snapshots, .* give --horizons up to 9"):
+        evaluate(tmp_path / "uneven", tmp_path / "b", EvaluateConfig(horizons=(10,), return_horizons=(10,)))
+
+
+def test_one_test_trial_has_values_and_no_intervals(tmp_path: Path):
+    metrics = judged(made_up_store(tmp_path / "two", {1: walk(1, 40, 5), 2: walk(2, 40, 5)}))
+    assert metrics["train_trials"] == [1] and metrics["validation_trials"] == [] and metrics["test_trials"] == [2]
+    for scores in metrics["forecasters"].values():
+        assert scores["skill"]["1"] is not None and scores["skill_ci"] == {"1": None, "2": None}
+        assert scores["skill_minus_best_baseline_ci"] == scores["trials_improved_ci"] == {"1": None, "2": None}
+
+
+def test_a_store_of_one_trial_or_none_is_one_line(tmp_path: Path):
+    with pytest.raises(TiplError, match=r"has 1 trial\(s\); a split takes 2 or more: collect more trials"):
+        judged(made_up_store(tmp_path / "one", {1: walk(1, 40, 5)}))
+    with pytest.raises(TiplError, match=r"has 0 trial\(s\); a split takes 2 or more"):
+        judged(made_up_store(tmp_path / "none", {}))
+    assert not (tmp_path / "one.eval").exists()
+
+
+def test_runs_that_never_move_are_null_and_not_a_number_of_nothing(tmp_path: Path):
+    metrics = judged(made_up_store(tmp_path / "still", {seed: np.ones((30, 4), np.float32) for seed in range(5)}))
+    for name, scores in metrics["forecasters"].items():
+        assert scores["wpe"]["1"] == pytest.approx(0, abs=1e-9), name
+        assert scores["skill"] == scores["skill_ci"] == scores["skill_iqm"] == {"1": None, "2": None}, name
+
+
+def test_what_has_diverged_is_named(tmp_path: Path):
+    for bad, name in ((0, "train"), (5, "test")):
+        paths = {seed: walk(seed, 30, 4) for seed in range(6)}
+        paths[bad][17:] = np.nan
+        with pytest.raises(TiplError, match=f"Trial {bad} holds weights that are not finite .* the run diverged"):
+            judged(made_up_store(tmp_path / name, paths))
+
+
+def test_trials_of_two_kinds_are_refused(tmp_path: Path):
+    store = made_up_store(tmp_path / "mixed", {seed: walk(seed, 30, 4) for seed in (1, 2)})
+    made_up_store(store, {3: walk(3, 30, 5)})
+    with pytest.raises(TiplError, match=r"differ in their number of weights \(4, 5\); give each its own store"):
+        judged(store)
+    store = made_up_store(tmp_path / "worlds", {1: walk(1, 30, 4)})
+    made_up_store(store, {2: walk(2, 30, 4)}, env_id="other")
+    with pytest.raises(TiplError, match=r"differ in their environment \(made-up, other\)"):
+        judged(store)
 
 
 def test_what_cannot_be_evaluated_is_said(small_store: Path, tmp_path: Path):

@@ -97,6 +97,9 @@ def evaluation_of_walks(env_id: str, trials: int = 8, snapshots: int = 161, dim:
         ]
         horizon, true, predicted, origin = (np.array(column) for column in zip(*rows, strict=True))
         at = {h: horizon == h for h in (1, 5, 10)}
+        returns = {h: _returns_of(true[at[h]], predicted[at[h]], origin[at[h]]) for h in at}
+        scores = {key: {str(h): returns[h][key] for h in at} for key in returns[1]}
+        own = 1 - error[name].sum(1) / error["persistence"].sum(1)  # [N, H]
         entries[name] = {
             "basis": "full" if name == "tipl" else None,
             "causal": name != "tipl",
@@ -113,14 +116,19 @@ def evaluation_of_walks(env_id: str, trials: int = 8, snapshots: int = 161, dim:
                 phase: _curve(_skill(error[name][:, part], error["persistence"][:, part]))
                 for phase, part in (("rising", slice(0, 50)), ("ceiling", slice(50, None)))
             },
-            "repw": {str(h): float(np.abs(true - predicted)[at[h]].mean()) for h in at},
-            "gain_recovered": {
-                str(h): float((predicted - origin)[at[h]].mean() / (true - origin)[at[h]].mean()) for h in at
+            "skill_by_phase_ci": {phase: _curve([[s - 0.1, s + 0.1] for s in skill[name]]) for phase in ("rising",)},
+            "skill_iqm": _curve([np.sort(own[:, i])[1:-1].mean() for i in range(len(HORIZONS))]),
+            "skill_iqm_ci": _curve(np.quantile(own, [0.1, 0.9], axis=0).T),
+            "trials_improved": _curve((own > 0).mean(0)),
+            "trials_improved_ci": _curve([[0.25, 1.0]] * len(HORIZONS)),
+            "trials_ahead_of_best": _curve((own > 0.1).mean(0)),
+            "trials_ahead_of_best_ci": _curve([[0.0, 0.75]] * len(HORIZONS)),
+            **scores,
+            "by_phase": {"rising": scores, "ceiling": {**scores, "gain_recovered": None, "gain_recovered_ci": None}},
+            "variants": {
+                variant: {key: {"10": curve["10"]} for key, curve in scores.items()}
+                for variant in ("oracle_normalizer", "sampled_actions")
             },
-            "change_r2": {
-                str(h): float(1 - np.mean((true - predicted)[at[h]] ** 2) / np.var((true - origin)[at[h]])) for h in at
-            },
-            "better_than_origin": {str(h): float((predicted > origin)[at[h]].mean()) for h in at},
             "scatter": {
                 "horizon": horizon.tolist(),
                 "true": true.tolist(),
@@ -158,7 +166,25 @@ def evaluation_of_walks(env_id: str, trials: int = 8, snapshots: int = 161, dim:
             }
             for j in range(trials)
         },
-        "spectrum": {"weights": {"directions": list(range(1, dim + 1)), "energy": energy.tolist()}},
+        "variants": {"sampled_actions": {"noise_floor": 21.0, "noise_floor_ci": None}, "oracle_normalizer": {}},
+        "spectrum": {
+            of if source == "trials" else f"{of}-{source}": {
+                "of": of,
+                "source": source,
+                "directions": list(range(1, dim + 1)),
+                "energy": (energy ** (1 + turn)).tolist(),
+                "over_learning": [
+                    {"snapshots": [n, n], "needed": {"0.9": [2 + turn, 3 + turn], "0.99": [5, 6], "0.999": [9, 9]}}
+                    for n in (40, 161)
+                ],
+                "by_tensor": {
+                    tensor: {"size": 6, "needed": {"0.9": [1, 1 + turn], "0.99": [2, 4], "0.999": [5, 5]}}
+                    for tensor in (("first.weight", "first.bias") if of == "displacements" else ())
+                },
+            }
+            for of in ("displacements", "weights")
+            for turn, source in enumerate(("trials", "walk", "annealed-walk"))
+        },
         "training": {
             "tipl": [
                 {"step": i, "train_loss": 1 / i, "validation_loss": 1.2 / i, "skill_1": -5 / i, "skill_10": None}
@@ -170,6 +196,24 @@ def evaluation_of_walks(env_id: str, trials: int = 8, snapshots: int = 161, dim:
         "command": "tipl evaluate data/walks.zarr --out eval",
         "seconds": {"evaluate": 12.5, "collect": 3725.0},
     }
+
+
+def _returns_of(true: np.ndarray, predicted: np.ndarray, origin: np.ndarray) -> dict[str, Any]:
+    """Scores of returns at one horizon, with intervals by rule of thumb."""
+    gap, stood, change, forecast = abs(true - predicted), abs(true - origin), true - origin, predicted - origin
+    means = {
+        "repw": gap.mean(),
+        "repw_minus_persistence": (gap - stood).mean(),
+        "true_gain": change.mean(),
+        "gain": forecast.mean(),
+        "gain_recovered": forecast.mean() / change.mean(),
+        "change_r2": 1 - np.mean(gap**2) / np.var(change),
+        "better_than_origin": (predicted > origin).mean(),
+    }
+    spread = {
+        f"{key}_ci": [float(value - abs(value) / 4), float(value + abs(value) / 4)] for key, value in means.items()
+    }
+    return {key: float(value) for key, value in means.items()} | spread
 
 
 def _differences(walk: np.ndarray, t: int) -> np.ndarray:
@@ -276,17 +320,19 @@ def test_the_table_holds_the_numbers_of_the_file(page: Path, metrics: dict[str, 
     head, *rows = Page(page).rows
     columns = [text.lower().strip() for text, _ in head]
     assert columns == [
-        *("forecaster", "steps ahead", "wpe", "skill", "repw", "gain recovered", "change r²", "better than origin")
+        *("forecaster", "steps ahead", "wpe", "skill", "skill, iqm", "trials improved", "trials ahead of best"),
+        *("repw", "repw − persistence", "return gained", "gain recovered", "change r²", "better than origin"),
     ]
     assert len(rows) == len(metrics["forecasters"]) * len(HORIZONS)
     names = {re.sub(r" \(full.*", "", entry["label"]): name for name, entry in metrics["forecasters"].items()}
-    keys = ["wpe", "skill", "repw", "gain_recovered", "change_r2", "better_than_origin"]
+    keys = ["wpe", "skill", "skill_iqm", "trials_improved", "trials_ahead_of_best", "repw", "repw_minus_persistence"]
+    keys += ["gain", "gain_recovered", "change_r2", "better_than_origin"]
     for (_, label), (_, horizon), *cells in rows:
         entry = metrics["forecasters"][names[str(label)]]
         for key, (text, value) in zip(keys, cells, strict=True):
             expected = entry[key].get(horizon)
             assert (None if value is None else float(value)) == expected
-            assert (text == "–") == (expected is None)
+            assert (text.startswith("–")) == (expected is None)
 
 
 def test_the_figures_hold_the_numbers_of_the_file(page: Path, metrics: dict[str, Any]):
@@ -320,6 +366,55 @@ def test_the_figures_hold_the_numbers_of_the_file(page: Path, metrics: dict[str,
         np.testing.assert_allclose(series["y"], tipl["scatter"][key], rtol=1e-6)
 
 
+def test_the_figures_of_returns_and_spectra_hold_the_numbers_of_the_file(page: Path, metrics: dict[str, Any]):
+    drawn = json.loads(Page(page).data)
+    names = [name for name in metrics["forecasters"] if name != "persistence"]
+
+    def dots(figure: str, panel: int, key: str, causal: bool = True) -> dict[str, Any]:
+        panels = drawn[f"inverted-pendulum-v4-{figure}"]["panels"]
+        return next(s for s in panels[panel]["series"] if s["key"] == key and s["filled"] == causal)
+
+    tipl = metrics["forecasters"]["tipl"]
+    for figure, panel, key, expected in (
+        ("trials-improved", 1, "nothing", tipl["trials_improved"]["10"]),
+        ("trials-improved", 1, "best", tipl["trials_ahead_of_best"]["10"]),
+        ("gain-recovered", 1, "rising", tipl["by_phase"]["rising"]["gain_recovered"]["10"]),
+        ("variants", 0, "oracle_normalizer", tipl["variants"]["oracle_normalizer"]["repw"]["10"]),
+        ("variants", 1, "sampled_actions", tipl["variants"]["sampled_actions"]["gain"]["10"]),
+        ("variants", 1, "mean_actions", tipl["gain"]["10"]),
+    ):
+        assert dots(figure, panel, key, causal=False)["x"] == [pytest.approx(expected, rel=1e-6)], (figure, key)
+    ever = [  # the others are better than neither in any trial, and have no row
+        name
+        for name in names
+        for entry in (metrics["forecasters"][name],)
+        if entry["causal"]
+        and any(entry[key][h] > 0 for key in ("trials_improved", "trials_ahead_of_best") for h in ("1", "10"))
+    ]
+    assert 0 < len(ever) < len(names) - 1
+    assert dots("trials-improved", 0, "nothing")["low"] == [0.25] * len(ever)
+    assert "ceiling" not in {s["key"] for s in drawn["inverted-pendulum-v4-gain-recovered"]["panels"][0]["series"]}
+    gained = drawn["inverted-pendulum-v4-return-gained"]["panels"][0]["series"]
+    expected = {name: list(metrics["forecasters"][name]["gain"].values()) for name in names}
+    expected["Training itself"] = list(tipl["true_gain"].values())
+    assert {series["key"] for series in gained} == set(expected)
+    for series in gained:
+        np.testing.assert_allclose(series["y"], expected[series["key"]], rtol=1e-6)
+    spectra = drawn["inverted-pendulum-v4-spectra"]["panels"]
+    assert [panel["title"] for panel in spectra] == ["Displacements from φ_0", "Weights as they are, as in the paper"]
+    energy = np.array(metrics["spectrum"]["displacements-walk"]["energy"])
+    walk = next(series for series in spectra[0]["series"] if series["key"] == "walk")
+    np.testing.assert_allclose(walk["y"], (1 - energy)[1 - energy > 1e-9], rtol=1e-6)
+    over = drawn["inverted-pendulum-v4-directions-over-learning"]["panels"][0]["series"]
+    trials = next(series for series in over if series["key"] == "trials-0.9")
+    assert (trials["x"], trials["y"], trials["low"], trials["high"]) == ([40, 161], [2.5, 2.5], [2, 2], [3, 3])
+    tensors = drawn["inverted-pendulum-v4-directions-by-tensor"]["panels"][0]
+    assert [text for _, text in tensors["y"]["ticks"]] == ["first.weight\n(6 weights)", "first.bias\n(6 weights)"]
+    annealed = next(series for series in tensors["series"] if series["key"] == "annealed-walk")
+    assert (annealed["x"], annealed["low"], annealed["high"]) == ([2, 2], [1, 1], [3, 3])
+    assert "Displacements: trials 2.5, 5.5, 9; random walk, constant steps 3.5, 5.5, 9;" in Page(page).text
+
+
 def test_look_ahead_is_marked_wherever_the_model_is_named(page: Path):
     text = Page(page).text
     assert text.count("TIPL") > 5
@@ -339,7 +434,7 @@ def test_the_page_loads_nothing_and_its_links_lead_somewhere(page: Path):
 
 def test_the_printed_figures_are_whole_and_hold_their_fonts(page: Path):
     files = sorted((page.parent / "report-figures").iterdir())
-    assert [file.suffix for file in files] == [".pdf", ".png"] * 8
+    assert [file.suffix for file in files] == [".pdf", ".png"] * 13
     for file in files:
         start = file.read_bytes()
         assert start.startswith(b"%PDF" if file.suffix == ".pdf" else b"\x89PNG")
@@ -362,8 +457,11 @@ def test_what_is_missing_is_said_and_never_shown_as_a_number(tmp_path: Path):
     metrics |= {"noise_floor": None, "hidden_sizes": None, "num_weights": None, "config": {"k": None}, "spectrum": {}}
     metrics["forecasters"]["line-5"]["wpe"] = {"1": float("nan"), "10": float("inf")}
     page = Page(report([write(tmp_path, metrics)], tmp_path / "report.html"))
-    absent = "skill by place in the PPO iteration, skill by phase of learning, gain recovered, energy spectra, "
-    absent += "training curve and learning curves"
+    absent = (
+        "skill by place in the PPO iteration, skill by phase of learning, share of trials improved, return gained, "
+    )
+    absent += "gain recovered, other ways to run the policies, energy spectra, directions over learning, directions by "
+    absent += "tensor, training curve and learning curves"
     assert (
         f"Not in this evaluation, so not shown: the paper’s Figure 2, returns of predicted policies, {absent}."
         in page.text
@@ -380,6 +478,9 @@ def test_an_evaluation_with_one_of_everything_is_drawn(tmp_path: Path):
         gain_recovered={"1": 3.0},
         skill_by_place={"2": {"1": -4.0}},
         skill_by_phase={"rising": {"1": 0.1}},
+        trials_improved={"1": 1.0},
+        gain={"1": 0.0},
+        variants={"sampled_actions": {"repw": {"1": 0.0}, "gain": {"1": 0.0}}},
         scatter={"horizon": [1], "true": [5.0], "predicted": [5.0], "origin": [5.0]},
     )
     metrics |= {
@@ -389,7 +490,14 @@ def test_an_evaluation_with_one_of_everything_is_drawn(tmp_path: Path):
             "tipl": {"curve": [{"step": 0, "train_loss": None, "validation_loss": 3.0, "skill": {"1": -9.0}}]}
         },
         "learning_curves": {"1": {"env_step": [0], "return": [1.0]}, "2": {"env_step": [], "return": []}},
-        "spectrum": {"weights": {"directions": [1], "energy": [0.5]}},
+        "spectrum": {
+            "weights": {
+                "directions": [1],
+                "energy": [0.5],
+                "over_learning": [{"snapshots": [n], "needed": {"0.9": [1]}} for n in (1, 2)],
+                "by_tensor": {name: {"size": 1, "needed": {"0.9": [1], "0.99": [1]}} for name in "ab"},
+            }
+        },
     }
     metrics["training"]["tipl"]["config"] = {"width": 128}
     page = Page(report([write(tmp_path, metrics)], tmp_path / "report.html"))
@@ -431,6 +539,18 @@ def test_an_evaluation_with_one_of_everything_is_drawn(tmp_path: Path):
             "TIPL (full: sees the future) is worse than doing nothing 1 step ahead, and worse than "
             "the best baseline that sees only the past (line) 1 step ahead. There are too few "
             "test trials for an interval, so this may be chance.",
+        ),
+        (
+            {
+                "skill": {"1": -0.5, "10": -0.3},
+                "skill_minus_best_baseline_ci": {"1": [-0.8, -0.6], "10": [-0.5, -0.3]},
+                "skill_ci": {"1": [-0.6, -0.4], "10": [-0.4, -0.2]},
+                "repw_minus_persistence": {"1": -1.0, "10": 2.0},
+                "repw_minus_persistence_ci": {"1": [-2.0, 1.0], "10": [1.0, 3.0]},
+            },
+            "TIPL (full: sees the future) is worse than doing nothing 1 and 10 steps ahead, and worse than the best "
+            "baseline that sees only the past (line) at both. Run as policies, its forecasts have returns farther "
+            "from the true ones than doing nothing 10 steps ahead.",
         ),
         ({"skill": {}}, "The model’s skill is not known: this evaluation does not give it."),
         (
@@ -638,14 +758,17 @@ def test_the_page_works_in_a_browser(page: Path, metrics: dict[str, Any], tmp_pa
         pytest.skip(f"needs a browser to look at the page: none of {', '.join(names)} is installed")
     probe = tmp_path / "probe.html"
     probe.write_text("<!doctype html><meta charset=utf-8>" + PROBE.replace("PAGE", page.as_uri()))
-    flags = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --allow-file-access-from-files"
+    flags = (
+        "--headless --no-sandbox --disable-gpu --enable-logging=stderr --allow-file-access-from-files --no-first-run "
+    )
+    flags += "--disable-background-networking --disable-component-update --disable-sync --disable-quic"
     command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
-    done = subprocess.run([*command, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=300)
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     found = re.search(r'<pre id="found">(.*)</pre>', done.stdout, re.DOTALL)
     assert found and found[1], done.stderr
     for seen in json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")).values():
-        assert seen["panels"] == 14 and seen["empty"] == 0 and seen["shapes"] == 0
+        assert seen["panels"] == 25 and seen["empty"] == 0 and seen["shapes"] == 0
         assert all(seen["labels"])
         assert seen["overflow"] <= 0
         assert not NO_NUMBER.search(seen["text"])

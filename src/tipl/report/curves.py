@@ -12,7 +12,7 @@ import numpy as np
 from tipl.report.figure import MARKERS, NEUTRAL, Axis, Figure, Marker, Panel, Rule, Series, linear_axis, log_axis, tick
 from tipl.report.looks import below_note, color_of, on_scale
 from tipl.report.read import Curve, Evaluation
-from tipl.report.wording import ahead, listing, power
+from tipl.report.wording import ahead, power
 
 TRIAL_COLOR, TEST_COLOR, MEAN_COLOR = NEUTRAL, 4, 3
 BINS = 120
@@ -62,7 +62,7 @@ def _count_axis(label: str, counts: Sequence[float]) -> Axis:
     largest = max(counts)
     exponents = range(math.ceil(math.log10(max(largest, 2))) + 1)
     ticks = tuple((m * 10.0**e, tick(m * 10.0**e)) for e in exponents for m in (1, 2, 5) if m * 10.0**e <= largest)
-    return Axis(label, 1.0, max(largest, 2.0), ticks, log=True)
+    return Axis(label, 1.0, max(1.15 * largest, 2.0), ticks, log=True)
 
 
 def _of_source(source: str, curve: Mapping[float, float], marker: Marker) -> Series:
@@ -72,13 +72,17 @@ def _of_source(source: str, curve: Mapping[float, float], marker: Marker) -> Ser
 
 def _directions(evaluation: Evaluation) -> str:
     """How many directions hold 90, 95, 99 and 99.9% of the energy."""
-    said = []
+    said: dict[str, list[str]] = {}
     for spectrum in evaluation.spectra.values():
         counts = [max(at.items())[1][0] for at in spectrum.over_learning.values() if at]
         if counts:
-            name = f"{SOURCES.get(spectrum.source, (spectrum.source,))[0].lower()} ({spectrum.of})"
-            said.append(f"{name} {listing([f'{count:.3g}' for count in counts])}")
-    return f"Directions that hold 90, 95, 99 and 99.9% of it: {'; '.join(said)}." if said else ""
+            label = SOURCES.get(spectrum.source, (spectrum.source,))[0].lower()
+            said.setdefault(spectrum.of, []).append(f"{label} {', '.join(f'{count:.3g}' for count in counts)}")
+    if not said:
+        return ""
+    return "Directions that hold 90, 95, 99 and 99.9% of it. " + " ".join(
+        f"{of.capitalize()}: {'; '.join(parts)}." for of, parts in said.items()
+    )
 
 
 def directions_over_learning(evaluation: Evaluation) -> Figure | None:

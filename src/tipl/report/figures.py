@@ -232,39 +232,30 @@ def _by_phase(evaluation: Evaluation) -> Figure | None:
 
 def _improved(evaluation: Evaluation) -> Figure | None:
     rivals = [f for f in evaluation.forecasters if f.improved and f.name != "persistence"]
+    horizons = _panel_horizons(f.improved for f in rivals)
+    shown = [f for f in rivals if any(curve.get(h) for h in horizons for curve in (f.improved, f.ahead))]
     panels = []
-    for horizon in _panel_horizons(f.improved for f in rivals):
+    for horizon in horizons if shown else []:
+        values = {
+            "Than doing nothing": [(f.improved.get(horizon), f.improved_ci.get(horizon)) for f in shown],
+            "Than the best other baseline": [(f.ahead.get(horizon), f.ahead_ci.get(horizon)) for f in shown],
+        }
         groups = []
-        for key, label, shift, curves, bounds in (
-            (
-                "nothing",
-                "Than doing nothing",
-                -0.15,
-                {f.name: f.improved for f in rivals},
-                [f.improved_ci for f in rivals],
-            ),
-            (
-                "best",
-                "Than the best other baseline",
-                0.15,
-                {f.name: f.ahead for f in rivals},
-                [f.ahead_ci for f in rivals],
-            ),
-        ):
-            values = {name: curve.get(horizon) for name, curve in curves.items()}
-            intervals = {f.name: pairs.get(horizon) for f, pairs in zip(rivals, bounds, strict=True)}
-            index = 0 if key == "nothing" else 1
-            for dots in _dots(rivals, values, intervals, shift=shift):
-                look = {"marker": MARKERS[index], "color": PHASE_COLORS[index]}
-                groups.append(replace(dots, key=key, label=label, **look))
-        if groups:
-            half = Rule("As often better as worse", 0.5)
-            panels.append(_rows(ahead([horizon]), "Share of test trials", rivals, groups, half, (0.0, 1.0)))
+        for index, (label, found) in enumerate(values.items()):
+            shares = {f.name: share for f, (share, _) in zip(shown, found, strict=True)}
+            intervals = {f.name: pair for f, (_, pair) in zip(shown, found, strict=True)}
+            look = {"key": ("nothing", "best")[index], "marker": MARKERS[index], "color": PHASE_COLORS[index]}
+            for dots in _dots(shown, shares, intervals, shift=0.3 * index - 0.15):
+                groups.append(replace(dots, label=label, **look))
+        half = Rule("As often better as worse", 0.5)
+        panels.append(_rows(ahead([horizon]), "Share of test trials", shown, groups, half, (0.0, 1.0)))
     if not panels:
         return None
     caption = "In how many of the test trials the forecast’s error is the smaller one; ties count half. Bars: 95% "
     caption += "intervals by trial."
-    return Figure("trials-improved", "Share of trials improved", caption + look_ahead_note(rivals), tuple(panels))
+    if len(shown) < len(rivals):
+        caption += f" Not shown: {len(rivals) - len(shown)} that are better than neither in any trial."
+    return Figure("trials-improved", "Share of trials improved", caption + look_ahead_note(shown), tuple(panels))
 
 
 def _gained(evaluation: Evaluation) -> Figure | None:
@@ -354,16 +345,7 @@ def _variants(evaluation: Evaluation) -> Figure | None:
                 groups.append(replace(dots, key=name, label=VARIANTS.get(name, name), **look))
         if groups:
             drawn = [v for group in groups for v in (*group.x, *_known(group.low), *_known(group.high))]
-            panels.append(
-                _rows(
-                    title,
-                    title,
-                    rivals,
-                    groups,
-                    None if title == "REPW" else Rule("As the origin", 0.0),
-                    (min(drawn), max(drawn)),
-                )
-            )
+            panels.append(_rows(title, title, rivals, groups, None, (min(drawn), max(drawn))))
     caption = (
         f"{ahead(horizons[-1:]).capitalize()}. Under the true policy’s normalizer even persistence moves: what it "
     )

@@ -294,7 +294,9 @@ def _spectrum(name: str, entry: Mapping[str, Any]) -> Spectrum:
     by_tensor: dict[str, dict[str, tuple[float, float, float]]] = {}
     for tensor, counted in (entry.get("by_tensor") or {}).items():
         for share, counts in counted["needed"].items():
-            by_tensor.setdefault(share, {})[f"{tensor}\n({counted['size']:,} weights)"] = _mean_and_range(counts)
+            size = counted["size"]
+            name = f"{tensor}\n({size:,} weight{'' if size == 1 else 's'})"
+            by_tensor.setdefault(share, {})[name] = _mean_and_range(counts)
     return Spectrum(
         of=str(entry.get("of") or name),
         source=str(entry.get("source") or "trials"),
