@@ -14,6 +14,8 @@ from tipl.errors import TiplError
 from tipl.presets import (
     EXPERIMENTS,
     CollectConfig,
+    DiscreteCollectConfig,
+    DiscretePPOConfig,
     EvaluateConfig,
     Experiment,
     PPOConfig,
@@ -38,6 +40,8 @@ __all__ = [
     "TIPL",
     "Codes",
     "CollectConfig",
+    "DiscreteCollectConfig",
+    "DiscretePPOConfig",
     "EvaluateConfig",
     "Experiment",
     "Forecaster",
