@@ -17,7 +17,15 @@ import pytest
 
 from tipl.cli import build_parser, collect_settings, exit_code, main, with_flags
 from tipl.errors import TiplError
-from tipl.presets import CollectConfig, EvaluateConfig, PPOConfig, SVDConfig, TrainConfig
+from tipl.presets import (
+    CollectConfig,
+    DiscreteCollectConfig,
+    DiscretePPOConfig,
+    EvaluateConfig,
+    PPOConfig,
+    SVDConfig,
+    TrainConfig,
+)
 
 VERBS = ["reproduce", "collect", "fit-svd", "train", "evaluate", "report", "data info", "data verify"]
 
@@ -85,6 +93,22 @@ def test_flags_stand_over_the_preset_of_the_environment():
     assert settings == CollectConfig("HalfCheetah-v4", trials=3, total_steps=2_000_000, hidden_sizes=(256, 256))
 
 
+def test_flags_stand_over_the_defaults_of_discrete_actions(capsys):
+    line = "collect --out S --env-id Acrobot-v1 --trials 3 --hidden-sizes 32 --activation relu --ppo.num-envs 8"
+    settings = collect_settings(build_parser().parse_args(line.split()))
+    assert settings == DiscreteCollectConfig(
+        "Acrobot-v1", trials=3, hidden_sizes=(32,), activation="relu", ppo=DiscretePPOConfig(num_envs=8)
+    )
+    line = "collect --out S --backend gymnasium --no-ppo.normalize"
+    settings = collect_settings(build_parser().parse_args(line.split()))
+    assert settings == CollectConfig(backend="gymnasium", ppo=PPOConfig(normalize=False))
+    with pytest.raises(SystemExit):
+        main(["collect", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "[200000], with discrete actions [500000]" in text and "[2048], with discrete actions [128]" in text
+    assert "[0.99] " in text  # the same for both
+
+
 @pytest.mark.parametrize("settings", [CollectConfig(), SVDConfig(), TrainConfig(), EvaluateConfig()])
 def test_every_field_is_a_flag_with_its_default_in_the_help(settings, capsys):
     verb = {"CollectConfig": "collect", "SVDConfig": "fit-svd", "TrainConfig": "train", "EvaluateConfig": "evaluate"}
@@ -136,7 +160,12 @@ def assert_refused(line: str, capsys, *words: str) -> None:
         ("collect --out S --hidden-sizes 0", ["--hidden-sizes"]),
         ("collect --out S --total-steps 100", ["--total-steps", "2048"]),
         ("collect --out S --ppo.learning-rate fast", ["--ppo.learning-rate", "fast"]),
-        ("collect --out S --backend gym", ["--backend", "envpool", "gymnasium"]),
+        ("collect --out S --backend gym", ["--backend", "auto", "envpool", "gymnasium"]),
+        ("collect --out S --activation sin", ["--activation", "tanh", "relu", "elu"]),
+        ("collect --out S --ppo.num-envs 0", ["--ppo.num-envs", "0"]),
+        ("collect --out S --env-id CartPole-v1 --snapshot-every-epochs 3", ["--snapshot-every-epochs", "4"]),
+        ("collect --out S --env-id CartPole-v1 --total-steps 511", ["--total-steps", "512"]),
+        ("collect --out S --env-id FrozenLake-v1", ["FrozenLake-v1", "Discrete(16)", "flat Box"]),
         ("collect --out S --preset quick --env-id Hopper-v4", ["Hopper-v4", "InvertedPendulum-v4", "HalfCheetah-v4"]),
         ("collect --out S --trial 3", ["--trial"]),
         ("fit-svd S --out C --dim 0", ["--dim"]),
