@@ -19,6 +19,7 @@ from tipl.cli import build_parser, collect_settings, exit_code, main, with_flags
 from tipl.errors import TiplError
 from tipl.presets import (
     CollectConfig,
+    CompactConfig,
     DiscreteCollectConfig,
     DiscretePPOConfig,
     EvaluateConfig,
@@ -27,7 +28,7 @@ from tipl.presets import (
     TrainConfig,
 )
 
-VERBS = ["reproduce", "collect", "fit-svd", "train", "evaluate", "report", "data info", "data verify"]
+VERBS = ["reproduce", "collect", "fit-svd", "train", "evaluate", "report", "data info", "data verify", "data compact"]
 
 
 def parsed(settings, line: str):
@@ -44,6 +45,7 @@ def parsed(settings, line: str):
         "collect --preset quick --backend gymnasium --snapshot-every-epochs 2 --out STORE",
         "data info STORE",
         "data verify STORE --json",
+        "data compact STORE --out STORE2 --error 0.05",
         "fit-svd STORE --basis full --dim 8 --out CODES",
         "fit-svd STORE --basis prefix --out CODES",
         "fit-svd STORE --basis window --out CODES",
@@ -67,6 +69,7 @@ def test_models_of_evaluate_may_be_given_together_or_apart():
 
 def test_no_flag_means_the_settings_own_defaults():
     assert parsed(CollectConfig(), "collect --out S") == CollectConfig()
+    assert parsed(CompactConfig(), "data compact S --out T") == CompactConfig()
     assert parsed(SVDConfig(), "fit-svd S --out C") == SVDConfig()
     assert parsed(TrainConfig(), "train S --out M") == TrainConfig()
     assert parsed(SVDConfig(), "train S --out M") == SVDConfig()
@@ -111,9 +114,15 @@ def test_flags_stand_over_the_defaults_of_discrete_actions(capsys):
 
 @pytest.mark.parametrize("settings", [CollectConfig(), SVDConfig(), TrainConfig(), EvaluateConfig()])
 def test_every_field_is_a_flag_with_its_default_in_the_help(settings, capsys):
-    verb = {"CollectConfig": "collect", "SVDConfig": "fit-svd", "TrainConfig": "train", "EvaluateConfig": "evaluate"}
+    verb = {
+        "CollectConfig": "collect",
+        "CompactConfig": "data compact",
+        "SVDConfig": "fit-svd",
+        "TrainConfig": "train",
+        "EvaluateConfig": "evaluate",
+    }
     with pytest.raises(SystemExit):
-        main([verb[type(settings).__name__], "--help"])
+        main([*verb[type(settings).__name__].split(), "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for name, value in dataclasses.asdict(settings).items():
         if isinstance(value, dict):
@@ -174,6 +183,8 @@ def assert_refused(line: str, capsys, *words: str) -> None:
         ("train S --out M --model causal", ["causal", "not made yet"]),
         ("train S --out M --codes C --dim 8", ["--dim", "--codes"]),
         ("train S --out M --width 128 --num-heads 3", ["128", "3"]),
+        ("data compact S", ["--out"]),
+        ("data compact S --out T --error 0", ["--error", "0"]),
         ("report E", ["--out"]),
     ],
 )
@@ -182,7 +193,15 @@ def test_a_mistyped_command_is_one_line(line: str, words: list[str], capsys):
 
 
 @pytest.mark.parametrize(
-    "line", ["fit-svd {0} --out {1}", "train {0} --out {1}", "evaluate {0}", "data info {0}", "data verify {0} --json"]
+    "line",
+    [
+        "fit-svd {0} --out {1}",
+        "train {0} --out {1}",
+        "evaluate {0}",
+        "data info {0}",
+        "data verify {0} --json",
+        "data compact {0} --out {1}",
+    ],
 )
 def test_a_missing_store_is_one_line(line: str, tmp_path: Path, capsys):
     assert_refused(line.format(tmp_path / "missing", tmp_path / "out"), capsys, "missing")
