@@ -112,7 +112,7 @@ def test_flags_stand_over_the_defaults_of_discrete_actions(capsys):
     assert "[0.99] " in text  # the same for both
 
 
-@pytest.mark.parametrize("settings", [CollectConfig(), SVDConfig(), TrainConfig(), EvaluateConfig()])
+@pytest.mark.parametrize("settings", [CollectConfig(), CompactConfig(), SVDConfig(), TrainConfig(), EvaluateConfig()])
 def test_every_field_is_a_flag_with_its_default_in_the_help(settings, capsys):
     verb = {
         "CollectConfig": "collect",
