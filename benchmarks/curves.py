@@ -17,6 +17,7 @@ from tipl.store import Store, Trial, data_info, data_verify
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 POINTS = 200
 
@@ -80,6 +81,7 @@ def main() -> None:
     axes.fill_between(edges[1:], low, high, color="#0072B2", alpha=0.3, linewidth=0)
     axes.plot(edges[1:], curves.mean(axis=0), color="#0072B2", label="mean, 95% interval over trials")
     axes.plot(edges[1:], iqm(curves, axis=0), color="#D55E00", label="IQM")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(xlabel="environment steps", ylabel="training return", title=f"{trials[0].env_id}, {len(trials)} trials")
     axes.legend(frameon=False)
     figure.savefig(arguments.out.with_suffix(".png"), dpi=150)

@@ -29,6 +29,7 @@ ORDER = [
     "store",
     "walks",
     "representation",
+    "compact",
     "model",
     "train",
     "forecast",

@@ -125,3 +125,18 @@ def test_more_trials_are_added_and_other_settings_refused(tmp_path: Path, capsys
     with pytest.raises(TiplError, match="no environment 'Pendulous-v4'"):
         collect(dataclasses.replace(config, env_id="Pendulous-v4"), tmp_path / "never")
     assert not (tmp_path / "never").exists()
+
+
+def test_curves_for_tensorboard_are_the_episodes_of_the_store(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = CollectConfig(trials=2, total_steps=2 * 2048)
+    store = Store.open(collect(config, tmp_path / "store", workers=1, tensorboard=tmp_path / "curves"))
+    for seed in store.seeds:
+        curves = EventAccumulator(str(tmp_path / "curves" / f"trial-{seed}"), size_guidance={"scalars": 0}).Reload()
+        step, episode_return, _ = store.trial(seed).episodes
+        points = curves.Scalars("charts/episodic_return")
+        np.testing.assert_array_equal([point.step for point in points], step)
+        np.testing.assert_allclose([point.value for point in points], episode_return)
+        assert [point.step for point in curves.Scalars("charts/learning_rate")] == [2048, 4096]
+        np.testing.assert_allclose([p.value for p in curves.Scalars("charts/learning_rate")], [3e-4, 1.5e-4])

@@ -3,26 +3,30 @@
 In: a small real store, made-up errors and returns.  Out: failures.
 """
 
-import dataclasses
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tipl import evaluate as evaluation
 from tipl.baselines import damped_line, line, persistence
 from tipl.errors import TiplError
 from tipl.evaluate import checked_forecast, choose_origins, evaluate, return_progress
-from tipl.forecast import Forecaster, History
+from tipl.forecast import Forecaster, History, load_forecaster
+from tipl.model import load
 from tipl.policy import ParamSpec
-from tipl.presets import EXPERIMENTS, EvaluateConfig
+from tipl.presets import EXPERIMENTS, EvaluateConfig, SVDConfig, TrainConfig
 from tipl.report import report
+from tipl.representation import Codes, fit_svd
 from tipl.returns import Policies, policy_returns
 from tipl.score import Comparison, Origins, Returns, return_scores, weight_scores
 from tipl.store import Store, TrialWriter, create_store
+from tipl.train import train
 
 CONFIG = EvaluateConfig(
     horizons=(1, 2, 5, 10), return_horizons=(1, 10), origins=12, return_origins=4, episodes=4,
@@ -103,7 +107,7 @@ def test_the_other_ways_to_run_policies_are_what_they_say(small_store: Path, met
 
 
 def test_variants_and_spectra_are_left_out_on_request(small_store: Path, tmp_path: Path):
-    plain = dataclasses.replace(
+    plain = replace(
         CONFIG, oracle_normalizer=False, sampled_actions=False, spectrum_trials=0, return_horizons=(1,), episodes=2
     )
     found = json.loads((evaluate(small_store, tmp_path / "a", plain) / "metrics.json").read_text())
@@ -132,6 +136,32 @@ def test_origins_are_spread_over_time_and_over_the_return_gained(small_store: Pa
     assert (times >= np.floor(edges[:-1])).all() and (times < edges[1:]).all()
     np.testing.assert_array_equal(origins.rising, progress[origins.snapshot] < 0.95)
     assert len(np.unique(origins.place)) > 1
+
+
+def test_models_of_every_kind_are_judged_under_names_that_say_what_they_are(small_store: Path, tmp_path: Path):
+    codes = fit_svd(small_store, tmp_path / "codes", SVDConfig(dim=4))
+    small = TrainConfig(context=5, num_layers=1, width=8, steps=2, warmup_steps=1)
+    made = {"a": small, "b": replace(small, model="gru"), "c": replace(small, model="mlp", residual=True)}
+    folders = [train(small_store, tmp_path / name, config, codes=codes) for name, config in made.items()]
+    pooled = train(small_store, tmp_path / "d", made["b"], SVDConfig("pooled", dim=4))
+    out = evaluate(small_store, tmp_path / "eval", CONFIG, models=[*folders, pooled], returns=False)
+    judged = json.loads((out / "metrics.json").read_text())["forecasters"]
+    assert {name: scores["label"] for name, scores in judged.items() if scores["model"]} == {
+        "a": "TIPL (full basis: sees the future)",
+        "b": "GRU (full basis: sees the future)",
+        "c": "MLP, residual (full basis: sees the future)",
+        "d": "GRU (pooled basis)",
+    }
+    assert [judged[name]["causal"] for name in made] == [False] * 3 and judged["d"]["causal"]
+
+    # The forecast: the model's own codes after those of the trial up to the origin, decoded.
+    opened, model = Codes.open(codes), load(folders[1])
+    seen = torch.from_numpy(opened.codes(6)[None, 16:21])
+    steps = model.rollout(seen, torch.arange(16, 21)[None], torch.ones(1, 5, dtype=torch.bool), 7)[0].numpy()
+    weights = Store.open(small_store).trial(6).weights()
+    forecaster = load_forecaster(folders[1], Store.open(small_store), tmp_path)
+    forecast = forecaster.forecast([History(6, 20, weights[20:21], 0)], [2, 7])[0]
+    np.testing.assert_allclose(forecast, opened.basis(6).decode(steps)[[1, 6]], rtol=1e-5, atol=1e-6)
 
 
 def table(trial: list[int], by_time: list[bool], rising: list[bool]) -> Origins:

@@ -1,4 +1,4 @@
-"""The paper's Transformer: what it may see, what it computes, and what it leaves on disk.
+"""Models over codes, the paper's Transformer and its rivals: what they may see, compute, and leave on disk.
 
 In: small random models and codes.  Out: failures against naive numpy, closed forms and damaged files.
 """
@@ -13,16 +13,35 @@ import safetensors.torch
 import torch
 
 from tipl.errors import TiplError
-from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE, Attention, Dropout, TIPLConfig, write_file
+from tipl.model import (
+    CONFIG_FILE,
+    GRU,
+    KINDS,
+    MLP,
+    TIPL,
+    WEIGHTS_FILE,
+    Attention,
+    CodeModel,
+    Dropout,
+    TIPLConfig,
+    load,
+    write_file,
+)
 
 CONFIG = TIPLConfig(dim=3, context=6, max_timestep=40, num_layers=2, num_heads=2, width=8, dropout=0.1)
 
 
-def make_model(config: TIPLConfig = CONFIG, seed: int = 0) -> TIPL:
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """What holds for one model holds for all."""
+    return request.param
+
+
+def make_model(kind: str, config: TIPLConfig = CONFIG, seed: int = 0) -> CodeModel:
     """Random in every weight, biases and norms too, with a standardization that is not the identity."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = TIPL(config)
+        model = KINDS[kind](config)
         for weight in model.parameters():
             torch.nn.init.normal_(weight, std=0.5)
         model.mean_D.normal_()
@@ -43,17 +62,17 @@ def padded_window(padding: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return codes, timesteps, valid
 
 
-def test_a_prediction_has_a_code_for_every_position():
+def test_a_prediction_has_a_code_for_every_position(kind: str):
     codes, timesteps, valid = make_window(5, 4)
-    model = make_model()
+    model = make_model(kind)
     assert model(codes, timesteps, valid).shape == (5, 4, 3)
     assert model.rollout(codes, timesteps, valid, 7).shape == (5, 7, 3)
 
 
 @pytest.mark.parametrize("changed", range(6))
-def test_changing_a_code_changes_no_output_before_it_and_every_output_from_it_on(changed: int):
+def test_changing_a_code_changes_no_output_before_it_and_every_output_from_it_on(kind: str, changed: int):
     codes, timesteps, valid = make_window()
-    model = make_model()
+    model = make_model(kind)
     before = model(codes, timesteps, valid)
     codes[:, changed] += 1.0
     moved = (model(codes, timesteps, valid) - before).abs().amax(-1)
@@ -62,9 +81,9 @@ def test_changing_a_code_changes_no_output_before_it_and_every_output_from_it_on
 
 
 @pytest.mark.parametrize("padding", range(1, 6))
-def test_what_padding_holds_changes_nothing(padding: int):
+def test_what_padding_holds_changes_nothing(kind: str, padding: int):
     codes, timesteps, valid = padded_window(padding)
-    model = make_model()
+    model = make_model(kind)
     before = model(codes, timesteps, valid)[:, padding:]
     codes[:, :padding] = torch.tensor([torch.nan, torch.inf, 1e30])
     timesteps[:, :padding] = -7
@@ -72,29 +91,29 @@ def test_what_padding_holds_changes_nothing(padding: int):
 
 
 @pytest.mark.parametrize("padding", range(1, 6))
-def test_a_padded_window_predicts_what_the_codes_alone_predict(padding: int):
+def test_a_padded_window_predicts_what_the_codes_alone_predict(kind: str, padding: int):
     codes, timesteps, valid = padded_window(padding)
-    model = make_model()
+    model = make_model(kind)
     alone = model(codes[:, padding:], timesteps[:, padding:], valid[:, padding:])
     torch.testing.assert_close(model(codes, timesteps, valid)[:, padding:], alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_rows_of_nothing_but_padding_give_finite_outputs_and_gradients(training: bool):
+def test_rows_of_nothing_but_padding_give_finite_outputs_and_gradients(kind: str, training: bool):
     codes, timesteps, valid = make_window()
     valid[1] = False
     codes[1] = torch.nan
-    model = make_model().train(training)
+    model = make_model(kind).train(training)
     predicted = model(codes, timesteps, valid)
     assert predicted.isfinite().all()
     predicted[valid].square().sum().backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
 
 
-def test_padding_has_no_gradient():
+def test_padding_has_no_gradient(kind: str):
     codes, timesteps, valid = padded_window(3)
     codes.requires_grad_()
-    make_model()(codes, timesteps, valid)[:, 3:].square().sum().backward()
+    make_model(kind)(codes, timesteps, valid)[:, 3:].square().sum().backward()
     assert codes.grad is not None
     assert (codes.grad[:, :3] == 0).all()
     assert (codes.grad[:, 3:] != 0).all()
@@ -128,7 +147,7 @@ def test_attention_equals_a_masked_softmax_written_out_in_numpy():
 
 def test_the_whole_forward_pass_equals_one_written_out_in_numpy():
     config = dataclasses.replace(CONFIG, num_heads=1)
-    model = make_model(config)
+    model = make_model("paper", config)
     codes, timesteps, valid = make_window(batch=1)
     w = {name: tensor.detach().numpy().astype(np.float64) for name, tensor in model.state_dict().items()}
 
@@ -156,6 +175,87 @@ def test_the_whole_forward_pass_equals_one_written_out_in_numpy():
     np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_grus_forward_pass_equals_one_written_out_in_numpy():
+    model = make_model("gru")
+    codes, timesteps, valid = padded_window(2)
+    w = {name: tensor.detach().numpy().astype(np.float64) for name, tensor in model.state_dict().items()}
+
+    def sigmoid(x: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-x))
+
+    for b in range(len(codes)):
+        x = ((codes[b].numpy() - w["mean_D"]) / w["std_D"]) @ w["embed_code.weight"].T + w["embed_code.bias"]
+        x = x + w["embed_time.weight"][timesteps[b].numpy()]
+        x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+        x = (x * w["norm_embedding.weight"] + w["norm_embedding.bias"])[2:]
+        for layer in range(CONFIG.num_layers):
+            ours = [w[f"layers.{name}_l{layer}"] for name in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")]
+            h, outputs = np.zeros(model.hidden), []
+            for row in x:
+                reset_x, update_x, new_x = np.split(ours[0] @ row + ours[1], 3)
+                reset_h, update_h, new_h = np.split(ours[2] @ h + ours[3], 3)
+                update = sigmoid(update_x + update_h)
+                h = update * h + (1 - update) * np.tanh(new_x + sigmoid(reset_x + reset_h) * new_h)
+                outputs.append(h)
+            x = np.stack(outputs)
+        expected = (x @ w["head.weight"].T + w["head.bias"]) * w["std_D"] + w["mean_D"]
+        predicted = model(codes, timesteps, valid)[b, 2:].detach().numpy()
+        np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_mlp_is_layers_on_the_codes_before_a_position_their_flags_and_its_time(residual: bool):
+    model = make_model("mlp", dataclasses.replace(CONFIG, residual=residual))
+    codes, timesteps, valid = padded_window(2)
+    w = {name: tensor.detach().numpy().astype(np.float64) for name, tensor in model.state_dict().items()}
+    predicted = model(codes, timesteps, valid).detach().numpy()
+    for b in range(len(codes)):
+        for position in range(2, 6):
+            table = np.zeros((4, 6))  # a code's three numbers and its flag; the last six positions, the newest last
+            for t in range(2, position + 1):
+                table[:3, 5 - position + t] = (codes[b, t].numpy() - w["mean_D"]) / w["std_D"]
+                table[3, 5 - position + t] = 1
+            x = np.concatenate([table.ravel(), w["embed_time.weight"][timesteps[b, position]]])
+            for layer in range(CONFIG.num_layers):
+                name = f"layers.{3 * layer}"  # a linear layer, ReLU, dropout
+                x = np.maximum(w[f"{name}.weight"] @ x + w[f"{name}.bias"], 0)
+            expected = w["head.weight"] @ x + w["head.bias"] + residual * table[:3, 5]
+            np.testing.assert_allclose(
+                predicted[b, position], expected * w["std_D"] + w["mean_D"], rtol=1e-4, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("rival", [GRU, MLP])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dim": 32, "context": 20, "max_timestep": 1949},  # the paper's
+        {"dim": 32, "context": 20, "max_timestep": 483},  # the quick one's
+        {"dim": 32, "context": 20, "max_timestep": 1949, "absolute_time": False},
+        {"dim": 8, "context": 5, "max_timestep": 300, "num_layers": 1, "width": 64, "num_heads": 2},
+        {"dim": 64, "context": 50, "max_timestep": 300, "num_layers": 6, "width": 256, "num_heads": 4},
+    ],
+)
+def test_a_rival_has_as_many_parameters_as_the_tipl_with_its_settings(rival: type[GRU] | type[MLP], settings: dict):
+    config = TIPLConfig(**settings)
+    state = torch.get_rng_state()
+    size, wanted = (sum(weight.numel() for weight in kind(config).parameters()) for kind in (rival, TIPL))
+    assert abs(size / wanted - 1) < 0.01
+    model = rival(config)
+    around = [sum(w.numel() for w in rival(config, model.hidden + more).parameters()) for more in (-1, 1)]
+    assert around[0] < size < around[1] and abs(size - wanted) <= min(abs(other - wanted) for other in around)
+    torch.set_rng_state(state)
+    first = rival(config, model.hidden).head.weight
+    torch.set_rng_state(state)
+    assert torch.equal(rival(config).head.weight, first), "the search for the width draws no random numbers"
+
+
+def test_a_rival_of_a_very_small_tipl_has_a_width():
+    config = TIPLConfig(dim=40, context=30, max_timestep=3, num_layers=1, width=1)
+    assert GRU(config).hidden >= 1
+    assert MLP(config).hidden >= 1
+
+
 @pytest.mark.parametrize("absolute_time", [True, False])
 def test_the_number_of_parameters_is_the_formula(absolute_time: bool):
     config = dataclasses.replace(CONFIG, absolute_time=absolute_time, num_layers=3)
@@ -166,8 +266,8 @@ def test_the_number_of_parameters_is_the_formula(absolute_time: bool):
     assert sum(weight.numel() for weight in TIPL(config).parameters()) == embedding + 3 * block + head
 
 
-def test_a_rollout_is_one_step_fed_back_over_a_sliding_window():
-    model = make_model()
+def test_a_rollout_is_one_step_fed_back_over_a_sliding_window(kind: str):
+    model = make_model(kind)
     codes, timesteps, valid = make_window(length=4)
     valid[0, :2] = False
     rollout = model.rollout(codes, timesteps, valid, 5)
@@ -179,8 +279,8 @@ def test_a_rollout_is_one_step_fed_back_over_a_sliding_window():
         valid = torch.cat([valid, torch.ones(4, 1, dtype=torch.bool)], 1)
 
 
-def test_a_rollout_sees_no_more_than_its_context():
-    model = make_model()
+def test_a_rollout_sees_no_more_than_its_context(kind: str):
+    model = make_model(kind)
     codes, timesteps, valid = make_window(length=8)
     before = model.rollout(codes, timesteps, valid, 3)
     codes[:, :2] += 5.0
@@ -189,8 +289,8 @@ def test_a_rollout_sees_no_more_than_its_context():
     assert not torch.equal(model.rollout(codes, timesteps, valid, 3), before)
 
 
-def test_a_rollout_has_no_dropout_and_no_gradient_and_leaves_the_mode_and_its_input_alone():
-    model = make_model().train()
+def test_a_rollout_has_no_dropout_and_no_gradient_and_leaves_the_mode_and_its_input_alone(kind: str):
+    model = make_model(kind).train()
     codes, timesteps, valid = make_window()
     given = codes.clone()
     rollout = model.rollout(codes, timesteps, valid, 2)
@@ -200,18 +300,18 @@ def test_a_rollout_has_no_dropout_and_no_gradient_and_leaves_the_mode_and_its_in
     assert torch.equal(codes, given)
 
 
-def test_time_counts_unless_it_is_off_and_past_the_last_learned_one_counts_as_that():
+def test_time_counts_unless_it_is_off_and_past_the_last_learned_one_counts_as_that(kind: str):
     codes, timesteps, valid = make_window()
-    model = make_model()
+    model = make_model(kind)
     late = torch.full_like(timesteps, CONFIG.max_timestep)
     assert not torch.equal(model(codes, timesteps, valid), model(codes, late, valid))
     assert torch.equal(model(codes, late, valid), model(codes, late + 100, valid))
-    timeless = make_model(dataclasses.replace(CONFIG, absolute_time=False))
+    timeless = make_model(kind, dataclasses.replace(CONFIG, absolute_time=False))
     assert torch.equal(timeless(codes, timesteps, valid), timeless(codes, late, valid))
 
 
-def test_standardization_is_inside():
-    model = make_model()
+def test_standardization_is_inside(kind: str):
+    model = make_model(kind)
     codes, timesteps, valid = make_window()
     predicted = model(codes, timesteps, valid)
     mean, std = model.mean_D.clone(), model.std_D.clone()
@@ -233,11 +333,11 @@ def test_dropout_drops_the_share_it_is_told_to_and_keeps_the_mean():
     assert torch.equal(dropout.eval()(torch.ones(5)), torch.ones(5))
 
 
-def test_a_model_comes_back_from_disk_as_it_was(tmp_path: Path):
-    model = make_model(dataclasses.replace(CONFIG, basis="full", centered=True))
+def test_a_model_comes_back_from_disk_as_it_was(kind: str, tmp_path: Path):
+    model = make_model(kind, dataclasses.replace(CONFIG, basis="full", centered=True))
     model.save(tmp_path / "new" / "folder")
     state = torch.get_rng_state()
-    loaded = TIPL.load(tmp_path / "new" / "folder")
+    loaded = load(tmp_path / "new" / "folder")
     assert torch.equal(torch.get_rng_state(), state), "loading draws no random numbers"
     assert all(weight.requires_grad for weight in loaded.parameters())
     assert loaded.config == model.config
@@ -246,15 +346,15 @@ def test_a_model_comes_back_from_disk_as_it_was(tmp_path: Path):
     assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
 
 
-def test_files_that_do_not_make_a_model_are_refused_with_one_line(tmp_path: Path):
+def test_files_that_do_not_make_a_model_are_refused_with_one_line(kind: str, tmp_path: Path):
     def refuses(match: str) -> None:
         with pytest.raises(TiplError, match=match) as refusal:
-            TIPL.load(tmp_path)
+            load(tmp_path)
         assert "\n" not in str(refusal.value)
 
     config_file, weights_file = tmp_path / CONFIG_FILE, tmp_path / WEIGHTS_FILE
     refuses("no model in")
-    make_model().save(tmp_path)
+    make_model(kind).save(tmp_path)
     config, weights = config_file.read_text(), weights_file.read_bytes()
     record = json.loads(config)
 
@@ -266,7 +366,7 @@ def test_files_that_do_not_make_a_model_are_refused_with_one_line(tmp_path: Path
     refuses("cut short")
     tensors = safetensors.torch.load(weights)
     weights_file.write_bytes(safetensors.torch.save(tensors | {"head.weight": torch.zeros(5, 5)}))
-    refuses(r"head.weight is torch.float32 \[5, 5\], expected torch.float32 \[3, 8\]")
+    refuses(r"head.weight is torch.float32 \[5, 5\], expected torch.float32 \[3, \d+\]")
     weights_file.write_bytes(safetensors.torch.save(tensors | {"head.weight": tensors["head.weight"].double()}))
     refuses("head.weight is torch.float64")
     weights_file.write_bytes(safetensors.torch.save(tensors | {"extra": torch.zeros(1)}))
@@ -284,10 +384,12 @@ def test_files_that_do_not_make_a_model_are_refused_with_one_line(tmp_path: Path
     config_file.write_text(json.dumps(record | {"version": 99}))
     refuses("version 99")
     config_file.write_text(json.dumps(record | {"model": "causal"}))
-    refuses("model 'causal'")
+    refuses("kind 'causal'; this program knows paper, gru, mlp")
     config_file.write_text(json.dumps(record | {"config": record["config"] | {"flavor": 1}}))
     refuses("flavor")
     config_file.write_text(json.dumps(record | {"config": {"dim": 3}}))
+    refuses("lacks settings")
+    config_file.write_text(json.dumps({name: record[name] for name in ("format", "version", "model")}))
     refuses("lacks settings")
     config_file.write_text(json.dumps(record | {"config": record["config"] | {"width": "8"}}))
     refuses("lacks settings")
@@ -295,13 +397,28 @@ def test_files_that_do_not_make_a_model_are_refused_with_one_line(tmp_path: Path
         config_file.write_text(json.dumps(record | {"config": record["config"] | wrong}))
         refuses("describe no model")
     config_file.write_text(config)
-    TIPL.load(tmp_path)
+    load(tmp_path)
 
 
-def test_a_file_that_cannot_be_written_is_the_users_to_solve(tmp_path: Path):
+def test_a_folder_that_does_not_say_its_kind_is_tipl_and_another_kind_is_not_taken_for_it(tmp_path: Path):
+    model = make_model("paper")
+    model.save(tmp_path / "old")
+    config_file = tmp_path / "old" / CONFIG_FILE
+    record = json.loads(config_file.read_text())
+    assert record.pop("model") == "paper"
+    config_file.write_text(json.dumps(record))
+    assert isinstance(load(tmp_path / "old"), TIPL)
+    assert torch.equal(TIPL.load(tmp_path / "old")(*make_window()), model(*make_window()))
+    make_model("gru").save(tmp_path / "gru")
+    assert isinstance(load(tmp_path / "gru"), GRU)
+    with pytest.raises(TiplError, match="kind 'gru', not 'paper'"):
+        TIPL.load(tmp_path / "gru")
+
+
+def test_a_file_that_cannot_be_written_is_the_users_to_solve(kind: str, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TiplError, match="Cannot write"):
-        make_model().save(tmp_path / "file")
+        make_model(kind).save(tmp_path / "file")
     (tmp_path / "taken").mkdir()
     with pytest.raises(TiplError, match="Cannot write"):
         write_file(tmp_path / "taken", b"x")

@@ -1,11 +1,14 @@
-"""Low-rank baselines against their definitions in numpy.
+"""Low-rank baselines against their definitions in numpy, and DMD against PyDMD.
 
 In: made-up paths.  Out: failures.
 """
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pydmd
 import pytest
 
 from tipl.forecast import Forecaster, History
@@ -86,6 +89,66 @@ def test_dmd_is_the_operator_of_the_definition(rank: int):
     operator = y @ vt.T @ np.diag(1 / s) @ u.T
     expected = [np.linalg.matrix_power(operator, h) @ w[-1] for h in HORIZONS]
     np.testing.assert_allclose(forecast(DMD(rank, 11), w), expected, rtol=1e-4)
+
+
+def fit_pydmd(window: np.ndarray, rank: int, exact: bool, opt: Any = False) -> pydmd.DMD:
+    with warnings.catch_warnings():  # a window of weights is ill-conditioned, which is what the rank is for
+        warnings.filterwarnings("ignore", "Input data condition number", UserWarning)
+        return pydmd.DMD(svd_rank=rank, exact=exact, opt=opt).fit(window.T)
+
+
+def pydmds_forecast(fitted: pydmd.DMD, last: int) -> np.ndarray:
+    fitted.dmd_time["tend"] = last + max(HORIZONS)
+    return np.real(fitted.reconstructed_data.T[last + np.array(HORIZONS)])
+
+
+@pytest.fixture(scope="module")
+def windows(small_store: Path) -> list[np.ndarray]:
+    """Snapshots of a real trial, 11 and 31 of them, in float64."""
+    weights = Store.open(small_store).trial(2).weights().astype(np.float64)
+    return [weights[20:31], weights[40:71]]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_dmd_has_pydmds_exact_modes_and_eigenvalues_and_the_amplitudes_of_its_projected_modes(
+    windows: list[np.ndarray], rank: int
+):
+    """φ̃_{t+h} = Φ Λ^{h−1} b: PyDMD's exact modes Φ are Y V Σ⁻¹ W, of the snapshot after, hence h − 1.
+
+    b = W⁻¹ Uᵀ φ_t is what our operator A = Y V Σ⁻¹ Uᵀ does to the last snapshot. PyDMD takes the same b with
+    `exact=False`; with `exact=True` it fits the exact modes to a snapshot by least squares, which is no power of A.
+    """
+    for window in windows:
+        exact, projected = fit_pydmd(window, rank, exact=True), fit_pydmd(window, rank, exact=False, opt=-1)
+        np.testing.assert_array_equal(exact.eigs, projected.eigs)
+        powers = exact.eigs ** (np.array(HORIZONS)[:, None] - 1)
+        expected = np.real((powers * projected.amplitudes) @ np.transpose(np.asarray(exact.modes)))
+        moved = window[-1] - window[-2]
+        assert np.abs(expected[0] - window[-1]).max() > 1e-3 * np.abs(moved).max(), "not persistence"
+        made = DMD(rank, len(window) - 1)._one(History(2, 0, window, 0), HORIZONS)
+        np.testing.assert_allclose(made, expected, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_dmd_seen_in_the_leading_directions_is_pydmds_forecast(windows: list[np.ndarray], rank: int):
+    """With projected modes PyDMD forecasts U_r U_rᵀ A^h φ_t: our forecast, seen in the directions of the window."""
+    for window in windows:
+        last = len(window) - 1
+        theirs = pydmds_forecast(fit_pydmd(window, rank, exact=False, opt=-1), last)
+        u = np.linalg.svd(window[:-1].T, full_matrices=False)[0][:, :rank]
+        made = DMD(rank, last)._one(History(2, 0, window, 0), HORIZONS)
+        np.testing.assert_allclose(made @ u @ u.T, theirs, rtol=1e-7, atol=1e-8)
+
+
+def test_dmd_of_a_linear_system_is_pydmds_forecast_with_either_modes_from_either_end():
+    angle, t = np.array([0.3, 0.8]), np.arange(26)[:, None]
+    modes = np.concatenate([0.97**t * np.cos(t * angle), 0.97**t * np.sin(t * angle)], axis=1)
+    window = modes @ np.random.default_rng(0).normal(size=(4, 30))
+    made = DMD(4, 25)._one(History(1, 25, window, 0), HORIZONS)
+    for exact in (False, True):
+        for opt in (False, -1):  # the amplitudes are those of the first or of the last snapshot
+            theirs = pydmds_forecast(fit_pydmd(window, 4, exact, opt), 25)
+            np.testing.assert_allclose(made, theirs, rtol=1e-6, atol=1e-8)
 
 
 def test_dmd_of_a_run_that_stands_still_is_persistence():

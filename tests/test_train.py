@@ -6,7 +6,9 @@ In: rotating codes and a small real store.  Out: failures against naive loops, c
 import dataclasses
 import json
 import os
+import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +18,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tipl.errors import TiplError
-from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE
-from tipl.presets import CollectConfig, SVDConfig, TrainConfig
+from tipl.model import CONFIG_FILE, WEIGHTS_FILE, CodeModel, load
+from tipl.presets import CollectConfig, ModelName, SVDConfig, TrainConfig
+from tipl.progress import scalars
 from tipl.train import CHECKPOINT_FILE, CODES_FOLDER, CURVE_FILE, NextCode, Segments, fast_precision, fit, loop, train
 
+MODELS = ("paper", "gru", "mlp")
 SMALL = TrainConfig(
     context=5, num_layers=1, width=8, steps=12, batch_size=4, learning_rate=1e-2, warmup_steps=3, validate_every=5
 )
@@ -39,7 +44,7 @@ def unequal_sequences() -> list[np.ndarray]:
     return [rng.normal(size=(length, 3)).astype(np.float32) for length in (9, 4, 17)]
 
 
-def small_fit(out: Path, config: TrainConfig = SMALL, **options) -> TIPL:
+def small_fit(out: Path, config: TrainConfig = SMALL, **options) -> CodeModel:
     return fit(rotations(3, 30, 1), rotations(2, 20, 2), config, out, progress=False, **options)
 
 
@@ -106,10 +111,11 @@ def test_batches_hold_padded_starts_as_often_as_other_origins():
     assert counts[5] / 500 == pytest.approx(25 / 29, abs=0.05)
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("standardize", [True, False])
-def test_the_loss_is_the_mean_over_valid_positions_of_standardized_codes(standardize: bool):
+def test_the_loss_is_the_mean_over_valid_positions_of_standardized_codes(standardize: bool, model: ModelName):
     sequences = unequal_sequences()
-    config = dataclasses.replace(SMALL, dropout=0.0, standardize=standardize, batch_size=40)
+    config = dataclasses.replace(SMALL, model=model, dropout=0.0, standardize=standardize, batch_size=40)
     task = NextCode(sequences, [sequences[2]], [np.ones(3)], config, {})
     loss = task.loss(torch.Generator().manual_seed(3)).item()
 
@@ -127,9 +133,11 @@ def test_the_loss_is_the_mean_over_valid_positions_of_standardized_codes(standar
     assert loss == pytest.approx(np.concatenate(squares).mean(), rel=1e-4)
 
 
-def test_validation_equals_a_loop_over_every_origin():
+@pytest.mark.parametrize("model", MODELS)
+def test_validation_equals_a_loop_over_every_origin(model: ModelName):
+    config = dataclasses.replace(SMALL, model=model)
     validation, scales = rotations(2, 20, 2), [np.array([3.0, 1.0, 0.5, 0.0]), np.array([1.0, 2.0, 0.1, 4.0])]
-    task = NextCode(rotations(3, 30, 1), validation, scales, SMALL, {})
+    task = NextCode(rotations(3, 30, 1), validation, scales, config, {})
     result = task.validate()
     assert task.model.training
     error, still, losses = np.zeros(10), np.zeros(10), []
@@ -152,16 +160,18 @@ def test_validation_equals_a_loop_over_every_origin():
 # That it learns
 
 
-def test_it_learns_a_rotation_to_near_zero_error(tmp_path: Path):
+@pytest.mark.parametrize("model", MODELS)
+def test_it_learns_a_rotation_to_near_zero_error(tmp_path: Path, model: ModelName):
     config = TrainConfig(
-        context=8, num_layers=2, width=32, dropout=0.0, steps=800, batch_size=32, learning_rate=3e-3, warmup_steps=50,
-        validate_every=200, absolute_time=False,
+        model=model, context=8, num_layers=2, width=32, dropout=0.0, steps=800, batch_size=32, learning_rate=3e-3,
+        warmup_steps=50, validate_every=200, absolute_time=False,
     )  # fmt: skip
-    model = fit(rotations(20, 40, 1), rotations(4, 40, 2), config, tmp_path, progress=False)
+    trained = fit(rotations(20, 40, 1), rotations(4, 40, 2), config, tmp_path, progress=False)
+    assert trained.kind == model
     unseen = np.stack(rotations(50, 40, 3))
     window = torch.from_numpy(unseen[:, :8])
     valid = torch.ones(50, 8, dtype=torch.bool)
-    error = (model.rollout(window, torch.arange(8).expand(50, 8), valid, 10).numpy() - unseen[:, 8:18]) ** 2
+    error = (trained.rollout(window, torch.arange(8).expand(50, 8), valid, 10).numpy() - unseen[:, 8:18]) ** 2
     variance = 0.5
     assert error[:, 0].mean() / variance < 0.002
     assert error.mean() / variance < 0.01
@@ -218,10 +228,10 @@ def interrupted_at(step: int) -> Iterator[None]:
     """Press Ctrl-C, really, in the middle of an update."""
     update = loop.Training._update
 
-    def update_and_press(self: loop.Training) -> None:
+    def update_and_press(self: loop.Training) -> float:
         if self.step == step - 1:
             signal.raise_signal(signal.SIGINT)
-        update(self)
+        return update(self)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop.Training, "_update", update_and_press)
@@ -244,6 +254,41 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(
     parts = small_fit(tmp_path / "parts", resume=True)
     assert_same_ending(tmp_path / "whole", tmp_path / "parts")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("model", MODELS[1:])
+def test_a_rival_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path: Path, model: ModelName):
+    config = dataclasses.replace(SMALL, model=model, num_layers=2)
+    small_fit(tmp_path / "whole", config)
+    for step in (3, 5, 7):
+        with interrupted_at(step):
+            small_fit(tmp_path / "parts", config, resume=True)
+    small_fit(tmp_path / "parts", config, resume=True)
+    assert_same_ending(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("model", MODELS[1:])
+def test_a_rival_trains_in_low_precision_too(tmp_path: Path, model: ModelName, monkeypatch: pytest.MonkeyPatch):
+    losses = []
+    for precision in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(loop, "fast_precision", lambda precision=precision: precision)
+        small_fit(tmp_path / str(precision), dataclasses.replace(SMALL, model=model, num_layers=2))
+        losses.append([entry["validation_loss"] for entry in curve(tmp_path / str(precision))])
+    np.testing.assert_allclose(*losses, rtol=0.05)
+
+
+def test_a_training_from_before_settings_named_the_model_goes_on_as_tipl(tmp_path: Path):
+    small_fit(tmp_path / "whole")
+    with interrupted_at(7):
+        small_fit(tmp_path / "old")
+    before = loop.Checkpoint.read(tmp_path / "old")
+    assert before.facts["config"].pop("model") == "paper"
+    before.write(tmp_path / "old")
+    with pytest.raises(TiplError, match=r"other settings \(model paper\)"):
+        small_fit(tmp_path / "old", dataclasses.replace(SMALL, model="gru"), resume=True)
+    small_fit(tmp_path / "old", resume=True)
+    assert (tmp_path / "old" / WEIGHTS_FILE).read_bytes() == (tmp_path / "whole" / WEIGHTS_FILE).read_bytes()
+    assert curve(tmp_path / "old") == curve(tmp_path / "whole")
 
 
 def test_a_crash_between_the_best_model_and_its_checkpoint_is_gone_on_from(tmp_path: Path):
@@ -309,10 +354,26 @@ def test_off_a_terminal_a_validation_is_a_line(tmp_path: Path, capsys: pytest.Ca
     for step in (5, 10, 12):
         (line,) = [line for line in lines if f"step {step} of 12" in line]
         assert "skill" in line and "at h=10" in line
-    assert lines[0].endswith(str(tmp_path))
+    assert lines[1].endswith(str(tmp_path))
     assert "kept the model of step" in lines[-1]
     small_fit(tmp_path / "silent")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_training_says_how_large_its_model_is_and_how_its_width_was_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def first_line(model: ModelName) -> str:
+        config = dataclasses.replace(SMALL, model=model, steps=1)
+        fit(rotations(3, 30, 1), rotations(2, 20, 2), config, tmp_path / model)
+        return capsys.readouterr().err.splitlines()[0]
+
+    times, inner, outer = 29 * 8, 12 * 64 + 13 * 8, (4 * 8 + 8) + 16 + 16 + (8 * 4 + 4)
+    size = times + inner + outer
+    assert first_line("paper") == f"train: TIPL, {size:,} parameters, layers 1, width 8"
+    line = first_line("gru")
+    assert re.match(r"train: GRU, [\d,]+ parameters, layers 1, width \d+: ", line)
+    assert line.endswith(f"comes nearest to the {size:,} parameters of the TIPL with these settings")
 
 
 def test_the_curve_says_what_was_trained_on_what(tmp_path: Path):
@@ -325,6 +386,30 @@ def test_the_curve_says_what_was_trained_on_what(tmp_path: Path):
     assert [entry["step"] for entry in record["curve"]] == [5, 10, 12]
     seconds = [entry["seconds"] for entry in record["curve"]]
     assert 0 < seconds[0] < seconds[1] < seconds[2]
+
+
+def test_the_curves_for_tensorboard_are_those_of_the_training_over_a_stop_too(tmp_path: Path):
+    config = dataclasses.replace(SMALL, steps=250, validate_every=60, warmup_steps=150)
+    with interrupted_at(130), scalars(tmp_path / "curves") as write:
+        small_fit(tmp_path / "model", config, write=write)
+    with scalars(tmp_path / "curves") as write:
+        small_fit(tmp_path / "model", config, resume=True, write=write)
+    events = EventAccumulator(str(tmp_path / "curves")).Reload()
+
+    def points(name: str) -> dict:
+        return {event.step: pytest.approx(event.value) for event in events.Scalars(name)}
+
+    entries = curve(tmp_path / "model")
+    assert [entry["step"] for entry in entries] == [60, 120, 180, 240, 250]
+    assert points("loss/train") == {entry["step"]: entry["train_loss"] for entry in entries}
+    assert points("loss/validation") == {entry["step"]: entry["validation_loss"] for entry in entries}
+    for h in ("1", "10"):
+        assert points(f"skill/{h}_ahead") == {entry["step"]: entry["skill"][h] for entry in entries}
+    assert points("learning_rate") == {100: config.learning_rate * 100 / 150, 200: config.learning_rate}
+    assert points("loss/batch").keys() == {100, 200}
+    record = json.loads((tmp_path / "model" / CURVE_FILE).read_text())["curve"]
+    steps, seconds = (np.diff([0, *(entry[name] for entry in record)]) for name in ("step", "seconds"))
+    assert points("steps_per_second") == dict(zip([60, 120, 180, 240, 250], steps / seconds, strict=True))
 
 
 def test_bfloat16_is_used_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch):
@@ -426,7 +511,7 @@ def test_train_learns_from_training_trials_chooses_by_validation_trials_and_neve
     assert record["codes"]["trials"]["train"] == [1, 2, 3]
     assert record["codes"]["trials"]["validation"] == [4]
     assert record["codes"]["basis"] == dataclasses.asdict(SVDConfig(dim=4))
-    model = TIPL.load(out)
+    model = load(out)
     assert (model.config.dim, model.config.basis) == (4, "full")
 
     with pytest.raises(TiplError, match="--resume"):
@@ -443,7 +528,7 @@ def test_the_skill_of_the_verb_is_measured_in_weights(store: Path, tmp_path: Pat
 
     dim = 6
     out = train(store, tmp_path / "model", dataclasses.replace(SMALL, steps=5), SVDConfig(dim=dim))
-    model, codes = TIPL.load(out), Codes.open(out / CODES_FOLDER)
+    model, codes = load(out), Codes.open(out / CODES_FOLDER)
     codes_TD, basis = codes.codes(4), codes.basis(4)
     weights_TP = basis.decode(codes_TD)
     error = still = 0.0
@@ -457,12 +542,15 @@ def test_the_skill_of_the_verb_is_measured_in_weights(store: Path, tmp_path: Pat
 
 
 def test_what_the_verb_cannot_use_is_refused_before_anything_is_written(store: Path, tmp_path: Path):
-    with pytest.raises(TiplError, match="'causal'"):
-        train(store, tmp_path / "out", model="causal")
+    with pytest.raises(TiplError, match="causal is reserved"):
+        TrainConfig(model="causal")
     with pytest.raises(TiplError):
         train(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(TiplError, match="not a CODES folder"):
-        train(store, tmp_path / "out", codes=tmp_path / "nowhere")
+        train(store, tmp_path / "out", codes=tmp_path / "nowhere", tensorboard=tmp_path / "curves")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TiplError, match="TensorBoard is not installed"):
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        train(store, tmp_path / "out", tensorboard=tmp_path / "curves")
     assert os.listdir(tmp_path) == []
     with pytest.raises(TiplError, match="fit the full or the pooled basis"):
         train(store, tmp_path / "out", SMALL, SVDConfig("window", 4))

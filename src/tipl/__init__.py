@@ -3,7 +3,7 @@
 In: nothing; a name is looked up in its module on first use, so that `import tipl` is quick.  Out: the public surface.
 
 Every verb of the command line is a function in the module of the same name: `from tipl.collect import collect`, and so
-on for `train`, `evaluate`, `report` and `reproduce`; `tipl.collect` is the module. The callback for
+on for `compact`, `train`, `evaluate`, `report` and `reproduce`; `tipl.collect` is the module. The callback for
 Stable-Baselines3 is in `tipl.sb3`, which takes the extra of that name. What is not named here is private.
 """
 
@@ -14,6 +14,7 @@ from tipl.errors import TiplError
 from tipl.presets import (
     EXPERIMENTS,
     CollectConfig,
+    CompactConfig,
     EvaluateConfig,
     Experiment,
     PPOConfig,
@@ -23,7 +24,7 @@ from tipl.presets import (
 )
 
 if TYPE_CHECKING:
-    from tipl import collect, evaluate, report, reproduce, train
+    from tipl import collect, compact, evaluate, report, reproduce, train
     from tipl.forecast import Forecaster, History
     from tipl.model import TIPL
     from tipl.record import WeightRecorder
@@ -38,6 +39,7 @@ __all__ = [
     "TIPL",
     "Codes",
     "CollectConfig",
+    "CompactConfig",
     "EvaluateConfig",
     "Experiment",
     "Forecaster",
@@ -53,6 +55,7 @@ __all__ = [
     "WeightRecorder",
     "__version__",
     "collect",
+    "compact",
     "create_store",
     "data_info",
     "data_verify",
@@ -65,7 +68,7 @@ __all__ = [
     "train",
 ]
 
-_MODULES = ("collect", "evaluate", "report", "reproduce", "train")
+_MODULES = ("collect", "compact", "evaluate", "report", "reproduce", "train")
 _MODULE_OF = {
     "Codes": "representation",
     "Forecaster": "forecast",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get
 
 from tipl import __version__
 from tipl.errors import TiplError
-from tipl.presets import EXPERIMENTS, CollectConfig, EvaluateConfig, SVDConfig, TrainConfig
+from tipl.presets import EXPERIMENTS, CollectConfig, CompactConfig, EvaluateConfig, SVDConfig, TrainConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -86,6 +86,7 @@ def build_parser() -> ArgumentParser:
     verb.add_argument("--out", type=Path, metavar="STORE", required=True, help="a new store, or one to go on with")
     verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
     verb.add_argument("--workers", type=_positive, metavar="N", default=None, help="processes [one a core]")
+    verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
     _add_settings(verb, CollectConfig)
 
     verb = _add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
@@ -96,9 +97,9 @@ def build_parser() -> ArgumentParser:
     verb = _add_verb(verbs, "train", _train, "train a model on the codes of a store's training trials")
     verb.add_argument("store", type=Path, metavar="STORE")
     verb.add_argument("--out", type=Path, metavar="MODEL", required=True)
-    verb.add_argument("--model", choices=("paper", "causal"), default="paper", help="[paper]")
     verb.add_argument("--codes", type=Path, metavar="CODES", default=None, help="what fit-svd wrote [fit anew]")
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
+    verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
     _add_settings(verb, TrainConfig)
     _add_settings(verb.add_argument_group("the SVD, where no --codes are given"), SVDConfig)
 
@@ -121,6 +122,11 @@ def build_parser() -> ArgumentParser:
     ):
         verb.add_argument("store", type=Path, metavar="STORE")
         verb.add_argument("--json", action="store_true", help="print JSON")
+
+    verb = _add_verb(data, "compact", _compact, "write a store again in a fifth of its bytes, the weights rounded")
+    verb.add_argument("store", type=Path, metavar="STORE")
+    verb.add_argument("--out", type=Path, metavar="STORE2", required=True, help="a new store, or one to go on with")
+    _add_settings(verb, CompactConfig)
 
     verb = _add_verb(data, "random-walk", _random_walk, "write random walks, of which is known what can be forecast")
     verb.add_argument("--out", type=Path, metavar="STORE", required=True)
@@ -146,7 +152,7 @@ def _collect(arguments: Namespace) -> None:
     config = collect_settings(arguments)
     from tipl.collect import collect
 
-    _wrote(collect(config, arguments.out, workers=arguments.workers))
+    _wrote(collect(config, arguments.out, workers=arguments.workers, tensorboard=arguments.tensorboard))
 
 
 def collect_settings(arguments: Namespace) -> CollectConfig:
@@ -182,7 +188,7 @@ def _train(arguments: Namespace) -> None:
         raise TiplError(f"--{spare[0]} has no effect on --codes that were fitted before; leave one of the two out")
     config = with_flags(TrainConfig(), vars(arguments))
     svd = with_flags(SVDConfig(), vars(arguments))
-    how = {"codes": arguments.codes, "model": arguments.model, "resume": arguments.resume}
+    how = {name: getattr(arguments, name) for name in ("codes", "resume", "tensorboard")}
     from tipl.train import train
 
     _wrote(train(arguments.store, arguments.out, config, svd, **how))
@@ -207,6 +213,13 @@ def _data_info(arguments: Namespace) -> None:
     from tipl.store import data_info
 
     _show(data_info(arguments.store), arguments.json)
+
+
+def _compact(arguments: Namespace) -> None:
+    config = with_flags(CompactConfig(), vars(arguments))
+    from tipl.compact import compact
+
+    _wrote(compact(arguments.store, arguments.out, config))
 
 
 def _random_walk(arguments: Namespace) -> None:

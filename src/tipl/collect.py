@@ -18,18 +18,19 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.columns import Columns
 
 import tipl
 from tipl.envs import engine_versions, make_env
 from tipl.errors import TiplError
 from tipl.presets import CollectConfig
-from tipl.progress import console, steps_progress
+from tipl.progress import console, scalars, steps_progress
 from tipl.stack import Iteration, Stack
 from tipl.store import Store, TrialWriter, create_store
 
@@ -37,12 +38,19 @@ COMMIT_SECONDS = 60.0
 _RECENT = 10  # episodes that make a trial's "return so far"
 
 
-def collect(config: CollectConfig = CollectConfig(), out: Path = Path("store"), *, workers: int | None = None) -> Path:
+def collect(
+    config: CollectConfig = CollectConfig(),
+    out: Path = Path("store"),
+    *,
+    workers: int | None = None,
+    tensorboard: Path | None = None,
+) -> Path:
     """Run the trials of `config` and record their weights; trials that the store already holds go on or are kept.
 
     Args:
         out: the store's folder; made if missing.
         workers: processes; default: one a core that this process may use, at most one a trial.
+        tensorboard: folder for CleanRL's curves of every trial (`charts/episodic_return` and its kin), for TensorBoard.
 
     Raises:
         TiplError: the environment cannot be collected, or `out` holds something else or trials of another config.
@@ -63,7 +71,13 @@ def collect(config: CollectConfig = CollectConfig(), out: Path = Path("store"), 
             f"collect: {len(waiting)} trials of {config.env_id} × {config.num_iterations} iterations "
             f"({config.num_snapshots} snapshots) in {count} processes"
         )
-        _run_processes(config, out, shares)
+        begun = {seed: _steps_done(store, seed) for seed in waiting}
+        with contextlib.ExitStack() as closing:
+            curves = {
+                seed: closing.enter_context(scalars(tensorboard and Path(tensorboard) / f"trial-{seed}"))
+                for seed in waiting
+            }
+            _run_processes(config, out, shares, _Watch(config.num_iterations * config.ppo.num_steps, begun, curves))
     return out
 
 
@@ -181,7 +195,11 @@ def _is_complete(store: Store, seed: int, config: CollectConfig) -> bool:
     return trial.complete
 
 
-def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]]) -> None:
+def _steps_done(store: Store, seed: int) -> int:
+    return int(store.trial(seed).env_step[-1]) if seed in store.seeds else 0
+
+
+def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]], watch: "_Watch") -> None:
     context = multiprocessing.get_context("spawn")
     messages, stop = context.Queue(), context.Event()
     processes = [
@@ -191,7 +209,7 @@ def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]]) ->
         for process in processes:
             process.start()
     try:
-        _show(config, sum(map(len, shares)), processes, messages)
+        _show(watch, processes, messages)
     except BaseException:
         stop.set()  # the processes commit at the end of their iteration
         for process in processes:
@@ -201,11 +219,55 @@ def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]]) ->
         process.join()
 
 
-def _show(config: CollectConfig, trials: int, processes: list[Any], messages: Any) -> None:
+class _Watch:
+    """What is known of every running trial: how far it is, how fast it goes, what it earns."""
+
+    def __init__(
+        self, total: int, begun: Mapping[int, int], curves: Mapping[int, Callable[[str, float, int], None]]
+    ) -> None:
+        """Trials of `total` steps that stand at `begun[seed]`, and where the points of their curves go."""
+        self.total = total
+        self.left = sum(total - steps for steps in begun.values())
+        self._first = dict(begun)
+        self._steps = dict(begun)
+        self._recent: dict[int, list[float]] = {seed: [] for seed in begun}
+        self._began = time.monotonic()
+        self._curves = curves
+
+    def take(self, seed: int, steps: int, learning_rate: float, episodes: np.ndarray) -> None:
+        """A trial has gone on by `steps`, in which these episodes [E, 3] ended (step, return, length)."""
+        self._steps[seed] += steps
+        self._recent[seed] = [*self._recent[seed], *episodes[:, 1].tolist()][-_RECENT:]
+        write = self._curves[seed]
+        for step, episode_return, length in episodes.tolist():
+            write("charts/episodic_return", episode_return, int(step))
+            write("charts/episodic_length", length, int(step))
+        write("charts/learning_rate", learning_rate, self._steps[seed])
+        write("charts/SPS", self._pace(seed), self._steps[seed])
+
+    def _pace(self, seed: int) -> float:
+        """Steps a second."""
+        return (self._steps[seed] - self._first[seed]) / max(time.monotonic() - self._began, 1e-9)
+
+    def mean_return(self) -> str:
+        means = [np.mean(values) for values in self._recent.values() if values]
+        return f"return {np.mean(means):.0f}" if means else ""
+
+    def trials(self) -> Columns:
+        """A cell a trial: its seed, its share of the steps, steps a second, return so far; as many as there is room."""
+        cells = []
+        for seed, steps in self._steps.items():
+            recent = f"{np.mean(self._recent[seed]):.0f}" if self._recent[seed] else "–"
+            pace = "done" if steps >= self.total else f"{steps / self.total:.0%} {self._pace(seed):,.0f}/s"
+            cells.append(f"trial {seed}: {pace}, return {recent}")
+        a_row = max(1, console.width // (2 + max(map(len, cells))))
+        return Columns(cells[: a_row * max(1, console.height - 3)], equal=True, padding=(0, 2))
+
+
+def _show(watch: _Watch, processes: list[Any], messages: Any) -> None:
     """Progress until every process has said that it is done; its error, if it has one."""
     running = len(processes)
-    recent: dict[int, list[float]] = {}
-    with steps_progress("collect", trials * config.num_iterations * config.ppo.num_steps) as advance:
+    with steps_progress("collect", watch.left, watch.trials) as advance:
         while running:
             try:
                 kind, content = messages.get(timeout=1.0)
@@ -220,11 +282,10 @@ def _show(config: CollectConfig, trials: int, processes: list[Any], messages: An
             elif kind == "bug":
                 raise RuntimeError(content)
             else:
-                steps, returns = content
-                for seed, values in returns.items():
-                    recent[seed] = [*recent.get(seed, []), *values][-_RECENT:]
-                means = [np.mean(values) for values in recent.values() if values]
-                advance(steps, f"return {np.mean(means):.0f}" if means else "")
+                steps, learning_rate, episodes = content
+                for seed, rows in episodes.items():
+                    watch.take(seed, steps, learning_rate, rows)
+                advance(steps * len(episodes), watch.mean_return())
 
 
 def _process(config: CollectConfig, out: Path, seeds: list[int], messages: Any, stop: Event) -> None:
@@ -234,8 +295,8 @@ def _process(config: CollectConfig, out: Path, seeds: list[int], messages: Any, 
         return stop.is_set() or parent is None or not parent.is_alive()
 
     def on_iteration(group: list[int], result: Iteration) -> None:
-        returns = {seed: rows[:, 1].tolist() for seed, rows in zip(group, result.episodes, strict=True)}
-        messages.put(("progress", (len(group) * config.ppo.num_steps, returns)))
+        episodes = dict(zip(group, result.episodes, strict=True))
+        messages.put(("progress", (config.ppo.num_steps, result.learning_rate, episodes)))
 
     try:
         run_stack(config, out, seeds, on_iteration, stopped)

@@ -26,7 +26,7 @@ import numpy as np
 import tipl
 from tipl.baselines import fitted_baselines
 from tipl.errors import TiplError
-from tipl.forecast import Forecaster, History, load_tipl, places_in_iteration
+from tipl.forecast import Forecaster, History, load_forecaster, places_in_iteration
 from tipl.policy import OBS_CLIP
 from tipl.presets import EvaluateConfig
 from tipl.progress import steps_progress
@@ -84,7 +84,7 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     trials = [data.trial(seed) for seed in split.test]
     forecasters = fitted_baselines(data, split, config.horizons, config.seed)
-    learned = [load_tipl(model, data, out) for model in models]
+    learned = [load_forecaster(model, data, out) for model in models]
     forecasters += learned
     coded = {model.basis: model.codes for model in learned} if codes is None else {None: Codes.open(codes)}
     forecasters += [CodeLine(each) for each in coded.values() if each is not None]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tipl.model import TIPL
+from tipl.model import CodeModel, load
 from tipl.presets import SVDConfig
 from tipl.representation import Codes, fit_svd
 from tipl.store import Store, Trial
@@ -93,17 +93,17 @@ def places_in_iteration(trial: Trial) -> np.ndarray:
     return places
 
 
-class TIPLForecaster(Forecaster):
-    """The paper's model over the codes of each trial's own temporal SVD, ten steps one after another.
+class ModelForecaster(Forecaster):
+    """A trained model over the codes of each trial's own temporal SVD, step after step.
 
     The `full` basis is made from the whole trial, so it has seen the future of every origin: not causal.
     """
 
-    def __init__(self, model: TIPL, codes: Codes, name: str = "tipl") -> None:
+    def __init__(self, model: CodeModel, codes: Codes, name: str) -> None:
         self.name, self.is_model = name, True
         self.basis = codes.config.basis
         self.causal = not codes.look_ahead
-        kind = "TIPL, residual" if model.config.residual else "TIPL"
+        kind = f"{model.title}, residual" if model.config.residual else model.title
         self.label = f"{kind} ({self.basis} basis{': sees the future' if codes.look_ahead else ''})"
         self.context = 1  # of weights; its codes come from the basis
         self.codes = codes
@@ -127,7 +127,7 @@ class TIPLForecaster(Forecaster):
         return np.stack(decoded).astype(np.float32)
 
 
-def load_tipl(folder: Path, store: Store, scratch: Path) -> TIPLForecaster:
+def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaster:
     """A trained model, over the codes of the store that it is judged on.
 
     Args:
@@ -135,10 +135,10 @@ def load_tipl(folder: Path, store: Store, scratch: Path) -> TIPLForecaster:
         scratch: where codes of another store are fitted to, in the model's kind of basis.
     """
     folder = Path(folder)
-    model = TIPL.load(folder)
+    model = load(folder)
     path = Path(json.loads((folder / CURVE_FILE).read_text())["codes"]["trials"]["codes"])
     if not path.exists() or Codes.open(path).store != store.path.resolve():
         path = scratch / f"{folder.name}-codes.zarr"
         basis = model.config.basis or "full"
         fit_svd(store.path, path, SVDConfig(basis=basis, dim=model.config.dim, centered=model.config.centered))
-    return TIPLForecaster(model, Codes.open(path), name=folder.name)
+    return ModelForecaster(model, Codes.open(path), name=folder.name)

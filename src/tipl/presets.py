@@ -11,6 +11,7 @@ from tipl.errors import TiplError
 
 Backend = Literal["envpool", "gymnasium"]
 BasisName = Literal["full", "prefix", "window", "pooled"]
+ModelName = Literal["paper", "gru", "mlp", "causal"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -98,6 +99,17 @@ class CollectConfig:
 
 
 @dataclass(frozen=True)
+class CompactConfig:
+    """How much a compact store may lose."""
+
+    error: float = 0.02
+    """The most that a snapshot may be off, root mean square, in units of the mean step between snapshots."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.error <= 1, f"--error is {self.error}; give more than 0 and at most 1.")
+
+
+@dataclass(frozen=True)
 class SVDConfig:
     """The temporal SVD that turns snapshots into codes."""
 
@@ -119,6 +131,8 @@ class SVDConfig:
 class TrainConfig:
     """TIPL as the paper has it; where the paper is silent, the Decision Transformer's defaults."""
 
+    model: ModelName = "paper"
+    """paper: TIPL. gru, mlp: rivals; what `width` and `num_heads` say is then the TIPL whose size they have."""
     context: int = 20
     """K, how many codes the model sees."""
     num_layers: int = 3
@@ -143,6 +157,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.model != "causal", "--model causal is reserved and not made yet; give paper, gru or mlp.")
         _require(self.context >= 1, f"--context is {self.context}; give at least 1.")
         _require(self.width % self.num_heads == 0, f"--width {self.width} does not split into {self.num_heads} heads.")
         _require(self.steps >= 1, f"--steps is {self.steps}; give at least 1.")

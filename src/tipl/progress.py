@@ -1,40 +1,89 @@
-"""Progress of long work: a live bar on a terminal, a plain line now and then elsewhere.
+"""Progress of long work: a live bar on a terminal, a plain line now and then elsewhere; curves for TensorBoard.
 
-In: a total and steps done.  Out: what the user sees on standard error.
+In: a total and steps done; named numbers.  Out: what the user sees on standard error; event files.
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tipl.errors import TiplError
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _PLAIN_SECONDS = 15.0
 
 
 @contextlib.contextmanager
-def steps_progress(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Yields `advance(steps, note)`: so many more of `total` steps are done; `note` is shown beside the bar."""
+def steps_progress(
+    label: str, total: int, above: Callable[[], RenderableType] | None = None
+) -> Iterator[Callable[[int, str], None]]:
+    """Yields `advance(steps, note)`: so many more of `total` steps are done; `note` is shown beside the bar.
+
+    Args:
+        above: asked again and again for what a terminal shows above the bar.
+    """
     began = shown = time.monotonic()
     done = 0
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=total, rate="", note="")
+    bar = Progress(*columns, console=console)
+    task = bar.add_task(label, total=total, rate="", note="")
 
-        def advance(steps: int, note: str = "") -> None:
-            nonlocal done, shown
-            done += steps
-            now = time.monotonic()
-            rate = done / max(now - began, 1e-9)
-            bar.update(task, completed=done, rate=f"{rate:,.0f}/s", note=note)
-            if not console.is_terminal and (now - shown > _PLAIN_SECONDS or done == total):
-                shown = now
-                left = (total - done) / rate
-                console.print(f"{label}: {done:,} of {total:,} at {rate:,.0f}/s, {left:.0f} s left {note}".rstrip())
+    def advance(steps: int, note: str = "") -> None:
+        nonlocal done, shown
+        done += steps
+        now = time.monotonic()
+        rate = done / max(now - began, 1e-9)
+        bar.update(task, completed=done, rate=f"{rate:,.0f}/s", note=note)
+        if not console.is_terminal and (now - shown > _PLAIN_SECONDS or done == total):
+            shown = now
+            left = (total - done) / rate
+            console.print(f"{label}: {done:,} of {total:,} at {rate:,.0f}/s, {left:.0f} s left {note}".rstrip())
 
+    def picture() -> RenderableType:
+        return Group(above(), bar) if above else bar
+
+    shown_live = Live(get_renderable=picture, console=console) if console.is_terminal else contextlib.nullcontext()
+    with shown_live:
         yield advance
+
+
+@contextlib.contextmanager
+def scalars(folder: Path | None) -> Iterator[Callable[[str, float, int], None]]:
+    """Yields `write(name, value, step)`: one more point of a curve in `folder`, for TensorBoard; None: of no curve.
+
+    The folder is made, and a new event file in it, when the first point comes.
+
+    Raises:
+        TiplError: TensorBoard, an optional extra, is not installed, or `folder` is a file.
+    """
+    if folder is None:
+        yield lambda name, value, step: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TiplError(
+            "TensorBoard is not installed; pip install 'tipl[tensorboard]' or drop --tensorboard."
+        ) from error
+    if folder.exists() and not folder.is_dir():
+        raise TiplError(f"{folder} is a file; give --tensorboard a folder.")
+    writer: SummaryWriter | None = None
+
+    def write(name: str, value: float, step: int) -> None:
+        nonlocal writer
+        writer = writer or SummaryWriter(str(folder))
+        writer.add_scalar(name, value, step)
+
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer.close()

@@ -62,7 +62,7 @@ class Forecaster:
     basis: str | None
     causal: bool
     is_model: bool
-    """A TIPL, of the paper's kind or causal; every other forecaster is a baseline."""
+    """Trained by `tipl train`: TIPL, or a rival of its size; every other forecaster is a baseline."""
     wpe: Curve
     skill: Curve
     skill_ci: Intervals

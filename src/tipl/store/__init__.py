@@ -2,7 +2,7 @@
 
 In: snapshots, episodes and checkpoints of running trials.  Out: read-only trials, their split, what is damaged.
 
-    STORE/zarr.json                attributes format, format_version
+    STORE/zarr.json                attributes format, format_version; of a compact store (compact.py) compact_error
     STORE/trials/<seed>/zarr.json  attributes of a trial (class layout.Record); it is the commit record
     STORE/trials/<seed>/<array>/   weights [T, P], env_step [T], …: see layout.array_layout
     STORE/trials/<seed>/resume/    until the trial is complete: its checkpoint and its writer's lock

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import zarr
 
 from tipl.errors import TiplError
-from tipl.store.arrays import chunk_range, require_chunk
+from tipl.store.arrays import chunk_range, open_array, require_chunk
 from tipl.store.files import DAMAGE
 from tipl.store.layout import (
     EPISODE_ARRAYS,
@@ -28,6 +27,7 @@ from tipl.store.layout import (
 )
 from tipl.store.read import Store, Trial
 
+_INFO_COMPACT = ("rms_error", "max_error")  # of a snapshot, in mean steps
 _INFO_EPISODES = 100  # episodes at the end of a trial whose mean return `tipl data info` shows
 
 
@@ -43,6 +43,7 @@ def data_info(path: Path | str) -> dict[str, Any]:
     return {
         "store": str(store.path),
         "format_version": FORMAT_VERSION,
+        **({} if store.compact_error is None else {"compact_error": store.compact_error}),
         "snapshots": sum(trial["snapshots"] for trial in trials),
         "raw_bytes": raw,
         "disk_bytes": disk,
@@ -67,6 +68,7 @@ def _trial_info(trial: Trial, path: Path) -> dict[str, Any]:
         "raw_bytes": trial.committed * sum(row_bytes[name] for name in SNAPSHOT_ARRAYS)
         + trial.committed_episodes * sum(row_bytes[name] for name in EPISODE_ARRAYS),
         "disk_bytes": _disk_bytes(path),
+        **{name: trial.compact[name] for name in _INFO_COMPACT if trial.compact},
         "versions": trial.versions,
     }
 
@@ -131,7 +133,7 @@ def _readings(trial: Path) -> Iterator[_Reading]:
         return
     for name in SNAPSHOT_ARRAYS + EPISODE_ARRAYS:
         try:
-            array = zarr.open_array(trial / name, mode="r")
+            array = open_array(trial / name)
             if array.shape[0] < record.rows(name):
                 raise ValueError(f"{array.shape[0]} rows, but {record.rows(name)} are committed")
         except DAMAGE as error:

@@ -56,6 +56,11 @@ class Record:
     commits: int
     """How many there were; the checkpoint is resume/<commits>.safetensors."""
     checkpoint_crc32c: int
+    compact: dict[str, Any] | None = None
+    """Of a trial of a compact store: how its weights were rounded and what that costs; see compact.py."""
+
+    def attributes(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if (name, value) != ("compact", None)}
 
     def rows(self, array: str) -> int:
         return self.committed_episodes if array in EPISODE_ARRAYS else self.committed
@@ -100,14 +105,20 @@ def read_record(trial: Path) -> Record | None:
     """The commit record of a trial, None where its writer did not come as far as making one."""
     try:
         attributes = _read_attributes(trial)
-        return Record(**{field.name: attributes[field.name] for field in dataclasses.fields(Record)})
+        names = {field.name for field in dataclasses.fields(Record)} - ({"compact"} - attributes.keys())
+        return Record(**{name: attributes[name] for name in names})
     except (FileNotFoundError, NotADirectoryError):
         return None
     except KeyError as error:
         raise TiplError(f"{trial / 'zarr.json'} lacks {error}; bring it back from a copy or remove {trial}.") from error
 
 
-def check_root(path: Path) -> None:
+def check_root(path: Path) -> dict[str, Any]:
+    """The attributes of the root of a store.
+
+    Raises:
+        TiplError: there is no store of this version.
+    """
     try:
         attributes = _read_attributes(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -120,6 +131,7 @@ def check_root(path: Path) -> None:
             f"{path} has format version {attributes.get('format_version')}, this program reads {FORMAT_VERSION}; "
             "use the version of tipl that wrote it."
         )
+    return attributes
 
 
 def read_checkpoint(trial: Path, record: Record) -> bytes:

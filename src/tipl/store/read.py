@@ -16,7 +16,7 @@ import zarr
 
 from tipl.errors import TiplError
 from tipl.policy import ParamSpec
-from tipl.store.arrays import chunk_range, require_chunk
+from tipl.store.arrays import chunk_range, open_array, require_chunk
 from tipl.store.files import DAMAGE
 from tipl.store.layout import EPISODE_ARRAYS, Record, check_root, read_record, trial_path, trial_seeds
 
@@ -44,8 +44,10 @@ class Episodes(NamedTuple):
 class Store:
     """The reading side of a data set: its trials as they were when it was opened."""
 
-    def __init__(self, path: Path, records: Mapping[int, Record]) -> None:
+    def __init__(self, path: Path, records: Mapping[int, Record], compact_error: float | None = None) -> None:
         self.path = path
+        self.compact_error = compact_error
+        """What a compact store was asked for, see compact.py; None of any other."""
         self._records = records
 
     @classmethod
@@ -56,9 +58,10 @@ class Store:
             TiplError: there is no store, it is of another version, or a record is damaged.
         """
         path = Path(path)
-        check_root(path)
+        compact_error = check_root(path).get("compact_error")
         records = {seed: read_record(trial_path(path, seed)) for seed in trial_seeds(path)}
-        return cls(path, {seed: record for seed, record in records.items() if record and record.committed})
+        committed = {seed: record for seed, record in records.items() if record and record.committed}
+        return cls(path, committed, compact_error)
 
     @property
     def seeds(self) -> list[int]:
@@ -109,6 +112,7 @@ class Trial:
         self.committed = record.committed
         self.committed_episodes = record.committed_episodes
         self.complete = record.complete
+        self.compact = record.compact
 
     def weights(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Snapshots start … stop - 1, float32 [n, P]; reads only the chunks that hold them."""
@@ -160,7 +164,7 @@ class Trial:
         path = self._path / name
         try:
             if name not in self._arrays:
-                self._arrays[name] = zarr.open_array(path, mode="r")
+                self._arrays[name] = open_array(path)
             array = self._arrays[name]
             for chunk in chunk_range(array, start, stop):
                 require_chunk(path, array.ndim, chunk)

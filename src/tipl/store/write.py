@@ -41,11 +41,11 @@ _WEIGHTS_CHUNK = 5 << 20, 512  # most bytes and most snapshots in a chunk
 _OTHER_CHUNK_BYTES = 64 << 10  # every commit rewrites an array's last chunk: small
 
 
-def create_store(path: Path | str) -> Store:
-    """A new store at `path`, or the one that is there already.
+def create_store(path: Path | str, compact_error: float | None = None) -> Store:
+    """A new store at `path`, or the one that is there already; with `compact_error` a compact one (see compact.py).
 
     Raises:
-        TiplError: something else is there, or the disk does not take it.
+        TiplError: something else is there, a store of the other kind for one, or the disk does not take it.
     """
     path = Path(path)
     with writing(path):
@@ -54,8 +54,14 @@ def create_store(path: Path | str) -> Store:
             if path.exists() and not (path.is_dir() and all(p.name == "zarr.json.partial" for p in path.iterdir())):
                 raise TiplError(f"{path} exists and is not a tipl store; choose another path or remove it.")
             path.mkdir(parents=True, exist_ok=True)
-            write_group(path, {"format": "tipl", "format_version": FORMAT_VERSION})
+            compact = {} if compact_error is None else {"compact_error": compact_error}
+            write_group(path, {"format": "tipl", "format_version": FORMAT_VERSION, **compact})
         store = Store.open(path)
+        if store.compact_error is not None and compact_error is None:
+            raise TiplError(f"{path} is a compact store and takes no new trials; give the path of another store.")
+        if store.compact_error != compact_error:
+            what = f"a compact store of error {store.compact_error}" if store.compact_error else "not a compact store"
+            raise TiplError(f"{path} is {what}, not one of error {compact_error}; give another --out.")
         if not (path / "trials" / "zarr.json").exists():
             (path / "trials").mkdir(exist_ok=True)
             write_group(path / "trials", {})
@@ -89,13 +95,15 @@ class TrialWriter:
         obs_dim: int,
         num_snapshots: int | None,
         chunk_snapshots: int | None = None,
+        grid: float | None = None,
     ) -> Self:
         """Begin a trial in an existing store. What an earlier writer left without any commit is removed.
 
         Args:
             config: everything that made the trial, as JSON.
             num_snapshots: T where it is known; otherwise arrays grow, and shrink to size when the trial is complete.
-            chunk_snapshots: snapshots in a chunk of `weights`; by default up to 16 MiB, at most 512.
+            chunk_snapshots: snapshots in a chunk of `weights`; by default up to 5 MiB, at most 512.
+            grid: of the weights of a compact store, all of them multiples of this power of two.
 
         Raises:
             TiplError: no store there, the trial has committed snapshots, another process writes it, or a full disk.
@@ -119,12 +127,13 @@ class TrialWriter:
             for name, (dtype, row) in array_layout(spec.size, obs_dim).items():
                 chunk = rows_in(_OTHER_CHUNK_BYTES, 8 * math.prod(row)) if name != "weights" else chunk_snapshots
                 rows = (num_snapshots if name in SNAPSHOT_ARRAYS else None) or chunk
-                create_array(path / name, dtype, (rows, *row), min(chunk, 8 * math.ceil(rows / 8)))
+                chunk = min(chunk, 8 * math.ceil(rows / 8))
+                create_array(path / name, dtype, (rows, *row), chunk, grid if name == "weights" else None)
             record = Record(
                 format_version=FORMAT_VERSION, seed=seed, env_id=env_id, config=config, param_spec=spec.to_json(),
                 versions=versions, committed=0, committed_episodes=0, complete=False, commits=0, checkpoint_crc32c=0,
             )  # fmt: skip
-            write_group(path, vars(record))
+            write_group(path, record.attributes())
             writer = cls(path, record, lock)
             on_failure.pop_all()
             return writer
@@ -203,7 +212,12 @@ class TrialWriter:
         """
         self._append(EPISODE_ARRAYS, (step, episode_return, length))
 
-    def commit(self, checkpoint: Mapping[str, np.ndarray], complete: bool = False) -> None:
+    def commit(
+        self,
+        checkpoint: Mapping[str, np.ndarray],
+        complete: bool = False,
+        compact: dict[str, Any] | None = None,
+    ) -> None:
         """Make everything appended so far safe, together with what resuming from here takes.
 
         Writes the last chunk of every array anew, so it costs some milliseconds, and for large P as much as packing
@@ -212,6 +226,7 @@ class TrialWriter:
         Args:
             checkpoint: all that the rest of the trial depends on. A complete trial keeps none.
             complete: the trial has ended; the writer is closed.
+            compact: of a compact store, what becomes the trial's attribute of that name.
 
         Raises:
             TiplError: the disk is full; the commit before stays.
@@ -222,13 +237,14 @@ class TrialWriter:
         record = dataclasses.replace(
             self._record, committed=self.appended, committed_episodes=self._arrays["episode_step"].rows,
             complete=complete, commits=self._record.commits + 1, checkpoint_crc32c=google_crc32c.value(data),
+            compact=compact,
         )  # fmt: skip
         with writing(self._path):
             for array in self._arrays.values():
                 array.flush(exact=complete)
             if not complete:
                 replace_file(checkpoint_path(self._path, record), data)
-            write_group(self._path, vars(record))
+            write_group(self._path, record.attributes())
             before, self._record = self._record, record
             if complete:
                 shutil.rmtree(self._path / "resume")

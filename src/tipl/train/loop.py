@@ -30,6 +30,12 @@ VERSION = 1
 SKILL_HORIZONS = (1, 10)
 """Codes ahead at which validation skill is measured. The model with the best skill at the last of them is kept."""
 
+SCALARS_EVERY = 100
+"""Steps between two points of the curves that need no validation."""
+
+Write = Callable[[str, float, int], None]
+"""One more point of a curve: its name, the value and the step; `progress.scalars` makes one."""
+
 
 class Validation(NamedTuple):
     """How good a model is on the validation trials."""
@@ -91,8 +97,11 @@ class Checkpoint(NamedTuple):
 class Training:
     """The loop: AdamW on a task, warm-up, clipping, validation, checkpoints."""
 
-    def __init__(self, task: Task, config: TrainConfig, out: Path, facts: dict[str, Any], progress: bool) -> None:
-        self.task, self.config, self.out, self.facts, self.progress = task, config, out, facts, progress
+    def __init__(
+        self, task: Task, config: TrainConfig, out: Path, facts: dict[str, Any], progress: bool, write: Write
+    ) -> None:
+        self.task, self.config, self.out, self.facts = task, config, out, facts
+        self.progress, self.write = progress, write
         self.weights = list(task.model.parameters())
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -116,12 +125,17 @@ class Training:
         self.task.model.train()
         with _interruption() as interrupted, bar as advance:
             while self.step < self.config.steps:
-                self._update()
+                loss = self._update()
                 self.seconds = time.perf_counter() - began
                 if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
-                    note = _describe(self._validate())
+                    entry = self._validate()
+                    note = _describe(entry)
                     self.write_checkpoint()
+                    self._plot(entry)
                     self._say(f"step {self.step:,} of {self.config.steps:,}, {self.seconds:.0f} s, {note}")
+                if self.step % SCALARS_EVERY == 0:
+                    self.write("loss/batch", loss, self.step)
+                    self.write("learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
                 advance(1, note)
                 if interrupted():
                     self.write_checkpoint()
@@ -129,7 +143,8 @@ class Training:
         best = max(self.curve, key=_choice)
         self._say(f"kept the model of step {best['step']:,}, {_describe(best)}")
 
-    def _update(self) -> None:
+    def _update(self) -> float:
+        """One step; returns the loss of its batch."""
         rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -145,6 +160,7 @@ class Training:
         self.loss_sum += loss.item()
         self.loss_count += 1
         self._check_finite(self.loss_sum)
+        return loss.item()
 
     def _validate(self) -> dict[str, Any]:
         """Measure the model, keep it if it is the best so far, and add an entry to the curve."""
@@ -162,6 +178,15 @@ class Training:
         self.curve.append(entry)
         self.loss_sum, self.loss_count = 0.0, 0
         return entry
+
+    def _plot(self, entry: Mapping[str, Any]) -> None:
+        """The newest entry of the curve as points of curves."""
+        began = {"step": 0, "seconds": 0.0} if len(self.curve) == 1 else self.curve[-2]
+        rate = (entry["step"] - began["step"]) / max(entry["seconds"] - began["seconds"], 1e-3)
+        points = {"loss/train": entry["train_loss"], "loss/validation": entry["validation_loss"]}
+        points |= {f"skill/{h}_ahead": value for h, value in entry["skill"].items()} | {"steps_per_second": rate}
+        for name, value in points.items():
+            self.write(name, value, entry["step"])
 
     def _check_finite(self, *values: float) -> None:
         if not all(map(math.isfinite, values)):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tipl.errors import TiplError
-from tipl.model import TIPL, TIPLConfig
+from tipl.model import KINDS, CodeModel, TIPLConfig
 from tipl.presets import TrainConfig
 from tipl.train.loop import SKILL_HORIZONS, Validation
 
@@ -70,7 +70,7 @@ class NextCode:
         config: TrainConfig,
         basis: Mapping[str, Any],
     ) -> None:
-        self.model = TIPL(
+        self.model: CodeModel = KINDS[config.model](
             TIPLConfig(
                 dim=train[0].shape[1],
                 context=config.context,

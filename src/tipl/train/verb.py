@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from tipl.errors import TiplError
-from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE
+from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE, CodeModel, load, num_parameters
 from tipl.presets import SVDConfig, TrainConfig
-from tipl.progress import console
+from tipl.progress import console, scalars
 from tipl.representation import Codes, fit_svd
 from tipl.store import Store
-from tipl.train.loop import CHECKPOINT_FILE, SKILL_HORIZONS, Checkpoint, Training
+from tipl.train.loop import CHECKPOINT_FILE, SKILL_HORIZONS, Checkpoint, Training, Write
 from tipl.train.next_code import NextCode
 
 CODES_FOLDER = "codes.zarr"
@@ -33,8 +33,8 @@ def train(
     svd: SVDConfig = SVDConfig(),
     *,
     codes: Path | None = None,
-    model: str = "paper",
     resume: bool = False,
+    tensorboard: Path | None = None,
 ) -> Path:
     """Train a model on the training trials of a store; choose it on the validation trials; leave the test trials be.
 
@@ -42,47 +42,59 @@ def train(
         store: the data set.
         out: the model's folder, made if missing.
         codes: what `fit-svd` wrote for this store; without it the SVD `svd` is fitted to `out`/codes.zarr.
-        model: "paper", TIPL as the paper has it.
         resume: go on from the checkpoint in `out`.
+        tensorboard: also write the curves there, for TensorBoard.
 
     Returns:
         `out`.
 
     Raises:
-        TiplError: the store, the codes or `out` cannot be used as they are; nothing was overwritten.
+        TiplError: the store, the codes or `out` cannot be used as they are, nothing was overwritten; or TensorBoard is
+            asked for and not installed.
     """
     store, out = Path(store), Path(out)
-    if model != "paper":
-        raise TiplError(f"There is no model {model!r} to train yet; only 'paper' exists.")
     check_out(out, resume)
     split = Store.open(store).split()
-    if codes is None:
-        codes = out / CODES_FOLDER
-        console.print(
-            f"train: no --codes given, so takes those of a temporal SVD ({svd.basis}, d = {svd.dim}) in {codes}"
+    with scalars(tensorboard) as write:
+        if codes is None:
+            codes = out / CODES_FOLDER
+            console.print(
+                f"train: no --codes given, so takes those of a temporal SVD ({svd.basis}, d = {svd.dim}) in {codes}"
+            )
+            fit_svd(store, codes, svd)
+        opened = _open_codes(codes, store, [*split.train, *split.validation])
+        where = {"store": str(store), "codes": str(codes)}
+        fit(
+            [opened.codes(seed) for seed in split.train],
+            [opened.codes(seed) for seed in split.validation],
+            config,
+            out,
+            resume=resume,
+            scales=[opened.basis(seed).scale_D for seed in split.validation],
+            basis=dataclasses.asdict(opened.config),
+            trials={**where, "train": [*split.train], "validation": [*split.validation]},
+            write=write,
         )
-        fit_svd(store, codes, svd)
-    opened = Codes.open(codes)
-    if opened.context is not None:
-        raise TiplError(
-            f"{codes} is of the {opened.config.basis} basis, in which a snapshot has another code at every origin; "
-            "the paper's model learns from one code a snapshot: fit the full or the pooled basis."
-        )
-    missing = sorted({*split.train, *split.validation} - set(opened.seeds))
-    if missing or opened.store != store.resolve():
-        what = f"lacks trials {missing} of {store}" if missing else f"is of {opened.store}, not of {store}"
-        raise TiplError(f"{codes} {what}; run `tipl fit-svd` on this store.")
-    fit(
-        [opened.codes(seed) for seed in split.train],
-        [opened.codes(seed) for seed in split.validation],
-        config,
-        out,
-        resume=resume,
-        scales=[opened.basis(seed).scale_D for seed in split.validation],
-        basis=dataclasses.asdict(opened.config),
-        trials={"store": str(store), "codes": str(codes), "train": [*split.train], "validation": [*split.validation]},
-    )
     return out
+
+
+def _open_codes(path: Path, store: Path, seeds: Sequence[int]) -> Codes:
+    """Codes that a model can learn these trials from.
+
+    Raises:
+        TiplError: they are of another store, lack a trial, or have a code for every origin instead of every snapshot.
+    """
+    codes = Codes.open(path)
+    if codes.context is not None:
+        raise TiplError(
+            f"{path} is of the {codes.config.basis} basis, in which a snapshot has another code at every origin; "
+            "models learn from one code a snapshot: fit the full or the pooled basis."
+        )
+    missing = sorted(set(seeds) - set(codes.seeds))
+    if missing or codes.store != store.resolve():
+        what = f"lacks trials {missing} of {store}" if missing else f"is of {codes.store}, not of {store}"
+        raise TiplError(f"{path} {what}; run `tipl fit-svd` on this store.")
+    return codes
 
 
 def fit(
@@ -96,8 +108,9 @@ def fit(
     basis: Mapping[str, Any] | None = None,
     trials: Mapping[str, Any] | None = None,
     progress: bool = True,
-) -> TIPL:
-    """Train TIPL on sequences of codes.
+    write: Write = lambda name, value, step: None,
+) -> CodeModel:
+    """Train TIPL, or the rival that `config.model` names, on sequences of codes.
 
     Every `config.validate_every` steps, and after the last one, the model is measured on the validation trials, kept
     in `out` if it is the best so far, and the state of the training is written beside it. The best model is the one
@@ -115,6 +128,7 @@ def fit(
         basis: the SVDConfig that made the codes, as a dict; kept in the model's config.
         trials: where the sequences come from; kept in the curve's file.
         progress: show progress on standard error.
+        write: takes the points of the curves as they come; `progress.scalars` makes one for TensorBoard.
 
     Returns:
         The best model, in eval mode, as read back from `out`.
@@ -148,13 +162,15 @@ def fit(
     with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator: leave the caller's as it was
         torch.default_generator.manual_seed(config.seed)
         task = NextCode(train, validation, scales, config, basis or {})
-        training = Training(task, config, out, facts, progress)
+        if progress:
+            console.print(f"train: {_size(task.model)}", markup=False)
+        training = Training(task, config, out, facts, progress, write)
         if checkpoint is None:
             training.write_checkpoint()
         else:
             training.restore(checkpoint)
         training.run()
-    return TIPL.load(out)
+    return load(out)
 
 
 def check_out(out: Path, resume: bool) -> None:
@@ -182,17 +198,23 @@ def _check_codes(sequences: Sequence[np.ndarray], kind: str, shortest: int) -> N
 
 
 def _check_same(then: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    before = [
-        f"{name} {then['config'].get(name)}"
-        for name, value in now["config"].items()
-        if then["config"].get(name) != value
-    ]
+    was = {"model": TIPL.kind, **then["config"]}  # there was no other kind when settings did not name it
+    before = [f"{name} {was.get(name)}" for name, value in now["config"].items() if was.get(name) != value]
     if before:
         raise TiplError(
             f"{out} was begun with other settings ({', '.join(before)}); resume with those, or give another --out."
         )
     if then["codes"]["sha256"] != now["codes"]["sha256"]:
         raise TiplError(f"{out} was begun on other codes; resume with those, or give another --out.")
+
+
+def _size(model: CodeModel) -> str:
+    size = f"{num_parameters(model):,} parameters, layers {model.config.num_layers}, width {model.hidden}"
+    if isinstance(model, TIPL):
+        return f"{model.title}, {size}"
+    with torch.device("meta"):  # shapes alone
+        wanted = num_parameters(TIPL(model.config))
+    return f"{model.title}, {size}: comes nearest to the {wanted:,} parameters of the TIPL with these settings"
 
 
 def _digest(sequences: Sequence[np.ndarray]) -> str:

@@ -1,0 +1,50 @@
+"""Models over codes: TIPL as the paper has it, and rivals of its size that see the same.
+
+In: the codes of the last K snapshots and their numbers; a model's folder.  Out: the next codes.
+
+Shared by all: base.py, files.py.
+"""
+
+from pathlib import Path
+
+from tipl.errors import TiplError
+from tipl.model.base import CodeModel, Dropout, TIPLConfig, num_parameters
+from tipl.model.files import CONFIG_FILE, WEIGHTS_FILE, read_record, write_file
+from tipl.model.rivals import GRU, MLP
+from tipl.model.transformer import TIPL, Attention
+
+KINDS: dict[str, type[CodeModel]] = {model.kind: model for model in (TIPL, GRU, MLP)}
+
+
+def load(folder: Path) -> CodeModel:
+    """The model in `folder`, of whatever kind, in eval mode.
+
+    Raises:
+        TiplError: there is no model, it is cut short, of another version or of no known kind, or its weights do not
+            fit its settings.
+    """
+    folder = Path(folder)
+    kind, _ = read_record(folder)
+    if kind not in KINDS:
+        raise TiplError(
+            f"{folder} holds a model of the kind {kind!r}; this program knows {', '.join(KINDS)}: use the program that "
+            "wrote it."
+        )
+    return KINDS[kind].load(folder)
+
+
+__all__ = [
+    "CONFIG_FILE",
+    "GRU",
+    "KINDS",
+    "MLP",
+    "TIPL",
+    "WEIGHTS_FILE",
+    "Attention",
+    "CodeModel",
+    "Dropout",
+    "TIPLConfig",
+    "load",
+    "num_parameters",
+    "write_file",
+]
