@@ -46,7 +46,7 @@ from torch.distributions import Normal
 
 import tipl.collect
 import tipl.stack
-from tipl.envs import _quiet_making, _quiet_mujoco, engine_versions, make_env
+from tipl.envs import _quiet_making, _quiet_mujoco, chosen_backend, engine_versions, make_env
 from tipl.policy import forward_batch
 from tipl.ppo import adam_step, backward_batch, kernel_settings, loss_gradients
 from tipl.presets import CollectConfig, experiment
@@ -623,7 +623,11 @@ def main() -> None:
     if args.out:
         result = {
             "command": ["python", *sys.argv],
-            "versions": {**engine_versions(config.backend), "torch": torch.__version__, "numpy": np.__version__},
+            "versions": {
+                **engine_versions(chosen_backend(config.env_id, config.backend)),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
             "settings": {name: value for name, value in vars(args).items() if name != "out"},
             "load": [load, os.getloadavg()[0]],
             "episode_length": length,

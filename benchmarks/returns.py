@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 import tipl.returns
-from tipl.envs import VectorEnv, engine_versions, make_env
+from tipl.envs import VectorEnv, chosen_backend, engine_versions, make_env
 from tipl.policy import layer_sizes
 from tipl.presets import CollectConfig, experiment
 from tipl.returns import Policies, act_frozen, policy_returns
@@ -203,7 +203,7 @@ def main() -> None:
     if args.out:
         result = {
             "command": ["python", *sys.argv],
-            "versions": engine_versions(config.backend),
+            "versions": engine_versions(chosen_backend(config.env_id, config.backend)),
             "settings": {name: value for name, value in vars(args).items() if name != "out"},
             "load": [load, os.getloadavg()[0]],
             "bar": bar,

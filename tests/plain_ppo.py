@@ -11,28 +11,46 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import nn
-from torch.distributions import Normal
+from torch.distributions import Categorical, Normal
 
 from tipl.envs import make_env
 from tipl.policy import initial_weights
 from tipl.presets import CollectConfig, PPOConfig
 
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+
 
 class Agent(nn.Module):
-    """CleanRL's agent, its modules under the same names, with hidden layers of any number and width."""
+    """CleanRL's agents, their modules under the same names, with hidden layers of any number, width and activation.
 
-    def __init__(self, obs_dim: int, hidden_sizes: tuple[int, ...], action_dim: int, theta: np.ndarray) -> None:
+    `ppo_continuous_action`'s, whose network gives means; or, if `discrete`, `ppo`'s, whose network gives logits.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        hidden_sizes: tuple[int, ...],
+        outputs: int,
+        theta: np.ndarray,
+        *,
+        discrete: bool = False,
+        activation: str = "tanh",
+    ) -> None:
         super().__init__()
-        self.critic = tanh_network(obs_dim, hidden_sizes, 1)
-        self.actor_mean = tanh_network(obs_dim, hidden_sizes, action_dim)
-        self.actor_logstd = nn.Parameter(torch.zeros(1, action_dim))
+        self.discrete = discrete
+        self.critic = network(obs_dim, hidden_sizes, 1, activation)
+        if discrete:
+            self.actor = network(obs_dim, hidden_sizes, outputs, activation)
+        else:
+            self.actor_mean = network(obs_dim, hidden_sizes, outputs, activation)
+            self.actor_logstd = nn.Parameter(torch.zeros(1, outputs))
         nn.utils.vector_to_parameters(torch.tensor(theta), self.ordered())
 
     def ordered(self) -> list[nn.Parameter]:
         return [*self.policy(), *self.critic.parameters()]
 
     def policy(self) -> list[nn.Parameter]:
-        return [*self.actor_mean.parameters(), self.actor_logstd]
+        return [*self.actor.parameters()] if self.discrete else [*self.actor_mean.parameters(), self.actor_logstd]
 
     def theta(self) -> np.ndarray:
         """Mean network, log-std, critic, as the rows of `Stack.theta`."""
@@ -45,11 +63,19 @@ class Agent(nn.Module):
         mean = self.actor_mean(obs)
         return Normal(mean, torch.exp(self.actor_logstd.expand_as(mean)), validate_args=False)
 
+    def log_prob_and_entropy(self, obs: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of actions [B, A] in obs [B, O]; both [B]."""
+        if self.discrete:
+            law = Categorical(logits=self.actor(obs), validate_args=False)
+            return law.log_prob(actions[:, 0]), law.entropy()
+        law = self.action_law(obs)
+        return law.log_prob(actions).sum(1), law.entropy().sum(1)
 
-def tanh_network(obs_dim: int, hidden_sizes: tuple[int, ...], out_dim: int) -> nn.Sequential:
+
+def network(obs_dim: int, hidden_sizes: tuple[int, ...], out_dim: int, activation: str = "tanh") -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in hidden_sizes:
-        layers += [nn.Linear(obs_dim, width), nn.Tanh()]
+        layers += [nn.Linear(obs_dim, width), ACTIVATIONS[activation]()]
         obs_dim = width
     return nn.Sequential(*layers, nn.Linear(obs_dim, out_dim))
 
@@ -90,8 +116,8 @@ def update(
     for samples in order:
         for picked in np.split(samples, ppo.num_minibatches):
             batch = {name: tensor[picked] for name, tensor in data.items()}
-            law = agent.action_law(batch["obs"])
-            ratio = torch.exp(law.log_prob(batch["actions"]).sum(1) - batch["log_probs"])
+            log_prob, entropy = agent.log_prob_and_entropy(batch["obs"], batch["actions"])
+            ratio = torch.exp(log_prob - batch["log_probs"])
             advantages = batch["advantages"]
             if ppo.norm_adv:
                 advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
@@ -106,9 +132,8 @@ def update(
                 errors = torch.max(errors, (clipped_value - batch["returns"]) ** 2)
             value_loss = 0.5 * errors.mean()
 
-            entropy = law.entropy().sum(1).mean()
             optimizer.zero_grad()
-            (policy_loss - ppo.ent_coef * entropy + ppo.vf_coef * value_loss).backward()
+            (policy_loss - ppo.ent_coef * entropy.mean() + ppo.vf_coef * value_loss).backward()
             norm = nn.utils.clip_grad_norm_(agent.parameters(), ppo.max_grad_norm)
             optimizer.step()
             log.gradient_norms.append(float(norm))
@@ -179,7 +204,7 @@ def run_trial(config: CollectConfig, seed: int, iterations: int) -> Trial:
     theta = np.concatenate(
         initial_weights(env.obs_dim, config.hidden_sizes, env.action_dim, np.random.default_rng([seed, 0]))
     )
-    agent = Agent(env.obs_dim, config.hidden_sizes, env.action_dim, theta)
+    agent = Agent(env.obs_dim, config.hidden_sizes, env.action_dim, theta, activation=config.activation)
     optimizer = make_optimizer(agent, ppo)
     capacity = 2 * iterations * ppo.num_steps + 1
     obs_moments, return_moments = Moments((env.obs_dim,), capacity), Moments((), capacity)

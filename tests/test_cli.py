@@ -17,9 +17,18 @@ import pytest
 
 from tipl.cli import build_parser, collect_settings, exit_code, main, with_flags
 from tipl.errors import TiplError
-from tipl.presets import CollectConfig, EvaluateConfig, PPOConfig, SVDConfig, TrainConfig
+from tipl.presets import (
+    CollectConfig,
+    CompactConfig,
+    DiscreteCollectConfig,
+    DiscretePPOConfig,
+    EvaluateConfig,
+    PPOConfig,
+    SVDConfig,
+    TrainConfig,
+)
 
-VERBS = ["reproduce", "collect", "fit-svd", "train", "evaluate", "report", "data info", "data verify"]
+VERBS = ["reproduce", "collect", "fit-svd", "train", "evaluate", "report", "data info", "data verify", "data compact"]
 
 
 def parsed(settings, line: str):
@@ -36,6 +45,7 @@ def parsed(settings, line: str):
         "collect --preset quick --backend gymnasium --snapshot-every-epochs 2 --out STORE",
         "data info STORE",
         "data verify STORE --json",
+        "data compact STORE --out STORE2 --error 0.05",
         "fit-svd STORE --basis full --dim 8 --out CODES",
         "fit-svd STORE --basis prefix --out CODES",
         "fit-svd STORE --basis window --out CODES",
@@ -59,6 +69,7 @@ def test_models_of_evaluate_may_be_given_together_or_apart():
 
 def test_no_flag_means_the_settings_own_defaults():
     assert parsed(CollectConfig(), "collect --out S") == CollectConfig()
+    assert parsed(CompactConfig(), "data compact S --out T") == CompactConfig()
     assert parsed(SVDConfig(), "fit-svd S --out C") == SVDConfig()
     assert parsed(TrainConfig(), "train S --out M") == TrainConfig()
     assert parsed(SVDConfig(), "train S --out M") == SVDConfig()
@@ -85,11 +96,33 @@ def test_flags_stand_over_the_preset_of_the_environment():
     assert settings == CollectConfig("HalfCheetah-v4", trials=3, total_steps=2_000_000, hidden_sizes=(256, 256))
 
 
-@pytest.mark.parametrize("settings", [CollectConfig(), SVDConfig(), TrainConfig(), EvaluateConfig()])
-def test_every_field_is_a_flag_with_its_default_in_the_help(settings, capsys):
-    verb = {"CollectConfig": "collect", "SVDConfig": "fit-svd", "TrainConfig": "train", "EvaluateConfig": "evaluate"}
+def test_flags_stand_over_the_defaults_of_discrete_actions(capsys):
+    line = "collect --out S --env-id Acrobot-v1 --trials 3 --hidden-sizes 32 --activation relu --ppo.num-envs 8"
+    settings = collect_settings(build_parser().parse_args(line.split()))
+    assert settings == DiscreteCollectConfig(
+        "Acrobot-v1", trials=3, hidden_sizes=(32,), activation="relu", ppo=DiscretePPOConfig(num_envs=8)
+    )
+    line = "collect --out S --backend gymnasium --no-ppo.normalize"
+    settings = collect_settings(build_parser().parse_args(line.split()))
+    assert settings == CollectConfig(backend="gymnasium", ppo=PPOConfig(normalize=False))
     with pytest.raises(SystemExit):
-        main([verb[type(settings).__name__], "--help"])
+        main(["collect", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "[200000], with discrete actions [500000]" in text and "[2048], with discrete actions [128]" in text
+    assert "[0.99] " in text  # the same for both
+
+
+@pytest.mark.parametrize("settings", [CollectConfig(), CompactConfig(), SVDConfig(), TrainConfig(), EvaluateConfig()])
+def test_every_field_is_a_flag_with_its_default_in_the_help(settings, capsys):
+    verb = {
+        "CollectConfig": "collect",
+        "CompactConfig": "data compact",
+        "SVDConfig": "fit-svd",
+        "TrainConfig": "train",
+        "EvaluateConfig": "evaluate",
+    }
+    with pytest.raises(SystemExit):
+        main([*verb[type(settings).__name__].split(), "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for name, value in dataclasses.asdict(settings).items():
         if isinstance(value, dict):
@@ -136,7 +169,12 @@ def assert_refused(line: str, capsys, *words: str) -> None:
         ("collect --out S --hidden-sizes 0", ["--hidden-sizes"]),
         ("collect --out S --total-steps 100", ["--total-steps", "2048"]),
         ("collect --out S --ppo.learning-rate fast", ["--ppo.learning-rate", "fast"]),
-        ("collect --out S --backend gym", ["--backend", "envpool", "gymnasium"]),
+        ("collect --out S --backend gym", ["--backend", "auto", "envpool", "gymnasium"]),
+        ("collect --out S --activation sin", ["--activation", "tanh", "relu", "elu"]),
+        ("collect --out S --ppo.num-envs 0", ["--ppo.num-envs", "0"]),
+        ("collect --out S --env-id CartPole-v1 --snapshot-every-epochs 3", ["--snapshot-every-epochs", "4"]),
+        ("collect --out S --env-id CartPole-v1 --total-steps 511", ["--total-steps", "512"]),
+        ("collect --out S --env-id FrozenLake-v1", ["FrozenLake-v1", "Discrete(16)", "flat Box"]),
         ("collect --out S --preset quick --env-id Hopper-v4", ["Hopper-v4", "InvertedPendulum-v4", "HalfCheetah-v4"]),
         ("collect --out S --trial 3", ["--trial"]),
         ("fit-svd S --out C --dim 0", ["--dim"]),
@@ -145,6 +183,8 @@ def assert_refused(line: str, capsys, *words: str) -> None:
         ("train S --out M --model causal", ["causal", "not made yet"]),
         ("train S --out M --codes C --dim 8", ["--dim", "--codes"]),
         ("train S --out M --width 128 --num-heads 3", ["128", "3"]),
+        ("data compact S", ["--out"]),
+        ("data compact S --out T --error 0", ["--error", "0"]),
         ("report E", ["--out"]),
     ],
 )
@@ -153,7 +193,15 @@ def test_a_mistyped_command_is_one_line(line: str, words: list[str], capsys):
 
 
 @pytest.mark.parametrize(
-    "line", ["fit-svd {0} --out {1}", "train {0} --out {1}", "evaluate {0}", "data info {0}", "data verify {0} --json"]
+    "line",
+    [
+        "fit-svd {0} --out {1}",
+        "train {0} --out {1}",
+        "evaluate {0}",
+        "data info {0}",
+        "data verify {0} --json",
+        "data compact {0} --out {1}",
+    ],
 )
 def test_a_missing_store_is_one_line(line: str, tmp_path: Path, capsys):
     assert_refused(line.format(tmp_path / "missing", tmp_path / "out"), capsys, "missing")

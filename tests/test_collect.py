@@ -4,6 +4,7 @@ In: short runs of InvertedPendulum-v4.  Out: failures.
 """
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -15,9 +16,9 @@ import numpy as np
 import pytest
 import zarr
 
-from tipl.collect import collect, run_stack
+from tipl.collect import collect, default_config, run_stack
 from tipl.errors import TiplError
-from tipl.presets import CollectConfig
+from tipl.presets import CollectConfig, DiscreteCollectConfig
 from tipl.stack import Stack
 from tipl.store import Store, create_store
 
@@ -122,8 +123,10 @@ def test_more_trials_are_added_and_other_settings_refused(tmp_path: Path, capsys
     assert "1 of 2 trials are already complete" in capsys.readouterr().err
     with pytest.raises(TiplError, match=r"holds trial 1 with hidden_sizes = \[8, 8\], not \[16\]"):
         collect(dataclasses.replace(config, hidden_sizes=(16,)), path)
-    with pytest.raises(TiplError, match="no environment 'Pendulous-v4'"):
+    with pytest.raises(TiplError, match="cannot make 'Pendulous-v4'"):
         collect(dataclasses.replace(config, env_id="Pendulous-v4"), tmp_path / "never")
+    with pytest.raises(TiplError, match="CartPole-v1 has discrete actions"):
+        collect(dataclasses.replace(config, env_id="CartPole-v1"), tmp_path / "never")
     assert not (tmp_path / "never").exists()
 
 
@@ -140,3 +143,48 @@ def test_curves_for_tensorboard_are_the_episodes_of_the_store(tmp_path: Path):
         np.testing.assert_allclose([point.value for point in points], episode_return)
         assert [point.step for point in curves.Scalars("charts/learning_rate")] == [2048, 4096]
         np.testing.assert_allclose([p.value for p in curves.Scalars("charts/learning_rate")], [3e-4, 1.5e-4])
+
+
+def test_defaults_are_those_of_the_kind_of_actions():
+    assert default_config("CartPole-v1") == DiscreteCollectConfig()
+    assert default_config("Acrobot-v1", "gymnasium") == DiscreteCollectConfig("Acrobot-v1", backend="gymnasium")
+    assert default_config("InvertedPendulum-v4") == CollectConfig()
+
+
+def test_a_store_of_discrete_actions_holds_what_the_stack_went_through(tmp_path: Path):
+    config = DiscreteCollectConfig(trials=2, total_steps=4 * 512 + 511, hidden_sizes=(8,), activation="relu")
+    store = Store.open(collect(config, tmp_path / "store", workers=2))
+    stack = Stack(config, config.seeds)
+    initial = stack.policies.copy()
+    results = [stack.iterate() for _ in range(4)]
+    for n, seed in enumerate(store.seeds):
+        trial = store.trial(seed)
+        assert trial.complete and trial.committed == config.num_snapshots == 9
+        assert trial.spec.names == ("actor.0.weight", "actor.0.bias", "actor.2.weight", "actor.2.bias")
+        weights = np.concatenate([initial[n][None], *(result.snapshots[n] for result in results)])
+        np.testing.assert_array_equal(trial.weights(), weights)
+        np.testing.assert_array_equal(trial.env_step, np.repeat([0, 512, 1024, 1536, 2048], [1, 2, 2, 2, 2]))
+        np.testing.assert_array_equal(np.stack(trial.episodes, 1), np.concatenate([r.episodes[n] for r in results]))
+        assert (trial.episodes.step > 2000).any()
+        np.testing.assert_array_equal(trial.epoch, [0, *[2, 4] * 4])
+        assert not trial.obs_mean.any() and (np.sqrt(trial.obs_var + 1e-8) == 1).all() and not trial.obs_count.any()
+        assert trial.config["activation"] == "relu" and trial.config["obs_clip"] is None
+        assert trial.config["backend"] == "envpool" and "envpool" in trial.versions
+        assert trial.config["ppo"]["num_envs"] == 4 and trial.config["ppo"]["normalize"] is False
+
+
+@pytest.mark.parametrize("backend", ["auto", "envpool"])
+def test_a_store_from_before_there_were_these_settings_is_gone_on_with(backend, tmp_path: Path, capsys):
+    """However the default of the backend is written."""
+    config = dataclasses.replace(CONFIG, trials=1, total_steps=2048)
+    path = collect(config, tmp_path / "store", workers=1)
+    file = path / "trials" / "1" / "zarr.json"
+    group = json.loads(file.read_text())
+    recorded = group["attributes"]["config"]
+    del recorded["activation"], recorded["obs_clip"], recorded["ppo"]["num_envs"], recorded["ppo"]["normalize"]
+    file.write_text(json.dumps(group))
+    collect(dataclasses.replace(config, backend=backend), path, workers=1)
+    assert "1 of 1 trials are already complete" in capsys.readouterr().err
+    for changes in ({"activation": "relu"}, {"ppo": dataclasses.replace(config.ppo, normalize=False)}):
+        with pytest.raises(TiplError, match="holds trial 1 with"):
+            collect(dataclasses.replace(config, **changes), path)

@@ -251,7 +251,8 @@ def test_every_reader_takes_it(store: Path, tmp_path: Path, capsys: Any) -> None
     assert found["compact_error"] == 0.05 and found["disk_bytes"] < data_info(store)["disk_bytes"]
     assert found["raw_bytes"] == data_info(store)["raw_bytes"]
     for trial in found["trials"]:
-        assert 0 < trial["rms_error"] <= 0.05 and trial["rms_error"] <= trial["max_error"] < 0.15
+        rms_error, max_error = (trial[f"{kind}_error_in_mean_steps"] for kind in ("rms", "max"))
+        assert 0 < rms_error <= 0.05 and rms_error <= max_error < 0.15
     assert "compact_error" not in data_info(store)
     assert main(["data", "info", str(out)]) == 0
     assert "compact error: 0.05\n" in capsys.readouterr().out

@@ -17,14 +17,18 @@ import tipl
 from tipl.policy import (
     FASTMATH,
     ParamSpec,
+    action_noise,
+    activation_code,
     forward_batch,
     forward_one,
     initial_weights,
     layer_sizes,
     network_size,
     policy_spec,
+    sampled_action,
     tanh32,
 )
+from tipl.presets import Activation
 
 Network = tuple[int, tuple[int, ...], int]
 NETWORKS: list[Network] = [(4, (8, 8), 1), (17, (64, 64), 6), (3, (5,), 2), (2, (9, 1, 4), 3)]
@@ -83,12 +87,13 @@ def test_a_kept_kernel_follows_the_files_whose_code_it_holds(tmp_path: Path) -> 
     assert list((tmp_path / "tipl" / "__pycache__").rglob("*.nbi"))  # and it is kept
 
 
+@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
-def test_spec_names_what_cleanrls_agent_holds(network: Network) -> None:
+def test_spec_names_what_cleanrls_agent_holds(network: Network, discrete: bool) -> None:
     """The flat vector, cut up by the spec, is the agent's state dict."""
-    spec = policy_spec(*network)
+    spec = policy_spec(*network, discrete=discrete)
     theta = np.random.default_rng(0).standard_normal(spec.size + critic_size(network), np.float32)
-    agent = plain_ppo.Agent(*network, theta)
+    agent = plain_ppo.Agent(*network, theta, discrete=discrete)
     state = {name: tensor.numpy() for name, tensor in agent.state_dict().items() if not name.startswith("critic.")}
     assert set(spec.names) == set(state)
     tensors = spec.unflatten(theta[: spec.size])
@@ -104,6 +109,7 @@ def test_number_of_weights_is_the_papers() -> None:
     assert policy_spec(4, (8, 8), 1).size == 122
     assert policy_spec(17, (256, 256), 6).size == 71_948
     assert network_size(layer_sizes(4, (8, 8), 1)) == 121
+    assert policy_spec(4, (64, 64), 2, discrete=True).size == 320 + 4160 + 130  # CleanRL's CartPole
 
 
 def test_spec_by_hand() -> None:
@@ -113,6 +119,9 @@ def test_spec_by_hand() -> None:
     assert spec.shapes == ((8, 4), (8,), (2, 8), (2,), (2,))
     assert spec.offsets == (0, 32, 40, 56, 58)
     assert spec.size == 60
+    categorical = policy_spec(4, (8,), 2, discrete=True)
+    assert categorical.names == ("actor.0.weight", "actor.0.bias", "actor.2.weight", "actor.2.bias")
+    assert categorical.shapes == ((8, 4), (8,), (2, 8), (2,))
 
 
 def test_spec_returns_from_json_as_it_was() -> None:
@@ -173,6 +182,13 @@ def test_first_weights_are_distributed_as_torchs() -> None:
     np.testing.assert_allclose((ours**4).mean(0), (theirs**4).mean(0), atol=error)
 
 
+def test_first_weights_of_a_categorical_policy_are_the_network_of_a_gaussian_one() -> None:
+    gaussian = initial_weights(4, (8, 8), 2, np.random.default_rng(3))
+    categorical = initial_weights(4, (8, 8), 2, np.random.default_rng(3), discrete=True)
+    np.testing.assert_array_equal(categorical[0], gaussian[0][:-2])
+    np.testing.assert_array_equal(categorical[1], gaussian[1])
+
+
 def test_first_weights_follow_the_generator() -> None:
     first, again, other = (initial_weights(4, (8, 8), 1, np.random.default_rng(seed)) for seed in (3, 3, 4))
     np.testing.assert_array_equal(np.concatenate(first), np.concatenate(again))
@@ -180,34 +196,71 @@ def test_first_weights_follow_the_generator() -> None:
     assert not np.isin(first[0][first[0] != 0], first[1]).any()  # actor and critic are drawn apart
 
 
+@pytest.mark.parametrize("activation", plain_ppo.ACTIVATIONS)
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_forward_passes_are_torchs(batch: int, network: Network) -> None:
+def test_forward_passes_are_torchs(batch: int, network: Network, activation: Activation) -> None:
     obs_dim, hidden_sizes, out_dim = network
     sizes, before = layer_sizes(*network), 11  # the network begins within the vector
     rng = np.random.default_rng(5)
     theta = rng.standard_normal(before + network_size(sizes) + 3, np.float32)
     x = rng.standard_normal((batch, obs_dim), np.float32)
-    reference = plain_ppo.tanh_network(obs_dim, hidden_sizes, out_dim).double()
+    reference = plain_ppo.network(obs_dim, hidden_sizes, out_dim, activation).double()
     torch.nn.utils.vector_to_parameters(torch.tensor(theta[before:-3]).double(), reference.parameters())
     with torch.no_grad():
         hidden = [reference[: 2 * layer + 2](torch.tensor(x).double()).numpy() for layer in range(len(hidden_sizes))]
         expected = reference(torch.tensor(x).double()).numpy()
 
+    atol = 1e-5 * max(1, np.abs(expected).max())  # nothing holds the values of ReLUs near 1
     acts = np.full(batch * sizes[1:].sum() + 5, np.nan, np.float32)
-    out = forward_batch(theta, before, sizes, x, acts)
-    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+    out = forward_batch(theta, before, sizes, x, acts, activation_code(activation))
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=atol)
     assert np.shares_memory(out, acts)
     for layer, kept in enumerate([*hidden, expected], start=1):
         start = batch * sizes[1:layer].sum()
         got = acts[start : start + batch * sizes[layer]].reshape(batch, sizes[layer])
-        np.testing.assert_allclose(got, kept, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got, kept, rtol=1e-4, atol=atol)
     assert np.isnan(acts[-5:]).all()
 
     one, scratch = np.empty(out_dim, np.float32), np.empty((2, sizes.max()), np.float32)
     for row in range(batch):
-        forward_one(theta, before, sizes, x[row], scratch, one)
-        np.testing.assert_allclose(one, expected[row], rtol=1e-4, atol=1e-5)
+        forward_one(theta, before, sizes, x[row], scratch, one, activation_code(activation))
+        np.testing.assert_allclose(one, expected[row], rtol=1e-4, atol=atol)
+
+
+def test_without_an_activation_networks_are_tanh_networks() -> None:
+    rng, sizes = np.random.default_rng(6), layer_sizes(3, (5,), 2)
+    theta, x = rng.standard_normal(network_size(sizes), np.float32), rng.standard_normal((4, 3), np.float32)
+    outputs = [forward_batch(theta, 0, sizes, x, np.empty(28, np.float32), *code) for code in ((), (0,), (1,), (2,))]
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    assert (outputs[0] != outputs[2]).any() and (outputs[2] != outputs[3]).any()
+    assert [activation_code(name) for name in ("tanh", "relu", "elu")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("activation", plain_ppo.ACTIVATIONS)
+def test_a_nan_passes_every_activation(activation: Activation) -> None:
+    sizes, acts = layer_sizes(1, (3,), 1), np.empty(2 * 4, np.float32)
+    x = np.array([[np.nan], [1.0]], np.float32)
+    out = forward_batch(np.ones(network_size(sizes), np.float32), 0, sizes, x, acts, activation_code(activation))
+    assert np.isnan(out[0]) and not np.isnan(out[1])
+
+
+def test_discrete_actions_are_drawn_from_the_softmax() -> None:
+    """Shares of 40,000 draws to 5 standard errors, whatever is added to all logits; without noise the likeliest."""
+    logits = np.array([0.3, -1.2, 1.1, 0.0], np.float32)
+    expected = torch.softmax(torch.tensor(logits), 0).numpy()
+    noise = action_noise(np.random.default_rng(0), (40_000, 4), discrete=True)
+    assert noise.dtype == np.float32
+    for shift in (0, 100):
+        shares = np.bincount([sampled_action(logits + np.float32(shift), g) for g in noise], minlength=4) / len(noise)
+        assert (np.abs(shares - expected) < 5 * (expected * (1 - expected) / len(noise)) ** 0.5).all()
+    assert sampled_action(logits, np.zeros(4, np.float32)) == 2
+    assert sampled_action(np.zeros(4, np.float32), np.zeros(4, np.float32)) == 0
+
+
+def test_noise_of_continuous_actions_is_standard_normal() -> None:
+    noise = action_noise(np.random.default_rng(0), (3, 5, 2), discrete=False)
+    np.testing.assert_array_equal(noise.ravel(), np.random.default_rng(0).standard_normal(30, np.float32))
 
 
 def critic_size(network: Network) -> int:

@@ -8,17 +8,18 @@ import plain_ppo
 import pytest
 import torch
 
-from tipl.policy import forward_batch, initial_weights, layer_sizes, network_size
+from tipl.policy import activation_code, forward_batch, initial_weights, layer_sizes, network_size
 from tipl.ppo import (
     adam_step,
     advantages_and_returns,
     backward_batch,
+    categorical_log_probs,
     gaussian_log_prob,
     kernel_settings,
     loss_gradients,
     update,
 )
-from tipl.presets import PPOConfig
+from tipl.presets import Activation, PPOConfig
 
 SAMPLES, EPOCHS, MINIBATCHES = 256, 4, 4
 TOLERANCE = 1e-6  # of weights of the size of 1 that move by 5e-3; measured: 2e-7
@@ -33,26 +34,41 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 Network = tuple[int, tuple[int, ...], int]
 NETWORKS: dict[str, Network] = {"4-8-8-1": (4, (8, 8), 1), "17-64-64-6": (17, (64, 64), 6)}
+KINDS: dict[str, dict[str, Any]] = {  # of policies
+    "tanh": {},
+    "relu": {"activation": "relu"},
+    "elu": {"activation": "elu"},
+    "discrete": {"discrete": True},
+    "discrete, relu": {"discrete": True, "activation": "relu"},
+}
 
 
 class Case:
     """A trial in the midst of its training and a rollout of it; ratios and values lie on both sides of the clip."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, *, discrete: bool = False, activation: Activation = "tanh") -> None:
         obs_dim, hidden_sizes, action_dim = network
+        action_dim += discrete  # an action is a choice of at least two
         rng = np.random.default_rng(0)
-        policy, critic = initial_weights(obs_dim, hidden_sizes, action_dim, rng)
-        policy[-action_dim:] = rng.uniform(-0.5, 0.2, action_dim)
+        policy, critic = initial_weights(obs_dim, hidden_sizes, action_dim, rng, discrete=discrete)
+        if not discrete:
+            policy[-action_dim:] = rng.uniform(-0.5, 0.2, action_dim)
         self.theta = np.concatenate([policy, critic])
         self.theta += 0.05 * rng.standard_normal(len(self.theta), np.float32)
         self.num_weights = len(policy)
         self.sizes = layer_sizes(obs_dim, hidden_sizes, action_dim), layer_sizes(obs_dim, hidden_sizes, 1)
         obs = rng.standard_normal((SAMPLES, obs_dim), np.float32)
-        agent = self.agent = plain_ppo.Agent(obs_dim, hidden_sizes, action_dim, self.theta)
+        agent = self.agent = plain_ppo.Agent(
+            obs_dim, hidden_sizes, action_dim, self.theta, discrete=discrete, activation=activation
+        )
+        self.activation = activation_code(activation)
         with torch.no_grad():
-            law = agent.action_law(torch.tensor(obs))
-            actions = law.mean + law.stddev * torch.tensor(rng.standard_normal((SAMPLES, action_dim), np.float32))
-            log_probs = law.log_prob(actions).sum(1).numpy()
+            if discrete:
+                actions = torch.tensor(rng.integers(0, action_dim, (SAMPLES, 1)).astype(np.float32))
+            else:
+                law = agent.action_law(torch.tensor(obs))
+                actions = law.mean + law.stddev * torch.tensor(rng.standard_normal((SAMPLES, action_dim), np.float32))
+            log_probs = agent.log_prob_and_entropy(torch.tensor(obs), actions)[0].numpy()
             values = agent.critic(torch.tensor(obs))[:, 0].numpy()
         values = values + 0.3 * rng.standard_normal(SAMPLES, np.float32)
         returns = values + 0.3 * rng.standard_normal(SAMPLES, np.float32)
@@ -77,7 +93,7 @@ class Case:
         data = self.rollout
         update(self.theta, self.adam_m, self.adam_v, self.adam_steps, *self.sizes, data["obs"], data["actions"],
                data["log_probs"], data["advantages"], data["returns"], data["values"], order, learning_rate,
-               kernel_settings(ppo), snapshot_every, snapshots)  # fmt: skip
+               kernel_settings(ppo), snapshot_every, snapshots, self.activation)  # fmt: skip
         self.adam_steps += len(order) * ppo.num_minibatches
         return snapshots
 
@@ -88,9 +104,10 @@ def settings(**changes) -> PPOConfig:
 
 @pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_two_updates_equal_a_plain_torch_ppo(network: Network, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_two_updates_equal_a_plain_torch_ppo(kind: dict[str, Any], network: Network, changes: dict[str, Any]) -> None:
     """The second update begins with the moments and the step count of the first, at another learning rate."""
-    ppo, case = settings(**changes), Case(network)
+    ppo, case = settings(**changes), Case(network, **kind)
     optimizer = plain_ppo.make_optimizer(case.agent, ppo)
     start = case.theta.copy()
     for learning_rate in (3e-4, 2e-4):
@@ -107,11 +124,12 @@ def test_two_updates_equal_a_plain_torch_ppo(network: Network, changes: dict[str
     assert np.abs(case.theta - start).max() > 1e-3  # it has moved
 
 
-def test_every_setting_of_the_comparison_matters() -> None:
+@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
+def test_every_setting_of_the_comparison_matters(discrete: bool) -> None:
     """Otherwise the comparison would also pass with a kernel that ignores its settings."""
     results = []
     for changes in SETTINGS.values():
-        case = Case(NETWORKS["4-8-8-1"])
+        case = Case(NETWORKS["4-8-8-1"], discrete=discrete)
         case.update(settings(**changes), 3e-4, case.order, 2)
         results.append(case.theta)
     for i, theta in enumerate(results):
@@ -166,6 +184,45 @@ def test_log_prob_is_torchs() -> None:
     assert gaussian_log_prob(action, mean, log_std) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_log_probs_and_entropy_of_discrete_actions_are_torchs(count: int) -> None:
+    logits = np.random.default_rng(2).standard_normal(count).astype(np.float32)
+    for scale in (1, 50):  # 50: all but sure of one action
+        law = torch.distributions.Categorical(logits=torch.tensor(scale * logits, dtype=torch.float64))
+        log_probs = np.empty(count, np.float32)
+        entropy = categorical_log_probs((scale * logits).astype(np.float32), log_probs)
+        np.testing.assert_allclose(log_probs, law.log_prob(torch.arange(count)), rtol=1e-6, atol=1e-6)
+        assert entropy == pytest.approx(law.entropy().item(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+def test_gradients_of_logits_are_autograds(changes: dict[str, Any]) -> None:
+    """The value's gradient does not know what the actions are; the test after this one has it."""
+    ppo, batch, count = settings(**changes), 64, 3
+    rng = np.random.default_rng(3)
+    logits, actions = rng.standard_normal((batch, count), np.float32), rng.integers(0, count, batch)
+    advantages = rng.standard_normal(batch, np.float32)
+    leaf = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    law = torch.distributions.Categorical(logits=leaf)
+    log_prob = law.log_prob(torch.tensor(actions))
+    shift = 0.3 * rng.standard_normal(batch)
+    shift[:8] = 0
+    old_log_prob = (log_prob.detach().numpy() + shift).astype(np.float32)
+    ratio = torch.exp(log_prob - torch.tensor(old_log_prob))
+    gain = torch.tensor(advantages, dtype=torch.float64)
+    if ppo.norm_adv:
+        gain = (gain - gain.mean()) / (gain.std() + 1e-8)
+    clipped = ratio.clamp(1 - ppo.clip_coef, 1 + ppo.clip_coef)
+    loss = torch.max(-gain * ratio, -gain * clipped).mean() - ppo.ent_coef * law.entropy().mean()
+    (expected,) = torch.autograd.grad(loss, leaf)
+
+    found, zeros, nothing = np.empty_like(logits), np.zeros(batch, np.float32), np.empty(0, np.float32)
+    loss_gradients(logits, nothing, zeros, actions[:, None].astype(np.float32), old_log_prob, advantages, zeros, zeros,
+                   kernel_settings(ppo), found, zeros.copy(), nothing)  # fmt: skip
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-7)
+    assert not ((found == 0).all(1).sum() in (0, batch) and ppo.ent_coef == 0)  # some are beyond the clip, some not
+
+
 @pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("action_dim", [1, 6])
 def test_loss_gradients_are_autograds(action_dim: int, changes: dict[str, Any]) -> None:
@@ -203,18 +260,20 @@ def test_loss_gradients_are_autograds(action_dim: int, changes: dict[str, Any]) 
     assert 0 < np.count_nonzero(d_mean[:, 0] == 0) < batch  # some samples are beyond the clip, some are not
 
 
+@pytest.mark.parametrize("activation", plain_ppo.ACTIVATIONS)
 @pytest.mark.parametrize("hidden_sizes", [(7,), (8, 8), (5, 9, 6)], ids=str)
-def test_backward_is_autograds(hidden_sizes: tuple[int, ...]) -> None:
+def test_backward_is_autograds(hidden_sizes: tuple[int, ...], activation: Activation) -> None:
     rng = np.random.default_rng(4)
     sizes, batch, before = layer_sizes(4, hidden_sizes, 3), 16, 10  # the network begins within the vector
     theta = rng.standard_normal(before + network_size(sizes) + 5, np.float32)
     x, delta_out = rng.standard_normal((batch, 4), np.float32), rng.standard_normal((batch, 3), np.float32)
     acts = np.empty(batch * sizes[1:].sum(), np.float32)
     grad = np.full_like(theta, 99)
-    forward_batch(theta, before, sizes, x, acts)
-    backward_batch(theta, before, sizes, x, acts, delta_out, np.empty_like(acts), grad)
+    code = activation_code(activation)
+    forward_batch(theta, before, sizes, x, acts, code)
+    backward_batch(theta, before, sizes, x, acts, delta_out, np.empty_like(acts), grad, code)
 
-    network = plain_ppo.tanh_network(4, hidden_sizes, 3)
+    network = plain_ppo.network(4, hidden_sizes, 3, activation)
     torch.nn.utils.vector_to_parameters(torch.tensor(theta[before:-5]), network.parameters())
     (network(torch.tensor(x)) * torch.tensor(delta_out)).sum().backward()
     expected = np.concatenate([parameter.grad.numpy().reshape(-1) for parameter in network.parameters()])  # pyright: ignore[reportOptionalMemberAccess]
@@ -251,9 +310,10 @@ def test_adam_without_gradient_rests() -> None:
     assert theta.tolist() == [1, 1, 1, 1]
 
 
-def test_a_nan_reaches_the_weights() -> None:
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_nan_reaches_the_weights(kind: dict[str, Any]) -> None:
     """A run that has broken must look broken: nothing on the way may turn a NaN into a number."""
-    case = Case(NETWORKS["4-8-8-1"])
+    case = Case(NETWORKS["4-8-8-1"], **kind)
     case.rollout["obs"][7] = np.nan
     case.update(dataclasses.replace(settings(), update_epochs=1), 3e-4, case.order[:1], 1)
     assert np.isnan(case.theta[: case.num_weights]).any()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from plain_ppo import Agent, tanh_network
+from plain_ppo import Agent, network
 from torch import nn
 
 from tipl import record
@@ -176,12 +176,12 @@ def test_what_evaluate_can_run_is_told_from_what_it_cannot(tmp_path: Path):
 
     free = nn.Parameter(torch.zeros(1, 2))
     tied = nn.Linear(3, 3)
-    assert hidden_sizes(tanh_network(3, (4,), 2), free, ACTOR) == [4]
-    assert hidden_sizes(tanh_network(3, (4, 5, 6), 2), nn.Parameter(torch.zeros(2)), []) == [4, 5, 6]
-    assert hidden_sizes(tanh_network(3, (), 2), free, ACTOR) == []
-    assert hidden_sizes(tanh_network(3, (4,), 2), free, ["actor_mean"]) is None
-    assert hidden_sizes(tanh_network(3, (4,), 2), nn.Parameter(torch.zeros(1)), ACTOR) is None
-    assert hidden_sizes(tanh_network(3, (4,), 2), nn.Linear(3, 2), ACTOR) is None
+    assert hidden_sizes(network(3, (4,), 2), free, ACTOR) == [4]
+    assert hidden_sizes(network(3, (4, 5, 6), 2), nn.Parameter(torch.zeros(2)), []) == [4, 5, 6]
+    assert hidden_sizes(network(3, (), 2), free, ACTOR) == []
+    assert hidden_sizes(network(3, (4,), 2), free, ["actor_mean"]) is None
+    assert hidden_sizes(network(3, (4,), 2), nn.Parameter(torch.zeros(1)), ACTOR) is None
+    assert hidden_sizes(network(3, (4,), 2), nn.Linear(3, 2), ACTOR) is None
     assert hidden_sizes(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), free, ACTOR) is None
     assert hidden_sizes(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Tanh()), free, ACTOR) is None
     assert hidden_sizes(nn.Sequential(nn.Linear(3, 2, bias=False)), free, ACTOR) is None

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import plain_ppo
 import pytest
 import torch
 
 from tipl.envs import make_env
-from tipl.policy import ParamSpec, initial_weights, policy_spec
+from tipl.policy import VAR_EPSILON, ParamSpec, initial_weights, policy_spec
+from tipl.presets import Activation
 from tipl.returns import Policies, episode_seeds, policy_returns
 from tipl.store import Store
 
@@ -100,3 +102,57 @@ def test_sampled_actions_scatter_as_their_log_std_says(small_store: Path):
         Policies(loud, trial.obs_mean[-1:], trial.obs_var[-1:]), "InvertedPendulum-v4", (8, 8), 6, seed=2, sampled=True
     )
     assert noisy.mean() < 0.5 * mean.mean()
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "MountainCar-v0"])
+def test_discrete_policies_equal_a_plain_loop(env_id: str, sampled: bool) -> None:
+    """The likeliest action, and one drawn by Gumbel noise, on observations as they are."""
+    rng, activation = np.random.default_rng(0), "relu" if sampled else "tanh"
+    env = gymnasium.make(env_id)
+    space, box = env.action_space, env.observation_space
+    assert isinstance(space, gymnasium.spaces.Discrete) and box.shape is not None
+    sizes = box.shape[0], (6, 5), int(space.n)
+    weights = np.stack([initial_weights(*sizes, rng, discrete=True)[0] for _ in range(4)])
+    weights[:, -sizes[2] * 6 :] *= 100  # heads that are not all but indifferent
+    policies = Policies(weights, np.zeros((4, sizes[0])), np.full((4, sizes[0]), 1 - VAR_EPSILON))
+    found = policy_returns(
+        policies, env_id, (6, 5), 3, seed=1, sampled=sampled, activation=activation, backend="gymnasium", obs_clip=None
+    )
+    for m in range(4):
+        network = plain_ppo.network(*sizes, activation)
+        torch.nn.utils.vector_to_parameters(torch.tensor(weights[m]), network.parameters())
+        for e, seed in enumerate(episode_seeds(1, 3)):
+            noise = np.random.default_rng([int(seed), 1]).gumbel(size=(1024, sizes[2])).astype(np.float32)
+            obs, _ = env.reset(seed=int(seed))
+            total, step, done = 0.0, 0, False
+            while not done:
+                logits = network(torch.tensor(obs)).detach().numpy()
+                action = np.argmax(logits + noise[step] * sampled)
+                obs, reward, terminated, truncated, _ = env.step(action)
+                total, step, done = total + float(reward), step + 1, terminated or truncated
+            assert found[m, e] == total
+    if env_id == "CartPole-v1":
+        assert len(np.unique(found)) > 4
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date.*:DeprecationWarning")
+@pytest.mark.parametrize("activation", ["relu", "elu"])
+def test_activations_of_continuous_policies(activation: Activation) -> None:
+    """The first step of Pendulum, whose reward says what the action was, in a plain network."""
+    rng = np.random.default_rng(0)
+    weights = initial_weights(3, (7, 5), 1, rng)[0]
+    weights[-7:-1] *= 300
+    policies = Policies(weights[None], np.zeros((1, 3)), np.ones((1, 3)))
+    found = policy_returns(policies, "Pendulum-v1", (7, 5), 1, activation=activation, backend="gymnasium")[0, 0]
+    network = plain_ppo.network(3, (7, 5), 1, activation)
+    torch.nn.utils.vector_to_parameters(torch.tensor(weights[:-1]), network.parameters())
+    env = gymnasium.make("Pendulum-v1")
+    obs, _ = env.reset(seed=int(episode_seeds(0, 1)[0]))
+    total, done = 0.0, False
+    while not done:
+        action = network(torch.tensor(obs)).detach().numpy()
+        obs, reward, terminated, truncated, _ = env.step(np.clip(action, -2, 2))
+        total, done = total + float(reward), terminated or truncated
+    assert found == pytest.approx(total, rel=1e-4)
+    assert found != policy_returns(policies, "Pendulum-v1", (7, 5), 1, backend="gymnasium")[0, 0]

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get
 
 from tipl import __version__
 from tipl.errors import TiplError
-from tipl.presets import EXPERIMENTS, CollectConfig, CompactConfig, EvaluateConfig, SVDConfig, TrainConfig
+from tipl.presets import (
+    EXPERIMENTS,
+    CollectConfig,
+    CompactConfig,
+    DiscreteCollectConfig,
+    EvaluateConfig,
+    SVDConfig,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -87,7 +95,7 @@ def build_parser() -> ArgumentParser:
     verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
     verb.add_argument("--workers", type=_positive, metavar="N", default=None, help="processes [one a core]")
     verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
-    _add_settings(verb, CollectConfig)
+    _add_settings(verb, CollectConfig, discrete=DiscreteCollectConfig())
 
     verb = _add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
     verb.add_argument("store", type=Path, metavar="STORE")
@@ -156,14 +164,18 @@ def _collect(arguments: Namespace) -> None:
 
 
 def collect_settings(arguments: Namespace) -> CollectConfig:
-    """The settings of `tipl collect`: the preset's where one is asked for, and the flags over them.
+    """The settings of `tipl collect`: the preset's where one is asked for, otherwise those for the kind of actions that
+    the environment takes; and the flags over them.
 
     Raises:
-        TiplError: no experiment has this environment, or the settings do not fit together.
+        TiplError: the environment cannot be made, no experiment has it, or the settings do not fit together.
     """
-    if arguments.preset is None:
-        return with_flags(CollectConfig(), vars(arguments))
     env_id = getattr(arguments, "env_id", CollectConfig.env_id)
+    if arguments.preset is None:
+        from tipl.collect import default_config
+
+        given = vars(arguments)
+        return with_flags(default_config(env_id, given.get("backend", "auto")), given)
     presets = {
         sizes[arguments.preset].collect.env_id: sizes[arguments.preset].collect for sizes in EXPERIMENTS.values()
     }
@@ -308,24 +320,36 @@ def _add_verb(verbs: Any, name: str, run: Callable[[Namespace], None], what: str
     return verb
 
 
-def _add_settings(parser: Any, settings: Any, prefix: str = "") -> None:
-    """A flag for every field of a settings class; `--ppo.learning-rate` for a field of the field `ppo`."""
+def _add_settings(parser: Any, settings: Any, prefix: str = "", *, discrete: Any = None) -> None:
+    """A flag for every field of a settings class; `--ppo.learning-rate` for a field of the field `ppo`.
+
+    Args:
+        discrete: the settings for discrete actions, where they are others.
+    """
     kinds = get_type_hints(settings)
     notes = _field_notes(settings)
     for field in dataclasses.fields(settings):
         kind = kinds[field.name]
         name = prefix + field.name
         if dataclasses.is_dataclass(kind):
-            _add_settings(parser.add_argument_group(name), kind, prefix=f"{name}.")
+            within = discrete and getattr(discrete, name)
+            _add_settings(parser.add_argument_group(name), kind, prefix=f"{name}.", discrete=within)
             continue
-        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        defaults = f"[{_as_flag(field.default)}]"
+        if discrete and field.name != "env_id" and getattr(discrete, field.name) != field.default:
+            defaults += f", with discrete actions [{_as_flag(getattr(discrete, field.name))}]"
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
             default=SUPPRESS,
-            help=f"{notes.get(field.name, '')} [{default}]".lstrip().replace("%", "%%"),
+            help=f"{notes.get(field.name, '')} {defaults}".lstrip().replace("%", "%%"),
             **_parsing(kind),
         )
+
+
+def _as_flag(value: Any) -> str:
+    """As it is given on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _parsing(kind: Any) -> dict[str, Any]:

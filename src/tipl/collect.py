@@ -27,14 +27,18 @@ import numpy as np
 from rich.columns import Columns
 
 import tipl
-from tipl.envs import engine_versions, make_env
+from tipl.envs import chosen_backend, engine_versions, make_env
 from tipl.errors import TiplError
-from tipl.presets import CollectConfig
+from tipl.policy import OBS_CLIP
+from tipl.presets import Backend, CollectConfig, DiscreteCollectConfig
 from tipl.progress import console, scalars, steps_progress
 from tipl.stack import Iteration, Stack
 from tipl.store import Store, TrialWriter, create_store
 
 COMMIT_SECONDS = 60.0
+# What stores from before there were these settings were made with.
+_ONCE_UNSAID = {"activation": "tanh", "obs_clip": OBS_CLIP}
+_ONCE_UNSAID_OF_PPO = {"num_envs": 1, "normalize": True}
 _RECENT = 10  # episodes that make a trial's "return so far"
 
 
@@ -53,13 +57,14 @@ def collect(
         tensorboard: folder for CleanRL's curves of every trial (`charts/episodic_return` and its kin), for TensorBoard.
 
     Raises:
-        TiplError: the environment cannot be collected, or `out` holds something else or trials of another config.
+        TiplError: the environment cannot be collected with these settings, or `out` holds something else or trials of
+            another config.
         KeyboardInterrupt: after every process has committed; the same call goes on.
     """
     if workers is not None and workers < 1:
         raise TiplError(f"workers is {workers}; give at least 1, or leave it out for one a core.")
     out = Path(out)
-    make_env(config.env_id, config.seeds[-1:], config.backend)  # what cannot be made is told before there is a store
+    Stack(config, config.seeds[-1:])  # what cannot be collected is told before there is a store
     store = create_store(out)
     waiting = [seed for seed in config.seeds if not _is_complete(store, seed, config)]
     if len(waiting) < config.trials:
@@ -77,15 +82,28 @@ def collect(
                 seed: closing.enter_context(scalars(tensorboard and Path(tensorboard) / f"trial-{seed}"))
                 for seed in waiting
             }
-            _run_processes(config, out, shares, _Watch(config.num_iterations * config.ppo.num_steps, begun, curves))
+            _run_processes(config, out, shares, _Watch(config.num_iterations * config.ppo.batch_size, begun, curves))
     return out
 
 
+def default_config(env_id: str, backend: Backend = "auto") -> CollectConfig:
+    """CleanRL's settings for the kind of actions that an environment takes: `ppo_continuous_action`'s or `ppo`'s.
+
+    Raises:
+        TiplError: the environment cannot be made or collected.
+    """
+    discrete = make_env(env_id, [0], backend).discrete
+    return (DiscreteCollectConfig if discrete else CollectConfig)(env_id=env_id, backend=backend)
+
+
 def trial_config(config: CollectConfig) -> dict[str, Any]:
-    """What makes a trial, apart from its seed, as JSON: the config without the number and seed of the trials."""
+    """What makes a trial, apart from its seed, as JSON: the config without the number and seed of the trials, the
+    backend that was chosen, and within which ± normalized observations are held (None: they are as they are)."""
     values = dataclasses.asdict(config)
     del values["trials"], values["seed"]
     values["hidden_sizes"] = list(config.hidden_sizes)
+    values["backend"] = chosen_backend(config.env_id, config.backend)
+    values["obs_clip"] = OBS_CLIP if config.ppo.normalize else None
     return values
 
 
@@ -141,7 +159,7 @@ def _append(stack: Stack, writer: TrialWriter, trial: int, weights: np.ndarray, 
     epochs = np.arange(1, count + 1) * config.snapshot_every_epochs if iteration else np.zeros(1, np.int64)
     writer.append(
         weights,
-        env_step=np.full(count, iteration * config.ppo.num_steps),
+        env_step=np.full(count, iteration * config.ppo.batch_size),
         iteration=np.full(count, iteration),
         epoch=epochs,
         learning_rate=np.full(count, rate),
@@ -153,19 +171,19 @@ def _append(stack: Stack, writer: TrialWriter, trial: int, weights: np.ndarray, 
 
 def _begin_trial(config: CollectConfig, out: Path, seed: int) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
     """A new trial in the store with φ_0 committed, and the checkpoint of that."""
-    stack = Stack(config, [seed])
+    stack, settings = Stack(config, [seed]), trial_config(config)
     libraries = ("numpy", "numba", "scipy")
     versions = {
         "tipl": tipl.__version__,
         "python": platform.python_version(),
-        **engine_versions(config.backend),
+        **engine_versions(settings["backend"]),
         **{name: importlib.metadata.version(name) for name in libraries},
     }
     writer = TrialWriter.create(
         out,
         seed,
         env_id=config.env_id,
-        config=trial_config(config),
+        config=settings,
         spec=stack.spec,
         versions=versions,
         obs_dim=stack.env.obs_dim,
@@ -185,11 +203,12 @@ def _is_complete(store: Store, seed: int, config: CollectConfig) -> bool:
     if seed not in store.seeds:
         return False
     trial, wanted = store.trial(seed), trial_config(config)
-    differing = [key for key in wanted if trial.config.get(key) != wanted[key]]
+    found = {**_ONCE_UNSAID, **trial.config, "ppo": {**_ONCE_UNSAID_OF_PPO, **trial.config.get("ppo", {})}}
+    differing = [key for key in wanted if found[key] != wanted[key]]
     if differing:
         key = differing[0]
         raise TiplError(
-            f"{store.path} holds trial {seed} with {key} = {trial.config.get(key)}, not {wanted[key]}; "
+            f"{store.path} holds trial {seed} with {key} = {found[key]}, not {wanted[key]}; "
             "give another --out, or the settings that it was made with."
         )
     return trial.complete
@@ -296,7 +315,7 @@ def _process(config: CollectConfig, out: Path, seeds: list[int], messages: Any, 
 
     def on_iteration(group: list[int], result: Iteration) -> None:
         episodes = dict(zip(group, result.episodes, strict=True))
-        messages.put(("progress", (config.ppo.num_steps, result.learning_rate, episodes)))
+        messages.put(("progress", (config.ppo.batch_size, result.learning_rate, episodes)))
 
     try:
         run_stack(config, out, seeds, on_iteration, stopped)

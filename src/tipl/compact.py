@@ -11,8 +11,8 @@ to q/2 and a snapshot by q √(P/12), whatever came before, so that errors do no
 are small integers, which is what the codec packs (store/arrays.py); zarr reads the weights back by itself.
 
 An inner product of displacements d_t = φ_t − φ_0 is off by the rounding of φ_i, φ_j and φ_0 times the others: about
-q √((|d_i|² + |d_j|² + |d_i + d_j|²)/12). That is measured for all pairs of some snapshots. A Gram matrix is not kept
-beside the weights: in float32 it would be no better, in float64 it would take a third of their bytes.
+q √((|d_i|² + |d_j|² + |d_i + d_j|²)/12). That is measured for all pairs of some snapshots. No Gram matrix and no
+exact snapshots are kept beside the weights: the same bytes make every error half as large.
 
 Shapes: T snapshots, P weights, n snapshots of a chunk, S snapshots of a sample.
 """

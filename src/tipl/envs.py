@@ -29,16 +29,30 @@ _MAKING = threading.Lock()  # Python's filters of warnings and MuJoCo's listener
 
 
 class VectorEnv(ABC):
-    """`num_envs` copies with flat observations [obs_dim] and bounded continuous actions [action_dim], float64."""
+    """`num_envs` copies with flat observations [obs_dim] and actions [action_dim], both float64.
+
+    Actions are continuous within bounds; or there are `num_actions` of them, and an action is a number from 0 on, [1].
+    """
 
     num_envs: int
     obs_dim: int
     action_low: np.ndarray
     action_high: np.ndarray
+    num_actions: int | None = None
+    """Of discrete actions; None where they are continuous."""
+
+    @property
+    def discrete(self) -> bool:
+        return self.num_actions is not None
 
     @property
     def action_dim(self) -> int:
         return len(self.action_low)
+
+    @property
+    def policy_outputs(self) -> int:
+        """What a policy's network gives: the mean of a continuous action, or a logit for each discrete one."""
+        return self.num_actions or self.action_dim
 
     @abstractmethod
     def reset(self, ids: np.ndarray) -> np.ndarray:
@@ -54,6 +68,29 @@ class VectorEnv(ABC):
             Observations [n, obs_dim], rewards [n], terminated [n], truncated [n]. A copy that is done has to be reset
             before its next step.
         """
+
+    def _take_spaces(self, env: Any, env_id: str) -> None:
+        """Learn sizes and bounds from one environment.
+
+        Raises:
+            TiplError: its spaces are of other kinds.
+        """
+        from gymnasium.spaces import Box, Discrete
+
+        obs, action = env.observation_space, env.action_space
+        for kind, space, kinds in (("observation", obs, Box), ("action", action, (Box, Discrete))):
+            if not isinstance(space, kinds) or (isinstance(space, Box) and len(space.shape) != 1):
+                raise TiplError(
+                    f"{env_id} has the {kind} space {space}; only flat Box observations with flat Box or Discrete "
+                    "actions can be collected."
+                )
+        self.obs_dim = obs.shape[0]
+        if isinstance(action, Discrete):
+            self.num_actions, self._first_action = int(action.n), int(action.start)
+            self.action_low, self.action_high = np.zeros(1), np.array([self.num_actions - 1.0])
+        else:
+            self.action_low = np.asarray(action.low, np.float64)
+            self.action_high = np.asarray(action.high, np.float64)
 
     def replay(self, resets: Sequence[int], actions: Sequence[np.ndarray]) -> None:
         """Bring fresh copies to a recorded state.
@@ -81,7 +118,7 @@ class EnvPoolEnv(VectorEnv):
             self._env: Any = envpool.make_gymnasium(
                 env_id, num_envs=self.num_envs, num_threads=threads, seed=[int(seed) for seed in seeds]
             )
-            self.obs_dim, self.action_low, self.action_high = _flat_spaces(self._env, env_id)
+            self._take_spaces(self._env, env_id)
         self._all = np.arange(self.num_envs, dtype=np.int32)
         # EnvPool's own `step` and `reset` build a dict of the whole configuration and a tree of all arrays at every
         # call: a tenth of the time of 25 copies of InvertedPendulum. Under them lie lists of arrays in a fixed order.
@@ -90,7 +127,7 @@ class EnvPoolEnv(VectorEnv):
         self._obs_at, self._reward_at, self._done_at, self._truncated_at = (
             keys.index(key) for key in ("obs", "reward", "done", "trunc")
         )
-        self._action_type = self._env.action_space.dtype
+        self._action_type = self._env.spec.action_array_spec["action"].dtype
 
     def reset(self, ids: np.ndarray) -> np.ndarray:
         self._env._reset(np.asarray(ids, np.int32))
@@ -101,6 +138,8 @@ class EnvPoolEnv(VectorEnv):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         bounded = np.minimum(np.maximum(actions, self.action_low), self.action_high)
         which = self._all if ids is None else np.asarray(ids, np.int32)
+        if self.discrete:
+            bounded = bounded[:, 0] + self._first_action
         self._env._send([which, which, bounded.astype(self._action_type, order="C", copy=False)])
         state = self._env._recv()
         obs, reward = np.asarray(state[self._obs_at], np.float64), np.asarray(state[self._reward_at], np.float64)
@@ -116,7 +155,7 @@ class GymnasiumEnv(VectorEnv):
         with _quiet_making(), _quiet_mujoco():
             self._envs = [_make_gymnasium(env_id) for _ in seeds]
         self._seeds: list[int | None] = [int(seed) for seed in seeds]
-        self.obs_dim, self.action_low, self.action_high = _flat_spaces(self._envs[0], env_id)
+        self._take_spaces(self._envs[0], env_id)
 
     def reset(self, ids: np.ndarray) -> np.ndarray:
         obs = np.empty((len(ids), self.obs_dim))
@@ -128,26 +167,27 @@ class GymnasiumEnv(VectorEnv):
     def step(
         self, actions: np.ndarray, ids: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        actions = np.clip(actions, self.action_low, self.action_high)
+        bounded: Any = np.clip(actions, self.action_low, self.action_high)
+        if self.discrete:
+            bounded = (bounded[:, 0] + self._first_action).astype(np.int64)
         which = range(self.num_envs) if ids is None else ids
         obs, reward = np.empty((len(which), self.obs_dim)), np.empty(len(which))
         terminated, truncated = np.empty(len(which), np.bool_), np.empty(len(which), np.bool_)
         for row, i in enumerate(which):
-            obs[row], reward[row], terminated[row], truncated[row], _ = self._envs[i].step(actions[row])
+            obs[row], reward[row], terminated[row], truncated[row], _ = self._envs[i].step(bounded[row])
         return obs, reward, terminated, truncated
 
 
-def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "envpool") -> VectorEnv:
+def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "auto") -> VectorEnv:
     """Copies of an environment, one a seed.
 
     Raises:
-        TiplError: the backend does not have the environment or takes no such seed, or the spaces are not flat boxes.
+        TiplError: the backend does not have the environment or takes no such seed, or the spaces are of other kinds
+            than flat boxes and discrete actions.
     """
-    if backend == "gymnasium":
+    if chosen_backend(env_id, backend) == "gymnasium":
         return GymnasiumEnv(env_id, seeds)
-    import envpool
-
-    if env_id not in envpool.list_all_envs():
+    if not _in_envpool(env_id):
         raise TiplError(f"EnvPool has no environment {env_id!r}; check the id, or use --backend gymnasium.")
     if max(seeds) > _MAX_ENVPOOL_SEED:
         raise TiplError(
@@ -156,11 +196,25 @@ def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "envpool") ->
     return EnvPoolEnv(env_id, seeds)
 
 
+def chosen_backend(env_id: str, backend: Backend) -> Backend:
+    """What "auto" means for this environment; every other choice as it is."""
+    if backend != "auto":
+        return backend
+    return "envpool" if _in_envpool(env_id) else "gymnasium"
+
+
+def _in_envpool(env_id: str) -> bool:
+    import envpool
+
+    return env_id in envpool.list_all_envs()
+
+
 def engine_versions(backend: Backend) -> dict[str, str]:
-    """The libraries that decide how the physics goes; `mujoco` is the MuJoCo that steps.
+    """The libraries that decide how the physics goes, of a backend that was chosen; `mujoco` is the MuJoCo that steps.
 
     EnvPool carries its own MuJoCo, of another version than the `mujoco` package that Gymnasium steps.
     """
+    assert backend != "auto"
     if backend == "gymnasium":
         return {name: importlib.metadata.version(name) for name in ("gymnasium", "mujoco")}
     return {"envpool": importlib.metadata.version("envpool"), "mujoco": _envpool_mujoco_version()}
@@ -211,11 +265,3 @@ def _quiet_mujoco() -> Iterator[None]:
         yield
     finally:
         mujoco.set_mju_user_warning(listener)
-
-
-def _flat_spaces(env: Any, env_id: str) -> tuple[int, np.ndarray, np.ndarray]:
-    obs, action = env.observation_space, env.action_space
-    for kind, space in (("observation", obs), ("action", action)):
-        if not (hasattr(space, "low") and len(space.shape) == 1):
-            raise TiplError(f"{env_id} has the {kind} space {space}; only flat Box spaces can be collected.")
-    return obs.shape[0], np.asarray(action.low, np.float64), np.asarray(action.high, np.float64)

@@ -325,7 +325,8 @@ def _trial_returns(
         policies = Policies(phi.reshape(len(which), -1), trial.obs_mean[which], trial.obs_var[which])
         episodes = policy_returns(
             policies, trial.env_id, trial.config["hidden_sizes"], config.episodes, seed=seed, sampled=sampled,
-            backend=trial.config["backend"], obs_clip=trial.config.get("obs_clip", OBS_CLIP), advance=advance,
+            activation=trial.config.get("activation", "tanh"), backend=trial.config["backend"],
+            obs_clip=trial.config.get("obs_clip", OBS_CLIP), advance=advance,
         )  # fmt: skip
         if not np.isfinite(episodes).all():
             raise TiplError(
@@ -470,7 +471,7 @@ def _require_room(data: Store, config: EvaluateConfig) -> None:
 
 
 def _require_policies(data: Store, seeds: Sequence[int]) -> None:
-    """Collected policies are tanh networks with a log-std of their own; recorded ones (record.py) may be others."""
+    """Collected policies can be run; recorded ones (record.py) only if they are tanh networks with a log-std."""
     for seed in seeds:
         if data.trial(seed).config.get("hidden_sizes") is None:
             raise TiplError(

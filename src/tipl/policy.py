@@ -1,10 +1,11 @@
 """The policy: which numbers a snapshot holds, how they begin, and what its networks compute.
 
-In: layer sizes, a seed, flat float32 weights.  Out: ParamSpec, initial weights, numba kernels for tanh networks.
+In: layer sizes, a seed, flat float32 weights.  Out: ParamSpec, initial weights, numba kernels for the networks.
 
-CleanRL's continuous agent: a tanh network for the mean action, one log standard deviation an action dimension that
-does not depend on the state, and a critic of the same widths. All networks live in flat vectors, layer after layer,
-each layer's weight [out, in] before its bias [out], as `torch.nn.Linear` has them.
+CleanRL's agents: a network for the mean action and one log standard deviation an action dimension that does not depend
+on the state; or, where actions are discrete, a network for their logits and nothing else, which is how kernels tell the
+two apart. Beside it a critic of the same widths. All networks live in flat vectors, layer after layer, each layer's
+weight [out, in] before its bias [out], as `torch.nn.Linear` has them.
 """
 
 import hashlib
@@ -13,11 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numba
 import numpy as np
 from numba import njit
+
+from tipl.presets import Activation
 
 # Reassociation lets LLVM vectorize sums and fuse multiply-adds; NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
@@ -26,6 +29,7 @@ F1 = np.float32(1)
 # A policy sees (obs − mean) / √(var + VAR_EPSILON), clipped to ± OBS_CLIP: Gymnasium's NormalizeObservation, then
 # CleanRL's TransformObservation.
 OBS_CLIP, VAR_EPSILON = 10.0, 1e-8
+TANH, RELU, ELU = range(3)  # activations as kernels know them, in the order of `Activation`
 _INLINED = ("policy.py", "ppo.py")  # the files whose kernels are compiled into kernels of other files
 
 
@@ -103,31 +107,43 @@ def network_size(sizes: np.ndarray) -> int:
     return int(sum(fan_out * (fan_in + 1) for fan_in, fan_out in pairwise(sizes)))
 
 
-def policy_spec(obs_dim: int, hidden_sizes: Sequence[int], action_dim: int) -> ParamSpec:
-    """The snapshot of a Gaussian policy: the mean network, then the log standard deviations."""
+def activation_code(activation: Activation) -> int:
+    """What kernels call it."""
+    return get_args(Activation).index(activation)
+
+
+def policy_spec(obs_dim: int, hidden_sizes: Sequence[int], outputs: int, *, discrete: bool = False) -> ParamSpec:
+    """The snapshot of a Gaussian policy: the mean network, then the log standard deviations, [outputs].
+
+    Of a categorical one, if `discrete`: the network of the logits.
+    """
     names: list[str] = []
     shapes: list[tuple[int, ...]] = []
-    sizes = layer_sizes(obs_dim, hidden_sizes, action_dim).tolist()
+    sizes = layer_sizes(obs_dim, hidden_sizes, outputs).tolist()
+    network = "actor" if discrete else "actor_mean"  # in CleanRL's two agents
     for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         # The place in CleanRL's nn.Sequential, where every other module is the activation.
-        names += [f"actor_mean.{2 * layer}.weight", f"actor_mean.{2 * layer}.bias"]
+        names += [f"{network}.{2 * layer}.weight", f"{network}.{2 * layer}.bias"]
         shapes += [(fan_out, fan_in), (fan_out,)]
-    return ParamSpec((*names, "actor_logstd"), (*shapes, (action_dim,)))
+    if not discrete:
+        names.append("actor_logstd")
+        shapes.append((outputs,))
+    return ParamSpec(tuple(names), tuple(shapes))
 
 
 def initial_weights(
-    obs_dim: int, hidden_sizes: Sequence[int], action_dim: int, rng: np.random.Generator
+    obs_dim: int, hidden_sizes: Sequence[int], outputs: int, rng: np.random.Generator, *, discrete: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Orthogonal weights, zero biases, zero log-std, as CleanRL's `layer_init`.
+    """Orthogonal weights, zero biases, zero log-std (none if `discrete`), as CleanRL's `layer_init`.
 
-    Gains: √2 in hidden layers, 0.01 in the mean's head, 1 in the critic's.
+    Gains: √2 in hidden layers, 0.01 in the policy's head, 1 in the critic's.
 
     Returns:
         The policy's float32 vector [P] and the critic's.
     """
-    actor = _initial_network(layer_sizes(obs_dim, hidden_sizes, action_dim), 0.01, rng)
+    actor = _initial_network(layer_sizes(obs_dim, hidden_sizes, outputs), 0.01, rng)
     critic = _initial_network(layer_sizes(obs_dim, hidden_sizes, 1), 1.0, rng)
-    return np.concatenate([actor, np.zeros(action_dim, np.float32)]), critic
+    return np.concatenate([actor, np.zeros(0 if discrete else outputs, np.float32)]), critic
 
 
 def _initial_network(sizes: np.ndarray, head_gain: float, rng: np.random.Generator) -> np.ndarray:
@@ -144,6 +160,27 @@ def _orthogonal(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray
     q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
     q *= np.sign(np.diag(r))  # makes the draw uniform
     return q if rows >= columns else q.T
+
+
+def action_noise(rng: np.random.Generator, shape: tuple[int, ...], *, discrete: bool) -> np.ndarray:
+    """What makes the outputs of a policy's network a drawn action, of their shape [..., F]; float32.
+
+    Standard normal ε of the action μ + σ ε; or standard Gumbel g, with which argmax(z + g) is drawn from softmax(z).
+    Zeros instead give the mean action, and the most likely one.
+    """
+    if discrete:
+        return rng.gumbel(size=shape).astype(np.float32)
+    return rng.standard_normal(shape, np.float32)
+
+
+@kernel(fastmath=FASTMATH)
+def sampled_action(logits, noise):
+    """The discrete action argmax(z + g), the first of equals; both [F]."""
+    action = 0
+    for k in range(1, len(logits)):
+        if logits[k] + noise[k] > logits[action] + noise[action]:
+            action = k
+    return action
 
 
 @njit(inline="always", fastmath=FASTMATH, error_model="numpy")
@@ -168,9 +205,21 @@ def tanh32(x):
     return x * p / q
 
 
+@njit(inline="always", fastmath=FASTMATH, error_model="numpy")
+def relu32(x):
+    """max(x, 0) of a float32. NaN stays NaN."""
+    return np.float32(0) if x < 0 else x
+
+
+@njit(inline="always", fastmath=FASTMATH, error_model="numpy")
+def elu32(x):
+    """x where it is positive, eˣ − 1 elsewhere, of a float32: torch's ELU. NaN stays NaN."""
+    return x if x > 0 else np.float32(math.expm1(x))
+
+
 @kernel(fastmath=FASTMATH)
-def forward_one(theta, offset, sizes, x, scratch, out):
-    """One input through one tanh network: the matrix-vector products of a rollout step.
+def forward_one(theta, offset, sizes, x, scratch, out, activation=TANH):
+    """One input through one network: the matrix-vector products of a rollout step.
 
     Args:
         theta: flat weights; the network begins at `offset`. Float32, as all else.
@@ -178,6 +227,7 @@ def forward_one(theta, offset, sizes, x, scratch, out):
         x: [sizes[0]].
         scratch: [2, max(sizes)], overwritten.
         out: [sizes[-1]], overwritten with the linear output.
+        activation: of the hidden layers, as `activation_code` has it.
     """
     layers = len(sizes) - 1
     source = x
@@ -192,18 +242,25 @@ def forward_one(theta, offset, sizes, x, scratch, out):
                 total += row[i] * source[i]
             target[j] = total + theta[bias + j]
         if layer < layers - 1:
-            for j in range(fan_out):
-                target[j] = tanh32(target[j])
+            if activation == TANH:
+                for j in range(fan_out):
+                    target[j] = tanh32(target[j])
+            elif activation == RELU:
+                for j in range(fan_out):
+                    target[j] = relu32(target[j])
+            else:
+                for j in range(fan_out):
+                    target[j] = elu32(target[j])
         source = target
         offset = bias + fan_out
 
 
 @kernel(fastmath=FASTMATH)
-def forward_batch(theta, offset, sizes, x, acts):
-    """A batch through one tanh network by matrix products, every layer's output kept for the gradient.
+def forward_batch(theta, offset, sizes, x, acts, activation=TANH):
+    """A batch through one network by matrix products, every layer's output kept for the gradient.
 
     Args:
-        theta, offset, sizes: as in `forward_one`.
+        theta, offset, sizes, activation: as in `forward_one`.
         x: [B, sizes[0]].
         acts: [≥ B · sum(sizes[1:])] scratch; layer l's output stands at B · sum(sizes[1:l]), shape [B, sizes[l]].
     Returns:
@@ -219,14 +276,22 @@ def forward_batch(theta, offset, sizes, x, acts):
         bias = theta[offset + fan_out * fan_in : offset + fan_out * (fan_in + 1)]
         target = acts[start : start + batch * fan_out].reshape(batch, fan_out)
         np.dot(source, weight.T, target)
-        if layer < layers - 1:
-            for b in range(batch):
-                for j in range(fan_out):
-                    target[b, j] = tanh32(target[b, j] + bias[j])
-        else:
+        if layer == layers - 1:
             for b in range(batch):
                 for j in range(fan_out):
                     target[b, j] += bias[j]
+        elif activation == TANH:
+            for b in range(batch):
+                for j in range(fan_out):
+                    target[b, j] = tanh32(target[b, j] + bias[j])
+        elif activation == RELU:
+            for b in range(batch):
+                for j in range(fan_out):
+                    target[b, j] = relu32(target[b, j] + bias[j])
+        else:
+            for b in range(batch):
+                for j in range(fan_out):
+                    target[b, j] = elu32(target[b, j] + bias[j])
         source = target
         start += batch * fan_out
         offset += fan_out * (fan_in + 1)

@@ -5,11 +5,12 @@ In: nothing.  Out: frozen dataclasses that the functions of the package take and
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from tipl.errors import TiplError
 
-Backend = Literal["envpool", "gymnasium"]
+Backend = Literal["auto", "envpool", "gymnasium"]
+Activation = Literal["tanh", "relu", "elu"]
 BasisName = Literal["full", "prefix", "window", "pooled"]
 ModelName = Literal["paper", "gru", "mlp", "causal"]
 
@@ -26,8 +27,12 @@ class PPOConfig:
     learning_rate: float = 3e-4
     anneal_lr: bool = True
     """Linear, from `learning_rate` at the first iteration towards 0 after the last."""
+    num_envs: int = 1
+    """Copies of the environment in one trial."""
     num_steps: int = 2048
-    """Environment steps of one iteration."""
+    """Steps of each copy in one iteration."""
+    normalize: bool = True
+    """Normalize observations and rewards by running moments and clip them to ±10."""
     num_minibatches: int = 32
     update_epochs: int = 10
     gamma: float = 0.99
@@ -40,10 +45,28 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     adam_eps: float = 1e-5
 
+    @property
+    def batch_size(self) -> int:
+        """Environment steps of one iteration, of all copies together."""
+        return self.num_envs * self.num_steps
+
+
+@dataclass(frozen=True)
+class DiscretePPOConfig(PPOConfig):
+    """CleanRL's ``ppo`` defaults: four environments a trial, nothing normalized."""
+
+    learning_rate: float = 2.5e-4
+    num_envs: int = 4
+    num_steps: int = 128
+    normalize: bool = False
+    num_minibatches: int = 4
+    update_epochs: int = 4
+    ent_coef: float = 0.01
+
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """What makes a data set of trials; with its seed, all that makes one trial."""
+    """What makes a data set of trials; with its seed, all that makes one trial. For continuous actions."""
 
     env_id: str = "InvertedPendulum-v4"
     trials: int = 20
@@ -54,21 +77,32 @@ class CollectConfig:
     """Environment steps of one trial; whole iterations of them are run, as in CleanRL."""
     hidden_sizes: tuple[int, ...] = (8, 8)
     """Widths of the hidden layers, the same for actor and critic."""
+    activation: Activation = "tanh"
+    """Of the hidden layers."""
     snapshot_every_epochs: int = 2
     """Update epochs between two snapshots. 2 is inferred from the paper: 800k steps / 2k snapshots = 400 steps."""
-    backend: Backend = "envpool"
+    backend: Backend = "auto"
+    """auto: EnvPool where it has the environment, Gymnasium otherwise."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
     def __post_init__(self) -> None:
         _require(self.trials >= 1, f"--trials is {self.trials}; give at least 1.")
         _require(self.seed >= 0, f"--seed is {self.seed}; give 0 or more.")
         _require(
-            self.total_steps >= self.ppo.num_steps,
-            f"--total-steps is {self.total_steps}; give at least one iteration, {self.ppo.num_steps} steps.",
+            self.ppo.num_envs >= 1 and self.ppo.num_steps >= 1,
+            f"--ppo.num-envs is {self.ppo.num_envs} and --ppo.num-steps {self.ppo.num_steps}; give at least 1.",
+        )
+        _require(
+            self.total_steps >= self.ppo.batch_size,
+            f"--total-steps is {self.total_steps}; give at least one iteration, {self.ppo.batch_size} steps.",
         )
         _require(
             len(self.hidden_sizes) >= 1 and all(width >= 1 for width in self.hidden_sizes),
             f"--hidden-sizes is {self.hidden_sizes}; give one or more widths of at least 1.",
+        )
+        _require(
+            self.activation in get_args(Activation),
+            f"--activation is {self.activation}; give one of {', '.join(get_args(Activation))}.",
         )
         _require(
             1 <= self.snapshot_every_epochs <= self.ppo.update_epochs
@@ -76,13 +110,13 @@ class CollectConfig:
             f"--snapshot-every-epochs is {self.snapshot_every_epochs}; give a divisor of {self.ppo.update_epochs}.",
         )
         _require(
-            self.ppo.num_steps % self.ppo.num_minibatches == 0,
-            f"{self.ppo.num_steps} steps do not split into {self.ppo.num_minibatches} equal minibatches.",
+            self.ppo.batch_size % self.ppo.num_minibatches == 0,
+            f"{self.ppo.batch_size} steps do not split into {self.ppo.num_minibatches} equal minibatches.",
         )
 
     @property
     def num_iterations(self) -> int:
-        return self.total_steps // self.ppo.num_steps
+        return self.total_steps // self.ppo.batch_size
 
     @property
     def snapshots_per_iteration(self) -> int:
@@ -96,6 +130,16 @@ class CollectConfig:
     @property
     def seeds(self) -> range:
         return range(self.seed, self.seed + self.trials)
+
+
+@dataclass(frozen=True)
+class DiscreteCollectConfig(CollectConfig):
+    """The same for discrete actions, with CleanRL's ``ppo`` defaults."""
+
+    env_id: str = "CartPole-v1"
+    total_steps: int = 500_000
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    ppo: PPOConfig = field(default_factory=DiscretePPOConfig)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tipl.envs import make_env
-from tipl.policy import FASTMATH, OBS_CLIP, VAR_EPSILON, forward_one, kernel, layer_sizes
-from tipl.presets import Backend
+from tipl.envs import VectorEnv, make_env
+from tipl.policy import (
+    FASTMATH,
+    OBS_CLIP,
+    TANH,
+    VAR_EPSILON,
+    action_noise,
+    activation_code,
+    forward_one,
+    kernel,
+    layer_sizes,
+    network_size,
+    sampled_action,
+)
+from tipl.presets import Activation, Backend
 
 _SLOTS = 64  # most episodes that one thread steps together: of more, the simulator's state leaves the cache
 _NOISE_STEPS = 64  # steps whose noise is drawn at once
@@ -49,7 +61,8 @@ def policy_returns(
     *,
     seed: int = 0,
     sampled: bool = False,
-    backend: Backend = "envpool",
+    activation: Activation = "tanh",
+    backend: Backend = "auto",
     obs_clip: float | None = OBS_CLIP,
     threads: int | None = None,
     advance: Callable[[int, str], None] = lambda steps, note: None,
@@ -57,7 +70,8 @@ def policy_returns(
     """Run every policy for `episodes` whole episodes.
 
     Args:
-        sampled: draw actions from the policy; otherwise take its mean action.
+        sampled: draw actions from the policy; otherwise take its mean action, of discrete ones the most likely.
+        activation: of the hidden layers.
         obs_clip: normalized observations are held within ± this; None: as they are.
         threads: default: one a core that this process may use.
         advance: told how many episodes have ended.
@@ -74,7 +88,7 @@ def policy_returns(
     def run(block: np.ndarray) -> None:
         policy, episode = np.divmod(block, episodes)
         returns[policy, episode] = _run_episodes(
-            policies, policy, seeds[episode], env_id, hidden_sizes, sampled, backend, obs_clip
+            policies, policy, seeds[episode], env_id, hidden_sizes, sampled, activation, backend, obs_clip
         )
         advance(len(block), "")
 
@@ -100,23 +114,26 @@ def _run_episodes(
     env_id: str,
     hidden_sizes: Sequence[int],
     sampled: bool,
+    activation: Activation,
     backend: Backend,
     obs_clip: float | None,
 ) -> np.ndarray:
     """One episode of policy[j] from seed[j], for each j."""
     env = make_env(env_id, seeds.tolist(), backend)
-    sizes = layer_sizes(env.obs_dim, hidden_sizes, env.action_dim)
+    sizes = layer_sizes(env.obs_dim, hidden_sizes, env.policy_outputs)
+    log_stds = 0 if env.discrete else env.action_dim
+    assert policies.weights.shape[1] == network_size(sizes) + log_stds, "the policies are not for this environment"
     actions = np.empty((len(policy), env.action_dim))
-    noise_of_steps = _noise(seeds, env.action_dim) if sampled else itertools.repeat(np.zeros_like(actions, np.float32))
+    silence = np.zeros((len(policy), env.policy_outputs), np.float32)
+    noise_of_steps = _noise(seeds, env) if sampled else itertools.repeat(silence)
     total = np.zeros(len(policy))
     running = np.arange(len(policy))
     obs = env.reset(running)
     clip = np.inf if obs_clip is None else obs_clip
     while len(running):
         noise = next(noise_of_steps)[running]
-        act_frozen(
-            policies.weights, policy[running], obs, policies.obs_mean, policies.obs_var, sizes, noise, actions, clip
-        )
+        act_frozen(policies.weights, policy[running], obs, policies.obs_mean, policies.obs_var, sizes, noise, actions,
+                   clip, activation_code(activation))  # fmt: skip
         obs, reward, terminated, truncated = env.step(actions[: len(running)], running)
         total[running] += reward
         going = ~(terminated | truncated)
@@ -125,36 +142,43 @@ def _run_episodes(
     return total
 
 
-def _noise(seeds: np.ndarray, action_dim: int) -> Iterator[np.ndarray]:
-    """Standard normal numbers [len(seeds), A] for one step after another; equal seeds have equal ones."""
+def _noise(seeds: np.ndarray, env: VectorEnv) -> Iterator[np.ndarray]:
+    """The noise of actions [len(seeds), F] for one step after another; equal seeds have equal ones."""
+    shape = _NOISE_STEPS, env.policy_outputs
     distinct, which = np.unique(seeds, return_inverse=True)
     rngs = [np.random.default_rng([int(seed), 1]) for seed in distinct]
     while True:
-        drawn = np.stack([rng.standard_normal((_NOISE_STEPS, action_dim), np.float32) for rng in rngs], axis=1)
+        drawn = np.stack([action_noise(rng, shape, discrete=env.discrete) for rng in rngs], axis=1)
         yield from (noise[which] for noise in drawn)
 
 
 @kernel(nogil=True, fastmath=FASTMATH)
-def act_frozen(weights, policy, obs, obs_mean, obs_var, sizes, noise, actions, clip=OBS_CLIP):
-    """Actions of policy[j] on raw observation obs[j] under its frozen normalizer: μ(s) + σ · noise.
+def act_frozen(weights, policy, obs, obs_mean, obs_var, sizes, noise, actions, clip=OBS_CLIP, activation=TANH):
+    """Actions of policy[j] on raw observation obs[j] under its frozen normalizer: μ(s) + σ · noise, or, of discrete
+    ones, argmax(z(s) + noise) of logits z.
 
     Args:
         weights: [M, P]; obs_mean, obs_var: [M, O]; policy: [n]; obs: [n, O] raw; sizes: [layers + 1].
-        noise: [≥ n, A], zeros for the mean action.
-        actions: [≥ n, A] float64, overwritten.
+        noise: [≥ n, F] from `action_noise`, F outputs of the network; zeros for the mean or the most likely action.
+        actions: [≥ n, A] float64, overwritten; A is F, or 1 for discrete actions.
         clip: normalized observations are held within ± this.
+        activation: as `activation_code` has it.
     """
-    action_dim = actions.shape[1]
     num_weights = weights.shape[1]
     x = np.empty(obs.shape[1], np.float32)
     scratch = np.empty((2, sizes.max()), np.float32)
-    mean = np.empty(action_dim, np.float32)
+    head = np.empty(sizes[-1], np.float32)
+    head_end = 0
+    for layer in range(len(sizes) - 1):
+        head_end += sizes[layer + 1] * (sizes[layer] + 1)
     for j in range(len(policy)):
         m = policy[j]
         for k in range(obs.shape[1]):
             z = (obs[j, k] - obs_mean[m, k]) / np.sqrt(obs_var[m, k] + VAR_EPSILON)
             x[k] = min(max(z, -clip), clip)
-        forward_one(weights[m], 0, sizes, x, scratch, mean)
-        for k in range(action_dim):
-            log_std = weights[m, num_weights - action_dim + k]
-            actions[j, k] = mean[k] + np.exp(log_std) * noise[j, k]
+        forward_one(weights[m], 0, sizes, x, scratch, head, activation)
+        if head_end == num_weights:  # categorical
+            actions[j, 0] = sampled_action(head, noise[j])
+        else:
+            for k in range(len(head)):
+                actions[j, k] = head[k] + np.exp(weights[m, head_end + k]) * noise[j, k]

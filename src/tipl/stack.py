@@ -2,9 +2,13 @@
 
 In: vector environment, seeds, config.  Out: an iteration at a time: snapshots, normalizers, finished episodes.
 
-Every trial is its own CleanRL run with one environment: the wrappers' order (clip the action; normalize and clip the
-observation; normalize and clip the reward), reset in the same step, GAE, ten epochs. What a trial draws depends on its
-seed and the iteration's number alone, so it is the same in any stack, and a run goes on from `state` exactly.
+Every trial is its own CleanRL run with one environment or several copies of it: the wrappers' order (clip the action;
+normalize and clip the observation; normalize and clip the reward, where `PPOConfig.normalize` says so), reset in the
+same step, GAE, the epochs. What a trial draws depends on its seed and the iteration's number alone, so it is the same
+in any stack, and a run goes on from `state` exactly.
+
+Shapes: N trials, E copies of the environment in each, C = N·E copies in all (those of a trial side by side), S steps of
+an iteration, O observation, A action (1 if discrete), F outputs of the policy's network, P weights.
 """
 
 import math
@@ -14,28 +18,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from tipl.envs import VectorEnv, make_env
+from tipl.errors import TiplError
 from tipl.policy import (
     FASTMATH,
     OBS_CLIP,
+    TANH,
     VAR_EPSILON,
+    action_noise,
+    activation_code,
     forward_batch,
     forward_one,
     initial_weights,
     kernel,
     layer_sizes,
     policy_spec,
+    sampled_action,
 )
-from tipl.ppo import advantages_and_returns, gaussian_log_prob, kernel_settings, update
-from tipl.presets import CollectConfig
+from tipl.ppo import advantages_and_returns, categorical_log_probs, gaussian_log_prob, kernel_settings, update
+from tipl.presets import CollectConfig, DiscretePPOConfig
 
 _REWARD_CLIP = 10.0  # in CleanRL's TransformReward
 _FIRST_COUNT = 1e-4  # the weight of Gymnasium's initial moments (mean 0, variance 1)
-_INIT, _ITERATION = 0, 1  # random streams of a trial
-# What `state` saves of each trial, besides the replay of its environment.
-_SAVED = (
-    "theta", "adam_m", "adam_v", "obs_mean", "obs_var", "obs_count", "return_moments", "discounted", "next_obs",
-    "next_done", "episode_return", "episode_length", "resets",
-)  # fmt: skip
+_INIT, _ITERATION, _COPIES = 0, 1, 2  # random streams of a trial
+# What `state` saves of each trial and of each copy of its environment, besides the replay of the environment.
+_SAVED = "theta", "adam_m", "adam_v", "obs_mean", "obs_var", "obs_count", "return_moments"
+_SAVED_OF_COPIES = "discounted", "next_obs", "next_done", "episode_return", "episode_length", "resets"
 
 
 @dataclass(frozen=True)
@@ -52,34 +59,57 @@ class Iteration:
 
 
 class Stack:
-    """N trials and all that their next iteration depends on. Arrays begin with the trial axis."""
+    """N trials and all that their next iteration depends on.
+
+    Arrays begin with the trial axis [N], or with that of the copies [C], which is the same where a trial has one.
+    """
 
     def __init__(self, config: CollectConfig, seeds: Sequence[int], env: VectorEnv | None = None) -> None:
+        """
+        Args:
+            env: the copies of all trials; made from the config if not given.
+
+        Raises:
+            TiplError: the environment cannot be made, or its actions are discrete and the settings are not for them.
+        """
+        ppo = config.ppo
         self.config = config
         self.seeds = list(seeds)
-        self.env = make_env(config.env_id, self.seeds, config.backend) if env is None else env
-        trials, obs_dim, action_dim = len(self.seeds), self.env.obs_dim, self.env.action_dim
-        steps = config.ppo.num_steps
-        self.spec = policy_spec(obs_dim, config.hidden_sizes, action_dim)
-        self.policy_sizes = layer_sizes(obs_dim, config.hidden_sizes, action_dim)
+        copy_seeds = [each for seed in self.seeds for each in environment_seeds(seed, ppo.num_envs)]
+        self.env = make_env(config.env_id, copy_seeds, config.backend) if env is None else env
+        if self.env.discrete and not isinstance(ppo, DiscretePPOConfig):
+            raise TiplError(
+                f"{config.env_id} has discrete actions and these settings are for continuous ones; give a "
+                "DiscreteCollectConfig, or DiscretePPOConfig as ppo."
+            )
+        trials, copies = len(self.seeds), len(copy_seeds)
+        obs_dim, action_dim, outputs = self.env.obs_dim, self.env.action_dim, self.env.policy_outputs
+        self.spec = policy_spec(obs_dim, config.hidden_sizes, outputs, discrete=self.env.discrete)
+        self.policy_sizes = layer_sizes(obs_dim, config.hidden_sizes, outputs)
         self.critic_sizes = layer_sizes(obs_dim, config.hidden_sizes, 1)
+        self._activation = activation_code(config.activation)
 
         self.iteration = 0
         self.theta = np.stack([self._initial_theta(seed) for seed in self.seeds])
         self.adam_m, self.adam_v = np.zeros_like(self.theta), np.zeros_like(self.theta)
-        self.obs_mean, self.obs_var = np.zeros((trials, obs_dim)), np.ones((trials, obs_dim))
-        self.obs_count = np.full(trials, _FIRST_COUNT)
+        if ppo.normalize:
+            self.obs_mean, self.obs_var = np.zeros((trials, obs_dim)), np.ones((trials, obs_dim))
+            self.obs_count = np.full(trials, _FIRST_COUNT)
+        else:  # (obs − mean) / √(var + VAR_EPSILON) is obs, to the bit
+            self.obs_mean, self.obs_var = np.zeros((trials, obs_dim)), np.full((trials, obs_dim), 1 - VAR_EPSILON)
+            self.obs_count = np.zeros(trials)
         self.return_moments = np.tile([0.0, 1.0, _FIRST_COUNT], (trials, 1))  # mean, variance, count
-        self.discounted = np.zeros(trials)  # the discounted return that scales rewards
-        self.next_obs = np.zeros((trials, obs_dim), np.float32)
-        self.next_done = np.zeros(trials, np.float32)
-        self.episode_return, self.episode_length = np.zeros(trials), np.zeros(trials, np.int64)
-        self.resets = np.zeros(trials, np.int64)
-        self.actions_since_reset = [np.empty((0, action_dim), np.float32) for _ in self.seeds]
+        self.discounted = np.zeros(copies)  # the discounted return that scales rewards
+        self.next_obs = np.zeros((copies, obs_dim), np.float32)
+        self.next_done = np.zeros(copies, np.float32)
+        self.episode_return, self.episode_length = np.zeros(copies), np.zeros(copies, np.int64)
+        self.resets = np.zeros(copies, np.int64)
+        self.actions_since_reset = [np.empty((0, action_dim), np.float32) for _ in range(copies)]
 
-        self.obs = np.empty((trials, steps, obs_dim), np.float32)
-        self.actions = np.empty((trials, steps, action_dim), np.float32)
-        self.log_probs, self.rewards, self.dones = (np.empty((trials, steps), np.float32) for _ in range(3))
+        self.obs = np.empty((copies, ppo.num_steps, obs_dim), np.float32)
+        self.actions = np.empty((copies, ppo.num_steps, action_dim), np.float32)
+        self.log_probs, self.rewards, self.dones = (np.empty((copies, ppo.num_steps), np.float32) for _ in range(3))
+        self._all = np.arange(copies)
 
     @property
     def policies(self) -> np.ndarray:
@@ -87,25 +117,32 @@ class Stack:
         return self.theta[:, : self.spec.size]
 
     def iterate(self) -> Iteration:
-        """Roll out 2,048 steps of every trial, then update every trial."""
+        """Roll out an iteration's steps of every trial, then update every trial."""
         config, ppo = self.config, self.config.ppo
         assert self.iteration < config.num_iterations, "the trials are at their end"
         self.iteration += 1
         fraction = 1 - (self.iteration - 1) / config.num_iterations if ppo.anneal_lr else 1.0
         rngs = [np.random.default_rng([seed, _ITERATION, self.iteration]) for seed in self.seeds]
-        shape = (ppo.num_steps, self.env.action_dim)
-        noise = np.stack([rng.standard_normal(shape, np.float32) for rng in rngs])
+        shape = (ppo.num_envs, ppo.num_steps, self.env.policy_outputs)
+        noise = np.concatenate([action_noise(rng, shape, discrete=self.env.discrete) for rng in rngs])
         episodes = self._rollout(noise)
         snapshots = np.empty((len(self.seeds), config.snapshots_per_iteration, self.spec.size), np.float32)
-        order = np.tile(np.arange(ppo.num_steps), (ppo.update_epochs, 1))
+        order = np.tile(np.arange(ppo.batch_size), (ppo.update_epochs, 1))
         for trial, rng in enumerate(rngs):
             self._update(trial, rng.permuted(order, axis=1), ppo.learning_rate * fraction, snapshots[trial])
         return Iteration(self.iteration, ppo.learning_rate * fraction, snapshots, episodes)
 
     def state(self, trial: int) -> dict[str, np.ndarray]:
-        """All that a trial's future depends on, as arrays, to be given to `restore`."""
+        """All that a trial's future depends on, as arrays, to be given to `restore`.
+
+        Arrays of the copies are [E, ...]; their actions since the last reset stand one copy after another, of which
+        `episode_length` says the lengths.
+        """
+        copies = self._copies(trial)
         saved = {name: np.array(getattr(self, name)[trial]) for name in _SAVED}
-        return {**saved, "actions_since_reset": self.actions_since_reset[trial], "iteration": np.array(self.iteration)}
+        saved |= {name: np.array(getattr(self, name)[copies]) for name in _SAVED_OF_COPIES}
+        actions = np.concatenate(self.actions_since_reset[copies])
+        return {**saved, "actions_since_reset": actions, "iteration": np.array(self.iteration)}
 
     def restore(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Put a fresh stack where `state` left its trials; all of them have done the same number of iterations."""
@@ -113,134 +150,188 @@ class Stack:
         assert len({int(state["iteration"]) for state in states}) == 1
         self.iteration = int(states[0]["iteration"])
         for trial, state in enumerate(states):
+            copies = self._copies(trial)
             for name in _SAVED:
                 getattr(self, name)[trial] = state[name]
-        self.actions_since_reset = [np.array(state["actions_since_reset"]) for state in states]
+            for name in _SAVED_OF_COPIES:  # without the axis of the copies in stores from before there were several
+                getattr(self, name)[copies] = state[name]
+            ends = np.cumsum(self.episode_length[copies])[:-1]
+            self.actions_since_reset[copies] = np.split(np.array(state["actions_since_reset"]), ends)
         self.env.replay(self.resets.tolist(), self.actions_since_reset)
+
+    def _copies(self, trial: int) -> slice:
+        """The places of a trial's copies of the environment."""
+        count = self.config.ppo.num_envs
+        return slice(trial * count, (trial + 1) * count)
 
     def _initial_theta(self, seed: int) -> np.ndarray:
         rng = np.random.default_rng([seed, _INIT])
-        return np.concatenate(initial_weights(self.env.obs_dim, self.config.hidden_sizes, self.env.action_dim, rng))
+        networks = self.env.obs_dim, self.config.hidden_sizes, self.env.policy_outputs
+        return np.concatenate(initial_weights(*networks, rng, discrete=self.env.discrete))
 
     def _rollout(self, noise: np.ndarray) -> list[np.ndarray]:
-        """Fill the rollout buffers; the episodes that ended."""
+        """Fill the rollout buffers, given the noise of the actions [C, S, F]; the episodes that ended."""
         if not self.resets.any():
-            self._reset(np.arange(len(self.seeds)))
-        gamma = self.config.ppo.gamma
-        first_step = (self.iteration - 1) * self.config.ppo.num_steps
-        episodes: list[list[tuple[float, float, float]]] = [[] for _ in self.seeds]
-        begun = np.zeros(len(self.seeds), np.int64)  # the step of this rollout at which the current episode began
-        env_actions = np.empty((len(self.seeds), self.env.action_dim))
-        for step in range(self.config.ppo.num_steps):
-            act(self.theta, self.policy_sizes, self.next_obs, self.next_done, noise, step, self.obs, self.dones,
-                self.actions, self.log_probs, env_actions)  # fmt: skip
+            self._reset(self._all)
+        ppo, trials = self.config.ppo, len(self.seeds)
+        first_step = (self.iteration - 1) * ppo.num_steps
+        episodes: list[list[tuple[float, float, float]]] = [[] for _ in range(trials)]
+        begun = np.zeros(len(self._all), np.int64)  # the step of this rollout at which the current episode began
+        env_actions = np.empty((len(self._all), self.env.action_dim))
+        for step in range(ppo.num_steps):
+            act(self.theta, self.spec.size, self.policy_sizes, self.next_obs, self.next_done, noise, step, self.obs,
+                self.dones, self.actions, self.log_probs, env_actions, self._activation)  # fmt: skip
             obs, reward, terminated, truncated = self.env.step(env_actions)
-            normalize_obs(obs, self._all, self.obs_mean, self.obs_var, self.obs_count, self.next_obs)
-            normalize_reward(reward, terminated, gamma, self.discounted, self.return_moments, self.rewards[:, step])
+            self._observe(obs, self._all)
+            if ppo.normalize:
+                normalize_reward(reward, terminated, ppo.gamma, self.discounted, self.return_moments,
+                                 self.rewards[:, step])  # fmt: skip
+            else:
+                self.rewards[:, step] = reward
             self.episode_return += reward
             self.episode_length += 1
             done = terminated | truncated
             self.next_done[:] = done
             if done.any():
                 ids = np.flatnonzero(done)
+                env_step = (first_step + step + 1) * ppo.num_envs
                 for i in ids:
-                    episodes[i].append((first_step + step + 1, self.episode_return[i], self.episode_length[i]))
+                    row = env_step, self.episode_return[i], self.episode_length[i]
+                    episodes[i // ppo.num_envs].append(row)
                 begun[ids] = step + 1
                 self._reset(ids)
-        for trial, start in enumerate(begun):
-            before = self.actions_since_reset[trial][: 0 if start else None]
-            self.actions_since_reset[trial] = np.concatenate([before, self.actions[trial, start:]])
+        for copy, start in enumerate(begun):
+            before = self.actions_since_reset[copy][: 0 if start else None]
+            self.actions_since_reset[copy] = np.concatenate([before, self.actions[copy, start:]])
         return [np.array(rows, np.float64).reshape(-1, 3) for rows in episodes]
-
-    @property
-    def _all(self) -> np.ndarray:
-        return np.arange(len(self.seeds))
 
     def _reset(self, ids: np.ndarray) -> None:
         self.resets[ids] += 1
         self.episode_return[ids] = 0
         self.episode_length[ids] = 0
-        normalize_obs(self.env.reset(ids), ids, self.obs_mean, self.obs_var, self.obs_count, self.next_obs)
+        self._observe(self.env.reset(ids), ids)
+
+    def _observe(self, obs: np.ndarray, ids: np.ndarray) -> None:
+        """Make raw observations [n, O] of the copies `ids` what their policies see next."""
+        if self.config.ppo.normalize:
+            normalize_obs(obs, ids, self.obs_mean, self.obs_var, self.obs_count, self.next_obs)
+        else:
+            self.next_obs[ids] = obs
 
     def _update(self, trial: int, order: np.ndarray, learning_rate: float, snapshots: np.ndarray) -> None:
-        ppo = self.config.ppo
-        theta = self.theta[trial]
-        values = critic_values(theta, self.spec.size, self.critic_sizes, self.obs[trial], self.next_obs[trial])
-        advantages, returns = np.empty((2, ppo.num_steps), np.float32)
-        advantages_and_returns(self.rewards[trial], values[:-1], self.dones[trial], values[-1], self.next_done[trial],
-                               ppo.gamma, ppo.gae_lambda, advantages, returns)  # fmt: skip
+        """The update of a trial on its rollout, whose samples are the steps of one copy after another."""
+        ppo, mine, theta = self.config.ppo, self._copies(trial), self.theta[trial]
+        values, advantages, returns = np.empty((3, ppo.num_envs, ppo.num_steps), np.float32)
+        for row, copy in enumerate(self._all[mine].tolist()):
+            seen = critic_values(theta, self.spec.size, self.critic_sizes, self.obs[copy], self.next_obs[copy],
+                                 self._activation)  # fmt: skip
+            values[row] = seen[:-1]
+            advantages_and_returns(self.rewards[copy], values[row], self.dones[copy], seen[-1], self.next_done[copy],
+                                   ppo.gamma, ppo.gae_lambda, advantages[row], returns[row])  # fmt: skip
+
+        def samples(array: np.ndarray) -> np.ndarray:
+            """[E, S, ...] to [E·S, ...], a view."""
+            return array.reshape(ppo.batch_size, *array.shape[2:])
+
         steps_before = (self.iteration - 1) * ppo.update_epochs * ppo.num_minibatches
         update(theta, self.adam_m[trial], self.adam_v[trial], steps_before, self.policy_sizes, self.critic_sizes,
-               self.obs[trial], self.actions[trial], self.log_probs[trial], advantages, returns, values[:-1], order,
-               learning_rate, kernel_settings(ppo), self.config.snapshot_every_epochs, snapshots)  # fmt: skip
+               samples(self.obs[mine]), samples(self.actions[mine]), samples(self.log_probs[mine]), samples(advantages),
+               samples(returns), samples(values), order, learning_rate, kernel_settings(ppo),
+               self.config.snapshot_every_epochs, snapshots, self._activation)  # fmt: skip
+
+
+def environment_seeds(seed: int, num_envs: int) -> list[int]:
+    """The seeds of a trial's copies of its environment, [E]: its own and, so that no two trials share one, drawn ones.
+
+    CleanRL counts up from its seed, where the next trial begins.
+    """
+    drawn = np.random.SeedSequence([seed, _COPIES]).generate_state(num_envs - 1) >> 1  # of the 31 bits engines take
+    return [seed, *drawn.tolist()]
 
 
 @kernel(fastmath=FASTMATH)
-def act(theta, sizes, next_obs, next_done, noise, step, obs, dones, actions, log_probs, env_actions):
-    """Sample every trial's action, a = μ(s) + σ ε, and store the step.
+def act(theta, num_weights, sizes, next_obs, next_done, noise, step, obs, dones, actions, log_probs, env_actions,
+        activation):  # fmt: skip
+    """Draw every copy's action and store the step: a = μ(s) + σ ε, or a = argmax(z(s) + g) of logits z.
 
     Args:
-        theta: [N, ≥ P]; sizes: [layers + 1]; next_obs: [N, O]; next_done: [N]; noise: [N, S, A] standard normal.
-        obs [N, S, O], dones [N, S], actions [N, S, A], log_probs [N, S]: written at `step`.
-        env_actions: [N, A] float64, overwritten.
+        theta: [N, ≥ P]; num_weights: P; sizes: [layers + 1] of the policy's network.
+        next_obs: [C, O]; next_done: [C]; noise: [C, S, F] from `action_noise`.
+        obs [C, S, O], dones [C, S], actions [C, S, A], log_probs [C, S]: written at `step`.
+        env_actions: [C, A] float64, overwritten.
+        activation: as `activation_code` has it.
     """
-    trials, action_dim = env_actions.shape
+    copies, action_dim = env_actions.shape
+    num_envs = copies // len(theta)
     scratch = np.empty((2, sizes.max()), np.float32)
-    mean = np.empty(action_dim, np.float32)
-    num_weights = action_dim
+    head = np.empty(sizes[-1], np.float32)
+    all_log_probs = np.empty(sizes[-1], np.float32)
+    head_end = 0
     for layer in range(len(sizes) - 1):
-        num_weights += sizes[layer + 1] * (sizes[layer] + 1)
-    for n in range(trials):
-        forward_one(theta[n], 0, sizes, next_obs[n], scratch, mean)
-        log_std = theta[n, num_weights - action_dim : num_weights]
-        for k in range(action_dim):
-            action = mean[k] + np.exp(log_std[k]) * noise[n, step, k]
-            actions[n, step, k] = action
-            env_actions[n, k] = action
-        obs[n, step] = next_obs[n]
-        dones[n, step] = next_done[n]
-        log_probs[n, step] = gaussian_log_prob(actions[n, step], mean, log_std)
+        head_end += sizes[layer + 1] * (sizes[layer] + 1)
+    for c in range(copies):
+        n = c // num_envs
+        forward_one(theta[n], 0, sizes, next_obs[c], scratch, head, activation)
+        obs[c, step] = next_obs[c]
+        dones[c, step] = next_done[c]
+        if head_end == num_weights:  # categorical
+            chosen = sampled_action(head, noise[c, step])
+            actions[c, step, 0] = chosen
+            env_actions[c, 0] = chosen
+            categorical_log_probs(head, all_log_probs)
+            log_probs[c, step] = all_log_probs[chosen]
+        else:
+            log_std = theta[n, head_end:num_weights]
+            for k in range(action_dim):
+                action = head[k] + np.exp(log_std[k]) * noise[c, step, k]
+                actions[c, step, k] = action
+                env_actions[c, k] = action
+            log_probs[c, step] = gaussian_log_prob(actions[c, step], head, log_std)
 
 
 @kernel()
 def normalize_obs(raw, ids, mean, var, count, out):
-    """Take raw observations [n, O] of trials `ids` into their running moments, then normalize and clip them.
+    """Take raw observations [n, O] of copies `ids` into their trials' running moments, then normalize and clip them.
 
-    Gymnasium's RunningMeanStd with batches of one:
+    The moments mean, var [N, O] and count [N] are the trial's: its copies add to them one after another, as to
+    Gymnasium's RunningMeanStd with batches of one; out is [C, O].
         δ = x − μ,  μ += δ/(c+1),  v = (v c + δ² c/(c+1))/(c+1),  c += 1,  out = clip((x − μ)/√(v + 1e-8), ±10)
     """
+    num_envs = len(out) // len(count)
     for row in range(len(ids)):
-        n = ids[row]
+        n = ids[row] // num_envs
         total = count[n] + 1
         for k in range(raw.shape[1]):
             delta = raw[row, k] - mean[n, k]
             mean[n, k] += delta / total
             var[n, k] = (var[n, k] * count[n] + delta * delta * count[n] / total) / total
             z = (raw[row, k] - mean[n, k]) / math.sqrt(var[n, k] + VAR_EPSILON)
-            out[n, k] = min(max(z, -OBS_CLIP), OBS_CLIP)
+            out[ids[row], k] = min(max(z, -OBS_CLIP), OBS_CLIP)
         count[n] = total
 
 
 @kernel()
 def normalize_reward(reward, terminated, gamma, discounted, moments, out):
-    """Divide rewards [N] by the running deviation of the discounted return, and clip, as Gymnasium 0.29 has it:
+    """Divide rewards [C] by their trials' running deviation of the discounted return [C], and clip. As Gymnasium 0.29:
 
     R = R γ (1 − terminated) + r, which forgets at the terminal step itself and does not at a truncation.
     """
-    for n in range(len(reward)):
-        discounted[n] = discounted[n] * gamma * (1 - terminated[n]) + reward[n]
+    num_envs = len(reward) // len(moments)
+    for c in range(len(reward)):
+        n = c // num_envs
+        discounted[c] = discounted[c] * gamma * (1 - terminated[c]) + reward[c]
         mean, var, count = moments[n]
         total = count + 1
-        delta = discounted[n] - mean
+        delta = discounted[c] - mean
         var = (var * count + delta * delta * count / total) / total
         moments[n, 0] = mean + delta / total
         moments[n, 1] = var
         moments[n, 2] = total
-        out[n] = min(max(reward[n] / math.sqrt(var + VAR_EPSILON), -_REWARD_CLIP), _REWARD_CLIP)
+        out[c] = min(max(reward[c] / math.sqrt(var + VAR_EPSILON), -_REWARD_CLIP), _REWARD_CLIP)
 
 
 @kernel()
-def critic_values(theta, offset, sizes, obs, last_obs):
+def critic_values(theta, offset, sizes, obs, last_obs, activation=TANH):
     """The critic's value of obs [S, O] and of last_obs [O], [S + 1].
 
     CleanRL asks the critic at every step; its weights rest during a rollout, so one pass at the end is the same.
@@ -251,6 +342,6 @@ def critic_values(theta, offset, sizes, obs, last_obs):
     values = np.empty(steps + 1, np.float32)
     for start in range(0, steps, block):
         stop = min(start + block, steps)
-        values[start:stop] = forward_batch(theta, offset, sizes, obs[start:stop], acts)[:, 0]
-    values[steps] = forward_batch(theta, offset, sizes, last_obs.reshape(1, -1), acts)[0, 0]
+        values[start:stop] = forward_batch(theta, offset, sizes, obs[start:stop], acts, activation)[:, 0]
+    values[steps] = forward_batch(theta, offset, sizes, last_obs.reshape(1, -1), acts, activation)[0, 0]
     return values

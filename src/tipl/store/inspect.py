@@ -27,7 +27,7 @@ from tipl.store.layout import (
 )
 from tipl.store.read import Store, Trial
 
-_INFO_COMPACT = ("rms_error", "max_error")  # of a snapshot, in mean steps
+_INFO_COMPACT = ("rms_error", "max_error")  # of a snapshot
 _INFO_EPISODES = 100  # episodes at the end of a trial whose mean return `tipl data info` shows
 
 
@@ -68,7 +68,7 @@ def _trial_info(trial: Trial, path: Path) -> dict[str, Any]:
         "raw_bytes": trial.committed * sum(row_bytes[name] for name in SNAPSHOT_ARRAYS)
         + trial.committed_episodes * sum(row_bytes[name] for name in EPISODE_ARRAYS),
         "disk_bytes": _disk_bytes(path),
-        **{name: trial.compact[name] for name in _INFO_COMPACT if trial.compact},
+        **{f"{name}_in_mean_steps": trial.compact[name] for name in _INFO_COMPACT if trial.compact},
         "versions": trial.versions,
     }
 
