@@ -3,7 +3,6 @@
 In: a small real store, made-up errors and returns.  Out: failures.
 """
 
-import dataclasses
 import json
 import re
 from dataclasses import replace
@@ -108,7 +107,7 @@ def test_the_other_ways_to_run_policies_are_what_they_say(small_store: Path, met
 
 
 def test_variants_and_spectra_are_left_out_on_request(small_store: Path, tmp_path: Path):
-    plain = dataclasses.replace(
+    plain = replace(
         CONFIG, oracle_normalizer=False, sampled_actions=False, spectrum_trials=0, return_horizons=(1,), episodes=2
     )
     found = json.loads((evaluate(small_store, tmp_path / "a", plain) / "metrics.json").read_text())

@@ -27,7 +27,7 @@ from tipl.report.figure import (
 )
 from tipl.report.looks import LOWEST_SKILL, below_note, color_of, look_ahead_note, on_scale, row_name, styles_of
 from tipl.report.read import Curve, Evaluation, Forecaster, Intervals
-from tipl.report.wording import ahead, number, score, slug
+from tipl.report.wording import ahead, listing, number, score, slug
 
 WPE_COLOR, REPW_COLOR = 3, 2
 DOT_COLOR, PHASE_COLORS = 0, (0, 4, 2, 6)
@@ -317,9 +317,9 @@ def _gain(evaluation: Evaluation) -> Figure | None:
 
 
 VARIANTS = {
-    "mean_actions": "Mean actions, the origin’s normalizer",
-    "oracle_normalizer": "Mean actions, the true policy’s normalizer (an oracle)",
-    "sampled_actions": "Sampled actions, the origin’s normalizer",
+    "mean_actions": "Mean actions",
+    "oracle_normalizer": "Mean actions, oracle normalizer",
+    "sampled_actions": "Sampled actions",
 }
 
 
@@ -346,17 +346,16 @@ def _variants(evaluation: Evaluation) -> Figure | None:
         if groups:
             drawn = [v for group in groups for v in (*group.x, *_known(group.low), *_known(group.high))]
             panels.append(_rows(title, title, rivals, groups, None, (min(drawn), max(drawn))))
-    caption = (
-        f"{ahead(horizons[-1:]).capitalize()}. Under the true policy’s normalizer even persistence moves: what it "
-    )
-    caption += "gains there, the normalizer alone gains. Bars: 95% intervals by trial."
-    floors = [
-        f"{VARIANTS[name].lower()} {number(floor)}"
-        for name, (floor, _) in evaluation.variant_floors.items()
-        if floor is not None and name == "sampled_actions"
+    caption = f"{ahead(horizons[-1:]).capitalize()}. A forecast is run under its origin’s observation normalizer; the "
+    caption += "oracle’s is the true policy’s. Under that even persistence moves: what it gains there, the normalizer "
+    caption += "alone gains. Bars: 95% intervals by trial."
+    floors = {"mean_actions": evaluation.noise_floor}
+    floors |= {name: floor for name, (floor, _) in evaluation.variant_floors.items() if name != "oracle_normalizer"}
+    said = [
+        f"{number(floor)} ({VARIANTS.get(name, name).lower()})" for name, floor in floors.items() if floor is not None
     ]
-    if evaluation.noise_floor is not None and floors:
-        caption += f" Noise floor of REPW: mean actions {number(evaluation.noise_floor)}, {'; '.join(floors)}."
+    if said:
+        caption += f" Noise floor of REPW: {listing(said)}."
     return Figure("variants", "Other ways to run the policies", caption + look_ahead_note(rivals), tuple(panels))
 
 

@@ -104,7 +104,7 @@ def _draw(axes: Axes, panel: Panel) -> dict[str, Line2D]:
     if panel.y.categorical:
         axes.invert_yaxis()
         axes.grid(False, axis="y")
-        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="y", length=0, pad=6)
     if panel.diagonal:
         axes.set_box_aspect(1)
         axes.plot([panel.x.low, panel.x.high], [panel.x.low, panel.x.high], color="#9ca3af", lw=0.8, ls=DASHES[1])
