@@ -7,8 +7,9 @@ In: a store, a trial (its committed snapshots, or the first of them).  Out: tabl
 - packings: the same rounded weights (of every eighth chunk) packed in other ways, in bits a weight, beside the entropy
   of their steps in time
 - forms: at the bytes of each compact form, the error of codes of a truncated SVD (exact SVD of φ_t − φ_0; codes and
-  directions in float32, and in 2 bytes and 1 byte a number with that rounding given to them for nothing) and of
-  anchors (every n-th snapshot lossless, lines between); the rank that codes need for the same error
+  directions in float32, and in 2 bytes with that rounding given to them for nothing) and of anchors (every n-th
+  snapshot lossless, lines between); for its error, the rank that codes need and the bytes that they would take with
+  every direction rounded as rate and distortion have it (see `ideal_bytes`)
 - costs: inner products of all pairs, distances, skill of simple forecasters from the true and from the compact weights
 
 Errors are root mean squares in units of the trial's mean step. The trial is held in memory twice, as float32.
@@ -71,6 +72,22 @@ def packed_bytes(rounded_nP: np.ndarray, grid: float) -> dict[str, float]:
 def rank_error(eigenvalues: np.ndarray, rank: int) -> float:
     """What the first directions leave of a snapshot; eigenvalues descending."""
     return math.sqrt(max(0.0, eigenvalues[rank:].sum()) / len(eigenvalues))
+
+
+def ideal_bytes(eigenvalues: np.ndarray, size: int, error: float) -> tuple[float, float]:
+    """For this error of a snapshot: bytes of directions [rank, P] rounded as coarsely as each may be, and of codes.
+
+    Reverse water-filling: an error θ, Σ min(λ, θ) = T error², in every direction whose λ is larger, which then takes
+    ½ log2(λ/θ) bits a weight, and ½ log2(2πe/12) more for rounding with a perfect coder. Codes [T, rank], which have to
+    be more precise than that, at 2 bytes.
+    """
+    count, low, high = len(eigenvalues), 0.0, float(eigenvalues[0])
+    for _ in range(200):
+        level = (low + high) / 2
+        low, high = (level, high) if np.minimum(eigenvalues, level).sum() < count * error**2 else (low, level)
+    kept = eigenvalues[eigenvalues > high]
+    bits = 0.5 * np.log2(kept / high) + 0.5 * math.log2(2 * math.pi * math.e / 12)
+    return size * float(bits.sum()) / 8, 2.0 * count * len(kept)
 
 
 def anchor_error(weights_TP: np.ndarray, every: int) -> float:
@@ -143,7 +160,7 @@ def measure(trial: Trial, count: int) -> dict[str, Any]:
             for t in range(0, count, 64)
         ])  # fmt: skip
         of_rank = {name: int(packed / (number * (count + size))) for name, number in
-                   (("float32", 4), ("2 bytes", 2), ("1 byte", 1))}  # fmt: skip
+                   (("float32", 4), ("2 bytes", 2))}  # fmt: skip
         reached = math.sqrt(np.square(error_T).mean())
         every = math.ceil(lossless / packed)
         forms.append({
@@ -173,6 +190,9 @@ def measure(trial: Trial, count: int) -> dict[str, Any]:
             },
             "rank_for_the_same_error": int(
                 next(r for r in range(count + 1) if rank_error(eigenvalues, r) <= reached)
+            ),
+            "ideal_bytes_of_codes": dict(
+                zip(("directions", "codes"), ideal_bytes(eigenvalues, size, reached), strict=True)
             ),
             "anchors": {"every": every, "rms_error": anchor_error(weights_TP, every) / step},
         })  # fmt: skip
@@ -208,7 +228,10 @@ def show(found: dict[str, Any]) -> None:
               + ", ".join(f"{value:.1e} at {lag}" for lag, value in form["distance_error"].items()))  # fmt: skip
         for name, codes in form["codes"].items():
             print(f"  codes in {name:8} rank {codes['rank']:5}: error {codes['rms_error']:.3f}")
-        print(f"  codes of this error: rank {form['rank_for_the_same_error']} of {found['snapshots']}")
+        print(
+            f"  codes of this error: rank {form['rank_for_the_same_error']} of {found['snapshots']}; rounded ideally "
+            + " + ".join(f"{value / 1e6:.1f} MB of {name}" for name, value in form["ideal_bytes_of_codes"].items())
+        )
         print(f"  every {form['anchors']['every']}th snapshot, lines between: {form['anchors']['rms_error']:.3f}")
         for name, bits in form["bits_a_weight"].items():
             print(f"  {name:44}{bits:7.3f} bits a weight")
