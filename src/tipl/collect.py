@@ -204,11 +204,11 @@ def _is_complete(store: Store, seed: int, config: CollectConfig) -> bool:
         return False
     trial, wanted = store.trial(seed), trial_config(config)
     found = {**_ONCE_UNSAID, **trial.config, "ppo": {**_ONCE_UNSAID_OF_PPO, **trial.config.get("ppo", {})}}
-    differing = [key for key in wanted if found[key] != wanted[key]]
+    differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:
         key = differing[0]
         raise TiplError(
-            f"{store.path} holds trial {seed} with {key} = {found[key]}, not {wanted[key]}; "
+            f"{store.path} holds trial {seed} with {key} = {found.get(key)}, not {wanted[key]}; "
             "give another --out, or the settings that it was made with."
         )
     return trial.complete
