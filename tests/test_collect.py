@@ -188,3 +188,15 @@ def test_a_store_from_before_there_were_these_settings_is_gone_on_with(backend, 
     for changes in ({"activation": "relu"}, {"ppo": dataclasses.replace(config.ppo, normalize=False)}):
         with pytest.raises(TiplError, match="holds trial 1 with"):
             collect(dataclasses.replace(config, **changes), path)
+
+
+def test_a_recorded_trial_of_the_same_seed_is_refused_in_one_line(tmp_path: Path):
+    """Its config is the recording loop's own and need not name any of these settings."""
+    config = dataclasses.replace(CONFIG, trials=1, total_steps=2048)
+    path = collect(config, tmp_path / "store", workers=1)
+    file = path / "trials" / "1" / "zarr.json"
+    group = json.loads(file.read_text())
+    group["attributes"]["config"] = {"num_steps": 2048}
+    file.write_text(json.dumps(group))
+    with pytest.raises(TiplError, match="holds trial 1 with env_id = None, not InvertedPendulum-v4"):
+        collect(config, path)
