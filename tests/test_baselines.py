@@ -22,9 +22,10 @@ from tipl.baselines import (
     persistence,
 )
 from tipl.evaluate import checked_forecast, choose_origins, history
-from tipl.forecast import Forecaster, History, places_in_iteration
+from tipl.forecast import Forecaster, History
 from tipl.presets import EvaluateConfig
 from tipl.store import Store
+from tipl.windows import places_in_iteration
 
 HORIZONS = (1, 2, 7)
 

@@ -384,7 +384,7 @@ def test_files_that_do_not_make_a_model_are_refused_with_one_line(kind: str, tmp
     config_file.write_text(json.dumps(record | {"version": 99}))
     refuses("version 99")
     config_file.write_text(json.dumps(record | {"model": "causal"}))
-    refuses("kind 'causal'; this program knows paper, gru, mlp")
+    refuses("kind 'causal'; over codes this program knows paper, gru, mlp")
     config_file.write_text(json.dumps(record | {"config": record["config"] | {"flavor": 1}}))
     refuses("flavor")
     config_file.write_text(json.dumps(record | {"config": {"dim": 3}}))

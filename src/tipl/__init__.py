@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tipl.errors import TiplError
 from tipl.presets import (
     EXPERIMENTS,
+    CausalTrainConfig,
     CollectConfig,
     CompactConfig,
     DiscreteCollectConfig,
@@ -27,8 +28,9 @@ from tipl.presets import (
 
 if TYPE_CHECKING:
     from tipl import collect, compact, evaluate, report, reproduce, train
-    from tipl.forecast import Forecaster, History
+    from tipl.forecast import CausalForecaster, Forecaster, History
     from tipl.model import TIPL
+    from tipl.predict import forecast_policy
     from tipl.record import WeightRecorder
     from tipl.representation import Codes, fit_svd
     from tipl.returns import Policies, policy_returns
@@ -39,6 +41,8 @@ __version__ = "0.1.0"
 __all__ = [
     "EXPERIMENTS",
     "TIPL",
+    "CausalForecaster",
+    "CausalTrainConfig",
     "Codes",
     "CollectConfig",
     "CompactConfig",
@@ -66,6 +70,7 @@ __all__ = [
     "evaluate",
     "experiment",
     "fit_svd",
+    "forecast_policy",
     "policy_returns",
     "report",
     "reproduce",
@@ -74,6 +79,7 @@ __all__ = [
 
 _MODULES = ("collect", "compact", "evaluate", "report", "reproduce", "train")
 _MODULE_OF = {
+    "CausalForecaster": "forecast",
     "Codes": "representation",
     "Forecaster": "forecast",
     "History": "forecast",
@@ -86,6 +92,7 @@ _MODULE_OF = {
     "create_store": "store",
     "data_info": "store",
     "data_verify": "store",
+    "forecast_policy": "predict",
     "fit_svd": "representation",
     "policy_returns": "returns",
 }

@@ -11,11 +11,12 @@ from typing import TypeVar
 import numpy as np
 
 from tipl.errors import TiplError
-from tipl.forecast import Forecaster, History, WeightedSum, places_in_iteration
+from tipl.forecast import Forecaster, History, WeightedSum
 from tipl.progress import steps_progress
 from tipl.representation import read_weights
 from tipl.store import Split, Store, Trial
 from tipl.subspace import DMD, PathProducts, PrefixLine
+from tipl.windows import places_in_iteration
 
 Kind = TypeVar("Kind", bound=Forecaster)
 

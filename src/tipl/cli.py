@@ -24,6 +24,7 @@ from tipl import __version__
 from tipl.errors import TiplError
 from tipl.presets import (
     EXPERIMENTS,
+    CausalTrainConfig,
     CollectConfig,
     CompactConfig,
     DiscreteCollectConfig,
@@ -95,20 +96,20 @@ def build_parser() -> ArgumentParser:
     verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
     verb.add_argument("--workers", type=_positive, metavar="N", default=None, help="processes [one a core]")
     verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
-    _add_settings(verb, CollectConfig, discrete=DiscreteCollectConfig())
+    _add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
 
     verb = _add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
     verb.add_argument("store", type=Path, metavar="STORE")
     verb.add_argument("--out", type=Path, metavar="CODES", required=True)
     _add_settings(verb, SVDConfig)
 
-    verb = _add_verb(verbs, "train", _train, "train a model on the codes of a store's training trials")
-    verb.add_argument("store", type=Path, metavar="STORE")
+    verb = _add_verb(verbs, "train", _train, "train a model on a store's training trials")
+    verb.add_argument("store", type=Path, metavar="STORE", nargs="+", help="several with --model causal")
     verb.add_argument("--out", type=Path, metavar="MODEL", required=True)
     verb.add_argument("--codes", type=Path, metavar="CODES", default=None, help="what fit-svd wrote [fit anew]")
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
     verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
-    _add_settings(verb, TrainConfig)
+    _add_settings(verb, TrainConfig, other=("--model causal", CausalTrainConfig()))
     _add_settings(verb.add_argument_group("the SVD, where no --codes are given"), SVDConfig)
 
     verb = _add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials")
@@ -118,6 +119,21 @@ def build_parser() -> ArgumentParser:
     verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
     verb.add_argument("--out", type=Path, metavar="EVAL", default=None, help="[STORE with the suffix .eval]")
     _add_settings(verb, EvaluateConfig)
+
+    verb = _add_verb(verbs, "forecast", _forecast, "write one predicted policy and run it")
+    verb.add_argument("--store", type=Path, metavar="STORE", required=True)
+    for flag, what in (
+        ("--trial", "its seed"),
+        ("--origin", "the last snapshot that the model sees"),
+        ("--horizon", "snapshots ahead"),
+    ):
+        verb.add_argument(flag, type=int, metavar="N", required=True, help=what)
+    verb.add_argument("--out", type=Path, metavar="FILE.safetensors", required=True)
+    verb.add_argument(
+        "--model", metavar="MODEL", default="causal", help="a folder, or the name of one shipped [causal]"
+    )
+    verb.add_argument("--episodes", type=int, metavar="N", default=20, help="that a return is the mean of [20]")
+    verb.add_argument("--json", action="store_true", help="print JSON")
 
     verb = _add_verb(verbs, "report", _report, "write evaluations as one self-contained page")
     verb.add_argument("evals", type=Path, metavar="EVAL", nargs="+")
@@ -198,7 +214,8 @@ def _train(arguments: Namespace) -> None:
     spare = [field.name for field in dataclasses.fields(SVDConfig) if field.name in arguments]
     if arguments.codes and spare:
         raise TiplError(f"--{spare[0]} has no effect on --codes that were fitted before; leave one of the two out")
-    config = with_flags(TrainConfig(), vars(arguments))
+    causal = getattr(arguments, "model", None) == CausalTrainConfig.model
+    config = with_flags(CausalTrainConfig() if causal else TrainConfig(), vars(arguments))
     svd = with_flags(SVDConfig(), vars(arguments))
     how = {name: getattr(arguments, name) for name in ("codes", "resume", "tensorboard")}
     from tipl.train import train
@@ -213,6 +230,14 @@ def _evaluate(arguments: Namespace) -> None:
 
     how = {"models": arguments.models, "codes": arguments.codes, "returns": not arguments.no_returns}
     _wrote(evaluate(arguments.store, out, config, **how))
+
+
+def _forecast(arguments: Namespace) -> None:
+    from tipl.predict import forecast_policy
+
+    names = "store", "trial", "origin", "horizon", "out", "model", "episodes"
+    prediction = forecast_policy(**{name: getattr(arguments, name) for name in names})
+    _show(dataclasses.asdict(prediction), arguments.json)
 
 
 def _report(arguments: Namespace) -> None:
@@ -320,11 +345,11 @@ def _add_verb(verbs: Any, name: str, run: Callable[[Namespace], None], what: str
     return verb
 
 
-def _add_settings(parser: Any, settings: Any, prefix: str = "", *, discrete: Any = None) -> None:
+def _add_settings(parser: Any, settings: Any, prefix: str = "", *, other: tuple[str, Any] | None = None) -> None:
     """A flag for every field of a settings class; `--ppo.learning-rate` for a field of the field `ppo`.
 
     Args:
-        discrete: the settings for discrete actions, where they are others.
+        other: a case in which other settings are the defaults, and these.
     """
     kinds = get_type_hints(settings)
     notes = _field_notes(settings)
@@ -332,12 +357,12 @@ def _add_settings(parser: Any, settings: Any, prefix: str = "", *, discrete: Any
         kind = kinds[field.name]
         name = prefix + field.name
         if dataclasses.is_dataclass(kind):
-            within = discrete and getattr(discrete, name)
-            _add_settings(parser.add_argument_group(name), kind, prefix=f"{name}.", discrete=within)
+            within = other and (other[0], getattr(other[1], name))
+            _add_settings(parser.add_argument_group(name), kind, prefix=f"{name}.", other=within)
             continue
         defaults = f"[{_as_flag(field.default)}]"
-        if discrete and field.name != "env_id" and getattr(discrete, field.name) != field.default:
-            defaults += f", with discrete actions [{_as_flag(getattr(discrete, field.name))}]"
+        if other and field.name not in ("env_id", "model") and getattr(other[1], field.name) != field.default:
+            defaults += f", with {other[0]} [{_as_flag(getattr(other[1], field.name))}]"
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,

@@ -26,7 +26,7 @@ import numpy as np
 import tipl
 from tipl.baselines import fitted_baselines
 from tipl.errors import TiplError
-from tipl.forecast import Forecaster, History, load_forecaster, places_in_iteration
+from tipl.forecast import Forecaster, History, load_forecaster, model_folder
 from tipl.policy import OBS_CLIP
 from tipl.presets import EvaluateConfig
 from tipl.progress import steps_progress
@@ -36,6 +36,7 @@ from tipl.score import Comparison, Origins, Returns, gap_scores, mean_by_trial, 
 from tipl.store import Store, Trial
 from tipl.subspace import CodeLine
 from tipl.train import CURVE_FILE
+from tipl.windows import places_in_iteration
 
 SCHEMA = 1
 METRICS_FILE = "metrics.json"
@@ -60,7 +61,7 @@ def evaluate(
     Args:
         store: the data set.
         out: folder for metrics.json; made if missing.
-        models: folders that `train` wrote.
+        models: folders that `train` wrote, or names of models that come with the package.
         codes: what `fit_svd` wrote for this store, full or pooled: also judge a line through them. With the `full`
             basis it shows what look-ahead alone manufactures. Default: those of the models.
         returns: also run the true and the predicted policies.
@@ -73,6 +74,7 @@ def evaluate(
             trials, or `out` holds the metrics of an earlier evaluation.
     """
     store, out, began = Path(store), Path(out), time.monotonic()
+    models = [model_folder(model) for model in models]
     if (out / METRICS_FILE).exists():
         raise TiplError(f"{out} holds an evaluation already; give another --out or remove it.")
     data = Store.open(store)

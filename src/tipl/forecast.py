@@ -15,11 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tipl.model import CodeModel, load
+from tipl.model import CausalTIPL, CodeModel, load, read_record
+from tipl.model.causal import features
 from tipl.presets import SVDConfig
 from tipl.representation import Codes, fit_svd
-from tipl.store import Store, Trial
+from tipl.store import Store
 from tipl.train import CURVE_FILE
+from tipl.windows import HORIZONS, WINDOW, windows_of
+
+SHIPPED = "causal"
+"""The model that comes with the package."""
+PRETRAINED = Path(__file__).parent / "pretrained"
 
 
 @dataclass(frozen=True)
@@ -79,20 +85,6 @@ class WeightedSum(Forecaster):
         return out
 
 
-def places_in_iteration(trial: Trial) -> np.ndarray:
-    """[T]: how many snapshots of the same PPO iteration come before each one; φ_0 stands where an iteration ends.
-
-    -1 everywhere where the trial has no iterations (all its snapshots bear one number).
-    """
-    iteration = np.asarray(trial.iteration)
-    starts = np.flatnonzero(np.r_[True, np.diff(iteration) != 0])
-    if len(starts) == 1:
-        return np.full(len(iteration), -1)
-    places = np.arange(len(iteration)) - np.repeat(starts, np.diff(np.r_[starts, len(iteration)]))
-    places[0] = places.max()
-    return places
-
-
 class ModelForecaster(Forecaster):
     """A trained model over the codes of each trial's own temporal SVD, step after step.
 
@@ -127,14 +119,88 @@ class ModelForecaster(Forecaster):
         return np.stack(decoded).astype(np.float32)
 
 
-def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaster:
-    """A trained model, over the codes of the store that it is judged on.
+class CausalForecaster(Forecaster):
+    """Causal TIPL: any policy, from nothing but the inner products of its last 201 snapshots.
+
+    Every tensor is forecast apart, as a weighted sum of the differences of its snapshots. Horizons between those that
+    the model was trained for are interpolated; later ones get the displacement of the last.
+    """
+
+    is_model = True
+    context = WINDOW
+
+    def __init__(self, model: CausalTIPL, sizes: Sequence[int] | None = None, name: str = "causal") -> None:
+        """
+        Args:
+            sizes: of the tensors that lie end to end in the weights; default: all weights as one.
+        """
+        self.name, self.label = name, model.title
+        self._model, self._sizes = model.eval(), None if sizes is None else tuple(sizes)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path = SHIPPED, sizes: Sequence[int] | None = None
+    ) -> "CausalForecaster":
+        """The model that comes with the package, by its name (`causal`), or one in a folder.
+
+        Raises:
+            TiplError: there is no such model, or it cannot be used.
+        """
+        folder = model_folder(name_or_path)
+        return cls(CausalTIPL.load(folder), sizes, name=folder.name)
+
+    def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+        return self.forecast_with_error(histories, horizons)[0]
+
+    @torch.no_grad()
+    def forecast_with_error(
+        self, histories: Sequence[History], horizons: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The forecast [B, H, P], and how far from it the model expects φ_{t+h}: root mean square length [B, H]."""
+        out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
+        errors = np.empty((len(histories), len(horizons)))
+        for b, history in enumerate(histories):
+            sizes = self._sizes or (out.shape[2],)
+            assert sum(sizes) == out.shape[2], f"tensors of {sizes} do not make {out.shape[2]} weights"
+            tokens, windows = windows_of(history.last(WINDOW), sizes, history.place, history.origin)
+            outlook = self._model(features(windows))
+            a_GHJ = _at(horizons, outlook.coefficients_BHJ.numpy())
+            ends = np.cumsum([0, *sizes])
+            for a_HJ, start, end in zip(a_GHJ, ends[:-1], ends[1:], strict=True):
+                out[b, :, start:end] = history.weights[-1, start:end] + a_HJ @ tokens[:, start:end]
+            square_GH = outlook.log_error_BH.exp().numpy() * np.array(HORIZONS) * windows.unit[:, None]
+            errors[b] = np.sqrt(_at(horizons, square_GH).sum(axis=0))
+        return out, errors
+
+
+def _at(horizons: Sequence[int], known: np.ndarray) -> np.ndarray:
+    """Values [G, HORIZONS, …] at other horizons: linear between those and from 0 at h = 0, the last one after."""
+    grid = np.array((0, *HORIZONS))
+    padded = np.concatenate([np.zeros_like(known[:, :1]), known], axis=1)
+    at = np.minimum(np.array(horizons), grid[-1])
+    after = np.searchsorted(grid, at)
+    share = ((grid[after] - at) / (grid[after] - grid[after - 1])).astype(known.dtype)
+    share = share.reshape(-1, *[1] * (known.ndim - 2))
+    return share * padded[:, after - 1] + (1 - share) * padded[:, after]
+
+
+def model_folder(name_or_path: str | Path) -> Path:
+    """A model's folder by its path, or by its name if it comes with the package and no folder of that name is here."""
+    path = Path(name_or_path)
+    return PRETRAINED / path if not path.exists() and str(path) == SHIPPED else path
+
+
+def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaster | CausalForecaster:
+    """A trained model, for the store that it is judged on.
 
     Args:
-        folder: what `train` wrote. The codes that it was trained on are used where they are this store's.
+        folder: what `train` wrote, or the name of a model that comes with the package. The codes that a model over
+            codes was trained on are used where they are this store's.
         scratch: where codes of another store are fitted to, in the model's kind of basis.
     """
-    folder = Path(folder)
+    folder = model_folder(folder)
+    if read_record(folder)[0] == CausalTIPL.kind:
+        return CausalForecaster.from_pretrained(folder, store.trial(store.seeds[0]).spec.sizes)
     model = load(folder)
     path = Path(json.loads((folder / CURVE_FILE).read_text())["codes"]["trials"]["codes"])
     if not path.exists() or Codes.open(path).store != store.path.resolve():

@@ -176,9 +176,10 @@ class TrainConfig:
     """TIPL as the paper has it; where the paper is silent, the Decision Transformer's defaults."""
 
     model: ModelName = "paper"
-    """paper: TIPL. gru, mlp: rivals; what `width` and `num_heads` say is then the TIPL whose size they have."""
+    """paper: TIPL. gru, mlp: rivals; what `width` and `num_heads` say is then the TIPL whose size they have.
+    causal: TIPL over a window's inner products, for any policy."""
     context: int = 20
-    """K, how many codes the model sees."""
+    """K, how many codes the model sees. The causal model sees 201 snapshots."""
     num_layers: int = 3
     num_heads: int = 1
     width: int = 128
@@ -192,20 +193,41 @@ class TrainConfig:
     steps: int = 500_000
     """Optimizer steps. The paper: 50 iterations of 10k batches."""
     batch_size: int = 64
+    windows: int = 5000
+    """Origins of each store that the causal model learns from, drawn once; each gives a window for every tensor."""
     learning_rate: float = 1e-4
     weight_decay: float = 1e-4
     warmup_steps: int = 10_000
+    cosine: bool = False
+    """Let the learning rate fall to 0 along half a cosine."""
     max_grad_norm: float = 0.25
     validate_every: int = 10_000
     """Steps between two validations, each of which is also a checkpoint."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.model != "causal", "--model causal is reserved and not made yet; give paper, gru or mlp.")
+        _require(self.windows >= 1, f"--windows is {self.windows}; give at least 1.")
         _require(self.context >= 1, f"--context is {self.context}; give at least 1.")
         _require(self.width % self.num_heads == 0, f"--width {self.width} does not split into {self.num_heads} heads.")
         _require(self.steps >= 1, f"--steps is {self.steps}; give at least 1.")
         _require(0 <= self.dropout < 1, f"--dropout is {self.dropout}; give 0 <= dropout < 1.")
+
+
+@dataclass(frozen=True)
+class CausalTrainConfig(TrainConfig):
+    """The causal model's settings where they are others. Those that are about codes have no effect on it."""
+
+    model: ModelName = "causal"
+    num_layers: int = 2
+    num_heads: int = 4
+    width: int = 64
+    steps: int = 4000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup_steps: int = 100
+    cosine: bool = True
+    validate_every: int = 250
 
 
 @dataclass(frozen=True)

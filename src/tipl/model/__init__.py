@@ -1,6 +1,7 @@
-"""Models over codes: TIPL as the paper has it, and rivals of its size that see the same.
+"""Models: over codes TIPL as the paper has it and rivals of its size; over the inner products of a window causal TIPL.
 
-In: the codes of the last K snapshots and their numbers; a model's folder.  Out: the next codes.
+In: the codes of the last K snapshots and their numbers, or windows; a model's folder.  Out: the next codes, or how
+much of each of a window's differences a forecast takes.
 
 Shared by all: base.py, files.py.
 """
@@ -9,15 +10,17 @@ from pathlib import Path
 
 from tipl.errors import TiplError
 from tipl.model.base import CodeModel, Dropout, TIPLConfig, num_parameters
+from tipl.model.causal import CausalTIPL
 from tipl.model.files import CONFIG_FILE, WEIGHTS_FILE, read_record, write_file
 from tipl.model.rivals import GRU, MLP
 from tipl.model.transformer import TIPL, Attention
 
 KINDS: dict[str, type[CodeModel]] = {model.kind: model for model in (TIPL, GRU, MLP)}
+"""Models over codes."""
 
 
 def load(folder: Path) -> CodeModel:
-    """The model in `folder`, of whatever kind, in eval mode.
+    """The model over codes in `folder`, of whatever kind, in eval mode.
 
     Raises:
         TiplError: there is no model, it is cut short, of another version or of no known kind, or its weights do not
@@ -27,8 +30,8 @@ def load(folder: Path) -> CodeModel:
     kind, _ = read_record(folder)
     if kind not in KINDS:
         raise TiplError(
-            f"{folder} holds a model of the kind {kind!r}; this program knows {', '.join(KINDS)}: use the program that "
-            "wrote it."
+            f"{folder} holds a model of the kind {kind!r}; over codes this program knows {', '.join(KINDS)}: give "
+            "another folder, or use the program that wrote it."
         )
     return KINDS[kind].load(folder)
 
@@ -41,6 +44,7 @@ __all__ = [
     "TIPL",
     "WEIGHTS_FILE",
     "Attention",
+    "CausalTIPL",
     "CodeModel",
     "Dropout",
     "TIPLConfig",

@@ -3,12 +3,14 @@
 In: codes of training and validation trials, TrainConfig.  Out: a folder with the best model, the last checkpoint
 (`checkpoint.safetensors`) and the curve (`training.json`).
 
-The loop (loop.py) knows a model only as a `Task`. The paper's task is `NextCode` (next_code.py).
+The loop (loop.py) knows a model only as a `Task`: the paper's is `NextCode` (next_code.py), the causal model's is
+`Displacements` (displacement.py).
 """
 
+from tipl.train.displacement import Displacements
 from tipl.train.loop import CHECKPOINT_FILE, CURVE_FILE, SKILL_HORIZONS, VERSION, Task, Validation, fast_precision
 from tipl.train.next_code import VALIDATION_SEGMENTS, NextCode, Segments
-from tipl.train.verb import CODES_FOLDER, check_out, fit, train
+from tipl.train.verb import CODES_FOLDER, check_out, fit, fit_causal, train
 
 __all__ = [
     "CHECKPOINT_FILE",
@@ -17,6 +19,7 @@ __all__ = [
     "SKILL_HORIZONS",
     "VALIDATION_SEGMENTS",
     "VERSION",
+    "Displacements",
     "NextCode",
     "Segments",
     "Task",
@@ -24,5 +27,6 @@ __all__ = [
     "check_out",
     "fast_precision",
     "fit",
+    "fit_causal",
     "train",
 ]

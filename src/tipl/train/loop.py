@@ -146,6 +146,8 @@ class Training:
     def _update(self) -> float:
         """One step; returns the loss of its batch."""
         rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        if self.config.cosine:
+            rate *= (1 + math.cos(math.pi * self.step / self.config.steps)) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):

@@ -7,27 +7,32 @@ Shapes: T snapshots, D code.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tipl.errors import TiplError
-from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE, CodeModel, load, num_parameters
+from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE, CausalTIPL, CodeModel, load, num_parameters
 from tipl.presets import SVDConfig, TrainConfig
-from tipl.progress import console, scalars
+from tipl.progress import console, scalars, steps_progress
 from tipl.representation import Codes, fit_svd
 from tipl.store import Store
-from tipl.train.loop import CHECKPOINT_FILE, SKILL_HORIZONS, Checkpoint, Training, Write
+from tipl.train.displacement import Displacements
+from tipl.train.loop import CHECKPOINT_FILE, SKILL_HORIZONS, Checkpoint, Task, Training, Write
 from tipl.train.next_code import NextCode
+from tipl.windows import Lessons, joined, lessons, places_in_iteration
 
 CODES_FOLDER = "codes.zarr"
+_FIRST_SETTINGS = {"model": TIPL.kind, "windows": TrainConfig.windows, "cosine": False}
+"""What a checkpoint was made with whose settings do not name these: there was nothing else then."""
 
 
 def train(
-    store: Path,
+    store: Path | Sequence[Path],
     out: Path,
     config: TrainConfig = TrainConfig(),
     svd: SVDConfig = SVDConfig(),
@@ -39,9 +44,10 @@ def train(
     """Train a model on the training trials of a store; choose it on the validation trials; leave the test trials be.
 
     Args:
-        store: the data set.
+        store: the data set. The causal model learns from several at once, of any environments and policies.
         out: the model's folder, made if missing.
-        codes: what `fit-svd` wrote for this store; without it the SVD `svd` is fitted to `out`/codes.zarr.
+        codes: what `fit-svd` wrote for this store; without it the SVD `svd` is fitted to `out`/codes.zarr. The causal
+            model takes none.
         resume: go on from the checkpoint in `out`.
         tensorboard: also write the curves there, for TensorBoard.
 
@@ -52,30 +58,70 @@ def train(
         TiplError: the store, the codes or `out` cannot be used as they are, nothing was overwritten; or TensorBoard is
             asked for and not installed.
     """
-    store, out = Path(store), Path(out)
+    stores, out = [Path(store)] if isinstance(store, str | Path) else [Path(each) for each in store], Path(out)
     check_out(out, resume)
-    split = Store.open(store).split()
     with scalars(tensorboard) as write:
-        if codes is None:
-            codes = out / CODES_FOLDER
-            console.print(
-                f"train: no --codes given, so takes those of a temporal SVD ({svd.basis}, d = {svd.dim}) in {codes}"
-            )
-            fit_svd(store, codes, svd)
-        opened = _open_codes(codes, store, [*split.train, *split.validation])
-        where = {"store": str(store), "codes": str(codes)}
-        fit(
-            [opened.codes(seed) for seed in split.train],
-            [opened.codes(seed) for seed in split.validation],
-            config,
-            out,
-            resume=resume,
-            scales=[opened.basis(seed).scale_D for seed in split.validation],
-            basis=dataclasses.asdict(opened.config),
-            trials={**where, "train": [*split.train], "validation": [*split.validation]},
-            write=write,
-        )
+        if config.model == CausalTIPL.kind:
+            if codes is not None:
+                raise TiplError("--codes has no effect on the causal model, which learns from weights; leave it out.")
+            _train_causal(stores, out, config, resume, write)
+        elif len(stores) > 1:
+            raise TiplError(f"--model {config.model} learns from one store; only --model causal takes several.")
+        else:
+            _train_on_codes(stores[0], out, config, svd, codes, resume, write)
     return out
+
+
+def _train_causal(stores: Sequence[Path], out: Path, config: TrainConfig, resume: bool, write: Write) -> None:
+    splits = [Store.open(store).split() for store in stores]
+    for store, split in zip(stores, splits, strict=True):
+        if not split.validation:
+            raise TiplError(
+                f"{store} has {len(split.train)} training trial(s) and none to validate; collect 3 or more."
+            )
+    train = [_lessons(store, split.train, config) for store, split in zip(stores, splits, strict=True)]
+    validation = [_lessons(store, split.validation, config) for store, split in zip(stores, splits, strict=True)]
+    trials = {
+        str(store): {"train": [*split.train], "validation": [*split.validation]}
+        for store, split in zip(stores, splits, strict=True)
+    }
+    fit_causal(train, validation, config, out, resume=resume, trials=trials, write=write)
+
+
+def _lessons(store: Path, seeds: Sequence[int], config: TrainConfig) -> Lessons:
+    """Windows of these trials, `config.windows` origins of a store in all."""
+    data, parts = Store.open(store), []
+    with steps_progress(f"train: windows of {store.name}", len(seeds)) as advance:
+        for seed in seeds:
+            trial, rng = data.trial(seed), np.random.default_rng([config.seed, seed])
+            parts.append(lessons(trial, places_in_iteration(trial), -(-config.windows // len(seeds)), rng))
+            advance(1, "")
+    return joined(parts)
+
+
+def _train_on_codes(
+    store: Path, out: Path, config: TrainConfig, svd: SVDConfig, codes: Path | None, resume: bool, write: Write
+) -> None:
+    split = Store.open(store).split()
+    if codes is None:
+        codes = out / CODES_FOLDER
+        console.print(
+            f"train: no --codes given, so takes those of a temporal SVD ({svd.basis}, d = {svd.dim}) in {codes}"
+        )
+        fit_svd(store, codes, svd)
+    opened = _open_codes(codes, store, [*split.train, *split.validation])
+    where = {"store": str(store), "codes": str(codes)}
+    fit(
+        [opened.codes(seed) for seed in split.train],
+        [opened.codes(seed) for seed in split.validation],
+        config,
+        out,
+        resume=resume,
+        scales=[opened.basis(seed).scale_D for seed in split.validation],
+        basis=dataclasses.asdict(opened.config),
+        trials={**where, "train": [*split.train], "validation": [*split.validation]},
+        write=write,
+    )
 
 
 def _open_codes(path: Path, store: Path, seeds: Sequence[int]) -> Codes:
@@ -155,13 +201,58 @@ def fit(
             "trials": dict(trials or {}),
         },
     }
+
+    def task() -> NextCode:
+        return NextCode(train, validation, scales, config, basis or {})
+
+    train_task(task, config, out, facts, progress=progress, write=write)
+    return load(out)
+
+
+def fit_causal(
+    train: Sequence[Lessons],
+    validation: Sequence[Lessons],
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    trials: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    write: Write = lambda name, value, step: None,
+) -> CausalTIPL:
+    """Train the causal model on the windows of one or several stores. Otherwise as `fit`.
+
+    Args:
+        train: one `Lessons` a store.
+        validation: likewise.
+    """
+    out = Path(out)
+    check_out(out, resume)
+    arrays = [getattr(each, field.name) for each in (*train, *validation) for field in dataclasses.fields(each)]
+    facts = {
+        "config": dataclasses.asdict(config),
+        "codes": {"sha256": _digest(arrays), "trials": dict(trials or {})},
+    }
+    train_task(lambda: Displacements(train, validation, config), config, out, facts, progress=progress, write=write)
+    return CausalTIPL.load(out)
+
+
+def train_task(
+    make: Callable[[], Task], config: TrainConfig, out: Path, facts: dict[str, Any], *, progress: bool, write: Write
+) -> None:
+    """Train from the checkpoint in `out`, or from the start, to the last step.
+
+    Args:
+        make: the task, its model drawn from torch's generator, which is seeded here.
+        facts: the settings and what tells this data from other; kept in the checkpoint and compared with it.
+    """
     checkpoint = None
     if (out / CHECKPOINT_FILE).exists():
         checkpoint = Checkpoint.read(out)
         _check_same(checkpoint.facts, facts, out)
     with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator: leave the caller's as it was
         torch.default_generator.manual_seed(config.seed)
-        task = NextCode(train, validation, scales, config, basis or {})
+        task = make()
         if progress:
             console.print(f"train: {_size(task.model)}", markup=False)
         training = Training(task, config, out, facts, progress, write)
@@ -170,7 +261,6 @@ def fit(
         else:
             training.restore(checkpoint)
         training.run()
-    return load(out)
 
 
 def check_out(out: Path, resume: bool) -> None:
@@ -198,7 +288,7 @@ def _check_codes(sequences: Sequence[np.ndarray], kind: str, shortest: int) -> N
 
 
 def _check_same(then: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    was = {"model": TIPL.kind, **then["config"]}  # there was no other kind when settings did not name it
+    was = {**_FIRST_SETTINGS, **then["config"]}
     before = [f"{name} {was.get(name)}" for name, value in now["config"].items() if was.get(name) != value]
     if before:
         raise TiplError(
@@ -208,7 +298,9 @@ def _check_same(then: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> N
         raise TiplError(f"{out} was begun on other codes; resume with those, or give another --out.")
 
 
-def _size(model: CodeModel) -> str:
+def _size(model: nn.Module) -> str:
+    if not isinstance(model, CodeModel):
+        return f"{num_parameters(model):,} parameters"
     size = f"{num_parameters(model):,} parameters, layers {model.config.num_layers}, width {model.hidden}"
     if isinstance(model, TIPL):
         return f"{model.title}, {size}"
@@ -221,5 +313,5 @@ def _digest(sequences: Sequence[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for codes in sequences:
         digest.update(str(codes.shape).encode())
-        digest.update(np.ascontiguousarray(codes, np.float32).tobytes())
+        digest.update(np.ascontiguousarray(codes, np.float32).data)
     return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""The verb `forecast`: one predicted policy to a file, and what it earns.
+
+In: a model, a store, a trial, an origin, a horizon.  Out: FILE.safetensors with the policy's tensors and the normalizer
+of the origin; the returns of the policies at the origin, predicted and, where it is known, true.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from tipl.errors import TiplError
+from tipl.evaluate import checked_forecast
+from tipl.forecast import SHIPPED, CausalForecaster, History, load_forecaster
+from tipl.model import write_file
+from tipl.policy import OBS_CLIP
+from tipl.returns import Policies, policy_returns
+from tipl.store import Store, Trial
+from tipl.windows import places_in_iteration
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `forecast_policy` found. Returns are means over episodes, under the origin's normalizer."""
+
+    out: str
+    trial: int
+    origin: int
+    horizon: int
+    predicted_return: float | None
+    """None where the trial's policy cannot be run: recorded from elsewhere."""
+    origin_return: float | None
+    true_return: float | None
+    """Of φ_{t+h}; None also where the trial has not come so far."""
+    skill: float | None
+    """1 − |φ_{t+h} − φ̃|² / |φ_{t+h} − φ_t|², of this one forecast."""
+    expected_error: float | None
+    """Root mean square length by which the model expects to be off; None for models over codes."""
+
+
+def forecast_policy(
+    store: Path,
+    trial: int,
+    origin: int,
+    horizon: int,
+    out: Path,
+    *,
+    model: str | Path = SHIPPED,
+    episodes: int = 20,
+    seed: int = 0,
+) -> Prediction:
+    """Write the policy that a model expects `horizon` snapshots after the origin, and run it.
+
+    Args:
+        trial: its seed.
+        origin: the last snapshot that the model sees.
+        out: a .safetensors file: the tensors by the names in the store, `obs_mean` and `obs_var` of the origin, and in
+            its metadata, as JSON, what it is.
+        model: a folder that `train` wrote, or the name of a model that comes with the package.
+        episodes: that a return is the mean of, the same ones for all policies; 0: none are run.
+
+    Raises:
+        TiplError: there is no such trial, snapshot or model, or the file cannot be written.
+    """
+    store, out = Path(store), Path(out)
+    data = Store.open(store)
+    run = data.trial(trial)
+    if not 0 <= origin < run.committed:
+        raise TiplError(f"Trial {trial} has snapshots 0 to {run.committed - 1}; --origin {origin} is none of them.")
+    if horizon < 1:
+        raise TiplError(f"--horizon is {horizon}; give at least 1.")
+    if episodes < 0:
+        raise TiplError(f"--episodes is {episodes}; give 0 or more.")
+    forecaster = load_forecaster(Path(model), data, out.parent)
+    first = 0 if forecaster.context is None else max(0, origin + 1 - forecaster.context)
+    seen = run.weights(first, origin + 1)
+    history = History(trial, origin, seen, int(places_in_iteration(run)[origin]))
+    made = checked_forecast(forecaster, [history], [horizon])[0, 0]
+    expected = None
+    if isinstance(forecaster, CausalForecaster):
+        expected = float(forecaster.forecast_with_error([history], [horizon])[1][0, 0])
+    true = run.weights(origin + horizon, origin + horizon + 1)[0] if origin + horizon < run.committed else None
+    returns = _returns(run, origin, [seen[-1], made, *([] if true is None else [true])], episodes, seed)
+    prediction = Prediction(
+        str(out), trial, origin, horizon, returns[1], returns[0], returns[2] if true is not None else None,
+        None if true is None else _skill(seen[-1], made, true), expected,
+    )  # fmt: skip
+    tensors = {name: np.ascontiguousarray(each) for name, each in run.spec.unflatten(made).items()}
+    tensors |= {"obs_mean": run.obs_mean[origin], "obs_var": run.obs_var[origin]}
+    facts = {"env_id": run.env_id, "config": run.config, "model": str(model), **asdict(prediction)}
+    write_file(out, safetensors.numpy.save(tensors, {"tipl": json.dumps(facts)}))
+    return prediction
+
+
+def _returns(run: Trial, origin: int, weights: list[np.ndarray], episodes: int, seed: int) -> list[float | None]:
+    """The mean return of each policy under the normalizer of the origin."""
+    if not episodes or "hidden_sizes" not in run.config or "backend" not in run.config:
+        return [None] * 3
+    mean, var = (np.repeat(each[origin : origin + 1], len(weights), axis=0) for each in (run.obs_mean, run.obs_var))
+    earned = policy_returns(
+        Policies(np.stack(weights), mean, var), run.env_id, run.config["hidden_sizes"], episodes, seed=seed,
+        activation=run.config.get("activation", "tanh"), backend=run.config["backend"],
+        obs_clip=run.config.get("obs_clip", OBS_CLIP),
+    )  # fmt: skip
+    return [float(each) for each in earned.mean(axis=1)]
+
+
+def _skill(now: np.ndarray, made: np.ndarray, true: np.ndarray) -> float | None:
+    now, made, true = (each.astype(np.float64) for each in (now, made, true))
+    moved = np.square(true - now).sum()
+    return float(1 - np.square(true - made).sum() / moved) if moved > 0 else None

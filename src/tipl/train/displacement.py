@@ -1,0 +1,128 @@
+"""The causal task: displacements at many horizons, from inner products alone.
+
+In: `Lessons` of the training and validation trials of one or several stores.  Out: the loss of random batches,
+validation, the model.
+
+Shapes: B windows, J tokens, H horizons.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tipl.errors import TiplError
+from tipl.model.causal import PLACES, CausalConfig, CausalTIPL, Features, Outlook, features
+from tipl.presets import TrainConfig
+from tipl.train.loop import Validation
+from tipl.windows import HORIZONS, TOKENS, Lessons
+
+RIDGE = 1e-3  # of the mean square of a token, for the linear part
+_ERROR_SHARE = 0.01  # of the loss that is for the expected error
+_AT_ONCE = 2048  # windows in validation
+
+
+class Displacements:
+    """Weighted sums of tokens fitted to what came, each window's squared error as a share of its trial's displacements.
+
+    The error of a sum is a quadratic form of its coefficients, |y|² − 2 a·b + aᵀGa, so no weights are needed. Its
+    weight is a window's unit over its trial's mean displacement, which makes the sum over all windows the trial's
+    1 − skill. Windows are drawn with replacement, stores alike.
+    """
+
+    def __init__(self, train: Sequence[Lessons], validation: Sequence[Lessons], config: TrainConfig) -> None:
+        """One `Lessons` a store."""
+        self.model = CausalTIPL(CausalConfig(config.num_layers, config.num_heads, config.width))
+        with torch.no_grad():
+            self.model.linear.copy_(torch.from_numpy(_linear_part(train)))
+        self.batch_size = config.batch_size
+        self.train = [_Tensors(each) for each in train]
+        self.validation = [_Tensors(each) for each in validation]
+        if any(not each.weight_BH.any() for each in self.validation):
+            raise TiplError("The weights of the validation trials never change: there is nothing to forecast.")
+
+    def loss(self, batches: torch.Generator) -> Tensor:
+        parts = torch.randint(len(self.train), (self.batch_size,), generator=batches).bincount(
+            minlength=len(self.train)
+        )
+        total = torch.zeros(())
+        for each, count in zip(self.train, parts.tolist(), strict=True):
+            if count:
+                index_B = torch.randint(len(each), (count,), generator=batches)
+                total = total + self._loss(each, index_B).sum()
+        return total / self.batch_size
+
+    def _loss(self, data: "_Tensors", index_B: Tensor) -> Tensor:
+        """[B]"""
+        outlook = self.model(data.features(index_B))
+        with torch.autocast("cpu", enabled=False):
+            error_BH = data.error(outlook, index_B)
+            weight_BH = data.weight_BH[index_B]
+            share_BH = error_BH.detach() / data.ahead_H
+            likely_BH = outlook.log_error_BH + share_BH / outlook.log_error_BH.exp()
+            return (weight_BH * error_BH).mean(1) + _ERROR_SHARE * likely_BH.mean(1).clamp(max=100)
+
+    @torch.no_grad()
+    def validate(self) -> Validation:
+        """Skill is the mean over stores of the mean over their trials; the loss is 1 − its mean over horizons."""
+        self.model.eval()
+        skills = [each.skill(self.model) for each in self.validation]
+        self.model.train()
+        mean_H = torch.stack(skills).mean(0)
+        at = {h: mean_H[i].item() for i, h in enumerate(HORIZONS) if h in (1, 2, 5, 10, 20, 50, 100)}
+        return Validation(1 - mean_H.mean().item(), at)
+
+    def save(self, out: Path) -> None:
+        self.model.save(out)
+
+
+class _Tensors:
+    """The lessons of one store, read by index."""
+
+    def __init__(self, lessons: Lessons) -> None:
+        self.seen = features(lessons)
+        self.own_BJJ, self.toward_BJH, self.moved_BH, self.weight_BH = (
+            torch.from_numpy(each) for each in (lessons.own, lessons.toward, lessons.moved, lessons.weight)
+        )
+        self.whole_B = torch.from_numpy(lessons.is_whole)
+        self.ahead_H = torch.tensor(HORIZONS, dtype=torch.float32)
+
+    def __len__(self) -> int:
+        return len(self.own_BJJ)
+
+    def features(self, index_B: Tensor) -> Features:
+        return Features(*(each[index_B] for each in self.seen))
+
+    def error(self, outlook: Outlook, index_B: Tensor) -> Tensor:
+        """[B, H] squared errors in the windows' units."""
+        a_BHJ, toward_BJH = outlook.coefficients_BHJ, self.toward_BJH[index_B]
+        crossed_BH = torch.einsum("bhj,bjh->bh", a_BHJ, toward_BJH)
+        return self.moved_BH[index_B] - 2 * crossed_BH + (a_BHJ @ self.own_BJJ[index_B] * a_BHJ).sum(2)
+
+    def skill(self, model: CausalTIPL) -> Tensor:
+        """[H] with every tensor forecast apart; without the windows of the policies as a whole."""
+        error_H, moved_H = torch.zeros(len(HORIZONS)), torch.zeros(len(HORIZONS))
+        for index_B in torch.arange(len(self))[~self.whole_B].split(_AT_ONCE):
+            error_BH = self.error(model(self.features(index_B)), index_B)
+            error_H += (self.weight_BH[index_B] * error_BH).sum(0)
+            moved_H += (self.weight_BH[index_B] * self.moved_BH[index_B]).sum(0)
+        return 1 - error_H / moved_H
+
+
+def _linear_part(train: Sequence[Lessons]) -> np.ndarray:
+    """[PLACES, H, J] of a ridge regression on the windows of all stores, apart for each place; of all places for one
+    that was not seen."""
+    gram, target = np.zeros((PLACES, TOKENS, TOKENS)), np.zeros((PLACES, TOKENS, len(HORIZONS)))
+    for lessons in train:
+        weight = lessons.weight.mean(axis=1).astype(np.float64) / len(lessons)
+        places = np.where(lessons.place < 0, PLACES - 1, np.minimum(lessons.place, PLACES - 2))
+        for place in np.unique(places):
+            mine = places == place
+            gram[place] += np.einsum("b,bij->ij", weight[mine], lessons.own[mine])
+            target[place] += np.einsum("b,bjh->jh", weight[mine], lessons.toward[mine])
+    unseen = ~gram.any(axis=(1, 2))
+    gram[unseen], target[unseen] = gram[~unseen].sum(axis=0), target[~unseen].sum(axis=0)
+    penalty = RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / TOKENS * np.eye(TOKENS)
+    return np.linalg.solve(gram + penalty, target).transpose(0, 2, 1).astype(np.float32)

@@ -1,0 +1,196 @@
+"""A window of snapshots by its inner products alone: what the causal model sees and what it learns from.
+
+In: weights, or a store's trials.  Out: for each origin and tensor the Gram matrix of the window's differences, and
+their products with what came.
+
+The window ends at the origin t. Its tokens are differences of snapshots, the newest first: 20 single steps, then spans
+of 5 up to 100 snapshots back, then spans of 25 up to 200. A forecast is a weighted sum of them, so that no more than
+their inner products is needed to find the weights, whatever the policy; and these do not change when weight space is
+rotated, nor, when units of a hidden layer change places, does anything but the forecast's own units.
+
+Shapes: B windows, J tokens, H horizons, G groups (the tensors of a policy, then the policy as a whole), P weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+import numpy as np
+
+from tipl.errors import TiplError
+from tipl.store import Trial
+
+EDGES = (*range(21), *range(25, 101, 5), *range(125, 201, 25))
+"""Snapshots before the origin between which the tokens lie."""
+TOKENS = len(EDGES) - 1
+WINDOW = EDGES[-1] + 1
+"""Snapshots that a window takes; before φ_0 the run stood still."""
+SINGLE = 20
+"""The first tokens are single steps; their mean square is a window's unit."""
+HORIZONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50, 100)
+"""Snapshots ahead that a causal model forecasts; those between are interpolated."""
+_BLOCK = 256  # origins whose snapshots are multiplied at once
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of groups of weights, each in its own unit: the mean square of its last single steps that moved.
+
+    Arrays begin with [B]. The products are float32, the units float64.
+    """
+
+    own: np.ndarray
+    """[B, J, J] inner products of the group's tokens, in `unit`."""
+    whole: np.ndarray
+    """[B, J, J] of the whole policy's tokens, in the whole policy's unit."""
+    unit: np.ndarray
+    """[B] squared length of a mean step of the group; 0 where it has not moved."""
+    share: np.ndarray
+    """[B] `unit` as a share of the whole policy's."""
+    size: np.ndarray
+    """[B] weights of the group."""
+    place: np.ndarray
+    """[B] of the origin in its PPO iteration; -1 unknown."""
+    origin: np.ndarray
+    """[B] t."""
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+
+@dataclass(frozen=True)
+class Lessons(Windows):
+    """Windows and what came after them."""
+
+    toward: np.ndarray
+    """[B, J, H] inner products of the tokens with φ_{t+h} − φ_t, in `unit`."""
+    moved: np.ndarray
+    """[B, H] |φ_{t+h} − φ_t|² of the group, in `unit`."""
+    is_whole: np.ndarray
+    """[B] bool: the group is the policy as a whole."""
+    weight: np.ndarray
+    """[B, H] float32: `unit` over the mean of |φ_{t+h} − φ_t|² of the whole policy over the trial's origins. Times a
+    squared error in `unit` and summed over the groups: the trial's 1 − skill, on average over its origins."""
+
+
+def windows_of(weights: np.ndarray, sizes: Sequence[int], place: int, origin: int) -> tuple[np.ndarray, Windows]:
+    """The window that a history ends with.
+
+    Args:
+        weights: [WINDOW, P], the last is φ_t.
+        sizes: of the groups, which lie end to end in P.
+
+    Returns:
+        The tokens [J, P] as float32 differences, and the groups' windows [G − 1] (the whole policy's if it has one
+        group).
+    """
+    at = np.array(weights[::-1][list(EDGES)])
+    tokens = at[:-1] - at[1:]
+    ends = np.cumsum([0, *sizes])
+    products = np.stack([_product(tokens[:, start:end]) for start, end in pairwise(ends)])
+    parts = np.concatenate([products, products.sum(0, keepdims=True)])[:, None]
+    where = np.array([place]), np.array([origin])
+    return tokens, _windows(parts, (*sizes, int(ends[-1])), *where, groups=slice(0, len(sizes)))
+
+
+def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Generator) -> Lessons:
+    """Windows of a trial at `origins` origins, one drawn from each of equal spans, for every tensor and the whole.
+
+    Args:
+        places: [T] of every snapshot, as `places_in_iteration` has them.
+
+    Raises:
+        TiplError: the trial is too short, or holds weights that are not finite.
+    """
+    last = trial.committed - 1 - HORIZONS[-1]
+    if last < 1:
+        raise TiplError(
+            f"Trial {trial.seed} has {trial.committed} snapshots; a causal model learns from at least "
+            f"{HORIZONS[-1] + 2}: collect longer trials."
+        )
+    spans = np.linspace(1, last + 1, min(origins, last) + 1)
+    chosen = np.unique(rng.uniform(spans[:-1], spans[1:]).astype(np.int64))
+    ends = np.cumsum([0, *trial.spec.sizes])
+    before, after = np.array(EDGES), np.array((0, *HORIZONS))
+    past, toward, moved = [], [], []
+    for start in range(0, last + 1, _BLOCK):
+        mine = chosen[(chosen >= start) & (chosen < start + _BLOCK)]
+        if not len(mine):
+            continue
+        first = max(0, start - EDGES[-1])
+        rows = trial.weights(first, min(start + _BLOCK, last + 1) + HORIZONS[-1])
+        if not np.isfinite(rows).all():
+            raise TiplError(f"Trial {trial.seed} holds weights that are not finite: the run diverged; leave it out.")
+        rows = rows - rows[len(rows) // 2]
+        back = np.maximum(mine[:, None] - before, 0) - first  # [M, J + 1]
+        ahead = mine[:, None] + after - first  # [M, H + 1]
+        parts = []
+        for begin, end in pairwise(ends):
+            gram = _product(rows[:, begin:end])
+            seen = -np.diff(-np.diff(gram[back[:, :, None], back[:, None, :]], axis=1), axis=2)
+            cross = -np.diff(gram[back[:, :, None], ahead[:, None, :]], axis=1)
+            square = gram[ahead, ahead] - 2 * gram[ahead, ahead[:, :1]] + gram[ahead[:, :1], ahead[:, :1]]
+            parts.append((seen, (cross - cross[:, :, :1])[:, :, 1:], square[:, 1:]))
+        for into, of_groups in zip((past, toward, moved), zip(*parts, strict=True), strict=True):
+            grouped = np.stack(of_groups)
+            into.append(np.concatenate([grouped, grouped.sum(0, keepdims=True)]))
+    seen, cross, square = (np.concatenate(each, axis=1) for each in (past, toward, moved))
+    windows = _windows(seen, (*trial.spec.sizes, trial.spec.size), places[chosen], chosen, groups=slice(None))
+    unit = np.where(windows.unit > 0, windows.unit, 1.0)
+    mean = square[-1].mean(axis=0)
+    weight = windows.unit[:, None] / np.where(mean > 0, mean, np.inf)
+    flat = (len(unit), TOKENS, len(HORIZONS))
+    return Lessons(
+        **{field.name: getattr(windows, field.name) for field in fields(Windows)},
+        toward=(cross.reshape(flat) / unit[:, None, None]).astype(np.float32),
+        is_whole=np.repeat(np.arange(len(square)) == len(square) - 1, len(chosen)),
+        moved=(square.reshape(flat[0], flat[2]) / unit[:, None]).astype(np.float32),
+        weight=weight.astype(np.float32),
+    )
+
+
+def joined(parts: Sequence[Lessons]) -> Lessons:
+    """The lessons of several trials, one after another."""
+    return Lessons(**{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(Lessons)})
+
+
+def places_in_iteration(trial: Trial) -> np.ndarray:
+    """[T]: how many snapshots of the same PPO iteration come before each one; φ_0 stands where an iteration ends.
+
+    -1 everywhere where the trial has no iterations (all its snapshots bear one number).
+    """
+    iteration = np.asarray(trial.iteration)
+    starts = np.flatnonzero(np.r_[True, np.diff(iteration) != 0])
+    if len(starts) == 1:
+        return np.full(len(iteration), -1)
+    places = np.arange(len(iteration)) - np.repeat(starts, np.diff(np.r_[starts, len(iteration)]))
+    places[0] = places.max()
+    return places
+
+
+def _windows(
+    products: np.ndarray, sizes: Sequence[int], places: np.ndarray, origins: np.ndarray, groups: slice
+) -> Windows:
+    """Windows from inner products [G, M, J, J], the whole policy's last: those of `groups`, one after another."""
+    single = np.diagonal(products, axis1=2, axis2=3)[..., :SINGLE]
+    moving = (single > 0).sum(axis=2)
+    units = single.sum(axis=2) / np.maximum(moving, 1)  # [G, M]
+    scaled = (products / np.where(units > 0, units, 1.0)[..., None, None]).astype(np.float32)
+    own, unit = scaled[groups], units[groups]
+    count, origins_each = unit.shape
+    share = unit / np.where(units[-1] > 0, units[-1], 1.0)
+    return Windows(
+        own=own.reshape(-1, TOKENS, TOKENS),
+        whole=np.broadcast_to(scaled[-1], own.shape).reshape(-1, TOKENS, TOKENS),
+        unit=unit.reshape(-1),
+        share=share.reshape(-1),
+        size=np.repeat(np.array(sizes)[groups], origins_each),
+        place=np.tile(places, count),
+        origin=np.tile(origins, count),
+    )
+
+
+def _product(rows: np.ndarray) -> np.ndarray:
+    """All inner products of rows, float64; the products themselves in float32 where there are many."""
+    rows = rows.astype(np.float64) if rows.shape[1] < 4096 else rows
+    return (rows @ rows.T).astype(np.float64)

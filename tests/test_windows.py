@@ -1,0 +1,324 @@
+"""Windows of snapshots as inner products, and the causal model on them: against naive loops, and what must not matter.
+
+In: random paths of two tensors.  Out: failures that name the product, the symmetry or the file.
+"""
+
+import dataclasses
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from tipl.baselines import solve_ridge
+from tipl.errors import TiplError
+from tipl.evaluate import evaluate
+from tipl.forecast import SHIPPED, CausalForecaster, History, load_forecaster, model_folder
+from tipl.model import CausalTIPL, load
+from tipl.model.causal import PLACES, features
+from tipl.policy import ParamSpec
+from tipl.predict import forecast_policy
+from tipl.presets import CausalTrainConfig, EvaluateConfig
+from tipl.returns import Policies, policy_returns
+from tipl.store import Store, TrialWriter, create_store
+from tipl.train import CHECKPOINT_FILE, Displacements, fit_causal, train
+from tipl.walks import random_walk
+from tipl.windows import (
+    EDGES,
+    HORIZONS,
+    SINGLE,
+    TOKENS,
+    WINDOW,
+    Lessons,
+    joined,
+    lessons,
+    places_in_iteration,
+    windows_of,
+)
+
+SIZES = (6, 3)
+SMALL = CausalTrainConfig(num_layers=1, num_heads=2, width=8, steps=6, batch_size=16, validate_every=3, windows=60)
+
+
+def path_of(length: int, seed: int, size: int = sum(SIZES)) -> np.ndarray:
+    """A random walk with momentum, float32 [T, P]: its steps can be forecast in part."""
+    rng = np.random.default_rng(seed)
+    steps = rng.standard_normal((length, size))
+    for t in range(1, length):
+        steps[t] += 0.7 * steps[t - 1]
+    return np.cumsum(steps, axis=0).astype(np.float32)
+
+
+def write_store(path: Path, trials: int, length: int, sizes: tuple[int, ...] = SIZES) -> Path:
+    """Paths of two tensors in iterations of 5 snapshots."""
+    create_store(path)
+    for seed in range(1, trials + 1):
+        spec = ParamSpec(("a", "b"), tuple((size,) for size in sizes))
+        writer = TrialWriter.create(
+            path, seed, env_id="none", config={}, spec=spec, versions={}, obs_dim=1, num_snapshots=length
+        )
+        number, ones = np.arange(length), np.ones((length, 1))
+        iteration = np.maximum(number - 1, 0) // 5 + (number > 0)
+        writer.append(
+            path_of(length, seed, sum(sizes)), number, iteration, number % 5, ones[:, 0], 0 * ones, ones, 0 * number
+        )
+        writer.commit({}, complete=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("windows") / "store", 4, 330)
+
+
+def lessons_of(store: Path, seed: int, origins: int = 40) -> Lessons:
+    trial = Store.open(store).trial(seed)
+    return lessons(trial, places_in_iteration(trial), origins, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def model() -> CausalTIPL:
+    """Untrained but not linear: every head drawn at random."""
+    torch.manual_seed(0)
+    drawn = CausalTIPL()
+    with torch.no_grad():
+        for weights in (drawn.linear, *drawn.to_coefficients.parameters(), *drawn.to_gate.parameters()):
+            weights.normal_(std=0.05)
+    return drawn.eval()
+
+
+def history_of(weights: np.ndarray, origin: int) -> History:
+    return History(1, origin, weights[max(0, origin + 1 - WINDOW) : origin + 1], origin % 5)
+
+
+# Inner products
+
+
+def test_lessons_are_the_inner_products_of_a_naive_loop(store: Path):
+    made, weights = lessons_of(store, 2), Store.open(store).trial(2).weights().astype(np.float64)
+    origins = np.unique(made.origin)
+    assert len(origins) == 40 and len(made) == 3 * 40 and origins.max() > WINDOW  # short and full windows
+    groups = [slice(0, 6), slice(6, 9), slice(0, 9)]
+    displaced = {h: [] for h in HORIZONS}
+    for t in origins:
+        for h in HORIZONS:
+            displaced[h].append(np.square(weights[t + h] - weights[t]).sum())
+    for b in range(len(made)):
+        t, columns = int(made.origin[b]), groups[b // len(origins)]
+        at = [weights[max(t - e, 0), columns] for e in EDGES]
+        tokens = np.array([newer - older for newer, older in pairwise(at)])
+        squares = [float(token @ token) for token in tokens[:SINGLE] if token.any()]
+        unit = np.mean(squares)
+        came = np.array([weights[t + h, columns] - weights[t, columns] for h in HORIZONS])
+        np.testing.assert_allclose(made.unit[b], unit, rtol=1e-6)
+        np.testing.assert_allclose(made.own[b], tokens @ tokens.T / unit, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(made.toward[b], tokens @ came.T / unit, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(made.moved[b], np.square(came).sum(axis=1) / unit, rtol=1e-5)
+        np.testing.assert_allclose(made.weight[b], [unit / np.mean(displaced[h]) for h in HORIZONS], rtol=1e-5)
+        assert made.is_whole[b] == (columns == groups[2]) and made.size[b] == columns.stop - columns.start
+        assert made.place[b] == (4 if t == 0 else (t - 1) % 5)
+
+
+def test_the_window_of_a_history_is_that_of_the_lesson(store: Path):
+    made, weights = lessons_of(store, 3), Store.open(store).trial(3).weights()
+    count = len(made) // 3
+    for row in (0, 7, count - 1):
+        t = int(made.origin[row])
+        history = History(3, t, weights[max(0, t + 1 - WINDOW) : t + 1], int(made.place[row]))
+        tokens, windows = windows_of(history.last(WINDOW), SIZES, history.place, t)
+        assert tokens.shape == (TOKENS, 9) and len(windows) == 2
+        for group in range(2):
+            for field in dataclasses.fields(windows):
+                lesson = getattr(made, field.name)[row + group * count]
+                np.testing.assert_allclose(getattr(windows, field.name)[group], lesson, rtol=1e-4, atol=1e-4)
+
+
+def test_a_trial_too_short_to_learn_from_is_refused(small_store: Path):
+    trial = Store.open(small_store).trial(1)
+    with pytest.raises(TiplError, match=r"81 snapshots.*at least 102"):
+        lessons(trial, places_in_iteration(trial), 5, np.random.default_rng(0))
+
+
+# The model
+
+
+@pytest.mark.parametrize("scale", [1e-3, 40.0])
+def test_scaling_the_weights_scales_the_forecast(model: CausalTIPL, scale: float):
+    weights, forecaster = path_of(260, 1), CausalForecaster(model, SIZES)
+    made, error = forecaster.forecast_with_error([history_of(weights, 250)], HORIZONS)
+    scaled, scaled_error = forecaster.forecast_with_error([history_of(weights * np.float32(scale), 250)], HORIZONS)
+    assert np.abs(made - weights[250]).max() > 0.1
+    np.testing.assert_allclose(scaled / scale, made, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(scaled_error / scale, error, rtol=1e-4)
+
+
+def test_turning_the_weights_of_a_tensor_turns_the_forecast(model: CausalTIPL):
+    weights, forecaster = path_of(260, 2), CausalForecaster(model, SIZES)
+    turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))
+    turned = weights.copy()
+    turned[:, :6] = weights[:, :6] @ turn
+    turned[:, 6:] = -weights[:, [7, 8, 6]]
+    made = forecaster.forecast([history_of(weights, 240)], HORIZONS)[0]
+    other = forecaster.forecast([history_of(turned, 240)], HORIZONS)[0]
+    np.testing.assert_allclose(other[:, :6], made[:, :6] @ turn, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(other[:, 6:], -made[:, [7, 8, 6]], rtol=1e-3, atol=2e-3)
+
+
+def test_the_forecast_is_the_sum_of_differences_that_the_coefficients_say(model: CausalTIPL):
+    weights = path_of(260, 3)
+    history = history_of(weights, 255)
+    _, windows = windows_of(history.last(WINDOW), SIZES, history.place, 255)
+    a_GHJ = model(features(windows)).coefficients_BHJ.detach().numpy()
+    expected = np.repeat(weights[255][None].astype(np.float64), len(HORIZONS), axis=0)
+    for j in range(TOKENS):
+        token = weights[255 - EDGES[j]].astype(np.float64) - weights[255 - EDGES[j + 1]]
+        expected[:, :6] += a_GHJ[0, :, j, None] * token[:6]
+        expected[:, 6:] += a_GHJ[1, :, j, None] * token[6:]
+    np.testing.assert_allclose(CausalForecaster(model, SIZES).forecast([history], HORIZONS)[0], expected, atol=1e-4)
+
+
+def test_horizons_between_are_interpolated_and_later_ones_held(model: CausalTIPL):
+    weights = path_of(260, 4)
+    made = CausalForecaster(model).forecast([history_of(weights, 230)], (10, 15, 20, 100, 250))[0]
+    np.testing.assert_allclose(made[1], (made[0] + made[2]) / 2, atol=1e-4)
+    np.testing.assert_allclose(made[3], made[4], rtol=1e-6)
+
+
+def test_a_run_that_stands_still_is_forecast_to_stand_still(model: CausalTIPL):
+    still = np.ones((30, 9), np.float32)
+    made, error = CausalForecaster(model, SIZES).forecast_with_error([history_of(still, 29)], (1, 50))
+    assert np.array_equal(made[0], still[:2]) and not error.any()
+
+
+# What it learns
+
+
+def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, model: CausalTIPL):
+    """The quadratic form in inner products against forecasts and what came: the skill that `evaluate` would find."""
+    made = lessons_of(store, 4)
+    task = Displacements([made], [made], SMALL)
+    task.model = model
+    weights = Store.open(store).trial(4).weights()
+    forecaster = CausalForecaster(model, SIZES)
+    error, moved = np.zeros(len(HORIZONS)), np.zeros(len(HORIZONS))
+    for t, place in zip(made.origin[:40], made.place[:40], strict=True):
+        history = History(4, int(t), weights[max(0, t + 1 - WINDOW) : t + 1], int(place))
+        came = weights[t + np.array(HORIZONS)]
+        error += np.square(came - forecaster.forecast([history], HORIZONS)[0]).sum(axis=1)
+        moved += np.square(came - weights[t]).sum(axis=1)
+    skill = task.validate().skill
+    assert set(skill) == {1, 2, 5, 10, 20, 50, 100}
+    for h, value in skill.items():
+        assert value == pytest.approx(1 - error[HORIZONS.index(h)] / moved[HORIZONS.index(h)], abs=1e-4)
+
+
+def test_before_training_it_is_a_ridge_regression_of_displacements_on_differences(store: Path):
+    """Of explicit weights, every weight of every tensor and of the whole a sample, apart for each place."""
+    trial = Store.open(store).trial(1)
+    made = lessons_of(store, 1)
+    linear = Displacements([made], [made], SMALL).model.linear.detach().numpy()
+    weights, place = trial.weights().astype(np.float64), 2
+    gram, target = np.zeros((TOKENS, TOKENS)), np.zeros((TOKENS, len(HORIZONS)))
+    for b in np.flatnonzero(made.place == place):
+        t, columns = int(made.origin[b]), [slice(0, 6), slice(6, 9), slice(0, 9)][b // 40]
+        at = weights[np.maximum(t - np.array(EDGES), 0), columns]
+        x, y = at[:-1] - at[1:], weights[t + np.array(HORIZONS), columns] - weights[t, columns]
+        share = made.weight[b].mean() / made.unit[b]
+        gram, target = gram + share * x @ x.T, target + share * x @ y.T
+    np.testing.assert_allclose(linear[place], solve_ridge(gram, target, 1e-3).T, rtol=1e-3, atol=1e-3)
+    assert linear.shape[0] == PLACES and np.array_equal(linear[7], linear[8])  # places never seen
+
+
+def test_it_learns_what_can_be_known_and_is_silent_where_nothing_can(tmp_path: Path):
+    """On walks with a drift it comes near the best possible skill; on walks without, near 0."""
+    found = {}
+    for drift in (0.0, 0.5):
+        walks = random_walk(tmp_path / f"walk-{drift}", trials=8, snapshots=400, dim=300, drift=drift)
+        parts = [lessons_of(walks, seed) for seed in range(1, 9)]
+        config = dataclasses.replace(SMALL, steps=60, validate_every=60)
+        fit_causal([joined(parts[:6])], [joined(parts[6:])], config, tmp_path / str(drift), progress=False)
+        found[drift] = json.loads((tmp_path / str(drift) / "training.json").read_text())["curve"][-1]["skill"]
+    assert abs(found[0.0]["10"]) < 0.06
+    assert 0.5 < found[0.5]["10"] < 10 * 0.25 / (1 + 10 * 0.25)  # the part of the displacement that is drift
+
+
+def test_stopped_and_resumed_is_never_stopped_to_the_bit(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = train([store], tmp_path / "whole", SMALL)
+    calls, loss = [], Displacements.loss
+
+    def loss_until_interrupted(self: Displacements, batches: torch.Generator) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return loss(self, batches)
+
+    monkeypatch.setattr(Displacements, "loss", loss_until_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train([store], tmp_path / "parts", SMALL)
+    train([store], tmp_path / "parts", SMALL, resume=True)
+    for name in (CHECKPOINT_FILE, "model.safetensors"):
+        one, other = (safetensors.torch.load_file(folder / name) for folder in (whole, tmp_path / "parts"))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_what_it_cannot_learn_from_is_refused(store: Path, small_store: Path, tmp_path: Path):
+    with pytest.raises(TiplError, match="--model paper learns from one store"):
+        train([store, store], tmp_path / "a")
+    with pytest.raises(TiplError, match="--codes has no effect on the causal model"):
+        train([store], tmp_path / "b", SMALL, codes=tmp_path)
+    with pytest.raises(TiplError, match=r"81 snapshots.*at least 102"):
+        train([store, small_store], tmp_path / "c", SMALL)
+
+
+# Use
+
+
+def test_a_trained_model_is_judged_like_any_forecaster(tmp_path: Path):
+    store = write_store(tmp_path / "store", 4, 330, (100, 60))
+    folder = train([store], tmp_path / "causal", dataclasses.replace(SMALL, steps=20, validate_every=20))
+    loaded = load_forecaster(folder, Store.open(store), tmp_path)
+    assert isinstance(loaded, CausalForecaster) and loaded.name == "causal"
+    config = EvaluateConfig(horizons=(1, 10), return_horizons=(1,), origins=6, spectrum_trials=0)
+    out = evaluate(store, tmp_path / "eval", config, models=[folder], returns=False)
+    judged = json.loads((out / "metrics.json").read_text())["forecasters"]["causal"]
+    assert judged["causal"] is True and judged["model"] is True and judged["basis"] is None
+    assert judged["skill"]["1"] > 0.2  # momentum is there to be seen
+    with pytest.raises(TiplError, match="kind 'causal'; over codes"):
+        load(folder)
+
+
+def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(small_store: Path, tmp_path: Path):
+    assert sum(file.stat().st_size for file in model_folder(SHIPPED).iterdir()) <= 5_000_000
+    out = tmp_path / "policy.safetensors"
+    made = forecast_policy(small_store, 2, 40, 10, out, episodes=3)
+    trial = Store.open(small_store).trial(2)
+    forecaster = CausalForecaster.from_pretrained(sizes=trial.spec.sizes)
+    history = History(2, 40, trial.weights(0, 41), int(places_in_iteration(trial)[40]))
+    expected = forecaster.forecast([history], [10])[0, 0]
+    tensors = safetensors.numpy.load_file(out)
+    assert np.array_equal(trial.spec.flatten(tensors), expected)
+    assert np.array_equal(tensors["obs_mean"], trial.obs_mean[40])
+    policies = Policies(expected[None], trial.obs_mean[[40]], trial.obs_var[[40]])
+    assert made.predicted_return == policy_returns(policies, trial.env_id, [8, 8], 3).mean()
+    now, came = trial.weights(40, 41)[0], trial.weights(50, 51)[0]
+    assert made.skill == pytest.approx(1 - np.square(came - expected).sum() / np.square(came - now).sum(), rel=1e-4)
+    assert made.expected_error is not None and made.expected_error > 0
+    last = forecast_policy(small_store, 2, 80, 10, out, episodes=0)
+    assert last.skill is None and last.true_return is None and last.predicted_return is None
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [({"trial": 99}, "has no trial 99"), ({"origin": 81}, "snapshots 0 to 80"), ({"horizon": 0}, "--horizon is 0"),
+     ({"episodes": -1}, "--episodes is -1"), ({"model": "nowhere"}, "There is no model in nowhere")],
+)  # fmt: skip
+def test_what_cannot_be_forecast_is_one_clear_line(change: dict, says: str, small_store: Path, tmp_path: Path):
+    asked: dict[str, Any] = {"trial": 1, "origin": 5, "horizon": 1, "episodes": 0} | change
+    with pytest.raises(TiplError, match=says):
+        forecast_policy(small_store, out=tmp_path / "p.safetensors", **asked)
+    assert not (tmp_path / "p.safetensors").exists()
