@@ -1,0 +1,73 @@
+"""Does a causal model know policies that it never saw? Its skill on other stores, beside an autoregression that was
+fitted where it was trained.
+
+In: the store that the autoregression is fitted on, the model, other stores.  Out: skills with intervals, as JSON.
+
+    python benchmarks/transfer.py SOURCE --model MODEL --target STORE [STORE …] --out FILE.json
+
+Of a target that the model was trained on (its training.json says so) only the test trials are judged, of others all.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tipl.baselines import RIDGES, Autoregression, difference_features, normal_equations, persistence
+from tipl.evaluate import choose_origins, compare_weights, join_origins
+from tipl.forecast import load_forecaster, model_folder
+from tipl.presets import EvaluateConfig
+from tipl.score import weight_scores
+from tipl.store import Store
+from tipl.train import CURVE_FILE
+
+HORIZONS = (1, 2, 5, 10, 20, 50, 100)
+KEPT = ("skill", "skill_ci", "skill_minus_best_baseline", "skill_minus_best_baseline_ci")
+
+
+def judge(source: Path, target: Path, model: Path, autoregression: Autoregression, origins: int) -> dict[str, Any]:
+    """The model and the autoregression of `source` on the trials of `target`."""
+    data = Store.open(target)
+    learned = json.loads((model_folder(model) / CURVE_FILE).read_text())["codes"]["trials"]
+    seen = target.name in {Path(store).name for store in learned} or target.resolve() == source.resolve()
+    seeds = data.split().test if seen else data.seeds
+    trials = [data.trial(seed) for seed in seeds]
+    config = EvaluateConfig(horizons=HORIZONS, return_horizons=(1,), origins=origins)
+    at = join_origins([choose_origins(trial, config) for trial in trials])
+    forecasters = [persistence(), autoregression, load_forecaster(model, data, Path())]
+    compared = compare_weights(trials, at, forecasters, HORIZONS)
+    rivals = ["persistence", "autoregression"]
+    scores = {}
+    for forecaster in forecasters[1:]:
+        found = weight_scores(forecaster.name, compared, rivals, at, HORIZONS, trials[0].spec.size, config.seed)
+        scores[forecaster.name] = {name: found[name] for name in KEPT if name in found}
+    return {"env_id": trials[0].env_id, "trained_on": seen, "trials": list(map(int, seeds)), "scores": scores}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--target", type=Path, nargs="+", required=True)
+    parser.add_argument("--origins", type=int, default=64, help="of each trial [64]")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    data = Store.open(arguments.source)
+    train = [data.trial(seed) for seed in data.split().train]
+    equations = normal_equations(train, difference_features(), HORIZONS)
+    autoregression = Autoregression(HORIZONS, equations, RIDGES[1])
+    found = {}
+    for target in arguments.target:
+        found[target.name] = judge(arguments.source, target, arguments.model, autoregression, arguments.origins)
+        for name, scores in found[target.name]["scores"].items():
+            row = ", ".join(f"{h}: {value:.3f}" for h, value in scores["skill"].items())
+            print(f"{target.name:20} {name:15} {row}", flush=True)
+    said = {"source": arguments.source.name, "model": arguments.model.name, "origins": arguments.origins}
+    arguments.out.write_text(json.dumps({**said, "targets": found}, indent=1) + "\n")
+    assert np.isfinite([v for t in found.values() for s in t["scores"].values() for v in s["skill"].values()]).all()
+
+
+if __name__ == "__main__":
+    main()
