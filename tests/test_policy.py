@@ -265,3 +265,40 @@ def test_noise_of_continuous_actions_is_standard_normal() -> None:
 
 def critic_size(network: Network) -> int:
     return network_size(layer_sizes(network[0], network[1], 1))
+
+
+_UPDATE = """
+import hashlib
+import numpy as np
+from tipl.policy import layer_sizes, network_size
+from tipl.ppo import kernel_settings, update
+from tipl.presets import PPOConfig
+
+rng = np.random.default_rng(0)
+policy, critic = layer_sizes(17, (64, 64), 6), layer_sizes(17, (64, 64), 1)
+weights = network_size(policy) + 6
+theta, adam_m, adam_v = np.zeros((3, weights + network_size(critic)), np.float32)
+theta[:] = 0.1 * rng.standard_normal(len(theta))
+obs, actions = rng.standard_normal((256, 17), np.float32), rng.standard_normal((256, 6), np.float32)
+old_log_prob, advantages, returns, old_value = rng.standard_normal((4, 256), np.float32)
+order = np.stack([rng.permutation(256) for _ in range(2)])
+snapshots = np.empty((1, weights), np.float32)
+update(theta, adam_m, adam_v, 0, policy, critic, obs, actions, old_log_prob - 8, advantages, returns, old_value, order,
+       1e-3, kernel_settings(PPOConfig(num_minibatches=4)), 2, snapshots)
+print(bool(update.stats.cache_hits), hashlib.sha256(theta.tobytes()).hexdigest())
+"""
+
+
+def test_a_kernel_that_was_just_compiled_gives_the_bits_of_one_that_was_loaded(tmp_path: Path) -> None:
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", _UPDATE],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert [loaded for loaded, _ in runs] == ["False", "True"]
+    assert runs[0][1] == runs[1][1]

@@ -39,6 +39,10 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     numba believes a kept kernel while the kernel's own file is unchanged, even if it holds code of a file that has
     changed. So each state of `_INLINED` has a folder of its own.
 
+    A kernel is compiled into the kernels that call it. Left as a function of its own it is in several objects under
+    one weak name, and which of these copies runs, with what last bits, differs between the process that compiles and
+    those that load.
+
     x / 0 is infinite. Python's rule, an exception, is a branch that LLVM does not vectorize: with it the update takes
     twice as long.
     """
@@ -50,7 +54,7 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         users = config.CACHE_DIR
         config.CACHE_DIR = str(Path(users or package / "__pycache__") / f"tipl-{state}")
         try:
-            return njit(cache=True, error_model="numpy", **options)(function)
+            return njit(cache=True, error_model="numpy", forceinline=True, **options)(function)
         finally:
             config.CACHE_DIR = users
 

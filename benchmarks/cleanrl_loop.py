@@ -1,0 +1,70 @@
+"""What does CleanRL's own way of writing PPO earn on this machine's engine?
+
+In: an environment, seeds.  Out: a JSON a seed in a folder, written when the seed is done. What is there stays.
+
+`Reference` of `benchmarks/collect.py` is `ppo_continuous_action` in plain torch: Gymnasium's wrappers and engine,
+autograd, torch's Adam, torch's draws. It shares nothing with `tipl.stack` but a seed's initial weights, so what
+it earns tells a difference of the loop from one of the engine or of the seeds. The measure is that of CleanRL's tables
+(openrlbenchmark's `rlops.py`): the mean of a run's last 100 training episodes.
+
+    python benchmarks/cleanrl_loop.py --env-id InvertedPendulum-v4 --seeds 1 2 3 4 --out loop-InvertedPendulum
+    python benchmarks/agreement.py … --loops loop-InvertedPendulum --out results/collect/cleanrl
+"""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from collect import Reference
+
+from tipl.presets import CollectConfig
+from tipl.stack import Stack
+
+PACKAGES = "gymnasium", "mujoco", "numpy", "torch"
+
+
+def run(config: CollectConfig, seed: int) -> dict:
+    """Train one seed from its beginning to its end."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the order of minibatches is drawn as CleanRL draws it
+    reference = Reference(Stack(config, [seed]))
+    last_episodes = reference.envs.envs[0].get_wrapper_attr("return_queue")  # of the last 100
+    curve = []
+    for _ in range(config.num_iterations):
+        reference._iterate()
+        curve.append(round(float(np.mean(last_episodes)), 2) if last_episodes else None)
+    return {"seed": seed, "last_episodes": len(last_episodes), "mean_return": curve[-1], "curve": curve}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env-id", default="InvertedPendulum-v4")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--total-steps", type=int, default=1_000_000)
+    parser.add_argument("--hidden-sizes", type=int, nargs="+", default=[64, 64])
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    config = CollectConfig(
+        env_id=arguments.env_id, total_steps=arguments.total_steps, hidden_sizes=tuple(arguments.hidden_sizes)
+    )
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    for seed in arguments.seeds:
+        path = arguments.out / f"{seed}.json"
+        if path.exists():
+            continue
+        began = time.perf_counter()
+        result = {"env_id": config.env_id, "total_steps": config.total_steps, "hidden_sizes": config.hidden_sizes,
+                  "versions": versions, **run(config, seed)}  # fmt: skip
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"seed {seed}: {result['mean_return']} over {result['last_episodes']} episodes, "
+              f"{time.perf_counter() - began:.0f} s", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
