@@ -108,7 +108,7 @@ class VectorEnv(ABC):
 
 
 class EnvPoolEnv(VectorEnv):
-    """EnvPool's C++ environments."""
+    """EnvPool's C++ environments, one stepping thread."""
 
     def __init__(self, env_id: str, seeds: Sequence[int], threads: int = 1) -> None:
         import envpool
@@ -178,8 +178,8 @@ class GymnasiumEnv(VectorEnv):
         return obs, reward, terminated, truncated
 
 
-def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "auto", threads: int = 1) -> VectorEnv:
-    """Copies of an environment, one a seed, stepped by so many threads (EnvPool; Gymnasium's by one).
+def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "auto") -> VectorEnv:
+    """Copies of an environment, one a seed.
 
     Raises:
         TiplError: the backend does not have the environment or takes no such seed, or the spaces are of other kinds
@@ -193,7 +193,7 @@ def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "auto", threa
         raise TiplError(
             f"EnvPool takes no seed above {_MAX_ENVPOOL_SEED}, and {max(seeds)} is asked; give a lower --seed."
         )
-    return EnvPoolEnv(env_id, seeds, threads)
+    return EnvPoolEnv(env_id, seeds)
 
 
 def chosen_backend(env_id: str, backend: Backend) -> Backend:
