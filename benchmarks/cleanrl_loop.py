@@ -1,6 +1,6 @@
 """What does CleanRL's own way of writing PPO earn on this machine's engine?
 
-In: an environment, seeds.  Out: a JSON a seed in a folder, written when the seed is done; what is there is not run again.
+In: an environment, seeds.  Out: a JSON a seed in a folder, written when the seed is done. What is there stays.
 
 `Reference` of `benchmarks/collect.py` is `ppo_continuous_action` in plain torch: Gymnasium's wrappers and engine,
 autograd, torch's Adam, torch's draws. It shares nothing with `tipl.stack` but a seed's initial weights, so what
