@@ -7,8 +7,8 @@ autograd, torch's Adam, torch's draws. It shares nothing with `tipl.stack` but a
 it earns tells a difference of the loop from one of the engine or of the seeds. The measure is that of CleanRL's tables
 (openrlbenchmark's `rlops.py`): the mean of a run's last 100 training episodes.
 
-    python benchmarks/cleanrl_loop.py --env-id InvertedPendulum-v4 --seeds 1 2 3 4 --out loop-InvertedPendulum
-    python benchmarks/agreement.py … --loops loop-InvertedPendulum --out results/collect/cleanrl
+    python benchmarks/cleanrl_loop.py --env-id InvertedPendulum-v4 --seeds 1 2 3 4 5 6 --out loop-InvertedPendulum \\
+        --ours results/collect/cleanrl.json --summary results/collect/cleanrl-loop.json
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from collect import Reference
+from scipy import stats as scipy_stats
 
 from tipl.presets import CollectConfig
 from tipl.stack import Stack
@@ -41,6 +42,27 @@ def run(config: CollectConfig, seed: int) -> dict:
     return {"seed": seed, "last_episodes": len(last_episodes), "mean_return": curve[-1], "curve": curve}
 
 
+def compare(loops: list[dict], ours: dict) -> dict:
+    """The loop's seeds beside those of `agreement.py` and CleanRL's published ones: Welch's tests of equal means."""
+    loop = np.array([result["mean_return"] for result in loops])
+    mine, published = np.array(ours["training_last_100_episodes"]["by_trial"]), ours["cleanrl"]
+    to_ours = scipy_stats.ttest_ind(loop, mine, equal_var=False)
+    to_published = scipy_stats.ttest_ind_from_stats(
+        loop.mean(), loop.std(ddof=1), len(loop), *published.values(), equal_var=False
+    )
+    return {
+        "seeds": [result["seed"] for result in loops],
+        "versions": loops[0]["versions"],
+        "by_seed": loop.tolist(),
+        "mean": float(loop.mean()),
+        "deviation": float(loop.std(ddof=1)),
+        "ours": {"mean": float(mine.mean()), "deviation": float(mine.std(ddof=1)), "seeds": len(mine)},
+        "cleanrl": published,
+        "welch_p_to_ours": float(to_ours.pvalue),  # pyright: ignore[reportAttributeAccessIssue]
+        "welch_p_to_cleanrl": float(to_published.pvalue),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env-id", default="InvertedPendulum-v4")
@@ -48,6 +70,8 @@ def main() -> None:
     parser.add_argument("--total-steps", type=int, default=1_000_000)
     parser.add_argument("--hidden-sizes", type=int, nargs="+", default=[64, 64])
     parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--ours", type=Path, help="what agreement.py wrote, to compare with")
+    parser.add_argument("--summary", type=Path, help="JSON of the comparison")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     config = CollectConfig(
@@ -64,6 +88,11 @@ def main() -> None:
         path.write_text(json.dumps(result, indent=1) + "\n")
         print(f"seed {seed}: {result['mean_return']} over {result['last_episodes']} episodes, "
               f"{time.perf_counter() - began:.0f} s", flush=True)  # fmt: skip
+    if arguments.ours and arguments.summary:
+        loops = [json.loads((arguments.out / f"{seed}.json").read_text()) for seed in arguments.seeds]
+        found = compare(loops, json.loads(arguments.ours.read_text())["environments"][config.env_id])
+        arguments.summary.write_text(json.dumps({"env_id": config.env_id, **found}, indent=1) + "\n")
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":
