@@ -29,6 +29,8 @@ from tipl.presets import (
     CompactConfig,
     DiscreteCollectConfig,
     EvaluateConfig,
+    ForecasterName,
+    JumpConfig,
     SVDConfig,
     TrainConfig,
 )
@@ -135,6 +137,25 @@ def build_parser() -> ArgumentParser:
     verb.add_argument("--episodes", type=int, metavar="N", default=20, help="that a return is the mean of [20]")
     verb.add_argument("--json", action="store_true", help="print JSON")
 
+    verb = _add_verb(verbs, "accelerate", _accelerate, "train with jumps to forecast weights, and plainly, and compare")
+    verb.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new folder, or one to go on with")
+    verb.add_argument(
+        "--forecaster",
+        metavar="NAME",
+        default="line",
+        help=f"{', '.join(get_args(ForecasterName))} or the folder of a causal model [line]",
+    )
+    verb.add_argument("--fit", type=Path, metavar="STORE", default=None, help="what the autoregression is fitted on")
+    verb.add_argument(
+        "--plain-learning-rate", type=float, metavar="X", default=None, help="of the plain runs [--ppo.learning-rate]"
+    )
+    verb.add_argument(
+        "--targets", type=float, metavar="RETURN", nargs="+", default=[], help="returns to count the steps to, too"
+    )
+    verb.add_argument("--workers", type=_positive, metavar="N", default=None, help="processes [one a core]")
+    _add_settings(verb.add_argument_group("the jumps"), JumpConfig)
+    _add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
+
     verb = _add_verb(verbs, "report", _report, "write evaluations as one self-contained page")
     verb.add_argument("evals", type=Path, metavar="EVAL", nargs="+")
     verb.add_argument("--out", type=Path, metavar="FILE.html", required=True)
@@ -238,6 +259,16 @@ def _forecast(arguments: Namespace) -> None:
     names = "store", "trial", "origin", "horizon", "out", "model", "episodes"
     prediction = forecast_policy(**{name: getattr(arguments, name) for name in names})
     _show(dataclasses.asdict(prediction), arguments.json)
+
+
+def _accelerate(arguments: Namespace) -> None:
+    arguments.preset = None
+    config = collect_settings(arguments)
+    jump = with_flags(JumpConfig(), vars(arguments))
+    from tipl.accelerate import accelerate
+
+    names = "forecaster", "plain_learning_rate", "fit", "targets", "workers"
+    _wrote(accelerate(config, arguments.out, jump=jump, **{name: getattr(arguments, name) for name in names}))
 
 
 def _report(arguments: Namespace) -> None:

@@ -224,7 +224,7 @@ def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]], wa
     processes = [
         context.Process(target=_process, args=(config, out, share, messages, stop), daemon=True) for share in shares
     ]
-    with _one_thread_a_process(), _deaf_to_interrupts():
+    with one_thread_a_process(), deaf_to_interrupts():
         for process in processes:
             process.start()
     try:
@@ -328,7 +328,7 @@ def _process(config: CollectConfig, out: Path, seeds: list[int], messages: Any, 
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def deaf_to_interrupts() -> Iterator[None]:
     """Processes started within ignore Ctrl-C from their first moment on: the parent says when to stop."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set this
         yield
@@ -341,7 +341,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_thread_a_process() -> Iterator[None]:
+def one_thread_a_process() -> Iterator[None]:
     """Processes started within compute with one thread each; BLAS reads these when it is loaded."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}

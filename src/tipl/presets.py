@@ -15,6 +15,9 @@ BasisName = Literal["full", "prefix", "window", "pooled"]
 ModelName = Literal["paper", "gru", "mlp", "causal"]
 
 
+ForecasterName = Literal["line", "lookahead", "average", "noise", "autoregression", "causal"]
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise TiplError(message)
@@ -268,6 +271,41 @@ class EvaluateConfig:
             "--origins, --return-origins and --episodes take at least 1.",
         )
         _require(self.spectrum_trials >= 0, f"--spectrum-trials is {self.spectrum_trials}; give 0 or more.")
+
+
+@dataclass(frozen=True)
+class JumpConfig:
+    """When and how far a live run jumps to forecast weights. The defaults are what `results/accelerate` chose."""
+
+    every: int = 1
+    """Iterations between two proposals; doubled, up to 16 times, by every jump that is taken back, halved again by one
+    that is not."""
+    horizon: int = 20
+    """Snapshots ahead of the proposal. Collected trials have 5 an iteration."""
+    max_kl: float = 0.01
+    """Most that a jump may change the policy: mean KL(π_t ‖ π̃) over the batch, in nats."""
+    surrogate: bool = True
+    """Also refuse a jump that lowers the surrogate objective, the mean of ratio × advantage, on the batch."""
+    trust: bool = True
+    """Believe a forecaster as far as its last forecasts came true; without it, all the way."""
+    memory: float = 0.7
+    """How much of the evidence about the forecaster is kept from one iteration to the next."""
+    silent_below: float = 0.1
+    """Trust below which nothing is proposed."""
+    fall: float = 2.0
+    """Standard errors by which the return has to fall after a jump for it to be taken back; 0: never."""
+    log_std: bool = False
+    """Let the log standard deviations jump too."""
+    reset_momentum: bool = False
+    """Zero Adam's first moments of the policy after a jump."""
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 1, f"--every is {self.every}; give at least 1.")
+        _require(self.horizon >= 1, f"--horizon is {self.horizon}; give at least 1.")
+        _require(self.max_kl > 0, f"--max-kl is {self.max_kl}; give more than 0.")
+        _require(0 <= self.memory < 1, f"--memory is {self.memory}; give 0 <= memory < 1.")
+        _require(self.silent_below >= 0, f"--silent-below is {self.silent_below}; give 0 or more.")
+        _require(self.fall >= 0, f"--fall is {self.fall}; give 0 or more.")
 
 
 @dataclass(frozen=True)

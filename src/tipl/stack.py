@@ -87,7 +87,7 @@ class Stack:
         self.spec = policy_spec(obs_dim, config.hidden_sizes, outputs, discrete=self.env.discrete)
         self.policy_sizes = layer_sizes(obs_dim, config.hidden_sizes, outputs)
         self.critic_sizes = layer_sizes(obs_dim, config.hidden_sizes, 1)
-        self._activation = activation_code(config.activation)
+        self.activation = activation_code(config.activation)
 
         self.iteration = 0
         self.theta = np.stack([self._initial_theta(seed) for seed in self.seeds])
@@ -108,7 +108,9 @@ class Stack:
 
         self.obs = np.empty((copies, ppo.num_steps, obs_dim), np.float32)
         self.actions = np.empty((copies, ppo.num_steps, action_dim), np.float32)
-        self.log_probs, self.rewards, self.dones = (np.empty((copies, ppo.num_steps), np.float32) for _ in range(3))
+        self.log_probs, self.rewards, self.dones, self.advantages = (
+            np.empty((copies, ppo.num_steps), np.float32) for _ in range(4)
+        )
         self._all = np.arange(copies)
 
     @property
@@ -138,7 +140,7 @@ class Stack:
         Arrays of the copies are [E, ...]; their actions since the last reset stand one copy after another, of which
         `episode_length` says the lengths.
         """
-        copies = self._copies(trial)
+        copies = self.copies(trial)
         saved = {name: np.array(getattr(self, name)[trial]) for name in _SAVED}
         saved |= {name: np.array(getattr(self, name)[copies]) for name in _SAVED_OF_COPIES}
         actions = np.concatenate(self.actions_since_reset[copies])
@@ -150,7 +152,7 @@ class Stack:
         assert len({int(state["iteration"]) for state in states}) == 1
         self.iteration = int(states[0]["iteration"])
         for trial, state in enumerate(states):
-            copies = self._copies(trial)
+            copies = self.copies(trial)
             for name in _SAVED:
                 getattr(self, name)[trial] = state[name]
             for name in _SAVED_OF_COPIES:  # without the axis of the copies in stores from before there were several
@@ -159,7 +161,7 @@ class Stack:
             self.actions_since_reset[copies] = np.split(np.array(state["actions_since_reset"]), ends)
         self.env.replay(self.resets.tolist(), self.actions_since_reset)
 
-    def _copies(self, trial: int) -> slice:
+    def copies(self, trial: int) -> slice:
         """The places of a trial's copies of the environment."""
         count = self.config.ppo.num_envs
         return slice(trial * count, (trial + 1) * count)
@@ -180,7 +182,7 @@ class Stack:
         env_actions = np.empty((len(self._all), self.env.action_dim))
         for step in range(ppo.num_steps):
             act(self.theta, self.spec.size, self.policy_sizes, self.next_obs, self.next_done, noise, step, self.obs,
-                self.dones, self.actions, self.log_probs, env_actions, self._activation)  # fmt: skip
+                self.dones, self.actions, self.log_probs, env_actions, self.activation)  # fmt: skip
             obs, reward, terminated, truncated = self.env.step(env_actions)
             self._observe(obs, self._all)
             if ppo.normalize:
@@ -220,11 +222,12 @@ class Stack:
 
     def _update(self, trial: int, order: np.ndarray, learning_rate: float, snapshots: np.ndarray) -> None:
         """The update of a trial on its rollout, whose samples are the steps of one copy after another."""
-        ppo, mine, theta = self.config.ppo, self._copies(trial), self.theta[trial]
-        values, advantages, returns = np.empty((3, ppo.num_envs, ppo.num_steps), np.float32)
+        ppo, mine, theta = self.config.ppo, self.copies(trial), self.theta[trial]
+        values, returns = np.empty((2, ppo.num_envs, ppo.num_steps), np.float32)
+        advantages = self.advantages[mine]
         for row, copy in enumerate(self._all[mine].tolist()):
             seen = critic_values(theta, self.spec.size, self.critic_sizes, self.obs[copy], self.next_obs[copy],
-                                 self._activation)  # fmt: skip
+                                 self.activation)  # fmt: skip
             values[row] = seen[:-1]
             advantages_and_returns(self.rewards[copy], values[row], self.dones[copy], seen[-1], self.next_done[copy],
                                    ppo.gamma, ppo.gae_lambda, advantages[row], returns[row])  # fmt: skip
@@ -237,7 +240,7 @@ class Stack:
         update(theta, self.adam_m[trial], self.adam_v[trial], steps_before, self.policy_sizes, self.critic_sizes,
                samples(self.obs[mine]), samples(self.actions[mine]), samples(self.log_probs[mine]), samples(advantages),
                samples(returns), samples(values), order, learning_rate, kernel_settings(ppo),
-               self.config.snapshot_every_epochs, snapshots, self._activation)  # fmt: skip
+               self.config.snapshot_every_epochs, snapshots, self.activation)  # fmt: skip
 
 
 def environment_seeds(seed: int, num_envs: int) -> list[int]:

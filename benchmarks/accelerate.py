@@ -1,0 +1,132 @@
+"""Do jumps to forecast weights save environment steps, beyond what a tuned learning rate saves?
+
+In: an environment.  Out: OUT/ablation.json, OUT/tuning.json, OUT/judgment.json; runs that are done are not run again.
+
+`ablate` and `tune` run on seeds from 1001 on, `judge` on seeds from 1: those chose nothing. `tune` runs every arm on the
+same grid of learning rates, annealing kept, and takes for each arm the one with the fewest mean steps to 90% of the way
+to plain PPO's final return at 3e-4. `judge` runs every arm at 3e-4 and at the rate that was taken for it, beside plain
+PPO at 3e-4 (`beside`) and beside plain PPO at its own best rate (`beside_best`).
+
+    python benchmarks/accelerate.py InvertedPendulum-v4 --hidden-sizes 8 8 --total-steps 200000 --seeds 30 \\
+        --target 900 --fit STORE --stages ablate tune judge --out OUT
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from tipl.accelerate import Arm, compare, run_arms
+from tipl.presets import CollectConfig, JumpConfig
+
+RATES = (3e-4, 6e-4, 1e-3, 2e-3, 3e-3)
+BASE = RATES[0]
+TUNING_SEED = 1001
+ABLATION = {
+    "as it is": {},
+    "no trust": {"trust": False},
+    "no guard": {"max_kl": 1e9, "surrogate": False},
+    "no trust, no guard": {"trust": False, "max_kl": 1e9, "surrogate": False},
+    "no surrogate": {"surrogate": False},
+    "never back": {"fall": 0.0},
+    "log-std too": {"log_std": True},
+    "momentum reset": {"reset_momentum": True},
+    "every 2": {"every": 2},
+    "every 4": {"every": 4},
+    "h = 5": {"horizon": 5},
+    "h = 10": {"horizon": 10},
+    "h = 40": {"horizon": 40},
+    "KL 0.003": {"max_kl": 0.003},
+    "KL 0.03": {"max_kl": 0.03},
+    "KL 0.1": {"max_kl": 0.1},
+}
+UNGUARDED = JumpConfig(trust=False, max_kl=1e9, surrogate=False, fall=0.0)  # Lookahead and averages as they are known
+JUMPS = {
+    "lookahead": dataclasses.replace(UNGUARDED, every=5),
+    "average": UNGUARDED,
+    "noise": JumpConfig(),
+    "line": JumpConfig(),
+    "autoregression": JumpConfig(horizon=100),
+    "causal": JumpConfig(horizon=100),
+}
+
+
+def arm(config: CollectConfig, rate: float, forecaster: str | None, fit: Path | None, **jump: Any) -> Arm:
+    config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, learning_rate=rate))
+    settings = dataclasses.replace(JUMPS.get(forecaster or "", JumpConfig()), **jump)
+    return Arm(config, forecaster, settings, fit if forecaster == "autoregression" else None)
+
+
+def say(metrics: dict[str, Any], measure: str) -> None:
+    for name, found in metrics["arms"].items():
+        row = f"{name:28} {found[measure]['mean']:10,.0f}  final {found['final return']['mean']:8,.0f}"
+        for beside in ("beside", "beside_best"):
+            if beside in found:
+                ratio, (low, high) = found[beside][measure]["ratio"], found[beside][measure]["ratio_ci"]
+                row += f"  {beside} {ratio:.3f} [{low:.3f}, {high:.3f}]"
+        print(row + f"  overhead {found['overhead']:.3f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("env_id")
+    parser.add_argument("--hidden-sizes", type=int, nargs="+", default=[64, 64])
+    parser.add_argument("--total-steps", type=int, default=200_000)
+    parser.add_argument("--seeds", type=int, default=10, help="that judge [10]")
+    parser.add_argument("--tuning-seeds", type=int, default=None, help="[as many]")
+    parser.add_argument("--arms", nargs="+", default=list(JUMPS), choices=list(JUMPS))
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--target", type=float, default=None, help="return to count steps to [90%% of plain PPO's way]")
+    parser.add_argument("--fit", type=Path, default=None, help="store for the autoregression")
+    parser.add_argument("--stages", nargs="+", choices=("ablate", "tune", "judge"), default=("tune", "judge"))
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    names = [name for name in asked.arms if name != "autoregression" or asked.fit]
+    judged = CollectConfig(
+        env_id=asked.env_id, hidden_sizes=tuple(asked.hidden_sizes), total_steps=asked.total_steps, trials=asked.seeds
+    )
+    tuned = dataclasses.replace(judged, trials=asked.tuning_seeds or asked.seeds, seed=TUNING_SEED)
+    targets = [] if asked.target is None else [asked.target]
+    measure = "steps to 90%" if asked.target is None else f"steps to {asked.target:g}"
+
+    def settle(stage: str, arms: dict[str, Arm], best: dict[str, float] | None = None) -> dict[str, Any]:
+        runs = run_arms(arms, asked.out)
+        found = compare(arms, runs, targets)
+        if best is not None:
+            plain = f"plain, {best['plain']:g}"
+            again = compare({plain: arms[plain], **arms}, runs, targets)["arms"]
+            for name in found["arms"]:
+                if name != plain:
+                    found["arms"][name]["beside_best"] = again[name]["beside"]
+            found["best_rates"] = best
+        say(found, measure)
+        (asked.out / f"{stage}.json").write_text(json.dumps(found, indent=1) + "\n")
+        return found
+
+    if "ablate" in asked.stages:
+        arms = {"plain": arm(tuned, BASE, None, None)}
+        arms |= {f"line, {name}": arm(tuned, BASE, "line", None, **change) for name, change in ABLATION.items()}
+        settle("ablation", arms)
+    if "tune" in asked.stages:
+        grid: dict[str, Arm] = {}
+        for name in ("plain", *names):
+            for rate in asked.rates:
+                grid[f"{name}, {rate:g}"] = arm(tuned, rate, None if name == "plain" else name, asked.fit)
+        settle("tuning", grid)
+    if "judge" in asked.stages:
+        found = json.loads((asked.out / "tuning.json").read_text())["arms"]
+        best = {
+            name: min(asked.rates, key=lambda rate: found[f"{name}, {rate:g}"][measure]["mean"])
+            for name in ("plain", *names)
+        }
+        print("best rates:", best)
+        arms = {}
+        for name in ("plain", *names):
+            for rate in dict.fromkeys((BASE, best[name])):
+                arms[f"{name}, {rate:g}"] = arm(judged, rate, None if name == "plain" else name, asked.fit)
+        settle("judgment", arms, best)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Jumps: whether a live run goes to forecast weights, how far, and whether it goes back.
+
+In: the weights that an optimizer passes through, a judge of weights on the batch in hand, the returns of episodes.
+Out: once an iteration a displacement to add to the weights, or none, and why.
+
+A jump is no step of the optimizer. The history that forecasters see is the run's path less all jumps, so that a jump is
+not taken for evidence that the next should go the same way. Shapes: n snapshots of an iteration, P weights.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from tipl.forecast import Forecaster, History
+from tipl.presets import JumpConfig
+
+_TRIES = 8  # lengths that are judged
+_SHORTEST = 0.01  # share of a proposal below which it is rejected
+_MOST_PATIENT = 16  # times `every`
+
+Kind = Literal["waited", "silent", "invalid", "rejected", "shrunk", "accepted", "taken back"]
+KINDS: tuple[Kind, ...] = ("waited", "silent", "invalid", "rejected", "shrunk", "accepted", "taken back")
+
+
+class Judgment(NamedTuple):
+    """What the batch in hand says of weights."""
+
+    kl: float
+    """Mean KL divergence, in nats, of their policy from the current one."""
+    surrogate: float
+    """Mean of ratio × advantage; the higher the better."""
+
+
+Judge = Callable[[np.ndarray], Judgment]
+
+
+@dataclass(frozen=True)
+class Jump:
+    """What came of one iteration.
+
+    kind: `waited` (no proposal was due), `silent` (the forecaster has not earned trust, or foresees no movement),
+        `invalid` (the forecast is not finite or of another shape), `rejected` (no length of it passed), `shrunk`,
+        `accepted` (in full), `taken back` (the return fell after the last jump).
+    displacement: [P] to add to the weights; None where nothing changes.
+    share: of the trusted proposal that was taken.
+    kl: of the jump.
+    trust: in the forecaster, 0 to 1, before this iteration's proposal.
+    """
+
+    kind: Kind
+    displacement: np.ndarray | None = None
+    share: float = 0.0
+    kl: float = 0.0
+    trust: float = 1.0
+
+
+class Jumper:
+    """The jumps of one run.
+
+    Trust is the least-squares factor b of what came on what was forecast, d ≈ b d̂, over the last iterations, held
+    within 0 and 1: noise earns none. It begins at 0, so the first jump is at the earliest in the second iteration.
+    """
+
+    def __init__(
+        self, forecaster: Forecaster, config: JumpConfig, moves_P: np.ndarray, per_iteration: int = 1, trial: int = 0
+    ) -> None:
+        """
+        Args:
+            moves_P: [P] bool, the weights that may jump.
+            per_iteration: n, snapshots that an iteration hands to `step`.
+            trial: what a forecaster is told of the run.
+        """
+        self._forecaster, self._config, self._moves_P = forecaster, config, moves_P
+        self._per_iteration, self._trial = per_iteration, trial
+        self._path: list[np.ndarray] = []  # the last snapshots less the jumps before them
+        self._origin = -1  # number of the last snapshot
+        self._jumped = np.zeros(len(moves_P), np.float32)  # Σ of all jumps
+        self._expected: np.ndarray | None = None  # where the path was forecast to be at the next iteration's end
+        self._from: np.ndarray | None = None  # and where it was then
+        self._toward = self._square = 0.0  # Σ d̂ · d and Σ d̂ · d̂, the older the lighter
+        self._last: np.ndarray | None = None  # the last jump, while it may be taken back
+        self._before: list[float] = []  # returns before it
+        self._patience, self._waited = 1, 0
+
+    @property
+    def trust(self) -> float:
+        if not self._config.trust:
+            return 1.0
+        return float(np.clip(self._toward / self._square, 0, 1)) if self._square > 0 else 0.0
+
+    def begin(self, weights_P: np.ndarray) -> None:
+        """The weights before the first iteration, φ_0."""
+        self._path, self._origin = [np.array(weights_P, np.float32)], 0
+
+    def step(self, snapshots: np.ndarray, judge: Judge, returns: Sequence[float] = ()) -> Jump:
+        """One iteration has passed: what to add to the weights.
+
+        Args:
+            snapshots: [n, P] of the iteration, the last are the weights now.
+            judge: of weights [P] on the iteration's batch.
+            returns: of the episodes that ended in the iteration.
+        """
+        now = self._record(snapshots)
+        self._learn(now)
+        trust = self.trust
+        if self._has_fallen(returns):
+            taken = self._last
+            assert taken is not None
+            self._last, self._patience, self._waited = None, min(2 * self._patience, _MOST_PATIENT), 0
+            self._jumped -= taken
+            return Jump("taken back", -taken, trust=trust)
+        if self._last is not None:
+            self._last, self._patience = None, max(1, self._patience // 2)
+        self._waited += 1
+        if self._waited < self._config.every * self._patience:
+            return Jump("waited", trust=trust)
+        self._waited = 0
+        proposal = self._propose(now)
+        if proposal is None:
+            return Jump("invalid", trust=trust)
+        wanted = np.where(self._moves_P, np.float32(trust) * proposal, np.float32(0))
+        if (self._config.trust and trust < self._config.silent_below) or not wanted.any():
+            return Jump("silent", trust=trust)
+        share, kl = self._longest(now + self._jumped, wanted, judge)
+        if share == 0:
+            return Jump("rejected", trust=trust)
+        taken = np.float32(share) * wanted
+        self._jumped += taken
+        if self._config.fall:
+            self._last, self._before = taken, list(returns)
+        return Jump("accepted" if share == 1 else "shrunk", taken, share, kl, trust)
+
+    def _record(self, snapshots: np.ndarray) -> np.ndarray:
+        self._path += list(snapshots.astype(np.float32) - self._jumped)
+        keep = self._forecaster.context
+        if keep is not None:
+            del self._path[:-keep]
+        self._origin += len(snapshots)
+        return self._path[-1]
+
+    def _learn(self, now: np.ndarray) -> None:
+        """Hold the last forecast against what came."""
+        if self._expected is None or self._from is None:
+            return
+        foreseen = (self._expected - self._from).astype(np.float64)
+        came = (now - self._from).astype(np.float64)
+        self._toward = self._config.memory * self._toward + float(foreseen @ came)
+        self._square = self._config.memory * self._square + float(foreseen @ foreseen)
+        self._expected = self._from = None
+
+    def _has_fallen(self, after: Sequence[float]) -> bool:
+        """Whether the return is lower than before the last jump, beyond `fall` standard errors (Welch)."""
+        before = self._before
+        if self._last is None or min(len(before), len(after)) < 2:
+            return False
+        error = np.sqrt(np.var(before, ddof=1) / len(before) + np.var(after, ddof=1) / len(after))
+        return bool(np.mean(before) - np.mean(after) > self._config.fall * error)
+
+    def _propose(self, now: np.ndarray) -> np.ndarray | None:
+        """The forecast displacement [P]; None if it cannot be used. What it says of the next iteration is kept."""
+        history = History(self._trial, self._origin, np.stack(self._path), self._per_iteration - 1)
+        horizons = self._per_iteration, self._config.horizon
+        made = np.asarray(self._forecaster.forecast([history], horizons))
+        if made.shape != (1, 2, len(now)) or not np.isfinite(made).all():
+            return None
+        with np.errstate(over="ignore"):
+            usable = np.isfinite(np.square(made[0] - now).sum(axis=1)).all()
+        if not usable:  # so far that its square overflows
+            return None
+        self._from, self._expected = now, made[0, 0].astype(np.float32)
+        return (made[0, 1] - now).astype(np.float32)
+
+    def _longest(self, weights: np.ndarray, wanted: np.ndarray, judge: Judge) -> tuple[float, float]:
+        """The largest share of the proposal found to pass, and its KL; 0 if none does.
+
+        KL grows with the square of a short step, which says by how much to shrink.
+        """
+        bound = self._config.max_kl
+        floor = judge(weights).surrogate if self._config.surrogate else -np.inf
+        share = 1.0
+        for _ in range(_TRIES):
+            kl, surrogate = judge(weights + np.float32(share) * wanted)
+            if kl <= bound and (surrogate >= floor or not self._config.surrogate):
+                return share, kl
+            by = 0.95 * np.sqrt(bound / kl) if np.isfinite(kl) and kl > bound else 0.5
+            share *= float(np.clip(by, 0.05, 0.9))
+            if share < _SHORTEST:
+                break
+        return 0.0, 0.0
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that the next step depends on, as arrays, to be given to `restore`."""
+        size = len(self._moves_P)
+        arrays = {"path": np.array(self._path, np.float32).reshape(-1, size), "jumped": self._jumped.copy()}
+        optional = {"expected": self._expected, "from": self._from, "last": self._last}
+        arrays |= {name: np.array(value) for name, value in optional.items() if value is not None}
+        numbers = np.array([self._toward, self._square])
+        counts = np.array([self._origin, self._patience, self._waited])
+        return arrays | {"evidence": numbers, "counts": counts, "before": np.array(self._before, np.float64)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on where `state` was taken."""
+        self._path, self._jumped = list(np.array(state["path"])), np.array(state["jumped"])
+        self._expected, self._from, self._last = (
+            np.array(state[name]) if name in state else None for name in ("expected", "from", "last")
+        )
+        self._toward, self._square = map(float, state["evidence"])
+        self._origin, self._patience, self._waited = map(int, state["counts"])
+        self._before = np.array(state["before"]).tolist()
