@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -42,7 +42,7 @@ from tipl.jump import KINDS, Judgment, Jumper
 from tipl.model import write_file
 from tipl.policy import FASTMATH, forward_batch, kernel
 from tipl.ppo import categorical_log_probs, gaussian_log_prob
-from tipl.presets import CollectConfig, JumpConfig
+from tipl.presets import CollectConfig, ForecasterName, JumpConfig
 from tipl.progress import console, steps_progress
 from tipl.stack import Stack
 from tipl.stats import Interval, bootstrap_interval, iqm, paired_improvement
@@ -114,7 +114,7 @@ def run_arms(arms: Mapping[str, Arm], out: Path, workers: int | None = None) -> 
     for arm in arms.values():
         stack = Stack(arm.config, arm.config.seeds[:1])  # what cannot be run is told before there is a folder
         if arm.forecaster is not None:
-            arm_forecaster(arm, stack)
+            _arm_forecaster(arm, stack)
     out = Path(out)
     parts: dict[str, list[tuple[Path, list[int]]]] = {}
     for name, arm in arms.items():
@@ -198,11 +198,17 @@ def _jumpers(arm: Arm, stack: Stack) -> list[Jumper]:
     moves = np.ones(stack.spec.size, bool)
     if not arm.jump.log_std and not stack.env.discrete:
         moves[-stack.env.policy_outputs :] = False
-    per_iteration = arm.config.snapshots_per_iteration
-    jumpers = [Jumper(arm_forecaster(arm, stack), arm.jump, moves, per_iteration, seed) for seed in stack.seeds]
+    forecaster = _arm_forecaster(arm, stack)  # knows of no trial but what it is handed
+    jumpers = [Jumper(forecaster, arm.jump, moves, seed) for seed in stack.seeds]
     for jumper, weights in zip(jumpers, stack.policies, strict=True):
         jumper.begin(weights)
     return jumpers
+
+
+def _arm_forecaster(arm: Arm, stack: Stack) -> Forecaster:
+    assert arm.forecaster is not None
+    count = arm.config.snapshots_per_iteration
+    return named_forecaster(arm.forecaster, stack.spec.sizes, arm.jump.horizon, count, arm.fit, arm.config.seed)
 
 
 def batch_judge(stack: Stack, trial: int) -> Callable[[np.ndarray], Judgment]:
@@ -262,15 +268,24 @@ def judge_batch(now, other, sizes, obs, actions, old_log_prob, advantages, activ
     return kl / samples, surrogate / samples
 
 
-def arm_forecaster(arm: Arm, stack: Stack) -> Forecaster:
-    """What an arm asks for, for the policies of a stack.
+def named_forecaster(
+    name: str, sizes: Sequence[int], horizon: int, per_iteration: int = 1, fit: Path | None = None, seed: int = 0
+) -> Forecaster:
+    """A forecaster for live runs.
+
+    Args:
+        name: a `ForecasterName`, or the folder of a causal model.
+        sizes: of the tensors that lie end to end in the weights.
+        horizon: iterations ahead that it will be asked for, beside one.
+        per_iteration: snapshots of an iteration.
+        fit: the store whose training trials the autoregression is fitted on.
+        seed: of the noise.
 
     Raises:
         TiplError: there is no such forecaster, or the autoregression has nothing to be fitted on.
     """
-    per_iteration, horizon = arm.config.snapshots_per_iteration, arm.jump.horizon
-    horizons = sorted({per_iteration, horizon})
-    match arm.forecaster:
+    horizons = sorted({per_iteration, per_iteration * horizon})
+    match name:
         case "line":
             return line(per_iteration + 1)
         case "lookahead":
@@ -278,20 +293,17 @@ def arm_forecaster(arm: Arm, stack: Stack) -> Forecaster:
         case "average":
             return average(2 * per_iteration)
         case "noise":
-            return RandomDisplacement(max(horizons), arm.config.seed)
+            return RandomDisplacement(max(horizons), seed)
         case "autoregression":
-            if arm.fit is None:
+            if fit is None:
                 raise TiplError("The autoregression is fitted on a store; give one, --fit STORE.")
-            data = Store.open(arm.fit)
+            data = Store.open(fit)
             train = [data.trial(seed) for seed in data.split().train]
             return Autoregression(horizons, normal_equations(train, difference_features(), horizons), RIDGES[1])
-        case str(name) if (model_folder(name) / "config.json").exists():
-            return CausalForecaster.from_pretrained(name, stack.spec.sizes)
-        case name:
-            raise TiplError(
-                f"There is no forecaster {name!r}; give line, lookahead, average, noise, autoregression, causal or the "
-                "folder of a causal model."
-            )
+    if not (model_folder(name) / "config.json").exists():
+        names = ", ".join(get_args(ForecasterName))
+        raise TiplError(f"There is no forecaster {name!r}; give {names} or the folder of a causal model.")
+    return CausalForecaster.from_pretrained(name, sizes)
 
 
 def lookahead(count: int) -> FixedSum:

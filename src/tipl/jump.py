@@ -63,17 +63,13 @@ class Jumper:
     within 0 and 1: noise earns none. It begins at 0, so the first jump is at the earliest in the second iteration.
     """
 
-    def __init__(
-        self, forecaster: Forecaster, config: JumpConfig, moves_P: np.ndarray, per_iteration: int = 1, trial: int = 0
-    ) -> None:
+    def __init__(self, forecaster: Forecaster, config: JumpConfig, moves_P: np.ndarray, trial: int = 0) -> None:
         """
         Args:
             moves_P: [P] bool, the weights that may jump.
-            per_iteration: n, snapshots that an iteration hands to `step`.
             trial: what a forecaster is told of the run.
         """
-        self._forecaster, self._config, self._moves_P = forecaster, config, moves_P
-        self._per_iteration, self._trial = per_iteration, trial
+        self._forecaster, self._config, self._moves_P, self._trial = forecaster, config, moves_P, trial
         self._path: list[np.ndarray] = []  # the last snapshots less the jumps before them
         self._origin = -1  # number of the last snapshot
         self._jumped = np.zeros(len(moves_P), np.float32)  # Σ of all jumps
@@ -117,7 +113,7 @@ class Jumper:
         if self._waited < self._config.every * self._patience:
             return Jump("waited", trust=trust)
         self._waited = 0
-        proposal = self._propose(now)
+        proposal = self._propose(now, len(snapshots))
         if proposal is None:
             return Jump("invalid", trust=trust)
         wanted = np.where(self._moves_P, np.float32(trust) * proposal, np.float32(0))
@@ -158,10 +154,10 @@ class Jumper:
         error = np.sqrt(np.var(before, ddof=1) / len(before) + np.var(after, ddof=1) / len(after))
         return bool(np.mean(before) - np.mean(after) > self._config.fall * error)
 
-    def _propose(self, now: np.ndarray) -> np.ndarray | None:
+    def _propose(self, now: np.ndarray, per_iteration: int) -> np.ndarray | None:
         """The forecast displacement [P]; None if it cannot be used. What it says of the next iteration is kept."""
-        history = History(self._trial, self._origin, np.stack(self._path), self._per_iteration - 1)
-        horizons = self._per_iteration, self._config.horizon
+        history = History(self._trial, self._origin, np.stack(self._path), per_iteration - 1)
+        horizons = per_iteration, per_iteration * self._config.horizon
         made = np.asarray(self._forecaster.forecast([history], horizons))
         if made.shape != (1, 2, len(now)) or not np.isfinite(made).all():
             return None

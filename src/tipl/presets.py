@@ -280,8 +280,8 @@ class JumpConfig:
     every: int = 1
     """Iterations between two proposals; doubled, up to 16 times, by every jump that is taken back, halved again by one
     that is not."""
-    horizon: int = 20
-    """Snapshots ahead of the proposal. Collected trials have 5 an iteration."""
+    horizon: int = 4
+    """Iterations ahead of the proposal."""
     max_kl: float = 0.01
     """Most that a jump may change the policy: mean KL(π_t ‖ π̃) over the batch, in nats."""
     surrogate: bool = True
