@@ -7,6 +7,7 @@ In: a seed and a number of steps.  Out: a trial in a store, as `tipl collect` wr
     tipl evaluate runs/recorded-ppo --horizons 1 2 5 10 20 --return-horizons 1 10
 
 A command that was killed is run again: it repeats what is recorded, which is checked, and goes on recording.
+`--forecaster line` also lets forecasts into the run, between an update and the next rollout: the lines marked `jumps`.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
+from tipl.accelerator import Accelerator, Batch
 from tipl.record import WeightRecorder
 
 
@@ -35,6 +37,7 @@ class Args:
     gae_lambda: float = 0.95
     clip_coef: float = 0.2
     max_grad_norm: float = 0.5
+    forecaster: str = ""
 
 
 class Normalizer:
@@ -84,6 +87,8 @@ def train(args: Args) -> None:
         args.store, args.seed, agent, optimizer, every=2 * args.num_minibatches, env_id=args.env_id, config=vars(args),
         names=["actor_mean", "actor_logstd"], normalizer=lambda: (normalize.mean, normalize.var, normalize.count),
     )  # fmt: skip
+    accelerator = Accelerator(agent, args.forecaster) if args.forecaster else None  # jumps
+    episode_returns: list[float] = []
 
     obs_batch = torch.zeros(args.num_steps, obs_dim)
     action_batch = torch.zeros(args.num_steps, action_dim)
@@ -107,6 +112,7 @@ def train(args: Args) -> None:
             obs = normalize(raw)
             if done:
                 recorder.episode(env_step, episode_return, length)  # tipl
+                episode_returns.append(episode_return)
                 episode_return, length = 0.0, 0
                 obs = normalize(env.reset()[0])
         recorder.env_step, recorder.iteration = env_step, iteration  # tipl
@@ -133,6 +139,11 @@ def train(args: Args) -> None:
                 (policy_loss + 0.5 * value_loss).backward()
                 nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
+        if accelerator:
+            accelerator.step(Batch(obs_batch, action_batch, logprob_batch, advantages, episode_returns))  # jumps
+        episode_returns = []
+    if accelerator:
+        print(dict(accelerator.counts))
     recorder.close()  # tipl
     env.close()
 

@@ -44,6 +44,7 @@ ORDER = [
     "collect",
     "accelerate",
     "record",
+    "accelerator",
     "sb3",
     "report",
     "reproduce",

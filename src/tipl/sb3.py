@@ -1,8 +1,10 @@
-"""Record Stable-Baselines3: a callback for PPO, A2C, SAC and TD3 (`pip install 'tipl[sb3]'`).
+"""Stable-Baselines3: callbacks that record PPO, A2C, SAC and TD3, and that accelerate PPO (`pip install 'tipl[sb3]'`).
 
-In: a model that learns.  Out: one trial of a store, with the episodes that Monitor saw and VecNormalize's statistics.
+In: a model that learns.  Out: one trial of a store, with the episodes that Monitor saw and VecNormalize's statistics;
+or the model's actor moved to forecast weights.
 
     model.learn(1_000_000, callback=SB3Recorder("store", every=64))
+    model.learn(1_000_000, callback=SB3Accelerator("line"))
 
 PPO's and A2C's actor is a tanh network unless told otherwise: what they record goes through all of `evaluate`. SAC's
 and TD3's actors are other networks, whose weights alone are judged (`--no-returns`).
@@ -14,13 +16,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from tipl.accelerator import Accelerator, Batch
 from tipl.errors import TiplError
+from tipl.forecast import Forecaster
 from tipl.policy import VAR_EPSILON
 from tipl.record import Normalizer, WeightRecorder
 
 try:
+    from gymnasium import spaces
     from stable_baselines3 import A2C, PPO, SAC, TD3
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.distributions import DiagGaussianDistribution
@@ -102,6 +108,66 @@ class SB3Recorder(BaseCallback):
     def _after_rollout(self) -> None:
         if self._unit == "rollout" and self._rollouts and self._rollouts % self._every == 0:
             self.recorder.snapshot()
+
+
+class SB3Accelerator(BaseCallback):
+    """Jumps to forecast weights between PPO's update and its next rollout, where the guard allows it.
+
+    Attributes:
+        accelerator: the Accelerator, from the beginning of the training on; `accelerator.counts` says what it did.
+    """
+
+    def __init__(self, forecaster: Forecaster | str | Path = "line", **settings: Any) -> None:
+        """
+        Args:
+            forecaster, settings: as `Accelerator` takes them.
+        """
+        super().__init__()
+        self._forecaster, self._settings_of_jumps = forecaster, settings
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        if not isinstance(model, PPO):
+            raise TiplError(f"SB3Accelerator accelerates PPO, not {type(model).__name__}.")
+        policy = model.policy
+        assert isinstance(policy, ActorCriticPolicy)
+        named = [(name, p) for name, p in policy.named_parameters() if not name.startswith(_CRITIC)]
+
+        def distribution(observations: Tensor) -> torch.distributions.Distribution:
+            made = policy.get_distribution(observations).distribution
+            if not isinstance(made, torch.distributions.Distribution):
+                raise TiplError("SB3Accelerator takes continuous or discrete actions, not several discrete ones.")
+            return made
+
+        self.accelerator = Accelerator(named, self._forecaster, distribution=distribution, **self._settings_of_jumps)
+        self._batch: Batch | None = None
+        self._returns: list[float] = []
+
+    def _on_step(self) -> bool:
+        self._returns += [float(info["episode"]["r"]) for info in self.locals["infos"] if "episode" in info]
+        return True
+
+    def _on_rollout_end(self) -> None:
+        model: Any = self.model
+        buffer = model.rollout_buffer
+        if isinstance(buffer.observations, dict):
+            raise TiplError("SB3Accelerator takes flat observations or images, not dictionaries.")
+
+        def samples(array: Any) -> Tensor:
+            """[S, E, …] to [S·E, …], a copy: the update shuffles the buffer's own."""
+            return torch.as_tensor(array.reshape(-1, *array.shape[2:]).copy(), device=model.device)
+
+        actions = samples(buffer.actions)
+        if not isinstance(model.action_space, spaces.Box):
+            actions = actions.reshape(len(actions), -1).squeeze(1)
+        self._batch = Batch(
+            samples(buffer.observations), actions, samples(buffer.log_probs), samples(buffer.advantages), self._returns
+        )
+        self._returns = []
+
+    def _on_rollout_start(self) -> None:
+        if self._batch is not None:  # the update on it has just ended
+            self.accelerator.step(self._batch)
 
 
 def _actor(model: Any) -> tuple[nn.Module | Sequence[tuple[str, Tensor]], Any]:
