@@ -52,6 +52,7 @@ def test_a_straight_path_is_believed_and_gone_ahead_on() -> None:
     for jump in later:
         assert jump.kind == "accepted" and jump.share == 1
         np.testing.assert_allclose(jump.trust, 1, rtol=1e-4)
+        assert jump.displacement is not None
         np.testing.assert_allclose(jump.displacement, 15 * run.drift, rtol=1e-3, atol=1e-6)
 
 
@@ -90,7 +91,7 @@ def test_the_guard_shrinks_to_the_bound() -> None:
     judge = lambda w: Judgment(float(np.square(w - base).sum() / 2), 0.0)  # noqa: E731
     jump = run.iterate(judge)
     best = np.sqrt(0.02) / (100 * np.linalg.norm(run.drift) * jump.trust)
-    assert jump.kind == "shrunk" and jump.kl <= 0.01
+    assert jump.kind == "shrunk" and jump.kl <= 0.01 and jump.displacement is not None
     assert 0.85 * best <= jump.share <= best * 1.001
     np.testing.assert_allclose(np.linalg.norm(jump.displacement), np.sqrt(2 * jump.kl), rtol=1e-3)
 

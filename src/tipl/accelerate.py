@@ -8,6 +8,7 @@ environment steps, and their time is measured apart. Shapes: N seeds, I iteratio
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -297,13 +298,18 @@ def named_forecaster(
         case "autoregression":
             if fit is None:
                 raise TiplError("The autoregression is fitted on a store; give one, --fit STORE.")
-            data = Store.open(fit)
-            train = [data.trial(seed) for seed in data.split().train]
-            return Autoregression(horizons, normal_equations(train, difference_features(), horizons), RIDGES[1])
+            return _fitted(fit, tuple(horizons))
     if not (model_folder(name) / "config.json").exists():
         names = ", ".join(get_args(ForecasterName))
         raise TiplError(f"There is no forecaster {name!r}; give {names} or the folder of a causal model.")
     return CausalForecaster.from_pretrained(name, sizes)
+
+
+@functools.cache
+def _fitted(fit: Path, horizons: tuple[int, ...]) -> Autoregression:
+    data = Store.open(fit)
+    train = [data.trial(seed) for seed in data.split().train]
+    return Autoregression(horizons, normal_equations(train, difference_features(), horizons), RIDGES[1])
 
 
 def lookahead(count: int) -> FixedSum:
@@ -331,6 +337,11 @@ def compare(
 ) -> dict[str, Any]:
     """metrics.json: every arm by itself and beside the first, paired by seed; see ARCHITECTURE.md for its keys."""
     names = list(arms)
+    for name in names:
+        nothing = np.isnan(runs[name]["returns"]).all(axis=1)
+        if nothing.any():
+            seed = arms[name].config.seeds[int(nothing.argmax())]
+            raise TiplError(f"No episode of seed {seed} ended; give more --total-steps.")
     reference = runs[names[0]]["returns"]
     levels = thresholds(reference, targets)
     measured = {name: measures(arms[name].config, runs[name]["returns"], levels) for name in names}
@@ -372,7 +383,7 @@ def compare(
 
 def thresholds(reference_NI: np.ndarray, targets: Sequence[float]) -> dict[str, float]:
     """Returns to reach, by name: shares of the plain runs' gain, and the asked ones."""
-    start, final = float(np.nanmean(reference_NI[:, 0])), float(iqm(_final(reference_NI)))
+    start, final = float(_from_the_start(reference_NI)[:, 0].mean()), float(iqm(_final(reference_NI)))
     levels = {f"{share:.0%}": start + share * (final - start) for share in SHARES}
     return levels | {f"{target:g}": float(target) for target in targets}
 
@@ -391,18 +402,24 @@ def measures(
         found[f"steps to {name}"] = (iterations * config.ppo.batch_size).astype(float), reached
     everywhere = np.ones(len(returns_NI), bool)
     found["final return"] = _final(returns_NI), everywhere
-    found["mean return"] = np.nanmean(returns_NI, axis=1), everywhere
+    found["mean return"] = _from_the_start(returns_NI).mean(axis=1), everywhere
     return found
+
+
+def _from_the_start(returns_NI: np.ndarray) -> np.ndarray:
+    """With the first known return of a seed in the iterations before it."""
+    first = (~np.isnan(returns_NI)).argmax(axis=1)
+    return np.where(np.isnan(returns_NI), np.take_along_axis(returns_NI, first[:, None], axis=1), returns_NI)
 
 
 def _final(returns_NI: np.ndarray) -> np.ndarray:
     last = max(1, round(_FINAL * returns_NI.shape[1]))
-    return np.nanmean(returns_NI[:, -last:], axis=1)
+    return _from_the_start(returns_NI)[:, -last:].mean(axis=1)
 
 
-def _curve(returns_NI: np.ndarray) -> dict[str, list[float | None]]:
+def _curve(returns_NI: np.ndarray) -> dict[str, list[float]]:
     """IQM over seeds by iteration, and the quartiles."""
-    filled = np.where(np.isnan(returns_NI), np.nanmin(returns_NI), returns_NI)
+    filled = _from_the_start(returns_NI)
     low, high = np.quantile(filled, (0.25, 0.75), axis=0)
     return {"iqm": iqm(filled, axis=0).round(3).tolist(), "low": low.round(3).tolist(), "high": high.round(3).tolist()}
 

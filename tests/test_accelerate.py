@@ -1,0 +1,173 @@
+"""Paired runs: the judge against torch's distributions, the measures against plain loops, the promises on real runs.
+
+In: small runs of InvertedPendulum and CartPole.  Out: failures.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Categorical, Normal, kl_divergence
+
+import tipl.accelerate as module
+from tipl.accelerate import Arm, accelerate, batch_judge, compare, measures, named_forecaster, run_arms, thresholds
+from tipl.baselines import FixedSum
+from tipl.cli import main
+from tipl.errors import TiplError
+from tipl.jump import KINDS
+from tipl.presets import CollectConfig, DiscreteCollectConfig, JumpConfig
+from tipl.stack import Stack
+
+SHORT = CollectConfig(trials=3, total_steps=6 * 2048)
+
+
+def torch_policy(stack: Stack, weights: np.ndarray, obs: np.ndarray):
+    """The distribution over actions, by torch."""
+    x, tensors = torch.from_numpy(obs), list(stack.spec.unflatten(weights).values())
+    tensors = [torch.from_numpy(np.array(each)) for each in tensors]
+    log_std = None if stack.env.discrete else tensors.pop()
+    for layer in range(0, len(tensors), 2):
+        x = x @ tensors[layer].T + tensors[layer + 1]
+        x = torch.tanh(x) if layer < len(tensors) - 2 else x
+    return Categorical(logits=x) if log_std is None else Normal(x, log_std.exp())
+
+
+@pytest.mark.parametrize(
+    "config", [SHORT, DiscreteCollectConfig(trials=2, total_steps=2048)], ids=["normal", "categorical"]
+)
+def test_the_judge_is_what_torch_says(config: CollectConfig) -> None:
+    stack = Stack(config, config.seeds)
+    stack.iterate()
+    now = np.array(stack.policies[1])
+    other = now + 0.1 * np.random.default_rng(0).standard_normal(len(now)).astype(np.float32)
+    kl, surrogate = batch_judge(stack, 1)(other)
+    mine, batch = stack.copies(1), config.ppo.batch_size
+    obs = stack.obs[mine].reshape(batch, -1)
+    current, candidate = torch_policy(stack, now, obs), torch_policy(stack, other, obs)
+    actions = torch.from_numpy(stack.actions[mine].reshape(batch, -1))
+    actions = actions[:, 0] if stack.env.discrete else actions
+    expected = kl_divergence(current, candidate).reshape(batch, -1).sum(1).mean()
+    log_prob = candidate.log_prob(actions).reshape(batch, -1).sum(1)
+    ratio = (log_prob - torch.from_numpy(stack.log_probs[mine].reshape(-1))).exp()
+    advantages = torch.from_numpy(stack.advantages[mine].reshape(-1))
+    assert kl == pytest.approx(float(expected), rel=1e-4)
+    assert surrogate == pytest.approx(float((ratio * (advantages - advantages.mean())).mean()), rel=1e-3, abs=1e-5)
+
+
+def test_runs_are_plain_until_their_first_jump_and_are_not_run_twice(tmp_path: Path) -> None:
+    arms = {"plain": Arm(SHORT), "line": Arm(SHORT, "line")}
+    runs = run_arms(arms, tmp_path, workers=1)
+    plain, jumped = runs["plain"]["returns"], runs["line"]["returns"]
+    kinds = runs["line"]["kinds"]
+    assert plain.shape == (3, 6) and not np.array_equal(plain, jumped)
+    for n in range(3):
+        first = int(np.isin(kinds[n], [KINDS.index("accepted"), KINDS.index("shrunk")]).argmax())
+        assert first >= 1  # in the second iteration at the earliest
+        np.testing.assert_array_equal(plain[n, : first + 1], jumped[n, : first + 1])
+    stack = Stack(SHORT, [2])
+    alone = [stack.iterate().episodes[0][:, 1].mean() for _ in range(6)]
+    np.testing.assert_allclose(plain[1], alone)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+    again = run_arms(arms, tmp_path, workers=1)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+    np.testing.assert_array_equal(again["line"]["returns"], jumped)
+
+
+def test_noise_costs_nothing(tmp_path: Path) -> None:
+    """256-256 networks: what is random is at right angles to what comes, so that training ends as plain PPO's, to the
+    bit."""
+    config = dataclasses.replace(SHORT, trials=1, hidden_sizes=(256, 256))
+    runs = run_arms({"plain": Arm(config), "noise": Arm(config, "noise")}, tmp_path, workers=1)
+    assert set(runs["noise"]["kinds"].ravel()) == {KINDS.index("silent")}
+    np.testing.assert_array_equal(runs["noise"]["returns"], runs["plain"]["returns"])
+
+
+def test_a_forecaster_of_nan_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = FixedSum("nan", "NaN", 2, lambda back, h: np.full(len(back), np.nan))
+    monkeypatch.setattr(module, "named_forecaster", lambda *_: nan)
+    for name, arm in (("plain", Arm(SHORT)), ("nan", Arm(SHORT, "line"))):
+        module.run_part(arm, tmp_path / f"{name}.npz", [1])
+    plain, broken = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("plain", "nan"))
+    assert set(broken["kinds"].ravel()) == {KINDS.index("invalid")}
+    np.testing.assert_array_equal(broken["returns"], plain["returns"])
+
+
+def test_measures_against_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    returns = np.cumsum(rng.random((5, 6)), axis=1)
+    levels = {"low": 1.0, "never": 100.0}
+    found = measures(SHORT, returns, levels)
+    for n, row in enumerate(returns):
+        steps = next((i + 1 for i, value in enumerate(row) if value >= 1.0), 6) * 2048
+        assert found["steps to low"][0][n] == steps
+    assert (found["steps to never"][0] == 6 * 2048).all() and not found["steps to never"][1].any()
+    np.testing.assert_allclose(found["final return"][0], returns[:, -1])
+    np.testing.assert_allclose(found["mean return"][0], returns.mean(axis=1))
+
+
+def test_thresholds_are_shares_of_the_gain() -> None:
+    returns = np.array([[-10.0, 0, 10]] * 4)
+    assert thresholds(returns, [7]) == {"50%": 0.0, "75%": 5.0, "90%": 8.0, "7": 7.0}
+
+
+def test_compare_is_paired_by_seed() -> None:
+    """Twice as fast on every seed: the ratio is ½ with no width, however much seeds differ."""
+    arms = {"plain": Arm(SHORT), "line": Arm(SHORT, "line")}
+    slow, fast = np.zeros((3, 6)), np.zeros((3, 6))
+    for n, at in enumerate((1, 3, 5)):
+        slow[n, at:], fast[n, (at + 1) // 2 - 1 :] = 1, 1
+    zeros = {name: np.zeros((3, 6)) for name in ("shares", "kl", "trust")}
+    rest = {**zeros, "kinds": np.zeros((3, 6), np.int8), "seconds": np.ones(3), "jump_seconds": np.full(3, 0.5)}
+    found = compare(arms, {"plain": {"returns": slow, **rest}, "line": {"returns": fast, **rest}}, [1.0])["arms"][
+        "line"
+    ]
+    beside = found["beside"]["steps to 1"]
+    assert beside["ratio"] == 0.5 and beside["ratio_ci"] == [0.5, 0.5] and beside["seeds_improved"] == 1
+    assert found["reached"]["1"] == 3 and found["overhead"] == 1.0
+
+
+def test_returns_that_never_change(tmp_path: Path) -> None:
+    """MountainCar's run without success earns −200 in every episode."""
+    config = DiscreteCollectConfig(env_id="MountainCar-v0", trials=2, total_steps=4096)
+    out = accelerate(config, tmp_path / "out", workers=1)
+    found = json.loads((out / "metrics.json").read_text())["arms"]
+    assert found["plain"]["final return"]["mean"] == found["accelerated"]["final return"]["mean"] == -200
+
+
+def test_the_verb_writes_metrics(tmp_path: Path) -> None:
+    words = "accelerate --trials 2 --total-steps 8192 --targets 50 --forecaster line --horizon 2 --workers 1 --out"
+    assert main([*words.split(), str(tmp_path / "out")]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["seeds"] == [1, 2] and set(metrics["arms"]) == {"plain", "accelerated"}
+    assert metrics["arms"]["accelerated"]["jump"]["horizon"] == 2
+    assert sum(metrics["arms"]["accelerated"]["jumps"]["counts"].values()) == 2 * 4
+    assert "50" in metrics["thresholds"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--forecaster nothing", "--forecaster autoregression", "--every 0", "--max-kl 0", "--env-id Nothing-v4"],
+)
+def test_bad_input_is_one_line(flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["accelerate", *flags.split(), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("tipl: error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_lookahead_goes_halfway_back() -> None:
+    path = np.arange(26, dtype=np.float32)[:, None] * np.ones(4, np.float32)
+    forecaster = named_forecaster("lookahead", [4], 1, per_iteration=5)
+    from tipl.forecast import History
+
+    made = forecaster.forecast([History(1, 25, path, 4)], [5])
+    np.testing.assert_allclose(made[0, 0], 12.5)
+    with pytest.raises(TiplError, match="no forecaster"):
+        named_forecaster("nothing", [4], 1)
+
+
+def test_jump_settings_are_refused_by_name() -> None:
+    with pytest.raises(TiplError, match="--memory"):
+        JumpConfig(memory=1.0)
