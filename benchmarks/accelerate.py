@@ -3,9 +3,9 @@
 In: an environment.  Out: OUT/ablation.json, OUT/tuning.json, OUT/judgment.json; runs that are done are not run again.
 
 `ablate` and `tune` run on seeds from 1001 on, `judge` on seeds from 1: those chose nothing. `tune` runs every arm on
-the same grid of learning rates, annealing kept, and takes for each arm the one with the fewest mean steps to --target,
-or to 90% of the way to plain PPO's final return at 3e-4. `judge` runs every arm at 3e-4 and at the rate that was taken
-for it, beside plain PPO at 3e-4 (`beside`) and beside plain PPO at its own best rate (`beside_best`).
+the same grid of learning rates, annealing kept, and line jumps in a few variants, and takes for each arm what has the
+fewest mean steps to --target, or to 90% of the way to plain PPO's final return at 3e-4. `judge` runs every arm at 3e-4
+and as it was chosen, beside plain PPO at 3e-4 (`beside`) and beside plain PPO at its own best rate (`beside_best`).
 
     python benchmarks/accelerate.py InvertedPendulum-v4 --hidden-sizes 8 8 --total-steps 200000 --seeds 30 \\
         --target 900 --fit STORE --stages ablate tune judge --out OUT
@@ -14,6 +14,7 @@ for it, beside plain PPO at 3e-4 (`beside`) and beside plain PPO at its own best
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ BASE = RATES[0]
 TUNING_SEED = 1001
 ABLATION = {
     "as it is": {},
-    "no trust": {"trust": False},
+    "trust in proportion": {"full_trust": 1.0},
+    "no trust": {"full_trust": 0.0},
     "no guard": {"max_kl": 1e9, "surrogate": False},
-    "no trust, no guard": {"trust": False, "max_kl": 1e9, "surrogate": False},
+    "no trust, no guard": {"full_trust": 0.0, "max_kl": 1e9, "surrogate": False},
     "no surrogate": {"surrogate": False},
     "never back": {"fall": 0.0},
     "log-std too": {"log_std": True},
@@ -41,7 +43,9 @@ ABLATION = {
     "KL 0.03": {"max_kl": 0.03},
     "KL 0.1": {"max_kl": 0.1},
 }
-UNGUARDED = JumpConfig(trust=False, max_kl=1e9, surrogate=False, fall=0.0)  # Lookahead and averages as they are known
+UNGUARDED = JumpConfig(
+    full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0
+)  # Lookahead and averages, as they are known
 JUMPS = {
     "lookahead": dataclasses.replace(UNGUARDED, every=5),
     "average": UNGUARDED,
@@ -50,6 +54,16 @@ JUMPS = {
     "autoregression": JumpConfig(horizon=20),
     "causal": JumpConfig(horizon=20),
 }
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # of jumps, which `tune` chooses from
+    "line": {
+        "": {},
+        ", KL 0.02": {"max_kl": 0.02},
+        ", KL 0.02, log-std": {"max_kl": 0.02, "log_std": True},
+        ", h = 16, KL 0.02, log-std, trust in proportion": {
+            "horizon": 16, "max_kl": 0.02, "log_std": True, "full_trust": 1.0,
+        },
+    }
+}  # fmt: skip
 
 
 def arm(config: CollectConfig, rate: float, forecaster: str | None, fit: Path | None, **jump: Any) -> Arm:
@@ -90,16 +104,16 @@ def main() -> None:
     targets = [] if asked.target is None else [asked.target]
     measure = "steps to 90%" if asked.target is None else f"steps to {asked.target:g}"
 
-    def settle(stage: str, arms: dict[str, Arm], best: dict[str, float] | None = None) -> dict[str, Any]:
+    def settle(stage: str, arms: dict[str, Arm], best: dict[str, str] | None = None) -> dict[str, Any]:
         runs = run_arms(arms, asked.out)
         found = compare(arms, runs, targets)
         if best is not None:
-            plain = f"plain, {best['plain']:g}"
+            plain = best["plain"]
             again = compare({plain: arms[plain], **arms}, runs, targets)["arms"]
             for name in found["arms"]:
                 if name != plain:
                     found["arms"][name]["beside_best"] = again[name]["beside"]
-            found["best_rates"] = best
+            found["best"] = best
         say(found, measure)
         (asked.out / f"{stage}.json").write_text(json.dumps(found, indent=1) + "\n")
         return found
@@ -108,24 +122,35 @@ def main() -> None:
         arms = {"plain": arm(tuned, BASE, None, None)}
         arms |= {f"line, {name}": arm(tuned, BASE, "line", None, **change) for name, change in ABLATION.items()}
         settle("ablation", arms)
+
+    def choices(name: str, rates: Sequence[float]) -> dict[str, Arm]:
+        forecaster = None if name == "plain" else name
+        variants = VARIANTS.get(name, {"": {}})
+        return {
+            f"{name}{variant}, {rate:g}": arm(tuned, rate, forecaster, asked.fit, **change)
+            for variant, change in variants.items()
+            for rate in rates
+        }
+
     if "tune" in asked.stages:
         grid: dict[str, Arm] = {}
         for name in ("plain", *names):
-            for rate in asked.rates:
-                grid[f"{name}, {rate:g}"] = arm(tuned, rate, None if name == "plain" else name, asked.fit)
+            grid |= choices(name, asked.rates)
         settle("tuning", grid)
     if "judge" in asked.stages:
         found = json.loads((asked.out / "tuning.json").read_text())["arms"]
-        best = {
-            name: min(asked.rates, key=lambda rate: found[f"{name}, {rate:g}"][measure]["mean"])
-            for name in ("plain", *names)
-        }
-        print("best rates:", best)
-        arms = {}
+        arms, best = {}, {}
         for name in ("plain", *names):
-            for rate in dict.fromkeys((BASE, best[name])):
-                arms[f"{name}, {rate:g}"] = arm(judged, rate, None if name == "plain" else name, asked.fit)
+            tried = choices(name, asked.rates)
+            best[name] = min(tried, key=lambda each: found[each][measure]["mean"])
+            for key in dict.fromkeys((f"{name}, {BASE:g}", best[name])):
+                arms[key] = dataclasses.replace(tried[key], config=_judging(tried[key].config, judged))
+        print("best:", best)
         settle("judgment", arms, best)
+
+
+def _judging(config: CollectConfig, judged: CollectConfig) -> CollectConfig:
+    return dataclasses.replace(config, trials=judged.trials, seed=judged.seed)
 
 
 if __name__ == "__main__":

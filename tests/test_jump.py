@@ -70,6 +70,17 @@ def test_trust_is_the_least_squares_factor(factor: float) -> None:
     assert jumper.trust == pytest.approx(factor, rel=1e-4)
 
 
+@pytest.mark.parametrize(("factor", "believed"), [(0.5, 1.0), (0.15, 0.75)])
+def test_below_full_trust_belief_is_in_proportion(factor: float, believed: float) -> None:
+    jumper = Jumper(line(2), JumpConfig(full_trust=0.2, horizon=2), everything())
+    weights, drift = (each.astype(np.float64) for each in straight(0))
+    jumper.begin(weights)
+    jumper.step((weights + drift)[None], free)
+    jump = jumper.step((weights + drift + factor * drift)[None], free)
+    assert jump.trust == pytest.approx(factor, rel=1e-3) and jump.displacement is not None
+    np.testing.assert_allclose(jump.displacement, believed * 2 * factor * drift, rtol=1e-2, atol=1e-6)
+
+
 def test_trust_against_weighted_least_squares() -> None:
     rng = np.random.default_rng(1)
     jumper = Jumper(line(2), JumpConfig(memory=0.6, horizon=1, silent_below=2.0), everything())  # never jumps
@@ -178,7 +189,7 @@ def test_broken_forecasts_change_nothing(make) -> None:
 
 def test_huge_forecasts_are_rejected_by_the_guard_where_trust_is_off() -> None:
     run = Run(
-        Jumper(Broken(lambda w, h: w + np.full((1, h, P), 1e6, np.float32)), JumpConfig(trust=False), everything())
+        Jumper(Broken(lambda w, h: w + np.full((1, h, P), 1e6, np.float32)), JumpConfig(full_trust=0.0), everything())
     )
     for _ in range(3):
         base = run.weights + 5 * run.drift
@@ -200,7 +211,7 @@ def test_noise_falls_silent() -> None:
 
 
 def test_a_forecaster_of_no_movement_is_silent() -> None:
-    run = Run(Jumper(persistence(), JumpConfig(trust=False), everything()))
+    run = Run(Jumper(persistence(), JumpConfig(full_trust=0.0), everything()))
     assert {run.iterate().kind for _ in range(4)} == {"silent"}
 
 

@@ -27,7 +27,7 @@ from tipl.evaluate import evaluate
 from tipl.policy import policy_spec
 from tipl.presets import EvaluateConfig
 from tipl.returns import Policies, episode_seeds, policy_returns
-from tipl.sb3 import SB3Recorder
+from tipl.sb3 import SB3Accelerator, SB3Recorder
 from tipl.store import Store, Trial, data_verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
@@ -226,6 +226,28 @@ def test_what_cannot_be_recorded_is_said(tmp_path: Path):
     model = A2C("MlpPolicy", nameless, device="cpu")
     model.learn(5, callback=SB3Recorder(tmp_path / "store", 3, every=1, env_id="Pendulum-v1"))
     assert Store.open(tmp_path / "store").trial(3).env_id == "Pendulum-v1"
+
+
+@pytest.mark.parametrize("env_id", ["InvertedPendulum-v4", "CartPole-v1"])
+def test_an_accelerator_moves_the_actor_between_update_and_rollout(env_id: str):
+    watch = Watch(lambda policy: nn.utils.parameters_to_vector(policy.parameters()).detach().numpy().copy())
+    accelerate = SB3Accelerator("line", full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0)
+    before, after = deepcopy(watch), watch
+    model = PPO("MlpPolicy", VecNormalize(make_vec_env(env_id, seed=1)), seed=1, **SHORT)
+    model.learn(320, callback=CallbackList([before, accelerate, after]))
+    named = [(name, p.numel()) for name, p in model.policy.named_parameters()]
+    acts = np.concatenate([np.full(size, "value" not in name and "log_std" not in name) for name, size in named])
+    assert accelerate.accelerator.counts == {"accepted": 4}
+    for at in range(1, 5):  # the first rollout has no update before it
+        moved = after.weights[at] - before.weights[at]
+        came = before.weights[at] - after.weights[at - 1]
+        assert not moved[~acts].any()
+        np.testing.assert_allclose(moved[acts], 4 * came[acts], rtol=1e-2, atol=2e-6)
+
+
+def test_an_accelerator_of_another_algorithm_is_refused():
+    with pytest.raises(TiplError, match="PPO, not A2C"):
+        A2C("MlpPolicy", "Pendulum-v1", seed=0, device="cpu").learn(5, callback=SB3Accelerator())
 
 
 def test_without_stable_baselines3_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch):

@@ -60,7 +60,7 @@ class Jumper:
     """The jumps of one run.
 
     Trust is the least-squares factor b of what came on what was forecast, d ≈ b d̂, over the last iterations, held
-    within 0 and 1: noise earns none. It begins at 0, so the first jump is at the earliest in the second iteration.
+    within 0 and 1: noise earns next to none. It begins at 0: the first jump is at the earliest in the second iteration.
     """
 
     def __init__(self, forecaster: Forecaster, config: JumpConfig, moves_P: np.ndarray, trial: int = 0) -> None:
@@ -82,8 +82,7 @@ class Jumper:
 
     @property
     def trust(self) -> float:
-        if not self._config.trust:
-            return 1.0
+        """Between 0 and 1."""
         return float(np.clip(self._toward / self._square, 0, 1)) if self._square > 0 else 0.0
 
     def begin(self, weights_P: np.ndarray) -> None:
@@ -116,8 +115,10 @@ class Jumper:
         proposal = self._propose(now, len(snapshots))
         if proposal is None:
             return Jump("invalid", trust=trust)
-        wanted = np.where(self._moves_P, np.float32(trust) * proposal, np.float32(0))
-        if (self._config.trust and trust < self._config.silent_below) or not wanted.any():
+        full = self._config.full_trust
+        believed = min(1.0, trust / full) if full else 1.0
+        wanted = np.where(self._moves_P, np.float32(believed) * proposal, np.float32(0))
+        if (full and trust < self._config.silent_below) or not wanted.any():
             return Jump("silent", trust=trust)
         share, kl = self._longest(now + self._jumped, wanted, judge)
         if share == 0:

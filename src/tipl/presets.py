@@ -286,8 +286,8 @@ class JumpConfig:
     """Most that a jump may change the policy: mean KL(π_t ‖ π̃) over the batch, in nats."""
     surrogate: bool = True
     """Also refuse a jump that lowers the surrogate objective, the mean of ratio × advantage, on the batch."""
-    trust: bool = True
-    """Believe a forecaster as far as its last forecasts came true; without it, all the way."""
+    full_trust: float = 0.2
+    """Trust from which a forecast is believed in full, and below which in proportion; 0: always in full."""
     memory: float = 0.7
     """How much of the evidence about the forecaster is kept from one iteration to the next."""
     silent_below: float = 0.1
@@ -303,6 +303,7 @@ class JumpConfig:
         _require(self.every >= 1, f"--every is {self.every}; give at least 1.")
         _require(self.horizon >= 1, f"--horizon is {self.horizon}; give at least 1.")
         _require(self.max_kl > 0, f"--max-kl is {self.max_kl}; give more than 0.")
+        _require(0 <= self.full_trust <= 1, f"--full-trust is {self.full_trust}; give 0 to 1.")
         _require(0 <= self.memory < 1, f"--memory is {self.memory}; give 0 <= memory < 1.")
         _require(self.silent_below >= 0, f"--silent-below is {self.silent_below}; give 0 or more.")
         _require(self.fall >= 0, f"--fall is {self.fall}; give 0 or more.")

@@ -1,0 +1,297 @@
+"""The accelerator in a loop, the optimizer that jumps: against the same loop written out, torch's own, closed forms.
+
+In: small actors on random batches, a linear model, the example's PPO.  Out: failures.
+"""
+
+import runpy
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Normal, kl_divergence
+
+from tipl.accelerator import Accelerator, Batch, JumpingOptimizer
+from tipl.baselines import FixedSum
+from tipl.errors import TiplError
+
+EVERYTHING: dict[str, Any] = {"full_trust": 0.0, "max_kl": 1e9, "surrogate": False}  # no guard
+NAN = FixedSum("nan", "NaN", 2, lambda back, h: np.full(len(back), np.nan))
+
+
+class Agent(nn.Module):
+    """CleanRL's agent for continuous actions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.critic = nn.Linear(3, 1)
+        self.actor_mean = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+        self.actor_logstd = nn.Parameter(torch.zeros(1, 2))
+
+    def distribution(self, observations: Tensor) -> Normal:
+        return Normal(self.actor_mean(observations), self.actor_logstd.exp().expand(len(observations), -1))
+
+
+class Loop:
+    """Policy gradients on random batches, with an accelerator or without."""
+
+    def __init__(self, accelerator: Any = None, **settings: Any) -> None:
+        torch.manual_seed(0)
+        self.agent = Agent()
+        self.optimizer = torch.optim.Adam(self.agent.parameters(), lr=1e-2)
+        self.accelerator = Accelerator(self.agent, accelerator, **settings) if accelerator is not None else None
+        self.rng = torch.Generator().manual_seed(1)
+
+    def iterate(self, returns: list[float] | None = None) -> None:
+        observations = torch.randn(64, 3, generator=self.rng)
+        actions, advantages = torch.randn(64, 2, generator=self.rng), torch.randn(64, generator=self.rng)
+        log_probs = self.agent.distribution(observations).log_prob(actions).sum(1).detach()
+        for _ in range(5):
+            ratio = (self.agent.distribution(observations).log_prob(actions).sum(1) - log_probs).exp()
+            loss = -(ratio * advantages).mean() + self.agent.critic(observations).square().mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        self.batch = Batch(observations, actions, log_probs, advantages, returns or [])
+        self.before = self.actor()
+        if self.accelerator is not None:
+            self.accelerator.step(self.batch)
+
+    def actor(self) -> np.ndarray:
+        parameters = [p for name, p in self.agent.named_parameters() if name.startswith("actor")]
+        return nn.utils.parameters_to_vector(parameters).detach().numpy().copy()
+
+
+def test_an_unguarded_line_goes_on_by_four_iterations() -> None:
+    loop = Loop("line", **EVERYTHING, log_std=True)
+    path = [loop.actor()]
+    loop.iterate()
+    path.append(loop.before)
+    np.testing.assert_allclose(loop.actor(), path[1] + 4 * (path[1] - path[0]), rtol=1e-4, atol=1e-6)
+
+
+def test_only_the_actor_jumps_and_its_log_std_is_asked_for() -> None:
+    loop = Loop("line", **EVERYTHING)
+    start = loop.actor()
+    critic = deepcopy(loop.agent.critic.state_dict())
+    loop.iterate()
+    moments = deepcopy(loop.optimizer.state_dict())
+    named = [name for name, _ in loop.agent.named_parameters() if name.startswith("actor")]
+    first = loop.agent.actor_logstd.numel()
+    assert named[0] == "actor_logstd"
+    moved = loop.actor() - loop.before
+    assert not moved[:first].any() and (moved[first:] != 0).mean() > 0.9
+    np.testing.assert_allclose(moved[first:], 4 * (loop.before - start)[first:], rtol=1e-3, atol=1e-6)
+    plain = Loop()
+    plain.iterate()
+    assert all(
+        torch.equal(plain.agent.critic.state_dict()[name], loop.agent.critic.state_dict()[name]) for name in critic
+    )
+    for index, state in plain.optimizer.state_dict()["state"].items():
+        assert torch.equal(state["exp_avg"], moments["state"][index]["exp_avg"])
+
+
+@pytest.mark.parametrize("bound", [1e-2, 1e-3])
+def test_the_guard_holds_in_torchs_own_terms(bound: float) -> None:
+    loop = Loop("line", full_trust=0.0, max_kl=bound, surrogate=False, horizon=50)
+    for _ in range(3):
+        loop.iterate()
+        after = loop.actor()
+        now = loop.agent.distribution(loop.batch.observations)
+        nn.utils.vector_to_parameters(
+            torch.from_numpy(loop.before), [p for n, p in loop.agent.named_parameters() if n.startswith("actor")]
+        )
+        kl = kl_divergence(loop.agent.distribution(loop.batch.observations), now).sum(1).mean().item()
+        nn.utils.vector_to_parameters(
+            torch.from_numpy(after), [p for n, p in loop.agent.named_parameters() if n.startswith("actor")]
+        )
+        jump = loop.accelerator.last  # pyright: ignore[reportOptionalMemberAccess]
+        assert jump is not None and jump.kind == "shrunk"
+        assert 0.5 * bound < kl <= bound * 1.001 and kl == pytest.approx(jump.kl, rel=1e-3)
+
+
+@pytest.mark.parametrize(("forecaster", "kind"), [(NAN, "invalid"), ("noise", "silent")], ids=["nan", "noise"])
+def test_bad_forecasts_leave_the_run_as_it_is(forecaster: Any, kind: str) -> None:
+    accelerated, plain = Loop(forecaster, silent_below=1.0), Loop()
+    for _ in range(5):
+        accelerated.iterate()
+        plain.iterate()
+        np.testing.assert_array_equal(accelerated.actor(), plain.actor())
+    assert accelerated.accelerator is not None and accelerated.accelerator.counts == {kind: 5}
+
+
+def test_a_fall_of_the_return_takes_the_jump_back() -> None:
+    loop = Loop("line", **EVERYTHING)
+    loop.iterate([10.0, 11.0, 12.0])
+    jumped = loop.actor() - loop.before
+    loop.iterate([1.0, 2.0, 3.0])
+    assert loop.accelerator is not None and loop.accelerator.counts == {"accepted": 1, "taken back": 1}
+    np.testing.assert_allclose(loop.actor(), loop.before - jumped, rtol=1e-5, atol=1e-7)
+
+
+def test_a_checkpoint_goes_on_to_the_bit(tmp_path: Path) -> None:
+    whole = Loop("line", full_trust=0.0)
+    for _ in range(6):
+        whole.iterate()
+    stopped = Loop("line", full_trust=0.0)
+    for _ in range(3):
+        stopped.iterate()
+    assert stopped.accelerator is not None and whole.accelerator is not None
+    states = {"agent": stopped.agent, "optimizer": stopped.optimizer, "accelerator": stopped.accelerator}
+    torch.save({name: each.state_dict() for name, each in states.items()}, tmp_path / "checkpoint")
+    resumed = Loop("line", full_trust=0.0)
+    assert resumed.accelerator is not None
+    saved = torch.load(tmp_path / "checkpoint", weights_only=True)
+    resumed.agent.load_state_dict(saved["agent"])
+    resumed.optimizer.load_state_dict(saved["optimizer"])
+    resumed.accelerator.load_state_dict(saved["accelerator"])
+    resumed.rng.set_state(stopped.rng.get_state())
+    for _ in range(3):
+        resumed.iterate()
+    np.testing.assert_array_equal(resumed.actor(), whole.actor())
+    assert resumed.accelerator.counts == whole.accelerator.counts
+    with pytest.raises(TiplError, match="not of an accelerator of 2 weights"):
+        Accelerator(nn.Linear(1, 1), distribution=Categorical).load_state_dict(saved["accelerator"])
+
+
+def test_settings_are_refused_by_name() -> None:
+    with pytest.raises(TiplError, match="no such setting.*horizon"):
+        Accelerator(Agent(), horizons=3)
+    with pytest.raises(TiplError, match="--every"):
+        Accelerator(Agent(), every=0)
+    with pytest.raises(TiplError, match="distribution"):
+        Accelerator(nn.Linear(3, 2))
+    with pytest.raises(TiplError, match="no parameters"):
+        Accelerator([])
+    with pytest.raises(TiplError, match="no forecaster"):
+        Accelerator(Agent(), "nothing")
+
+
+def test_a_causal_model_forecasts_in_a_loop() -> None:
+    loop = Loop("causal", full_trust=0.0)
+    for _ in range(3):
+        loop.iterate()
+    assert loop.accelerator is not None and set(loop.accelerator.counts) <= {"accepted", "shrunk", "rejected"}
+    assert not np.array_equal(loop.actor(), loop.before)
+
+
+# The optimizer that jumps.
+
+X = torch.randn(32, 4, generator=torch.Generator().manual_seed(2))
+Y = X @ torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
+
+
+def fit(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, scheduler: Any = None) -> float:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (model(X) - Y).square().mean()
+        loss.backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    return float((model(X) - Y).square().mean())
+
+
+def linear() -> nn.Linear:
+    torch.manual_seed(3)
+    return nn.Linear(4, 1)
+
+
+def test_an_optimizer_that_never_jumps_is_the_other_one() -> None:
+    ours, torchs = linear(), linear()
+    jumping = JumpingOptimizer(torch.optim.Adam(ours.parameters(), lr=1e-2), NAN, period=10)
+    assert isinstance(jumping, torch.optim.Optimizer)
+    assert fit(ours, jumping, 50) == fit(torchs, torch.optim.Adam(torchs.parameters(), lr=1e-2), 50)
+    assert jumping.counts == {"invalid": 5}
+
+
+def test_jumps_save_steps_of_gradient_descent() -> None:
+    """Gradient descent with a small rate moves along nearly straight lines: what a line foresees, it would reach."""
+    ours, torchs = linear(), linear()
+    jumping = JumpingOptimizer(torch.optim.SGD(ours.parameters(), lr=1e-3), period=10, horizon=4)
+    plain = fit(torchs, torch.optim.SGD(torchs.parameters(), lr=1e-3), 200)
+    assert fit(ours, jumping, 200) < 0.5 * plain
+    assert jumping.counts["accepted"] >= 15
+
+
+def test_schedulers_work_on_it() -> None:
+    ours, torchs = linear(), linear()
+    jumping = JumpingOptimizer(torch.optim.SGD(ours.parameters(), lr=0.1), NAN, period=10)
+    other = torch.optim.SGD(torchs.parameters(), lr=0.1)
+    found = fit(ours, jumping, 20, torch.optim.lr_scheduler.CosineAnnealingLR(jumping, 20))
+    assert found == fit(torchs, other, 20, torch.optim.lr_scheduler.CosineAnnealingLR(other, 20))
+    assert jumping.param_groups[0]["lr"] == other.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_its_state_goes_on_to_the_bit(tmp_path: Path) -> None:
+    def make() -> tuple[nn.Module, JumpingOptimizer]:
+        model = linear()
+        return model, JumpingOptimizer(torch.optim.Adam(model.parameters(), lr=1e-3), period=10, horizon=3)
+
+    whole, optimizer = make()
+    fit(whole, optimizer, 77)
+    model, stopped = make()
+    fit(model, stopped, 33)
+    torch.save({"model": model.state_dict(), "optimizer": stopped.state_dict()}, tmp_path / "checkpoint")
+    saved = torch.load(tmp_path / "checkpoint", weights_only=True)
+    resumed, going_on = make()
+    resumed.load_state_dict(saved["model"])
+    going_on.load_state_dict(saved["optimizer"])
+    fit(resumed, going_on, 44)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert going_on.counts == optimizer.counts
+    with pytest.raises(TiplError, match="not the state of a JumpingOptimizer"):
+        going_on.load_state_dict(torch.optim.Adam(linear().parameters()).state_dict())
+
+
+def test_a_gradient_scaler_works_on_it() -> None:
+    """An infinite gradient skips the step of the other optimizer, and with it ours."""
+    model = linear()
+    jumping = JumpingOptimizer(torch.optim.SGD(model.parameters(), lr=1e-2), period=2, snapshots=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = [p.detach().clone() for p in model.parameters()]
+    for factor in (1.0, float("inf"), 1.0):
+        jumping.zero_grad()
+        scaler.scale((model(X) - Y).square().mean() * factor).backward()
+        scaler.step(jumping)
+        scaler.update()
+    assert sum(jumping.counts.values()) == 1  # two steps were taken: one period
+    assert scaler.get_scale() == 4.0
+    assert all(
+        torch.isfinite(p).all() and not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)
+    )
+
+
+def test_a_closure_keeps_it_from_raising_the_loss() -> None:
+    model = linear()
+    away = FixedSum("away", "twice the weights", 2, lambda back, h: np.where(back == 0, 1e3, 0.0))
+    jumping = JumpingOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), away, period=5, full_trust=0.0)
+
+    def closure() -> Tensor:
+        jumping.zero_grad()
+        loss = (model(X) - Y).square().mean()
+        loss.backward()
+        return loss
+
+    losses = [float(jumping.step(closure)) for _ in range(40)]
+    assert all(later <= earlier * 1.0001 for earlier, later in zip(losses, losses[1:], strict=False))
+    assert jumping.counts["accepted"] == 0
+
+
+def test_what_an_optimizer_cannot_do_is_said() -> None:
+    inner = torch.optim.SGD(linear().parameters(), lr=0.1)
+    with pytest.raises(TiplError, match="multiple"):
+        JumpingOptimizer(inner, period=7, snapshots=2)
+    with pytest.raises(TiplError, match="no further parameters"):
+        JumpingOptimizer(inner).add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+
+
+def test_the_example_runs_with_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = f"record_ppo.py --total-steps 8192 --forecaster line --store {tmp_path / 'store'}"
+    monkeypatch.setattr(sys, "argv", words.split())
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "record_ppo.py"), run_name="__main__")
