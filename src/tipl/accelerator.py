@@ -231,7 +231,7 @@ class JumpingOptimizer(torch.optim.Optimizer):
             now = _flat(self._weights)
             _assign(self._weights, weights_P)
             with torch.enable_grad():  # a closure may compute gradients; the next step begins with its own
-                loss = float(closure())
+                loss = float(torch.as_tensor(closure()).detach())
             _assign(self._weights, now)
             return Judgment(0.0, -loss if np.isfinite(loss) else -np.inf)
 

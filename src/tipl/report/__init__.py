@@ -1,14 +1,16 @@
 """The report: one self-contained HTML page, and beside it the figures for a paper.
 
-In: the folders of one or more evaluations (their metrics.json).  Out: OUT, and OUT's stem + "-figures/*.{png,pdf}".
+In: the folders of one or more evaluations or accelerations (their metrics.json).  Out: OUT, and OUT's stem + "-figures/*.{png,pdf}".
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from tipl.errors import TiplError
+from tipl.report.acceleration import Acceleration, is_acceleration, read_acceleration
 from tipl.report.figures import figures
 from tipl.report.page import Section, page
 from tipl.report.paper import print_figure
@@ -17,30 +19,35 @@ from tipl.report.verdict import verdict
 
 __all__ = ["report"]
 
+_Part = TypeVar("_Part", Evaluation, Acceleration)
+
 
 def report(evals: Sequence[Path], out: Path) -> Path:
-    """Write the page `out` about the evaluations in the folders `evals`, and its figures beside it.
+    """Write the page `out` about what `tipl evaluate` or `tipl accelerate` left in the folders `evals`, and its figures
+    beside it.
 
     Raises:
-        TiplError: there is no evaluation, a metrics.json cannot be used, or `out` cannot be written.
+        TiplError: there is none, a metrics.json cannot be used, or `out` cannot be written.
     """
     if not evals:
-        raise TiplError("No evaluation given; give the folder of at least one, as written by `tipl evaluate`.")
+        raise TiplError(
+            "Nothing to report; give at least one folder, as written by `tipl evaluate` or `tipl accelerate`."
+        )
     if out.is_dir():
         raise TiplError(f"{out} is a folder; give a file to write, such as {out / 'report.html'}.")
-    evaluations = _with_own_titles([read_evaluation(folder) for folder in evals])
+    runs = _with_own_titles([read_acceleration(folder) for folder in evals if is_acceleration(folder)])
     sections = []
-    for evaluation in evaluations:
+    for evaluation in _with_own_titles([read_evaluation(folder) for folder in evals if not is_acceleration(folder)]):
         drawn, left_out = figures(evaluation)
         sections.append(Section(evaluation, verdict(evaluation), tuple(drawn), tuple(left_out)))
     folder = out.with_name(f"{out.stem}-figures")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for section in sections:
+        for section in (*sections, *runs):
             for figure in section.figures:
                 print_figure(replace(figure, name=section.file_name(figure)), folder)
         unfinished = out.with_name(f"{out.name}.part")
-        unfinished.write_text(page(sections, folder.name), encoding="utf-8")
+        unfinished.write_text(page(sections, runs, folder.name), encoding="utf-8")
         os.replace(unfinished, out)
     except OSError as error:
         raise TiplError(
@@ -49,12 +56,12 @@ def report(evals: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def _with_own_titles(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Number the evaluations whose environments are the same, so that no two share a heading or a file."""
-    titles = [evaluation.title for evaluation in evaluations]
+def _with_own_titles(parts: Sequence[_Part]) -> list[_Part]:
+    """Number those whose environments are the same, so that no two share a heading or a file."""
+    titles = [part.title for part in parts]
     return [
-        replace(evaluation, title=f"{evaluation.title} ({titles[:place].count(evaluation.title) + 1})")
-        if titles.count(evaluation.title) > 1
-        else evaluation
-        for place, evaluation in enumerate(evaluations)
+        replace(part, title=f"{part.title} ({titles[:place].count(part.title) + 1})")
+        if titles.count(part.title) > 1
+        else part
+        for place, part in enumerate(parts)
     ]

@@ -1,6 +1,6 @@
 """The HTML page: text and tables are written here, figures are drawn from embedded data by page.js.
 
-In: the sections of a report.  Out: one HTML document that loads nothing, neither from the network nor from the disk.
+In: the evaluations and the accelerations of a report.  Out: one HTML document that loads nothing, neither from the network nor from the disk.
 """
 
 import dataclasses
@@ -12,11 +12,14 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from tipl.report.acceleration import Acceleration, Cell
 from tipl.report.figure import DARK, LIGHT, Figure
 from tipl.report.read import Curve, Evaluation, Forecaster, Intervals
 from tipl.report.verdict import Judgment, Standing, Verdict
 from tipl.report.wording import GLOSSARY, ahead, duration, interval, listing, number, number_interval, score, slug
 
+QUESTION = "Better than doing nothing? Better than a line?"
+QUESTION_OF_RUNS = "Do forecasts inside a live run save environment steps?"
 SIGNS = {"better": "▲", "worse": "▼", "no better": "≈"}
 LEAD = "minus best baseline"
 NOTHING = '<td class="none" data-label="{label}"><span title="not measured or not defined">–</span></td>'
@@ -40,18 +43,25 @@ class Section:
         return f"{self.anchor}-{figure.name}"
 
 
-def page(sections: Sequence[Section], figures_folder: str) -> str:
+def page(sections: Sequence[Section], runs: Sequence[Acceleration], figures_folder: str) -> str:
     """The whole document. `figures_folder` is where the files of the figures lie, relative to the page."""
-    titles = [section.evaluation.title for section in sections]
-    data = {section.file_name(figure): _compact(figure) for section in sections for figure in section.figures}
+    titles = [*(section.evaluation.title for section in sections), *(run.heading for run in runs)]
+    anchors = [part.anchor for part in (*sections, *runs)]
+    data = {part.file_name(figure): _compact(figure) for part in (*sections, *runs) for figure in part.figures}
     resources = files("tipl.report")
     parts = {
         "title": escape(f"{listing(titles)}: tipl report"),
         "style": resources.joinpath("page.css").read_text(encoding="utf-8").replace("/* colors */", _colors()),
         "script": resources.joinpath("page.js").read_text(encoding="utf-8"),
-        "navigation": "".join(f'<a href="#{s.anchor}">{escape(s.evaluation.title)}</a>' for s in sections),
-        "answer": "".join(_finding(section, len(sections) > 1) for section in sections) + _summary(sections),
-        "sections": "".join(_section(section, figures_folder) for section in sections),
+        "navigation": "".join(
+            f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in zip(anchors, titles, strict=True)
+        ),
+        "question": QUESTION if sections else QUESTION_OF_RUNS,
+        "answer": "".join(_finding(s.evaluation.title, s.verdict.sentence, len(titles) > 1) for s in sections)
+        + _summary(sections)
+        + "".join(_finding(run.heading, run.sentence, len(titles) > 1) for run in runs),
+        "sections": "".join(_section(section, figures_folder) for section in sections)
+        + "".join(_run_section(run, figures_folder) for run in runs),
         "glossary": "".join(
             f'<div><dt id="{_word_anchor(word)}">{escape(word)}</dt><dd>{escape(meaning)}</dd></div>'
             for word, meaning in GLOSSARY.items()
@@ -66,9 +76,9 @@ def page(sections: Sequence[Section], figures_folder: str) -> str:
 # The first screen
 
 
-def _finding(section: Section, has_title: bool) -> str:
-    title = f"<h2>{escape(section.evaluation.title)}</h2>" if has_title else ""
-    return f'<div class="finding">{title}<p class="sentence">{escape(section.verdict.sentence)}</p></div>'
+def _finding(title: str, sentence: str, has_title: bool) -> str:
+    heading = f"<h2>{escape(title)}</h2>" if has_title else ""
+    return f'<div class="finding">{heading}<p class="sentence">{escape(sentence)}</p></div>'
 
 
 def _summary(sections: Sequence[Section]) -> str:
@@ -191,7 +201,7 @@ def _facts(evaluation: Evaluation) -> str:
     return f'<dl class="facts">{items}</dl>' if items else ""
 
 
-def _figure(section: Section, figure: Figure, figures_folder: str) -> str:
+def _figure(section: Section | Acceleration, figure: Figure, figures_folder: str) -> str:
     name = section.file_name(figure)
     path = escape(f"{figures_folder}/{name}")
     files_of = f'<a href="{path}.png" aria-label="PNG file">PNG</a><a href="{path}.pdf" aria-label="PDF file">PDF</a>'
@@ -280,28 +290,28 @@ def _cell(column: _Column, forecaster: Forecaster, horizon: int) -> str:
 
 def _provenance(section: Section) -> str:
     evaluation = section.evaluation
-    parts = []
-    if evaluation.command:
-        parts.append(f"<h4>Command</h4><pre>{escape(evaluation.command)}</pre>")
-    lists = [
-        (
-            "Data",
-            {
-                "store": evaluation.store,
-                "test trials": _seeds(evaluation.test_trials),
-                "validation trials": _seeds(evaluation.validation_trials),
-                "training trials": _seeds(evaluation.train_trials),
-            },
-        ),
-        ("Settings", dict(_flat(evaluation.config))),
-        ("Versions", dict(_flat(evaluation.versions))),
-        ("Time", {stage: duration(seconds) for stage, seconds in evaluation.seconds.items()}),
-    ]
-    for title, items in lists:
+    lists = {
+        "Data": {
+            "store": evaluation.store,
+            "test trials": _seeds(evaluation.test_trials),
+            "validation trials": _seeds(evaluation.validation_trials),
+            "training trials": _seeds(evaluation.train_trials),
+        },
+        "Settings": dict(_flat(evaluation.config)),
+        "Versions": dict(_flat(evaluation.versions)),
+        "Time": {stage: duration(seconds) for stage, seconds in evaluation.seconds.items()},
+    }
+    command = f"<h4>Command</h4><pre>{escape(evaluation.command)}</pre>" if evaluation.command else ""
+    return _details(command, lists)
+
+
+def _details(first: str, lists: Mapping[str, Mapping[str, str]]) -> str:
+    parts = [first]
+    for title, items in lists.items():
         rows = "".join(
             f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in items.items() if text
         )
-        parts.append(f'<h4>{title}</h4><dl class="settings">{rows}</dl>' if rows else "")
+        parts.append(f'<h4>{escape(title)}</h4><dl class="settings">{rows}</dl>' if rows else "")
     return f'<details class="provenance"><summary>How these numbers were made</summary>{"".join(parts)}</details>'
 
 
@@ -328,6 +338,39 @@ def _setting(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_setting, value))
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# One acceleration
+
+
+def _run_section(run: Acceleration, figures_folder: str) -> str:
+    drawn = "".join(_figure(run, figure, figures_folder) for figure in run.figures)
+    facts = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in run.facts.items())
+    head = "".join(_sort_head(escape(column), column, place > 0) for place, column in enumerate(run.columns))
+    rows = "".join(
+        f'<tr><th scope="row" data-value="{escape(name)}">{escape(name)}</th>'
+        f"{''.join(map(_run_cell, run.columns[1:], cells))}</tr>"
+        for name, cells in run.rows.items()
+    )
+    table = (
+        f'<div class="numbers" id="{run.anchor}-numbers"><div class="heading"><h3>All numbers</h3></div>'
+        f'<div class="table-frame scroll" tabindex="0" role="region" aria-label="All numbers">'
+        f'<table class="sortable"><caption class="hidden">{escape(run.heading)}: every arm</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
+    )
+    lists = {name: dict(_flat(settings)) for name, settings in run.settings.items()}
+    return (
+        f'<section class="evaluation" id="{run.anchor}"><h2>{escape(run.heading)}</h2><dl class="facts">{facts}</dl>'
+        f"{drawn}{table}{_details('', lists)}</section>"
+    )
+
+
+def _run_cell(column: str, cell: Cell | None) -> str:
+    if cell is None:
+        return NOTHING.format(label=escape(column))
+    bounds = f"<small>{number_interval(cell.interval)}</small>" if cell.interval else ""
+    note = f"<small>{escape(cell.note)}</small>" if cell.note else ""
+    return f'<td class="number" data-value="{cell.value!r}">{number(cell.value)}{bounds}{note}</td>'
 
 
 # Parts

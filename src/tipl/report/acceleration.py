@@ -1,0 +1,252 @@
+"""Accelerated runs beside plain ones: what is concluded, drawn and tabled.
+
+In: the folder of `tipl accelerate` (its metrics.json).  Out: an `Acceleration`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tipl.errors import TiplError
+from tipl.report.figure import MARKERS, NEUTRAL, Axis, Figure, Panel, Rule, Series, linear_axis
+from tipl.report.wording import duration, listing, number, number_interval, slug
+
+SCHEMA = 1
+KIND_COLORS = {"accepted": 2, "shrunk": 5, "rejected": 4, "taken back": 1, "invalid": 6, "silent": 8}
+"""Of what jumps came to; iterations in which none was due are the rest."""
+TRUST_COLOR = 3
+MOST_PANELS = 6
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of the table."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What one metrics.json of `tipl accelerate` says; arms are compared with the first."""
+
+    title: str
+    sentence: str
+    facts: Mapping[str, str]
+    figures: tuple[Figure, ...]
+    columns: tuple[str, ...]
+    rows: Mapping[str, Sequence[Cell | None]]
+    settings: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title}, accelerated"
+
+    @property
+    def anchor(self) -> str:
+        return slug(self.heading)
+
+    def file_name(self, figure: Figure) -> str:
+        """Of the figure's files, without an ending."""
+        return f"{self.anchor}-{figure.name}"
+
+
+def is_acceleration(folder: Path) -> bool:
+    """Whether a folder's metrics.json is of `tipl accelerate`; one that cannot be read is not."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return False
+    return isinstance(metrics, dict) and "arms" in metrics
+
+
+def read_acceleration(folder: Path) -> Acceleration:
+    """Read FOLDER/metrics.json.
+
+    Raises:
+        TiplError: it has another schema, or holds something that is no acceleration.
+    """
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    if metrics.get("schema") != SCHEMA:
+        raise TiplError(
+            f"{path} has schema {metrics.get('schema')!r}, this version reads {SCHEMA}; accelerate again with it."
+        )
+    try:
+        return _acceleration(metrics)
+    except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
+        raise TiplError(f"{path} is not an acceleration ({error!r}); accelerate again with this version.") from error
+
+
+def _acceleration(metrics: Mapping[str, Any]) -> Acceleration:
+    arms, levels, seeds = metrics["arms"], metrics["thresholds"], metrics["seeds"]
+    first = next(iter(arms))
+    config = arms[first]["config"]
+    figures = [_curves(metrics), _thresholds(metrics), _finals(metrics), _jumps(metrics)]
+    return Acceleration(
+        title=str(metrics["env_id"]),
+        sentence=_sentence(arms, first, len(seeds)),
+        facts={
+            "Policy": f"{'-'.join(map(str, config['hidden_sizes']))} hidden",
+            "Seeds, paired": str(len(seeds)),
+            "Steps a run": f"{config['total_steps']:,}",
+            "Compared with": first,
+        },
+        figures=tuple(figure for figure in figures if figure),
+        columns=("Arm", *(f"steps to {level}" for level in levels), *(f"× {first}, {level}" for level in levels),
+                 "final return", "final − plain", "mean return", "jumps", "overhead"),
+        rows={name: _row(entry, list(levels), len(seeds)) for name, entry in arms.items()},
+        settings={name: {k: e[k] for k in ("config", "forecaster", "jump", "fit") if k in e} for name, e in arms.items()}
+        | {"Time": {name: duration(entry["seconds"]) for name, entry in arms.items()}, "Versions": metrics["versions"]},
+    )  # fmt: skip
+
+
+def _sentence(arms: Mapping[str, Any], first: str, seeds: int) -> str:
+    """Which arms need fewer environment steps to 90% of the gain, and whether any ends lower; by 95% intervals."""
+    groups: dict[str, list[str]] = {"Fewer": [], "No fewer": [], "More": []}
+    lower = []
+    for name, entry in arms.items():
+        if name == first:
+            continue
+        beside, final = entry["beside"]["steps to 90%"], entry["beside"]["final return"]
+        low, high = beside["ratio_ci"] or (beside["ratio"],) * 2
+        said = f"{number(beside['ratio'])} × {number_interval((low, high)) if beside['ratio_ci'] else ''}".strip()
+        groups["Fewer" if high < 1 else "More" if low > 1 else "No fewer"].append(f"{name} ({said})")
+        if final["difference_ci"] and final["difference_ci"][1] < 0:
+            lower.append(f"{name} ({number(final['difference'])} {number_interval(final['difference_ci'])})")
+    clauses = [f"{word} environment steps than {first}: {listing(who)}." for word, who in groups.items() if who]
+    sentence = f"To 90% of the return that plain training gains, paired over {seeds} seeds. {' '.join(clauses)}"
+    if lower:
+        return f"{sentence} A lower final return beyond the interval: {listing(lower)}."
+    return f"{sentence} None ends with a lower return beyond the interval."
+
+
+def _row(entry: Mapping[str, Any], levels: Sequence[str], seeds: int) -> list[Cell | None]:
+    def own(measure: str, note: str = "") -> Cell:
+        return Cell(entry[measure]["mean"], _pair(entry[measure]["mean_ci"]), note)
+
+    def beside(measure: str, kind: str) -> Cell | None:
+        found = entry["beside"][measure] if "beside" in entry else None
+        return Cell(found[kind], _pair(found[f"{kind}_ci"])) if found else None
+
+    jumps = entry["jumps"]["counts"] if "jumps" in entry else None
+    made = sum(jumps[kind] for kind in ("accepted", "shrunk")) if jumps else 0
+    others = ", ".join(f"{count} {kind}" for kind, count in jumps.items() if count) if jumps else ""
+    return [
+        *(
+            own(
+                f"steps to {level}", "" if entry["reached"][level] == seeds else f"reached by {entry['reached'][level]}"
+            )
+            for level in levels
+        ),
+        *(beside(f"steps to {level}", "ratio") for level in levels),
+        own("final return"),
+        beside("final return", "difference"),
+        own("mean return"),
+        Cell(made, note=others) if jumps else None,
+        Cell(entry["overhead"]) if jumps else None,
+    ]
+
+
+def _pair(bounds: Sequence[float] | None) -> tuple[float, float] | None:
+    return (bounds[0], bounds[1]) if bounds else None
+
+
+def _steps(metrics: Mapping[str, Any], count: int) -> tuple[float, ...]:
+    return tuple(float((i + 1) * metrics["steps_per_iteration"]) for i in range(count))
+
+
+def _curves(metrics: Mapping[str, Any]) -> Figure:
+    series = []
+    for place, (name, entry) in enumerate(metrics["arms"].items()):
+        curve = entry["curve"]
+        color, dash = (NEUTRAL, 0) if place == 0 else ((place - 1) % NEUTRAL, (place - 1) // NEUTRAL)
+        x = _steps(metrics, len(curve["iqm"]))
+        bounds = tuple(curve["low"]), tuple(curve["high"])
+        series.append(Series(name, name, color, x, tuple(curve["iqm"]), *bounds, dash=dash, marker="none"))
+    values = [v for line in series for v in (*line.y, *line.low, *line.high) if v is not None]
+    rules = tuple(Rule(f"{level} of the gain", value) for level, value in metrics["thresholds"].items() if "%" in level)
+    x = linear_axis("Environment step", [0, *(v for line in series for v in line.x)], is_tight=True)
+    panel = Panel("", x, linear_axis("Return while training", values), tuple(series), rules=rules)
+    caption = (
+        "Interquartile mean over seeds of the mean return of the episodes that ended in an iteration. Shaded: the "
+    )
+    caption += "quartiles over seeds."
+    return Figure("curves", "Learning curves", caption, (panel,))
+
+
+def _thresholds(metrics: Mapping[str, Any]) -> Figure | None:
+    arms = {name: entry for name, entry in metrics["arms"].items() if "beside" in entry}
+    levels = list(metrics["thresholds"])
+    groups = []
+    for turn, level in enumerate(levels):
+        found = [entry["beside"][f"steps to {level}"] for entry in arms.values()]
+        shift = 0.6 * ((turn + 0.5) / len(levels) - 0.5)
+        groups.append(_dots(f"to {level}", turn, [f["ratio"] for f in found], [f["ratio_ci"] for f in found], shift))
+    if not arms:
+        return None
+    panel = _rows("Environment steps ÷ plain training’s", list(arms), groups, Rule("As many", 1.0))
+    caption = (
+        "Ratio of mean environment steps until the return of an iteration first reaches a threshold: shares of the "
+    )
+    caption += "way from plain training’s first return to its final one, or a return asked for. A run that never does "
+    caption += "counts with its length. Bars: 95% intervals, paired by seed."
+    return Figure("steps-to-threshold", "Environment steps to a return", caption, (panel,))
+
+
+def _finals(metrics: Mapping[str, Any]) -> Figure:
+    panels = []
+    for measure, title in (("final return", "Final return"), ("mean return", "Mean return over training")):
+        found = [entry[measure] for entry in metrics["arms"].values()]
+        dots = _dots(title, 0, [f["mean"] for f in found], [f["mean_ci"] for f in found], 0.0)
+        panels.append(_rows(title, list(metrics["arms"]), [dots], None))
+    caption = (
+        "Final: of the last tenth of the iterations. Mean: the area under the learning curve. Bars: 95% intervals "
+    )
+    caption += "over seeds."
+    return Figure("final-return", "Returns", caption, tuple(panels))
+
+
+def _jumps(metrics: Mapping[str, Any]) -> Figure | None:
+    panels = []
+    jumping = {name: entry["jumps"] for name, entry in metrics["arms"].items() if "jumps" in entry}
+    for name, jumps in list(jumping.items())[:MOST_PANELS]:
+        series = []
+        for turn, (kind, color) in enumerate(KIND_COLORS.items()):
+            shares = jumps["by_iteration"][kind]
+            if any(shares):
+                x = _steps(metrics, len(shares))
+                series.append(Series(kind, kind, color, x, tuple(shares), marker="none", dash=turn % 3))
+        x = _steps(metrics, len(jumps["trust"]))
+        trust = Series("trust", "Mean trust", TRUST_COLOR, x, tuple(jumps["trust"]), marker="none", dash=3)
+        axis = linear_axis("Environment step", [0, *x], is_tight=True)
+        panels.append(Panel(name, axis, linear_axis("Share of seeds; trust", [0, 1]), (*series, trust)))
+    if not panels:
+        return None
+    caption = (
+        "What came of each iteration: the forecast weights accepted in full, shrunk to the bound on KL, rejected, "
+    )
+    caption += (
+        "taken back because the return fell after, invalid (NaN or huge), or none because the forecaster has not "
+    )
+    caption += "earned trust. Trust: how much of what it foresaw of the last iterations came true."
+    return Figure("jumps", "Jumps over time", caption, tuple(panels))
+
+
+def _dots(label: str, turn: int, values: Sequence[float], bounds: Sequence[Any], shift: float) -> Series:
+    return Series(
+        label, label, turn % NEUTRAL, tuple(values), tuple(row + shift for row in range(len(values))),
+        tuple(b[0] if b else None for b in bounds), tuple(b[1] if b else None for b in bounds),
+        line=False, marker=MARKERS[turn % len(MARKERS)],
+    )  # fmt: skip
+
+
+def _rows(label: str, names: Sequence[str], groups: Sequence[Series], rule: Rule | None) -> Panel:
+    values = [v for group in groups for v in (*group.x, *group.low, *group.high) if v is not None]
+    ticks = tuple((float(row), name) for row, name in enumerate(names))
+    y = Axis("", -0.6, len(names) - 0.4, ticks, categorical=True)
+    x = linear_axis(label, [*values, *([rule.value] if rule else [])])
+    return Panel(label, x, y, tuple(groups), rules=(rule,) if rule else ())
