@@ -618,7 +618,7 @@ def test_a_page_that_cannot_be_written_is_refused(tmp_path: Path):
         report([folder], folder)
     with pytest.raises(TiplError, match="cannot be written"):
         report([folder], folder / "metrics.json" / "report.html")
-    with pytest.raises(TiplError, match="No evaluation given"):
+    with pytest.raises(TiplError, match="Nothing to report"):
         report([], tmp_path / "report.html")
 
 

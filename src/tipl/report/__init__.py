@@ -1,6 +1,7 @@
 """The report: one self-contained HTML page, and beside it the figures for a paper.
 
-In: the folders of one or more evaluations or accelerations (their metrics.json).  Out: OUT, and OUT's stem + "-figures/*.{png,pdf}".
+In: the folders of one or more evaluations or accelerations (their metrics.json).
+Out: OUT, and OUT's stem + "-figures/*.{png,pdf}".
 """
 
 import os

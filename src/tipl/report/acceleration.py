@@ -18,6 +18,7 @@ KIND_COLORS = {"accepted": 2, "shrunk": 5, "rejected": 4, "taken back": 1, "inva
 """Of what jumps came to; iterations in which none was due are the rest."""
 TRUST_COLOR = 3
 MOST_PANELS = 6
+_FACTS = ("config", "forecaster", "jump", "fit")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _acceleration(metrics: Mapping[str, Any]) -> Acceleration:
         columns=("Arm", *(f"steps to {level}" for level in levels), *(f"× {first}, {level}" for level in levels),
                  "final return", "final − plain", "mean return", "jumps", "overhead"),
         rows={name: _row(entry, list(levels), len(seeds)) for name, entry in arms.items()},
-        settings={name: {k: e[k] for k in ("config", "forecaster", "jump", "fit") if k in e} for name, e in arms.items()}
+        settings={name: {key: entry[key] for key in _FACTS if key in entry} for name, entry in arms.items()}
         | {"Time": {name: duration(entry["seconds"]) for name, entry in arms.items()}, "Versions": metrics["versions"]},
     )  # fmt: skip
 

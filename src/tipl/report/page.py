@@ -1,6 +1,7 @@
 """The HTML page: text and tables are written here, figures are drawn from embedded data by page.js.
 
-In: the evaluations and the accelerations of a report.  Out: one HTML document that loads nothing, neither from the network nor from the disk.
+In: the evaluations and the accelerations of a report.
+Out: one HTML document that loads nothing, neither from the network nor from the disk.
 """
 
 import dataclasses
