@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tipl.accelerate import accelerate
 from tipl.errors import TiplError
+from tipl.presets import CollectConfig
 from tipl.report import report
 from tipl.report.figure import DARK, LIGHT, linear_axis, log_axis
 from tipl.report.figures import REPW_COLOR, WPE_COLOR, figures
@@ -314,6 +316,63 @@ class Page(HTMLParser):
 
 
 NO_NUMBER = re.compile(r"\b(nan|NaN|undefined|None|null|inf|Infinity)\b")
+
+
+@pytest.fixture(scope="session")
+def accelerated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real runs, plain and with jumps."""
+    config = CollectConfig(trials=3, total_steps=8 * 2048, hidden_sizes=(8, 8))
+    return accelerate(config, tmp_path_factory.mktemp("accelerated"), targets=[60], workers=1)
+
+
+def test_an_acceleration_beside_an_evaluation(accelerated: Path, metrics: dict[str, Any], tmp_path: Path):
+    found = json.loads((accelerated / "metrics.json").read_text())
+    out = report([accelerated, write(tmp_path / "eval", metrics)], tmp_path / "out.html")
+    document = Page(out)
+    assert not document.loads and "Better than doing nothing?" in document.text
+    title = "inverted-pendulum-v4-accelerated"
+    figures = {name: figure for name, figure in json.loads(document.data).items() if name.startswith(title)}
+    assert {name.removeprefix(f"{title}-") for name in figures} == {
+        "curves", "steps-to-threshold", "final-return", "jumps",
+    }  # fmt: skip
+    plain, jumps = (found["arms"][name] for name in ("plain", "accelerated"))
+    lines = {s["key"]: s for s in figures[f"{title}-curves"]["panels"][0]["series"]}
+    assert lines["plain"]["y"] == pytest.approx(plain["curve"]["iqm"], rel=1e-5)
+    assert lines["accelerated"]["x"] == [2048 * (i + 1) for i in range(8)]
+    dots = {s["key"]: s for s in figures[f"{title}-steps-to-threshold"]["panels"][0]["series"]}
+    assert dots["to 60"]["x"] == pytest.approx([jumps["beside"]["steps to 60"]["ratio"]], rel=1e-5)
+    shown = {s["key"]: s["y"] for s in figures[f"{title}-jumps"]["panels"][0]["series"]}
+    assert shown["trust"] == pytest.approx(jumps["jumps"]["trust"], rel=1e-5)
+    for kind in ("accepted", "shrunk", "silent"):
+        if kind in shown:
+            assert shown[kind] == pytest.approx(jumps["jumps"]["by_iteration"][kind], rel=1e-5)
+    for name in figures:
+        for ending in ("png", "pdf"):
+            assert (tmp_path / "out-figures" / f"{name}.{ending}").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("ratio", "difference", "words"),
+    [
+        ([0.5, 0.7], [-1.0, 2.0], ["Fewer environment steps", "None ends with a lower return"]),
+        ([0.9, 1.1], [-1.0, 2.0], ["No fewer environment steps"]),
+        ([1.1, 1.3], [-9.0, -2.0], ["More environment steps", "A lower final return beyond the interval"]),
+    ],
+)
+def test_the_sentence_on_runs_says_what_the_intervals_say(
+    accelerated: Path, tmp_path: Path, ratio: list[float], difference: list[float], words: list[str]
+):
+    metrics = json.loads((accelerated / "metrics.json").read_text())
+    beside = metrics["arms"]["accelerated"]["beside"]
+    beside["steps to 90%"] |= {"ratio": sum(ratio) / 2, "ratio_ci": ratio}
+    beside["final return"] |= {"difference": sum(difference) / 2, "difference_ci": difference}
+    text = Page(report([write(tmp_path / "runs", metrics)], tmp_path / "out.html")).text
+    assert "Do forecasts inside a live run save environment steps?" in text
+    for each in words:
+        assert each in text
+    del metrics["arms"]["plain"]["curve"]
+    with pytest.raises(TiplError, match="is not an acceleration"):
+        report([write(tmp_path / "broken", metrics)], tmp_path / "out.html")
 
 
 def test_the_table_holds_the_numbers_of_the_file(page: Path, metrics: dict[str, Any]):

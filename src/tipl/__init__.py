@@ -3,7 +3,7 @@
 In: nothing; a name is looked up in its module on first use, so that `import tipl` is quick.  Out: the public surface.
 
 Every verb of the command line is a function in the module of the same name: `from tipl.collect import collect`, and so
-on for `compact`, `train`, `evaluate`, `report` and `reproduce`; `tipl.collect` is the module. The callback for
+on for `accelerate`, `compact`, `train`, `evaluate`, `report` and `reproduce`; `tipl.collect` is the module. What is for
 Stable-Baselines3 is in `tipl.sb3`, which takes the extra of that name. What is not named here is private.
 """
 
@@ -20,6 +20,7 @@ from tipl.presets import (
     DiscretePPOConfig,
     EvaluateConfig,
     Experiment,
+    JumpConfig,
     PPOConfig,
     SVDConfig,
     TrainConfig,
@@ -27,7 +28,8 @@ from tipl.presets import (
 )
 
 if TYPE_CHECKING:
-    from tipl import collect, compact, evaluate, report, reproduce, train
+    from tipl import accelerate, collect, compact, evaluate, report, reproduce, train
+    from tipl.accelerator import Accelerator, Batch, JumpingOptimizer
     from tipl.forecast import CausalForecaster, Forecaster, History
     from tipl.model import TIPL
     from tipl.predict import forecast_policy
@@ -41,6 +43,8 @@ __version__ = "0.1.0"
 __all__ = [
     "EXPERIMENTS",
     "TIPL",
+    "Accelerator",
+    "Batch",
     "CausalForecaster",
     "CausalTrainConfig",
     "Codes",
@@ -52,6 +56,8 @@ __all__ = [
     "Experiment",
     "Forecaster",
     "History",
+    "JumpConfig",
+    "JumpingOptimizer",
     "PPOConfig",
     "Policies",
     "SVDConfig",
@@ -62,6 +68,7 @@ __all__ = [
     "TrialWriter",
     "WeightRecorder",
     "__version__",
+    "accelerate",
     "collect",
     "compact",
     "create_store",
@@ -77,12 +84,15 @@ __all__ = [
     "train",
 ]
 
-_MODULES = ("collect", "compact", "evaluate", "report", "reproduce", "train")
+_MODULES = ("accelerate", "collect", "compact", "evaluate", "report", "reproduce", "train")
 _MODULE_OF = {
+    "Accelerator": "accelerator",
+    "Batch": "accelerator",
     "CausalForecaster": "forecast",
     "Codes": "representation",
     "Forecaster": "forecast",
     "History": "forecast",
+    "JumpingOptimizer": "accelerator",
     "Policies": "returns",
     "Store": "store",
     "TIPL": "model",

@@ -156,7 +156,7 @@ def build_parser() -> ArgumentParser:
     _add_settings(verb.add_argument_group("the jumps"), JumpConfig)
     _add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
 
-    verb = _add_verb(verbs, "report", _report, "write evaluations as one self-contained page")
+    verb = _add_verb(verbs, "report", _report, "write evaluations and accelerations as one self-contained page")
     verb.add_argument("evals", type=Path, metavar="EVAL", nargs="+")
     verb.add_argument("--out", type=Path, metavar="FILE.html", required=True)
 
