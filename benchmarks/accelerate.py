@@ -1,6 +1,7 @@
 """Do jumps to forecast weights save environment steps, beyond what a tuned learning rate saves?
 
-In: an environment.  Out: OUT/ablation.json, OUT/tuning.json, OUT/judgment.json; runs that are done are not run again.
+In: an environment.  Out: OUT/ablation.json, OUT/tuning.json, OUT/judgment/metrics.json, which
+`tipl report` reads; runs that are done are not run again.
 
 `ablate` and `tune` run on seeds from 1001 on, `judge` on seeds from 1: those chose nothing. `tune` runs every arm on
 the same grid of learning rates, annealing kept, and line jumps in a few variants, and takes for each arm what has the
@@ -57,9 +58,9 @@ JUMPS = {
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # of jumps, which `tune` chooses from
     "line": {
         "": {},
-        ", KL 0.02": {"max_kl": 0.02},
-        ", KL 0.02, log-std": {"max_kl": 0.02, "log_std": True},
-        ", h = 16, KL 0.02, log-std, trust in proportion": {
+        " KL 0.02": {"max_kl": 0.02},
+        " KL 0.02, log-std": {"max_kl": 0.02, "log_std": True},
+        " far": {
             "horizon": 16, "max_kl": 0.02, "log_std": True, "full_trust": 1.0,
         },
     }
@@ -115,7 +116,7 @@ def main() -> None:
                     found["arms"][name]["beside_best"] = again[name]["beside"]
             found["best"] = best
         say(found, measure)
-        (asked.out / f"{stage}.json").write_text(json.dumps(found, indent=1) + "\n")
+        (asked.out / f"{stage}.json").write_text(json.dumps(found) + "\n")
         return found
 
     if "ablate" in asked.stages:
@@ -146,7 +147,23 @@ def main() -> None:
             for key in dict.fromkeys((f"{name}, {BASE:g}", best[name])):
                 arms[key] = dataclasses.replace(tried[key], config=_judging(tried[key].config, judged))
         print("best:", best)
-        settle("judgment", arms, best)
+        judgment = settle("judgment", arms, best)
+        judgment["tuning"] = {
+            name: {kind: {key: entry[kind][key] for key in ("mean", "mean_ci")} for kind in (measure, "final return")}
+            for name, entry in found.items()
+        }
+        folder = asked.out / "judgment"  # what `tipl report` reads
+        folder.mkdir(exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(_short(judgment)) + "\n")
+
+
+def _short(value: Any) -> Any:
+    """Numbers to six digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _short(entry) for key, entry in value.items()}
+    return [_short(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _judging(config: CollectConfig, judged: CollectConfig) -> CollectConfig:

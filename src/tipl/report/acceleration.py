@@ -17,7 +17,9 @@ SCHEMA = 1
 KIND_COLORS = {"accepted": 2, "shrunk": 5, "rejected": 4, "taken back": 1, "invalid": 6, "silent": 8}
 """Of what jumps came to; iterations in which none was due are the rest."""
 TRUST_COLOR = 3
-MOST_PANELS = 6
+MOST_PANELS = 3
+MOST_BANDS = 4
+"""Learning curves that can be told apart with their quartiles shaded."""
 _FACTS = ("config", "forecaster", "jump", "fit")
 
 
@@ -166,16 +168,15 @@ def _curves(metrics: Mapping[str, Any]) -> Figure:
         curve = entry["curve"]
         color, dash = (NEUTRAL, 0) if place == 0 else ((place - 1) % NEUTRAL, (place - 1) // NEUTRAL)
         x = _steps(metrics, len(curve["iqm"]))
-        bounds = tuple(curve["low"]), tuple(curve["high"])
+        bounds = (tuple(curve["low"]), tuple(curve["high"])) if len(metrics["arms"]) <= MOST_BANDS else ((), ())
         series.append(Series(name, name, color, x, tuple(curve["iqm"]), *bounds, dash=dash, marker="none"))
     values = [v for line in series for v in (*line.y, *line.low, *line.high) if v is not None]
     rules = tuple(Rule(f"{level} of the gain", value) for level, value in metrics["thresholds"].items() if "%" in level)
     x = linear_axis("Environment step", [0, *(v for line in series for v in line.x)], is_tight=True)
     panel = Panel("", x, linear_axis("Return while training", values), tuple(series), rules=rules)
-    caption = (
-        "Interquartile mean over seeds of the mean return of the episodes that ended in an iteration. Shaded: the "
-    )
-    caption += "quartiles over seeds."
+    caption = "Interquartile mean over seeds of the mean return of the episodes that ended in an iteration."
+    if any(line.low for line in series):
+        caption += " Shaded: the quartiles over seeds."
     return Figure("curves", "Learning curves", caption, (panel,))
 
 
@@ -213,7 +214,10 @@ def _finals(metrics: Mapping[str, Any]) -> Figure:
 
 def _jumps(metrics: Mapping[str, Any]) -> Figure | None:
     panels = []
-    jumping = {name: entry["jumps"] for name, entry in metrics["arms"].items() if "jumps" in entry}
+    jumping = {name: e["jumps"] for name, e in metrics["arms"].items() if "jumps" in e and e["jump"]["full_trust"]}
+    for name in [name for name, jumps in jumping.items() if _share_made(jumps["counts"]) < 0.01]:
+        if len(jumping) > MOST_PANELS:  # a picture of silence is the first to go
+            del jumping[name]
     for name, jumps in list(jumping.items())[:MOST_PANELS]:
         series = []
         for turn, (kind, color) in enumerate(KIND_COLORS.items()):
@@ -235,6 +239,10 @@ def _jumps(metrics: Mapping[str, Any]) -> Figure | None:
     )
     caption += "earned trust. Trust: how much of what it foresaw of the last iterations came true."
     return Figure("jumps", "Jumps over time", caption, tuple(panels))
+
+
+def _share_made(counts: Mapping[str, int]) -> float:
+    return (counts["accepted"] + counts["shrunk"]) / max(1, sum(counts.values()))
 
 
 def _dots(label: str, turn: int, values: Sequence[float], bounds: Sequence[Any], shift: float) -> Series:
