@@ -1,7 +1,7 @@
 """Do jumps to forecast weights save environment steps, beyond what a tuned learning rate saves?
 
-In: an environment.  Out: OUT/ablation.json, OUT/tuning.json, OUT/judgment/metrics.json, which
-`tipl report` reads; runs that are done are not run again.
+In: an environment.  Out: OUT/ablation.json, OUT/tuning.json, OUT/judgment/metrics.json, which `tipl report` reads; runs
+that are done are not run again.
 
 `ablate` and `tune` run on seeds from 1001 on, `judge` on seeds from 1: those chose nothing. `tune` runs every arm on
 the same grid of learning rates, annealing kept, and line jumps in a few variants, and takes for each arm what has the
@@ -15,7 +15,6 @@ and as it was chosen, beside plain PPO at 3e-4 (`beside`) and beside plain PPO a
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,8 @@ ABLATION = {
     "KL 0.03": {"max_kl": 0.03},
     "KL 0.1": {"max_kl": 0.1},
 }
-UNGUARDED = JumpConfig(
-    full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0
-)  # Lookahead and averages, as they are known
+# Lookahead and averages, as they are known.
+UNGUARDED = JumpConfig(full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0)
 JUMPS = {
     "lookahead": dataclasses.replace(UNGUARDED, every=5),
     "average": UNGUARDED,
@@ -91,13 +89,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="that judge [10]")
     parser.add_argument("--tuning-seeds", type=int, default=None, help="[as many]")
     parser.add_argument("--arms", nargs="+", default=list(JUMPS), choices=list(JUMPS))
+    parser.add_argument("--controls", nargs="+", default=[], choices=list(JUMPS), help="arms at 3e-4 only, not tuned")
+    parser.add_argument("--variants", nargs="+", default=None, metavar="NAME", help="of line jumps ['' and all others]")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--target", type=float, default=None, help="return to count steps to [90%% of plain PPO's way]")
     parser.add_argument("--fit", type=Path, default=None, help="store for the autoregression")
     parser.add_argument("--stages", nargs="+", choices=("ablate", "tune", "judge"), default=("tune", "judge"))
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    names = [name for name in asked.arms if name != "autoregression" or asked.fit]
+    names = [name for name in dict.fromkeys((*asked.arms, *asked.controls)) if name != "autoregression" or asked.fit]
     judged = CollectConfig(
         env_id=asked.env_id, hidden_sizes=tuple(asked.hidden_sizes), total_steps=asked.total_steps, trials=asked.seeds
     )
@@ -105,7 +105,7 @@ def main() -> None:
     targets = [] if asked.target is None else [asked.target]
     measure = "steps to 90%" if asked.target is None else f"steps to {asked.target:g}"
 
-    def settle(stage: str, arms: dict[str, Arm], best: dict[str, str] | None = None) -> dict[str, Any]:
+    def settle(arms: dict[str, Arm], best: dict[str, str] | None = None) -> dict[str, Any]:
         runs = run_arms(arms, asked.out)
         found = compare(arms, runs, targets)
         if best is not None:
@@ -116,45 +116,51 @@ def main() -> None:
                     found["arms"][name]["beside_best"] = again[name]["beside"]
             found["best"] = best
         say(found, measure)
-        (asked.out / f"{stage}.json").write_text(json.dumps(found) + "\n")
         return found
+
+    def write(name: str, found: dict[str, Any]) -> None:
+        (asked.out / name).parent.mkdir(exist_ok=True)
+        (asked.out / name).write_text(json.dumps(_short(found)) + "\n")
 
     if "ablate" in asked.stages:
         arms = {"plain": arm(tuned, BASE, None, None)}
         arms |= {f"line, {name}": arm(tuned, BASE, "line", None, **change) for name, change in ABLATION.items()}
-        settle("ablation", arms)
+        write("ablation.json", settle(arms))
 
-    def choices(name: str, rates: Sequence[float]) -> dict[str, Arm]:
+    rates = sorted({BASE, *asked.rates})
+
+    def choices(name: str) -> dict[str, Arm]:
         forecaster = None if name == "plain" else name
         variants = VARIANTS.get(name, {"": {}})
+        if asked.variants is not None:
+            variants = {each: change for each, change in variants.items() if each.strip() in ("", *asked.variants)}
         return {
             f"{name}{variant}, {rate:g}": arm(tuned, rate, forecaster, asked.fit, **change)
             for variant, change in variants.items()
-            for rate in rates
+            for rate in ((BASE,) if name in asked.controls else rates)
         }
 
     if "tune" in asked.stages:
         grid: dict[str, Arm] = {}
-        for name in ("plain", *names):
-            grid |= choices(name, asked.rates)
-        settle("tuning", grid)
+        for name in ("plain", *(name for name in names if name not in asked.controls)):
+            grid |= choices(name)
+        write("tuning.json", settle(grid))
     if "judge" in asked.stages:
         found = json.loads((asked.out / "tuning.json").read_text())["arms"]
         arms, best = {}, {}
         for name in ("plain", *names):
-            tried = choices(name, asked.rates)
-            best[name] = min(tried, key=lambda each: found[each][measure]["mean"])
+            tried = choices(name)
+            best[name] = next(iter(tried)) if len(tried) == 1 else min(tried, key=lambda t: found[t][measure]["mean"])
             for key in dict.fromkeys((f"{name}, {BASE:g}", best[name])):
-                arms[key] = dataclasses.replace(tried[key], config=_judging(tried[key].config, judged))
+                config = dataclasses.replace(tried[key].config, trials=judged.trials, seed=judged.seed)
+                arms[key] = dataclasses.replace(tried[key], config=config)
         print("best:", best)
-        judgment = settle("judgment", arms, best)
+        judgment = settle(arms, best)
         judgment["tuning"] = {
             name: {kind: {key: entry[kind][key] for key in ("mean", "mean_ci")} for kind in (measure, "final return")}
             for name, entry in found.items()
         }
-        folder = asked.out / "judgment"  # what `tipl report` reads
-        folder.mkdir(exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(_short(judgment)) + "\n")
+        write("judgment/metrics.json", judgment)
 
 
 def _short(value: Any) -> Any:
@@ -164,10 +170,6 @@ def _short(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _short(entry) for key, entry in value.items()}
     return [_short(entry) for entry in value] if isinstance(value, list) else value
-
-
-def _judging(config: CollectConfig, judged: CollectConfig) -> CollectConfig:
-    return dataclasses.replace(config, trials=judged.trials, seed=judged.seed)
 
 
 if __name__ == "__main__":

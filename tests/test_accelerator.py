@@ -3,6 +3,7 @@
 In: small actors on random batches, a linear model, the example's PPO.  Out: failures.
 """
 
+import ast
 import runpy
 import sys
 from copy import deepcopy
@@ -293,7 +294,12 @@ def test_what_an_optimizer_cannot_do_is_said() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
-def test_the_example_runs_with_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_runs_with_jumps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = f"record_ppo.py --total-steps 8192 --forecaster line --store {tmp_path / 'store'}"
     monkeypatch.setattr(sys, "argv", words.split())
     runpy.run_path(str(Path(__file__).parents[1] / "examples" / "record_ppo.py"), run_name="__main__")
+    counts = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
+    assert sum(counts.values()) == 4  # once an iteration
+    assert counts["silent"] >= 1  # the first has earned no trust

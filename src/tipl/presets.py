@@ -275,7 +275,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class JumpConfig:
-    """When and how far a live run jumps to forecast weights. The defaults are what `results/accelerate` chose."""
+    """When and how far a live run jumps to forecast weights. `results/accelerate` has what they are worth."""
 
     every: int = 1
     """Iterations between two proposals; doubled, up to 16 times, by every jump that is taken back, halved again by one

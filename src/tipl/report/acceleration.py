@@ -100,7 +100,7 @@ def _acceleration(metrics: Mapping[str, Any]) -> Acceleration:
         },
         figures=tuple(figure for figure in figures if figure),
         columns=("Arm", *(f"steps to {level}" for level in levels), *(f"× {first}, {level}" for level in levels),
-                 "final return", "final − plain", "mean return", "jumps", "overhead"),
+                 "final return", f"final − {first}", "mean return", "jumps", "overhead"),
         rows={name: _row(entry, list(levels), len(seeds)) for name, entry in arms.items()},
         settings={name: {key: entry[key] for key in _FACTS if key in entry} for name, entry in arms.items()}
         | {"Time": {name: duration(entry["seconds"]) for name, entry in arms.items()}, "Versions": metrics["versions"]},
@@ -191,11 +191,9 @@ def _thresholds(metrics: Mapping[str, Any]) -> Figure | None:
     if not arms:
         return None
     panel = _rows("Environment steps ÷ plain training’s", list(arms), groups, Rule("As many", 1.0))
-    caption = (
-        "Ratio of mean environment steps until the return of an iteration first reaches a threshold: shares of the "
-    )
-    caption += "way from plain training’s first return to its final one, or a return asked for. A run that never does "
-    caption += "counts with its length. Bars: 95% intervals, paired by seed."
+    caption = "Ratio of mean environment steps until the return of an iteration first reaches a threshold: shares of "
+    caption += "the way from plain training’s first return to its final one, or a return asked for. A run that never "
+    caption += "does counts with its length. Bars: 95% intervals, paired by seed."
     return Figure("steps-to-threshold", "Environment steps to a return", caption, (panel,))
 
 
@@ -205,10 +203,8 @@ def _finals(metrics: Mapping[str, Any]) -> Figure:
         found = [entry[measure] for entry in metrics["arms"].values()]
         dots = _dots(title, 0, [f["mean"] for f in found], [f["mean_ci"] for f in found], 0.0)
         panels.append(_rows(title, list(metrics["arms"]), [dots], None))
-    caption = (
-        "Final: of the last tenth of the iterations. Mean: the area under the learning curve. Bars: 95% intervals "
-    )
-    caption += "over seeds."
+    caption = "Final: of the last tenth of the iterations. Mean: the area under the learning curve. Bars: 95% "
+    caption += "intervals over seeds."
     return Figure("final-return", "Returns", caption, tuple(panels))
 
 
@@ -231,13 +227,9 @@ def _jumps(metrics: Mapping[str, Any]) -> Figure | None:
         panels.append(Panel(name, axis, linear_axis("Share of seeds; trust", [0, 1]), (*series, trust)))
     if not panels:
         return None
-    caption = (
-        "What came of each iteration: the forecast weights accepted in full, shrunk to the bound on KL, rejected, "
-    )
-    caption += (
-        "taken back because the return fell after, invalid (NaN or huge), or none because the forecaster has not "
-    )
-    caption += "earned trust. Trust: how much of what it foresaw of the last iterations came true."
+    caption = "What came of each iteration: the forecast weights accepted in full, shrunk to the bound on KL, "
+    caption += "rejected, taken back because the return fell after, invalid (NaN or huge), or none because the "
+    caption += "forecaster has not earned trust. Trust: how much of what it foresaw of the last iterations came true."
     return Figure("jumps", "Jumps over time", caption, tuple(panels))
 
 
