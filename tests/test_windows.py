@@ -3,8 +3,10 @@
 In: random paths of two tensors.  Out: failures that name the product, the symmetry or the file.
 """
 
+import copy
 import dataclasses
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from tipl.policy import ParamSpec
 from tipl.predict import forecast_policy
 from tipl.presets import CausalTrainConfig, EvaluateConfig
 from tipl.returns import Policies, policy_returns
+from tipl.steadiness import weight_facts
 from tipl.store import Store, TrialWriter, create_store
 from tipl.train import CHECKPOINT_FILE, Displacements, fit_causal, train
 from tipl.walks import random_walk
@@ -41,6 +44,7 @@ from tipl.windows import (
     windows_of,
 )
 
+SHAPES = ((3, 2), (3,))
 SIZES = (6, 3)
 SMALL = CausalTrainConfig(num_layers=1, num_heads=2, width=8, steps=6, batch_size=16, validate_every=3, windows=60)
 
@@ -58,7 +62,7 @@ def write_store(path: Path, trials: int, length: int, sizes: tuple[int, ...] = S
     """Paths of two tensors in iterations of 5 snapshots."""
     create_store(path)
     for seed in range(1, trials + 1):
-        spec = ParamSpec(("a", "b"), tuple((size,) for size in sizes))
+        spec = ParamSpec(("a", "b"), SHAPES if sizes == SIZES else tuple((size,) for size in sizes))
         writer = TrialWriter.create(
             path, seed, env_id="none", config={}, spec=spec, versions={}, obs_dim=1, num_snapshots=length
         )
@@ -89,7 +93,16 @@ def model() -> CausalTIPL:
     with torch.no_grad():
         for weights in (drawn.linear, *drawn.to_coefficients.parameters(), *drawn.to_gate.parameters()):
             weights.normal_(std=0.05)
+        drawn.single.to_horizons.normal_()
     return drawn.eval()
+
+
+@pytest.fixture(scope="module")
+def sums(model: CausalTIPL) -> CausalTIPL:
+    """The same without what is added for single weights."""
+    copied = copy.deepcopy(model)
+    torch.nn.init.zeros_(copied.single.to_horizons)
+    return copied
 
 
 def history_of(weights: np.ndarray, origin: int) -> History:
@@ -120,6 +133,14 @@ def test_lessons_are_the_inner_products_of_a_naive_loop(store: Path):
         np.testing.assert_allclose(made.toward[b], tokens @ came.T / unit, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(made.moved[b], np.square(came).sum(axis=1) / unit, rtol=1e-5)
         np.testing.assert_allclose(made.weight[b], [unit / np.mean(displaced[h]) for h in HORIZONS], rtol=1e-5)
+        length = np.sqrt(unit / made.size[b])
+        by_weight = np.abs(weights[t, columns] - made.steps[b, :, -1:] * length)  # each tells which was drawn
+        drawn = by_weight.argmin(axis=1)
+        np.testing.assert_allclose(by_weight.min(axis=1), 0, atol=1e-4)
+        np.testing.assert_allclose(made.steps[b, :, :-1], tokens[:, drawn].T / length, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(made.came[b], came[:, drawn].T / length, rtol=1e-3, atol=1e-3)
+        shape = ((3, 2), (3,), (9,))[b // len(origins)]
+        np.testing.assert_allclose(made.facts[b], weight_facts(tokens.astype(np.float32), shape)[drawn], atol=1e-3)
         assert made.is_whole[b] == (columns == groups[2]) and made.size[b] == columns.stop - columns.start
         assert made.place[b] == (4 if t == 0 else (t - 1) % 5)
 
@@ -149,7 +170,7 @@ def test_a_trial_too_short_to_learn_from_is_refused(small_store: Path):
 
 @pytest.mark.parametrize("scale", [1e-3, 40.0])
 def test_scaling_the_weights_scales_the_forecast(model: CausalTIPL, scale: float):
-    weights, forecaster = path_of(260, 1), CausalForecaster(model, SIZES)
+    weights, forecaster = path_of(260, 1), CausalForecaster(model, SHAPES)
     made, error = forecaster.forecast_with_error([history_of(weights, 250)], HORIZONS)
     scaled, scaled_error = forecaster.forecast_with_error([history_of(weights * np.float32(scale), 250)], HORIZONS)
     assert np.abs(made - weights[250]).max() > 0.1
@@ -157,8 +178,57 @@ def test_scaling_the_weights_scales_the_forecast(model: CausalTIPL, scale: float
     np.testing.assert_allclose(scaled_error / scale, error, rtol=1e-4)
 
 
-def test_turning_the_weights_of_a_tensor_turns_the_forecast(model: CausalTIPL):
-    weights, forecaster = path_of(260, 2), CausalForecaster(model, SIZES)
+def test_permuting_and_flipping_hidden_units_does_so_to_the_forecast(model: CausalTIPL):
+    """Of a network 4-5-2 with tanh: neither changes what it computes, nor may change what is forecast of it."""
+    spec = ParamSpec(("in", "bias", "out"), ((5, 4), (5,), (2, 5)))
+    weights, forecaster = path_of(260, 6, spec.size), CausalForecaster(model, spec.shapes)
+    order, sign = np.array([3, 0, 4, 1, 2]), np.array([1, -1, -1, 1, -1], np.float32)
+
+    def other(flat: np.ndarray) -> np.ndarray:
+        at = spec.unflatten(flat)
+        turned = {"in": at["in"][order] * sign[:, None], "bias": at["bias"][order] * sign}
+        return spec.flatten({**turned, "out": at["out"][:, order] * sign})
+
+    made = forecaster.forecast([history_of(weights, 240)], HORIZONS)[0]
+    turned = forecaster.forecast([history_of(np.stack([other(row) for row in weights]), 240)], HORIZONS)[0]
+    without = CausalForecaster(model, [(spec.size,)]).forecast([history_of(weights, 240)], HORIZONS)[0]
+    assert np.abs(made - without).max() > 0.1  # rows and columns matter
+    np.testing.assert_allclose(turned, np.stack([other(row) for row in made]), rtol=1e-3, atol=2e-3)
+
+
+def test_what_is_added_for_single_weights_follows_its_formula(model: CausalTIPL, sums: CausalTIPL):
+    weights, single = path_of(260, 7), model.single
+    history = history_of(weights, 250)
+    tokens, windows = windows_of(history.last(WINDOW), SIZES, history.place, 250)
+    mean = model(features(windows)).mean_BC.detach().numpy().astype(np.float64)
+    made, without = (CausalForecaster(each, SHAPES).forecast([history], HORIZONS)[0] for each in (model, sums))
+    state = {name: value.numpy().astype(np.float64) for name, value in single.state_dict().items()}
+
+    def gelu(x: np.ndarray) -> np.ndarray:
+        return np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x])
+
+    for i in (1, 4, 7):
+        g, first = (0, 0) if i < 6 else (1, 6)
+        length = math.sqrt(windows.unit[g] / SIZES[g])
+        facts = weight_facts(tokens[:, first : first + SIZES[g]], SHAPES[g])[i - first]
+        spans = [newer - older for older, newer in pairwise(EDGES)]
+        x = np.array([*(tokens[:, i] / np.sqrt(spans)), 0.03 * weights[250, i]]) / length
+        u = state["filter.weight"] @ x
+        u = u / (1 + np.abs(u) / 4)
+        hidden = state["from_filters.weight"] @ [*np.abs(u), *u**2] + state["from_filters.bias"]
+        for again in range(2):
+            if again:
+                hidden = state["hidden.weight"] @ hidden + state["hidden.bias"]
+            for name, seen in (("facts", facts), ("window", mean[g])):
+                hidden = hidden + state[f"from_{name}.{again}.weight"] @ seen + state[f"from_{name}.{again}.bias"]
+            hidden = gelu(hidden)
+        gates = state["to_gates.weight"] @ hidden + state["to_gates.bias"]
+        expected = [length * math.sqrt(h) * (gates * u) @ state["to_horizons"][:, k] for k, h in enumerate(HORIZONS)]
+        np.testing.assert_allclose((made - without)[:, i], expected, rtol=1e-3, atol=2e-3)
+
+
+def test_turning_the_weights_of_a_tensor_turns_the_forecast(sums: CausalTIPL):
+    weights, forecaster = path_of(260, 2), CausalForecaster(sums, SHAPES)
     turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))
     turned = weights.copy()
     turned[:, :6] = weights[:, :6] @ turn
@@ -169,17 +239,17 @@ def test_turning_the_weights_of_a_tensor_turns_the_forecast(model: CausalTIPL):
     np.testing.assert_allclose(other[:, 6:], -made[:, [7, 8, 6]], rtol=1e-3, atol=2e-3)
 
 
-def test_the_forecast_is_the_sum_of_differences_that_the_coefficients_say(model: CausalTIPL):
+def test_the_forecast_is_the_sum_of_differences_that_the_coefficients_say(sums: CausalTIPL):
     weights = path_of(260, 3)
     history = history_of(weights, 255)
     _, windows = windows_of(history.last(WINDOW), SIZES, history.place, 255)
-    a_GHJ = model(features(windows)).coefficients_BHJ.detach().numpy()
+    a_GHJ = sums(features(windows)).coefficients_BHJ.detach().numpy()
     expected = np.repeat(weights[255][None].astype(np.float64), len(HORIZONS), axis=0)
     for j in range(TOKENS):
         token = weights[255 - EDGES[j]].astype(np.float64) - weights[255 - EDGES[j + 1]]
         expected[:, :6] += a_GHJ[0, :, j, None] * token[:6]
         expected[:, 6:] += a_GHJ[1, :, j, None] * token[6:]
-    np.testing.assert_allclose(CausalForecaster(model, SIZES).forecast([history], HORIZONS)[0], expected, atol=1e-4)
+    np.testing.assert_allclose(CausalForecaster(sums, SHAPES).forecast([history], HORIZONS)[0], expected, atol=1e-4)
 
 
 def test_horizons_between_are_interpolated_and_later_ones_held(model: CausalTIPL):
@@ -191,20 +261,20 @@ def test_horizons_between_are_interpolated_and_later_ones_held(model: CausalTIPL
 
 def test_a_run_that_stands_still_is_forecast_to_stand_still(model: CausalTIPL):
     still = np.ones((30, 9), np.float32)
-    made, error = CausalForecaster(model, SIZES).forecast_with_error([history_of(still, 29)], (1, 50))
+    made, error = CausalForecaster(model, SHAPES).forecast_with_error([history_of(still, 29)], (1, 50))
     assert np.array_equal(made[0], still[:2]) and not error.any()
 
 
 # What it learns
 
 
-def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, model: CausalTIPL):
+def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, sums: CausalTIPL):
     """The quadratic form in inner products against forecasts and what came: the skill that `evaluate` would find."""
     made = lessons_of(store, 4)
     task = Displacements([made], [made], SMALL)
-    task.model = model
+    task.model = sums
     weights = Store.open(store).trial(4).weights()
-    forecaster = CausalForecaster(model, SIZES)
+    forecaster = CausalForecaster(sums, SHAPES)
     error, moved = np.zeros(len(HORIZONS)), np.zeros(len(HORIZONS))
     for t, place in zip(made.origin[:40], made.place[:40], strict=True):
         history = History(4, int(t), weights[max(0, t + 1 - WINDOW) : t + 1], int(place))
@@ -215,6 +285,25 @@ def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, model: C
     assert set(skill) == {1, 2, 5, 10, 20, 50, 100}
     for h, value in skill.items():
         assert value == pytest.approx(1 - error[HORIZONS.index(h)] / moved[HORIZONS.index(h)], abs=1e-4)
+
+
+def test_the_error_of_drawn_weights_is_estimated_from_what_is_left_of_them(store: Path, model: CausalTIPL):
+    """Of each window: what single weights add to the squared error of the sum, S of them standing for all."""
+    made = lessons_of(store, 4)
+    task = Displacements([made], [made], SMALL)
+    index = torch.arange(20, 60)
+    with torch.no_grad():
+        outlook = model(task.train[0].features(index))
+        found = task.train[0].error(model, outlook, index).numpy()
+    for row, b in enumerate(index.tolist()):
+        a_HJ = outlook.coefficients_BHJ[row].numpy()
+        of_sum = made.moved[b] - 2 * (a_HJ * made.toward[b].T).sum(1) + np.einsum("hj,jk,hk->h", a_HJ, made.own[b], a_HJ)
+        with torch.no_grad():
+            added = model.single(*(torch.from_numpy(each[b : b + 1]) for each in (made.steps, made.facts)),
+                                 outlook.mean_BC[row : row + 1])[0].numpy()  # fmt: skip
+        left = made.came[b] - made.steps[b][:, :-1] @ a_HJ.T
+        expected = of_sum + (np.square(left - added) - np.square(left)).mean(0)
+        np.testing.assert_allclose(found[row], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_before_training_it_is_a_ridge_regression_of_displacements_on_differences(store: Path):
@@ -297,7 +386,7 @@ def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(sma
     out = tmp_path / "policy.safetensors"
     made = forecast_policy(small_store, 2, 40, 10, out, episodes=3)
     trial = Store.open(small_store).trial(2)
-    forecaster = CausalForecaster.from_pretrained(sizes=trial.spec.sizes)
+    forecaster = CausalForecaster.from_pretrained(shapes=trial.spec.shapes)
     history = History(2, 40, trial.weights(0, 41), int(places_in_iteration(trial)[40]))
     expected = forecaster.forecast([history], [10])[0, 0]
     tensors = safetensors.numpy.load_file(out)

@@ -209,7 +209,7 @@ def _jumpers(arm: Arm, stack: Stack) -> list[Jumper]:
 def _arm_forecaster(arm: Arm, stack: Stack) -> Forecaster:
     assert arm.forecaster is not None
     count = arm.config.snapshots_per_iteration
-    return named_forecaster(arm.forecaster, stack.spec.sizes, arm.jump.horizon, count, arm.fit, arm.config.seed)
+    return named_forecaster(arm.forecaster, stack.spec.shapes, arm.jump.horizon, count, arm.fit, arm.config.seed)
 
 
 def batch_judge(stack: Stack, trial: int) -> Callable[[np.ndarray], Judgment]:
@@ -270,13 +270,13 @@ def judge_batch(now, other, sizes, obs, actions, old_log_prob, advantages, activ
 
 
 def named_forecaster(
-    name: str, sizes: Sequence[int], horizon: int, per_iteration: int = 1, fit: Path | None = None, seed: int = 0
+    name: str, shapes: Sequence[Sequence[int]], horizon: int, per_iteration: int = 1, fit: Path | None = None, seed: int = 0
 ) -> Forecaster:
     """A forecaster for live runs.
 
     Args:
         name: a `ForecasterName`, or the folder of a causal model.
-        sizes: of the tensors that lie end to end in the weights.
+        shapes: of the tensors that lie end to end in the weights.
         horizon: iterations ahead that it will be asked for, beside one.
         per_iteration: snapshots of an iteration.
         fit: the store whose training trials the autoregression is fitted on.
@@ -302,7 +302,7 @@ def named_forecaster(
     if not (model_folder(name) / "config.json").exists():
         names = ", ".join(get_args(ForecasterName))
         raise TiplError(f"There is no forecaster {name!r}; give {names} or the folder of a causal model.")
-    return CausalForecaster.from_pretrained(name, sizes)
+    return CausalForecaster.from_pretrained(name, shapes)
 
 
 @functools.cache

@@ -84,8 +84,8 @@ class Accelerator:
         self._parameters = [parameter for _, parameter in named]
         self._distribution = distribution or _cleanrl_distribution(policy)
         if isinstance(forecaster, str | Path):
-            sizes = [parameter.numel() for parameter in self._parameters]
-            forecaster = named_forecaster(str(forecaster), sizes, config.horizon, snapshots, fit)
+            shapes = [parameter.shape for parameter in self._parameters]
+            forecaster = named_forecaster(str(forecaster), shapes, config.horizon, snapshots, fit)
         moves = [np.full(p.numel(), config.log_std or not name.endswith(_LOG_STDS)) for name, p in named]
         self._jumper = Jumper(forecaster, config, np.concatenate(moves))
         self._jumper.begin(_flat(self._parameters))
@@ -198,8 +198,8 @@ class JumpingOptimizer(torch.optim.Optimizer):
         self._share_with(optimizer)
         self._weights = [p for group in optimizer.param_groups for p in group["params"]]
         if isinstance(forecaster, str | Path):
-            sizes = [parameter.numel() for parameter in self._weights]
-            forecaster = named_forecaster(str(forecaster), sizes, config.horizon, snapshots)
+            shapes = [parameter.shape for parameter in self._weights]
+            forecaster = named_forecaster(str(forecaster), shapes, config.horizon, snapshots)
         size = sum(parameter.numel() for parameter in self._weights)
         self._jumper = Jumper(forecaster, config, np.ones(size, bool))
         self._jumper.begin(_flat(self._weights))

@@ -7,6 +7,7 @@ through its basis (`full`, the paper's) says so by `causal = False`. Before φ_0
 """
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tipl.model import CausalTIPL, CodeModel, load, read_record
 from tipl.model.causal import features
 from tipl.presets import SVDConfig
 from tipl.representation import Codes, fit_svd
+from tipl.steadiness import weight_facts
 from tipl.store import Store
 from tipl.train import CURVE_FILE
 from tipl.windows import HORIZONS, WINDOW, windows_of
@@ -120,26 +123,26 @@ class ModelForecaster(Forecaster):
 
 
 class CausalForecaster(Forecaster):
-    """Causal TIPL: any policy, from nothing but the inner products of its last 201 snapshots.
+    """Causal TIPL: any policy, from its last 201 snapshots.
 
-    Every tensor is forecast apart, as a weighted sum of the differences of its snapshots. Horizons between those that
+    Every tensor is forecast apart, as a weighted sum of the differences of its snapshots and a part for each weight. Horizons between those that
     the model was trained for are interpolated; later ones get the displacement of the last.
     """
 
     is_model = True
     context = WINDOW
 
-    def __init__(self, model: CausalTIPL, sizes: Sequence[int] | None = None, name: str = "causal") -> None:
+    def __init__(self, model: CausalTIPL, shapes: Sequence[Sequence[int]] | None = None, name: str = "causal") -> None:
         """
         Args:
-            sizes: of the tensors that lie end to end in the weights; default: all weights as one.
+            shapes: of the tensors that lie end to end in the weights; default: all weights as one vector.
         """
         self.name, self.label = name, model.title
-        self._model, self._sizes = model.eval(), None if sizes is None else tuple(sizes)
+        self._model, self._shapes = model.eval(), None if shapes is None else [tuple(shape) for shape in shapes]
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path = SHIPPED, sizes: Sequence[int] | None = None
+        cls, name_or_path: str | Path = SHIPPED, shapes: Sequence[Sequence[int]] | None = None
     ) -> "CausalForecaster":
         """The model that comes with the package, by its name (`causal`), or one in a folder.
 
@@ -147,7 +150,7 @@ class CausalForecaster(Forecaster):
             TiplError: there is no such model, or it cannot be used.
         """
         folder = model_folder(name_or_path)
-        return cls(CausalTIPL.load(folder), sizes, name=folder.name)
+        return cls(CausalTIPL.load(folder), shapes, name=folder.name)
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         return self.forecast_with_error(histories, horizons)[0]
@@ -159,18 +162,32 @@ class CausalForecaster(Forecaster):
         """The forecast [B, H, P], and how far from it the model expects φ_{t+h}: root mean square length [B, H]."""
         out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
         errors = np.empty((len(histories), len(horizons)))
+        shapes = self._shapes or [(out.shape[2],)]
+        sizes = [math.prod(shape) for shape in shapes]
+        assert sum(sizes) == out.shape[2], f"tensors of {shapes} do not make {out.shape[2]} weights"
         for b, history in enumerate(histories):
-            sizes = self._sizes or (out.shape[2],)
-            assert sum(sizes) == out.shape[2], f"tensors of {sizes} do not make {out.shape[2]} weights"
             tokens, windows = windows_of(history.last(WINDOW), sizes, history.place, history.origin)
             outlook = self._model(features(windows))
             a_GHJ = _at(horizons, outlook.coefficients_BHJ.numpy())
-            ends = np.cumsum([0, *sizes])
-            for a_HJ, start, end in zip(a_GHJ, ends[:-1], ends[1:], strict=True):
-                out[b, :, start:end] = history.weights[-1, start:end] + a_HJ @ tokens[:, start:end]
+            now, start = history.weights[-1], 0
+            for g, (shape, size) in enumerate(zip(shapes, sizes, strict=True)):
+                mine = slice(start, start + size)
+                added_PH = self._added(tokens[:, mine], now[mine], shape, windows.unit[g], outlook.mean_BC[g])
+                out[b, :, mine] = now[mine] + a_GHJ[g] @ tokens[:, mine] + _at(horizons, added_PH).T
+                start += size
             square_GH = outlook.log_error_BH.exp().numpy() * np.array(HORIZONS) * windows.unit[:, None]
             errors[b] = np.sqrt(_at(horizons, square_GH).sum(axis=0))
         return out, errors
+
+    def _added(
+        self, tokens_JP: np.ndarray, now_P: np.ndarray, shape: tuple[int, ...], unit: float, mean_C: Tensor
+    ) -> np.ndarray:
+        """[P, HORIZONS]: what the forecast of each weight of a tensor has beside the sum of its tokens."""
+        length = np.float32(math.sqrt(unit / len(now_P)))  # of the tensor's mean step, a weight
+        steps_PJ = np.concatenate([tokens_JP, now_P[None]]).T / (length or np.float32(1))
+        facts_PF = weight_facts(tokens_JP, shape)
+        added_1PH = self._model.single(torch.from_numpy(steps_PJ)[None], torch.from_numpy(facts_PF)[None], mean_C[None])
+        return length * added_1PH[0].numpy()
 
 
 def _at(horizons: Sequence[int], known: np.ndarray) -> np.ndarray:
@@ -200,7 +217,7 @@ def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaste
     """
     folder = model_folder(folder)
     if read_record(folder)[0] == CausalTIPL.kind:
-        return CausalForecaster.from_pretrained(folder, store.trial(store.seeds[0]).spec.sizes)
+        return CausalForecaster.from_pretrained(folder, store.trial(store.seeds[0]).spec.shapes)
     model = load(folder)
     path = Path(json.loads((folder / CURVE_FILE).read_text())["codes"]["trials"]["codes"])
     if not path.exists() or Codes.open(path).store != store.path.resolve():

@@ -8,7 +8,8 @@ of 5 up to 100 snapshots back, then spans of 25 up to 200. A forecast is a weigh
 their inner products is needed to find the weights, whatever the policy; and these do not change when weight space is
 rotated, nor, when units of a hidden layer change places, does anything but the forecast's own units.
 
-Shapes: B windows, J tokens, H horizons, G groups (the tensors of a policy, then the policy as a whole), P weights.
+Shapes: B windows, J tokens, H horizons, G groups (the tensors of a policy, then the policy as a whole), P weights,
+S single weights drawn from a group, F facts of each (`steadiness`).
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from itertools import pairwise
 import numpy as np
 
 from tipl.errors import TiplError
+from tipl.policy import ParamSpec
+from tipl.steadiness import SINGLE, weight_facts
 from tipl.store import Trial
 
 EDGES = (*range(21), *range(25, 101, 5), *range(125, 201, 25))
@@ -25,10 +28,10 @@ EDGES = (*range(21), *range(25, 101, 5), *range(125, 201, 25))
 TOKENS = len(EDGES) - 1
 WINDOW = EDGES[-1] + 1
 """Snapshots that a window takes; before φ_0 the run stood still."""
-SINGLE = 20
-"""The first tokens are single steps; their mean square is a window's unit."""
 HORIZONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50, 100)
 """Snapshots ahead that a causal model forecasts; those between are interpolated."""
+DRAWN = 16
+"""S: weights of a group that lessons are of, drawn with replacement."""
 _BLOCK = 256  # origins whose snapshots are multiplied at once
 
 
@@ -71,6 +74,12 @@ class Lessons(Windows):
     weight: np.ndarray
     """[B, H] float32: `unit` over the mean of |φ_{t+h} − φ_t|² of the whole policy over the trial's origins. Times a
     squared error in `unit` and summed over the groups: the trial's 1 − skill, on average over its origins."""
+    steps: np.ndarray
+    """[B, S, J + 1] what single weights did, each in the group's mean step a weight: the tokens, and φ_t itself."""
+    facts: np.ndarray
+    """[B, S, F] of these weights."""
+    came: np.ndarray
+    """[B, S, H] their φ_{t+h} − φ_t."""
 
 
 def windows_of(weights: np.ndarray, sizes: Sequence[int], place: int, origin: int) -> tuple[np.ndarray, Windows]:
@@ -112,7 +121,7 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
     chosen = np.unique(rng.uniform(spans[:-1], spans[1:]).astype(np.int64))
     ends = np.cumsum([0, *trial.spec.sizes])
     before, after = np.array(EDGES), np.array((0, *HORIZONS))
-    past, toward, moved = [], [], []
+    past, toward, moved, singles = [], [], [], []
     for start in range(0, last + 1, _BLOCK):
         mine = chosen[(chosen >= start) & (chosen < start + _BLOCK)]
         if not len(mine):
@@ -121,7 +130,8 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
         rows = trial.weights(first, min(start + _BLOCK, last + 1) + HORIZONS[-1])
         if not np.isfinite(rows).all():
             raise TiplError(f"Trial {trial.seed} holds weights that are not finite: the run diverged; leave it out.")
-        rows = rows - rows[len(rows) // 2]
+        middle = rows[len(rows) // 2]
+        rows = rows - middle
         back = np.maximum(mine[:, None] - before, 0) - first  # [M, J + 1]
         ahead = mine[:, None] + after - first  # [M, H + 1]
         parts = []
@@ -134,19 +144,48 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
         for into, of_groups in zip((past, toward, moved), zip(*parts, strict=True), strict=True):
             grouped = np.stack(of_groups)
             into.append(np.concatenate([grouped, grouped.sum(0, keepdims=True)]))
+        singles += [_drawn(rows, middle, trial.spec, *each, rng) for each in zip(back, ahead, strict=True)]
     seen, cross, square = (np.concatenate(each, axis=1) for each in (past, toward, moved))
     windows = _windows(seen, (*trial.spec.sizes, trial.spec.size), places[chosen], chosen, groups=slice(None))
     unit = np.where(windows.unit > 0, windows.unit, 1.0)
     mean = square[-1].mean(axis=0)
     weight = windows.unit[:, None] / np.where(mean > 0, mean, np.inf)
     flat = (len(unit), TOKENS, len(HORIZONS))
+    # [M, G, S, …] to [G·M, S, …]
+    steps, facts, came = (np.stack(each, axis=1).reshape(len(unit), *each[0].shape[1:]) for each in zip(*singles, strict=True))
+    lengths = np.sqrt(unit / windows.size)[:, None, None].astype(np.float32)
     return Lessons(
         **{field.name: getattr(windows, field.name) for field in fields(Windows)},
         toward=(cross.reshape(flat) / unit[:, None, None]).astype(np.float32),
         is_whole=np.repeat(np.arange(len(square)) == len(square) - 1, len(chosen)),
         moved=(square.reshape(flat[0], flat[2]) / unit[:, None]).astype(np.float32),
         weight=weight.astype(np.float32),
+        steps=steps / lengths,
+        facts=facts,
+        came=came / lengths,
     )
+
+
+def _drawn(
+    rows: np.ndarray, middle: np.ndarray, spec: ParamSpec, back: np.ndarray, ahead: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Single weights of every group at one origin: [G, S, J + 1], [G, S, F], [G, S, H], not yet in units.
+
+    Args:
+        rows: [n, P] snapshots less `middle` [P].
+        back: [J + 1] rows of the edges of the tokens; ahead: [1 + H] of the origin and the horizons.
+    """
+    at = rows[back]
+    tokens = at[:-1] - at[1:]
+    groups = [(start, size, shape) for start, size, shape in zip(spec.offsets, spec.sizes, spec.shapes, strict=True)]
+    parts = []
+    for start, size, shape in (*groups, (0, spec.size, (spec.size,))):
+        chosen = start + rng.integers(size, size=DRAWN)
+        facts = weight_facts(tokens[:, start : start + size], shape)[chosen - start]
+        now = rows[ahead[0], chosen]
+        steps = np.concatenate([tokens[:, chosen], (now + middle[chosen])[None]])
+        parts.append((steps.T, facts, (rows[ahead[1:, None], chosen] - now).T))
+    return tuple(np.stack(each).astype(np.float32) for each in zip(*parts, strict=True))
 
 
 def joined(parts: Sequence[Lessons]) -> Lessons:

@@ -1,18 +1,22 @@
 """Causal TIPL: from the inner products of a window's tokens to how much of each token a forecast takes.
 
-In: `Windows`.  Out: coefficients over the tokens at every horizon, and how far off the forecast will be.
+In: `Windows`, and what single weights did.  Out: coefficients over the tokens at every horizon, what is added to that
+for each weight, and how far off the forecast will be.
 
-φ̃_{t+h} − φ_t = Σ_j a_{h,j} x_j, with a = (1 + gate_h) · linear_{place,h} + network_{h,j}: a linear autoregression, on
-which the network leans more or less and to which it adds. The network is a Transformer over the tokens; a token is
-described by its cosines with all tokens and its length, of its own tensor and of the whole policy. Weights and their
-number never enter, so the model is one for all policies; it is blind to the weights' scale because all is in units of
-the window's steps.
+φ̃_{t+h} − φ_t = Σ_j a_{h,j} x_j + c_h, with a = (1 + gate_h) · linear_{place,h} + network_{h,j}: a linear
+autoregression, on which the network leans more or less and to which it adds. The network is a Transformer over the
+tokens; a token is described by its cosines with all tokens and its length, of its own tensor and of the whole policy.
+c is the same small network for every weight: it filters what the weight did and takes more or less of each filter, by
+how strong they are and how steadily the weight, its row and its column move. The number of weights never enters, so the
+model is one for all policies; it is blind to their scale because all is in units of the window's steps, and odd, so
+that turning all signs turns the forecast.
 
-Shapes: B windows, J tokens, H horizons, C width.
+Shapes: B windows, J tokens, H horizons, C width, S single weights, F facts of each, M filters.
 """
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
@@ -23,11 +27,15 @@ from torch.nn import functional as F
 
 from tipl.errors import TiplError
 from tipl.model.files import CONFIG_FILE, read_record, read_tensors, write_model
-from tipl.windows import HORIZONS, TOKENS, Windows
+from tipl.steadiness import FACTS
+from tipl.windows import EDGES, HORIZONS, TOKENS, Windows
 
 PLACES = 9
 """Places in the iteration that are told apart: 0 … 7 (later ones count as 7), and unknown."""
 _FACTS = PLACES + 4
+# By which a weight's tokens, the roots of whose spans they grow with, and itself, some thirty steps, come to about 1.
+_SCALE_J = torch.tensor([*((end - start) ** -0.5 for start, end in pairwise(EDGES)), 0.03])
+_ROOT_H = torch.tensor(HORIZONS, dtype=torch.float32).sqrt()
 _SHORTEST = 1e-6  # of a unit: a token whose length, in steps, is below this has not moved
 
 
@@ -42,12 +50,16 @@ class CausalConfig:
     num_layers: int = 2
     num_heads: int = 4
     width: int = 64
+    filters: int = 8
+    """M, of what a single weight did."""
+    single_width: int = 24
+    """Of the layers of the network for single weights."""
     tokens: int = TOKENS
     horizons: tuple[int, ...] = HORIZONS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "horizons", tuple(self.horizons))
-        fits = min(self.num_layers, self.num_heads, self.width) >= 1 and self.width % self.num_heads == 0
+        fits = min(self.num_layers, self.num_heads, self.width, self.filters, self.single_width) >= 1 and self.width % self.num_heads == 0
         if not fits or self.tokens != TOKENS or self.horizons != HORIZONS:
             raise TiplError(f"These settings describe no causal model; check them: {dataclasses.asdict(self)}.")
 
@@ -66,6 +78,8 @@ class Outlook(NamedTuple):
     coefficients_BHJ: Tensor
     log_error_BH: Tensor
     """Logarithm of the expected squared error, as a share of h squared steps."""
+    mean_BC: Tensor
+    """What the network knows of the window, for its single weights."""
 
 
 def features(windows: Windows) -> Features:
@@ -109,6 +123,7 @@ class CausalTIPL(nn.Module):
         self.to_gate = nn.Linear(width, horizons)
         self.to_log_error = nn.Linear(width, horizons)
         self.linear = nn.Parameter(torch.zeros(PLACES, horizons, TOKENS))
+        self.single = _SingleWeights(config)
         for head in (self.to_coefficients, self.to_gate, self.to_log_error):  # begins as the linear autoregression
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -123,7 +138,7 @@ class CausalTIPL(nn.Module):
         own_BHJ = (self.to_coefficients(x_BJC) * moves_BJ1).transpose(1, 2).float()
         linear_BHJ = self.linear[seen.place_B]
         gate_BH1 = 1 + self.to_gate(mean_BC).float()[..., None]
-        return Outlook(gate_BH1 * linear_BHJ + own_BHJ, self.to_log_error(mean_BC).float())
+        return Outlook(gate_BH1 * linear_BHJ + own_BHJ, self.to_log_error(mean_BC).float(), mean_BC.float())
 
     def save(self, folder: Path) -> None:
         """Write the weights and the settings into `folder`.
@@ -154,6 +169,34 @@ class CausalTIPL(nn.Module):
             model = cls(config)
         model.load_state_dict(read_tensors(folder, model.state_dict()), assign=True)
         return model.eval()
+
+
+class _SingleWeights(nn.Module):
+    """c [B, S, H]: what is added to the forecast of each weight, in the window's mean step a weight.
+
+    u = U x filters what a weight did, x [J + 1] (its tokens by the roots of their spans, and itself); a network of |u|,
+    u², the weight's facts and the window's mean gives a gate for every filter: c_h = √h Σ_m v_{m,h} gate_m u_m, with
+    u pressed to u / (1 + |u|/4). Begins at 0.
+    """
+
+    def __init__(self, config: CausalConfig) -> None:
+        super().__init__()
+        width, filters = config.single_width, config.filters
+        self.filter = nn.Linear(TOKENS + 1, filters, bias=False)
+        self.from_filters = nn.Linear(2 * filters, width)
+        self.from_facts = nn.ModuleList(nn.Linear(FACTS, width) for _ in range(2))
+        self.from_window = nn.ModuleList(nn.Linear(config.width, width) for _ in range(2))
+        self.hidden = nn.Linear(width, width)
+        self.to_gates = nn.Linear(width, filters)
+        self.to_horizons = nn.Parameter(torch.zeros(filters, len(config.horizons)))
+
+    def forward(self, steps_BSJ: Tensor, facts_BSF: Tensor, mean_BC: Tensor) -> Tensor:
+        u_BSM = F.linear(steps_BSJ, self.filter.weight * _SCALE_J.to(steps_BSJ.device))
+        u_BSM = u_BSM / (1 + u_BSM.abs() / 4)
+        x_BSC = self.from_filters(torch.cat([u_BSM.abs(), u_BSM.square()], dim=-1))
+        for again, (facts, window) in enumerate(zip(self.from_facts, self.from_window, strict=True)):
+            x_BSC = F.gelu((self.hidden(x_BSC) if again else x_BSC) + facts(facts_BSF) + window(mean_BC)[:, None])
+        return (u_BSM * self.to_gates(x_BSC)) @ (self.to_horizons * _ROOT_H.to(steps_BSJ.device))
 
 
 class _Block(nn.Module):

@@ -58,7 +58,7 @@ class Displacements:
         """[B]"""
         outlook = self.model(data.features(index_B))
         with torch.autocast("cpu", enabled=False):
-            error_BH = data.error(outlook, index_B)
+            error_BH = data.error(self.model, outlook, index_B)
             weight_BH = data.weight_BH[index_B]
             share_BH = error_BH.detach() / data.ahead_H
             likely_BH = outlook.log_error_BH + share_BH / outlook.log_error_BH.exp()
@@ -86,6 +86,9 @@ class _Tensors:
         self.own_BJJ, self.toward_BJH, self.moved_BH, self.weight_BH = (
             torch.from_numpy(each) for each in (lessons.own, lessons.toward, lessons.moved, lessons.weight)
         )
+        self.steps_BSJ, self.facts_BSF, self.came_BSH = (
+            torch.from_numpy(each) for each in (lessons.steps, lessons.facts, lessons.came)
+        )
         self.whole_B = torch.from_numpy(lessons.is_whole)
         self.ahead_H = torch.tensor(HORIZONS, dtype=torch.float32)
 
@@ -95,17 +98,22 @@ class _Tensors:
     def features(self, index_B: Tensor) -> Features:
         return Features(*(each[index_B] for each in self.seen))
 
-    def error(self, outlook: Outlook, index_B: Tensor) -> Tensor:
-        """[B, H] squared errors in the windows' units."""
+    def error(self, model: CausalTIPL, outlook: Outlook, index_B: Tensor) -> Tensor:
+        """[B, H] squared errors in the windows' units: of the weighted sum of tokens exactly, and how much less of it
+        is left by what is added for single weights, estimated by those drawn."""
         a_BHJ, toward_BJH = outlook.coefficients_BHJ, self.toward_BJH[index_B]
         crossed_BH = torch.einsum("bhj,bjh->bh", a_BHJ, toward_BJH)
-        return self.moved_BH[index_B] - 2 * crossed_BH + (a_BHJ @ self.own_BJJ[index_B] * a_BHJ).sum(2)
+        of_sum_BH = self.moved_BH[index_B] - 2 * crossed_BH + (a_BHJ @ self.own_BJJ[index_B] * a_BHJ).sum(2)
+        steps_BSJ = self.steps_BSJ[index_B]
+        left_BSH = self.came_BSH[index_B] - steps_BSJ[..., :-1] @ a_BHJ.mT
+        added_BSH = model.single(steps_BSJ, self.facts_BSF[index_B], outlook.mean_BC)
+        return of_sum_BH + (added_BSH * (added_BSH - 2 * left_BSH)).mean(1)
 
     def skill(self, model: CausalTIPL) -> Tensor:
         """[H] with every tensor forecast apart; without the windows of the policies as a whole."""
         error_H, moved_H = torch.zeros(len(HORIZONS)), torch.zeros(len(HORIZONS))
         for index_B in torch.arange(len(self))[~self.whole_B].split(_AT_ONCE):
-            error_BH = self.error(model(self.features(index_B)), index_B)
+            error_BH = self.error(model, model(self.features(index_B)), index_B)
             error_H += (self.weight_BH[index_B] * error_BH).sum(0)
             moved_H += (self.weight_BH[index_B] * self.moved_BH[index_B]).sum(0)
         return 1 - error_H / moved_H
