@@ -30,7 +30,9 @@ def test_facts_are_those_of_a_loop(shape: tuple[int, ...], still: int):
         else:
             row = column = [i]
         expected = [math.log(e[i] / mean + 1e-3) / 2]
-        means = [[sum(values[k] for k in line) / len(line) + 1e-3 * mean for values in (e, *s)] for line in (row, column)]
+        means = [
+            [sum(values[k] for k in line) / len(line) + 1e-3 * mean for values in (e, *s)] for line in (row, column)
+        ]
         expected += [math.log(line[0] / mean) / 2 for line in means]
         for span in range(len(SPANS)):
             expected += [math.log(line[1 + span] / line[0]) / 2 for line in means]

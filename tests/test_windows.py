@@ -40,6 +40,7 @@ from tipl.windows import (
     Lessons,
     joined,
     lessons,
+    noisy,
     places_in_iteration,
     windows_of,
 )
@@ -157,6 +158,34 @@ def test_the_window_of_a_history_is_that_of_the_lesson(store: Path):
             for field in dataclasses.fields(windows):
                 lesson = getattr(made, field.name)[row + group * count]
                 np.testing.assert_allclose(getattr(windows, field.name)[group], lesson, rtol=1e-4, atol=1e-4)
+
+
+def test_noisy_lessons_are_those_of_a_path_with_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Many weights, so that noise has next to no product with anything but itself; in both paths steps are stationary."""
+    monkeypatch.setattr("tipl.windows.NOISE", (1.5, 1.5))
+    sizes, length, rng = (9000, 4000), 330, np.random.default_rng(5)
+    store = write_store(tmp_path / "store", 1, length, sizes)
+    plain = lessons_of(store, 1)
+    made = noisy(plain, np.random.default_rng(0))
+    weights = Store.open(store).trial(1).weights()
+    step = np.diff(weights, axis=0).std()
+    weights[1:] += np.cumsum(math.sqrt(1.5) * step * rng.standard_normal((length - 1, sum(sizes)), np.float32), axis=0)
+    group = Store.open(store).trial(1)
+    monkeypatch.setattr(type(group), "weights", lambda self, first=0, last=None: weights[first:last])
+    expected = lessons(group, places_in_iteration(group), 40, np.random.default_rng(0))
+    late = expected.origin > 5  # at first the mean square of few steps is not yet that of all
+    assert np.array_equal(expected.origin, made.origin)
+    spans, ahead = np.sqrt(np.diff(EDGES)), np.sqrt(HORIZONS)  # with which independent steps grow
+    scales = {"own": np.outer(spans, spans), "whole": np.outer(spans, spans), "toward": np.outer(spans, ahead)}
+    for name, scale in scales.items():
+        found, wanted, without = (getattr(each, name)[late] / scale for each in (made, expected, plain))
+        assert np.abs(without - wanted).max() > 0.3, name
+        np.testing.assert_allclose(found, wanted, atol=0.15, err_msg=name)
+    np.testing.assert_allclose(made.weight[late], expected.weight[late], rtol=0.1)
+    np.testing.assert_allclose(made.moved[late], expected.moved[late], rtol=0.1)
+    for name in ("steps", "came"):
+        found, wanted = (np.square(getattr(each, name)[late]).mean(axis=(0, 1)) for each in (made, expected))
+        np.testing.assert_allclose(found[:-1], wanted[:-1], rtol=0.15, err_msg=name)
 
 
 def test_a_trial_too_short_to_learn_from_is_refused(small_store: Path):
@@ -297,7 +326,9 @@ def test_the_error_of_drawn_weights_is_estimated_from_what_is_left_of_them(store
         found = task.train[0].error(model, outlook, index).numpy()
     for row, b in enumerate(index.tolist()):
         a_HJ = outlook.coefficients_BHJ[row].numpy()
-        of_sum = made.moved[b] - 2 * (a_HJ * made.toward[b].T).sum(1) + np.einsum("hj,jk,hk->h", a_HJ, made.own[b], a_HJ)
+        of_sum = (
+            made.moved[b] - 2 * (a_HJ * made.toward[b].T).sum(1) + np.einsum("hj,jk,hk->h", a_HJ, made.own[b], a_HJ)
+        )
         with torch.no_grad():
             added = model.single(*(torch.from_numpy(each[b : b + 1]) for each in (made.steps, made.facts)),
                                  outlook.mean_BC[row : row + 1])[0].numpy()  # fmt: skip

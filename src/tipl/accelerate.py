@@ -270,7 +270,12 @@ def judge_batch(now, other, sizes, obs, actions, old_log_prob, advantages, activ
 
 
 def named_forecaster(
-    name: str, shapes: Sequence[Sequence[int]], horizon: int, per_iteration: int = 1, fit: Path | None = None, seed: int = 0
+    name: str,
+    shapes: Sequence[Sequence[int]],
+    horizon: int,
+    per_iteration: int = 1,
+    fit: Path | None = None,
+    seed: int = 0,
 ) -> Forecaster:
     """A forecaster for live runs.
 

@@ -198,6 +198,8 @@ class TrainConfig:
     batch_size: int = 64
     windows: int = 5000
     """Origins of each store that the causal model learns from, drawn once; each gives a window for every tensor."""
+    noise: float = 0.0
+    """Share of the causal model's windows to whose steps noise is added."""
     learning_rate: float = 1e-4
     weight_decay: float = 1e-4
     warmup_steps: int = 10_000
@@ -209,6 +211,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require(0 <= self.noise < 1, f"--noise is {self.noise}; give 0 <= noise < 1.")
         _require(self.windows >= 1, f"--windows is {self.windows}; give at least 1.")
         _require(self.context >= 1, f"--context is {self.context}; give at least 1.")
         _require(self.width % self.num_heads == 0, f"--width {self.width} does not split into {self.num_heads} heads.")

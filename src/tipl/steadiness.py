@@ -19,6 +19,7 @@ SINGLE = 20
 SPANS = ((5, 5), (20, 20), (36, 100))
 """Over how many of the newest tokens steadiness is told, and how many snapshots these are."""
 FACTS = 3 + 2 * len(SPANS)
+_PAIRS = range(0, 2 * len(SPANS), 2)  # row and column of every span, after the first three facts
 _FLOOR = 1e-3  # of the tensor's mean square step, added to what is compared
 
 
@@ -53,3 +54,16 @@ def weight_facts(tokens_JP: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         facts[1 + place] = np.log(view[0] / unit)
         facts[3 + place :: 2] = np.log(view[1:] / view[0])
     return 0.5 * facts.reshape(FACTS, -1).T
+
+
+def with_noise(facts: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """What facts [..., F] become on average if every weight takes steps of independent noise besides, of this variance
+    [...] in the tensor's mean square step."""
+    square = np.exp(2 * facts)
+    mean = square[..., :3]  # of the weight, its row and its column, in the tensor's
+    noise = variance[..., None]
+    noisy = np.concatenate([mean + noise, *(square[..., 3 + k : 5 + k] * mean[..., 1:] + noise for k in _PAIRS)], -1)
+    noisy[..., :3] /= 1 + noise
+    for k in _PAIRS:
+        noisy[..., 3 + k : 5 + k] /= mean[..., 1:] + noise
+    return (0.5 * np.log(noisy)).astype(facts.dtype)

@@ -13,14 +13,14 @@ S single weights drawn from a group, F facts of each (`steadiness`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import numpy as np
 
 from tipl.errors import TiplError
 from tipl.policy import ParamSpec
-from tipl.steadiness import SINGLE, weight_facts
+from tipl.steadiness import SINGLE, weight_facts, with_noise
 from tipl.store import Trial
 
 EDGES = (*range(21), *range(25, 101, 5), *range(125, 201, 25))
@@ -32,6 +32,8 @@ HORIZONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50, 100)
 """Snapshots ahead that a causal model forecasts; those between are interpolated."""
 DRAWN = 16
 """S: weights of a group that lessons are of, drawn with replacement."""
+NOISE = 0.1, 30.0
+"""Between which the variance of the noise in `noisy` lies, in that of a window's own steps."""
 _BLOCK = 256  # origins whose snapshots are multiplied at once
 
 
@@ -152,7 +154,9 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
     weight = windows.unit[:, None] / np.where(mean > 0, mean, np.inf)
     flat = (len(unit), TOKENS, len(HORIZONS))
     # [M, G, S, …] to [G·M, S, …]
-    steps, facts, came = (np.stack(each, axis=1).reshape(len(unit), *each[0].shape[1:]) for each in zip(*singles, strict=True))
+    steps, facts, came = (
+        np.stack(each, axis=1).reshape(len(unit), *each[0].shape[1:]) for each in zip(*singles, strict=True)
+    )
     lengths = np.sqrt(unit / windows.size)[:, None, None].astype(np.float32)
     return Lessons(
         **{field.name: getattr(windows, field.name) for field in fields(Windows)},
@@ -191,6 +195,43 @@ def _drawn(
 def joined(parts: Sequence[Lessons]) -> Lessons:
     """The lessons of several trials, one after another."""
     return Lessons(**{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(Lessons)})
+
+
+def noisy(lessons: Lessons, rng: np.random.Generator) -> Lessons:
+    """The lessons of runs that step as these and, besides, at random in directions of their own.
+
+    Every window is given steps of independent noise, of a variance between `NOISE` of its own steps' (log-uniform). In
+    many dimensions noise has no product with anything but itself: it adds its variance times the span to a token's
+    square and times h to that of what comes, and nothing to the products of tokens with it. Every window keeps its
+    share of the trial's displacement. So a small policy, whose steps agree, teaches by what a large one, whose steps
+    hardly do, can be forecast.
+    """
+    variance = np.exp(rng.uniform(*np.log(NOISE), len(lessons))).astype(np.float32)
+    unit = 1 + variance  # the new one, in the old
+    spans = np.diff(np.minimum(EDGES, lessons.origin[:, None]), axis=1).astype(np.float32)  # 0 before φ_0
+    ahead, diagonal = np.array(HORIZONS, np.float32), np.arange(TOKENS)
+    own, whole = lessons.own.copy(), lessons.whole.copy()
+    for products in (own, whole):
+        products[:, diagonal, diagonal] += variance[:, None] * spans
+        products /= unit[:, None, None]
+    added = variance[:, None] * ahead
+    steps, came = lessons.steps.copy(), lessons.came.copy()
+    steps[:, :, :-1] += np.sqrt(variance[:, None] * spans)[:, None] * rng.standard_normal(
+        steps[:, :, :-1].shape, np.float32
+    )
+    came += np.sqrt(added)[:, None] * rng.standard_normal(came.shape, np.float32)
+    root = np.sqrt(unit)[:, None, None]
+    return replace(
+        lessons,
+        own=own,
+        whole=whole,
+        toward=lessons.toward / unit[:, None, None],
+        moved=(lessons.moved + added) / unit[:, None],
+        weight=lessons.weight * unit[:, None] / (1 + added * lessons.weight),
+        steps=steps / root,
+        facts=with_noise(lessons.facts, variance[:, None]),
+        came=came / root,
+    )
 
 
 def places_in_iteration(trial: Trial) -> np.ndarray:

@@ -59,7 +59,10 @@ class CausalConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "horizons", tuple(self.horizons))
-        fits = min(self.num_layers, self.num_heads, self.width, self.filters, self.single_width) >= 1 and self.width % self.num_heads == 0
+        fits = (
+            min(self.num_layers, self.num_heads, self.width, self.filters, self.single_width) >= 1
+            and self.width % self.num_heads == 0
+        )
         if not fits or self.tokens != TOKENS or self.horizons != HORIZONS:
             raise TiplError(f"These settings describe no causal model; check them: {dataclasses.asdict(self)}.")
 

@@ -17,7 +17,7 @@ from tipl.errors import TiplError
 from tipl.model.causal import PLACES, CausalConfig, CausalTIPL, Features, Outlook, features
 from tipl.presets import TrainConfig
 from tipl.train.loop import Validation
-from tipl.windows import HORIZONS, TOKENS, Lessons
+from tipl.windows import HORIZONS, TOKENS, Lessons, noisy
 
 RIDGE = 1e-3  # of the mean square of a token, for the linear part
 _ERROR_SHARE = 0.01  # of the loss that is for the expected error
@@ -39,6 +39,9 @@ class Displacements:
             self.model.linear.copy_(torch.from_numpy(_linear_part(train)))
         self.batch_size = config.batch_size
         self.train = [_Tensors(each) for each in train]
+        rng = np.random.default_rng(config.seed)
+        self.noisy = [_Tensors(noisy(each, rng)) for each in train] if config.noise else []
+        self.noise = config.noise
         self.validation = [_Tensors(each) for each in validation]
         if any(not each.weight_BH.any() for each in self.validation):
             raise TiplError("The weights of the validation trials never change: there is nothing to forecast.")
@@ -48,10 +51,12 @@ class Displacements:
             minlength=len(self.train)
         )
         total = torch.zeros(())
-        for each, count in zip(self.train, parts.tolist(), strict=True):
-            if count:
-                index_B = torch.randint(len(each), (count,), generator=batches)
-                total = total + self._loss(each, index_B).sum()
+        for store, count in enumerate(parts.tolist()):
+            of_noisy = round(self.noise * count)
+            for data, share in ((self.train, count - of_noisy), (self.noisy, of_noisy)):
+                if share:
+                    index_B = torch.randint(len(data[store]), (share,), generator=batches)
+                    total = total + self._loss(data[store], index_B).sum()
         return total / self.batch_size
 
     def _loss(self, data: "_Tensors", index_B: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from tipl.train.next_code import NextCode
 from tipl.windows import Lessons, joined, lessons, places_in_iteration
 
 CODES_FOLDER = "codes.zarr"
-_FIRST_SETTINGS = {"model": TIPL.kind, "windows": TrainConfig.windows, "cosine": False}
+_FIRST_SETTINGS = {"model": TIPL.kind, "windows": TrainConfig.windows, "cosine": False, "noise": 0.0}
 """What a checkpoint was made with whose settings do not name these: there was nothing else then."""
 
 
