@@ -4,7 +4,7 @@ In: a store.  Out: OUT/sweep.json, skill on the test trials of every variant; a 
 
 The base: codes of the `full` basis (which sees the future), d = 32, K = 20, standardized, with absolute time, the next
 code itself. Variants change d, K, standardization, time, and what the network gives (the step instead of the code). All
-have the same number of steps, a small part of the paper's 500,000, and the same learning rate with warm-up and a cosine.
+have the same number of steps, a small part of the paper's 500,000, and the same learning rate, warm-up and cosine.
 
     python benchmarks/sweep.py STORE --steps 3000 --out OUT
 """

@@ -161,7 +161,7 @@ def test_the_window_of_a_history_is_that_of_the_lesson(store: Path):
 
 
 def test_noisy_lessons_are_those_of_a_path_with_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Many weights, so that noise has next to no product with anything but itself; in both paths steps are stationary."""
+    """Many weights, so that noise has next to no product with anything but itself; steps are stationary."""
     monkeypatch.setattr("tipl.windows.NOISE", (1.5, 1.5))
     sizes, length, rng = (9000, 4000), 330, np.random.default_rng(5)
     store = write_store(tmp_path / "store", 1, length, sizes)

@@ -125,8 +125,8 @@ class ModelForecaster(Forecaster):
 class CausalForecaster(Forecaster):
     """Causal TIPL: any policy, from its last 201 snapshots.
 
-    Every tensor is forecast apart, as a weighted sum of the differences of its snapshots and a part for each weight. Horizons between those that
-    the model was trained for are interpolated; later ones get the displacement of the last.
+    Every tensor is forecast apart, as a weighted sum of the differences of its snapshots and a part for each weight.
+    Horizons between those that the model was trained for are interpolated; later ones get the displacement of the last.
     """
 
     is_model = True

@@ -221,13 +221,14 @@ def noisy(lessons: Lessons, rng: np.random.Generator) -> Lessons:
     )
     came += np.sqrt(added)[:, None] * rng.standard_normal(came.shape, np.float32)
     root = np.sqrt(unit)[:, None, None]
+    share = np.maximum(lessons.share, np.finfo(np.float32).tiny).astype(np.float32)[:, None]
     return replace(
         lessons,
         own=own,
         whole=whole,
         toward=lessons.toward / unit[:, None, None],
         moved=(lessons.moved + added) / unit[:, None],
-        weight=lessons.weight * unit[:, None] / (1 + added * lessons.weight),
+        weight=lessons.weight * unit[:, None] / (1 + added * lessons.weight / share),
         steps=steps / root,
         facts=with_noise(lessons.facts, variance[:, None]),
         came=came / root,
