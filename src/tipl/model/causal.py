@@ -198,7 +198,7 @@ class _SingleWeights(nn.Module):
         u_BSM = u_BSM / (1 + u_BSM.abs() / 4)
         x_BSC = self.from_filters(torch.cat([u_BSM.abs(), u_BSM.square()], dim=-1))
         for again, (facts, window) in enumerate(zip(self.from_facts, self.from_window, strict=True)):
-            x_BSC = F.gelu((self.hidden(x_BSC) if again else x_BSC) + facts(facts_BSF) + window(mean_BC)[:, None])
+            x_BSC = F.relu((self.hidden(x_BSC) if again else x_BSC) + facts(facts_BSF) + window(mean_BC)[:, None])
         return (u_BSM * self.to_gates(x_BSC)) @ (self.to_horizons * _ROOT_H.to(steps_BSJ.device))
 
 
