@@ -18,7 +18,7 @@ import torch
 from tipl.baselines import solve_ridge
 from tipl.errors import TiplError
 from tipl.evaluate import evaluate
-from tipl.forecast import SHIPPED, CausalForecaster, History, load_forecaster, model_folder
+from tipl.forecast import SHIPPED, CausalForecaster, Forecaster, History, load_forecaster, model_folder
 from tipl.model import CausalTIPL, load
 from tipl.model.causal import PLACES, features
 from tipl.policy import ParamSpec
@@ -35,6 +35,7 @@ from tipl.windows import (
     TOKENS,
     WINDOW,
     Lessons,
+    LiveWindow,
     joined,
     lessons,
     places_in_iteration,
@@ -136,6 +137,48 @@ def test_the_window_of_a_history_is_that_of_the_lesson(store: Path):
             for field in dataclasses.fields(windows):
                 lesson = getattr(made, field.name)[row + group * count]
                 np.testing.assert_allclose(getattr(windows, field.name)[group], lesson, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [9, 5000])
+def test_the_live_window_is_that_of_the_history_at_every_origin(size: int):
+    sizes = (size - 3, 3)
+    shrinking = np.diff(path_of(341, 4, size), axis=0) * np.geomspace(1, 1e-3, 340)[:, None]
+    path = (100 + np.cumsum(np.concatenate([np.zeros((1, size)), shrinking]), axis=0)).astype(np.float32)
+    live = LiveWindow(path[0], sizes)
+    a_GHJ = np.random.default_rng(0).standard_normal((2, 3, TOKENS)).astype(np.float32)
+    origin = 0
+    while origin < 340:
+        more = (1, 3, 70)[origin % 3]
+        live.extend(path[origin + 1 : origin + 1 + more])
+        origin = min(origin + more, 340)
+        history = History(1, origin, path[max(0, origin + 1 - WINDOW) : origin + 1], 2)
+        tokens, windows = windows_of(history.last(WINDOW), sizes, 2, origin)
+        found = live.windows(2, origin)
+        for field in dataclasses.fields(windows):
+            one, other = getattr(windows, field.name), getattr(found, field.name)
+            np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4 * np.abs(one).max(), err_msg=field.name)
+        for field in ("own", "whole"):  # small tokens beside large ones too, as cosines
+            one, other = getattr(windows, field), getattr(found, field)
+            length = np.sqrt(np.diagonal(one, axis1=1, axis2=2)) + 1e-12
+            np.testing.assert_allclose((other - one) / (length[:, :, None] * length[:, None, :]), 0, atol=1e-4)
+        moved = np.concatenate([a_GHJ[0] @ tokens[:, : size - 3], a_GHJ[1] @ tokens[:, size - 3 :]], axis=1)
+        np.testing.assert_allclose(live.moved(a_GHJ), path[origin] + moved, rtol=1e-6, atol=5e-5)
+
+
+def test_a_live_run_is_forecast_as_its_history_and_goes_on_to_the_bit(model: CausalTIPL):
+    forecaster, path = CausalForecaster(model, (4000, 200)), path_of(321, 6, 4200)
+    run, restored = forecaster.follow(1, path[0]), forecaster.follow(1, path[0])
+    for origin in range(5, 321, 5):
+        run.extend(path[origin - 4 : origin + 1])
+        if origin > 100:
+            restored.extend(path[origin - 4 : origin + 1])
+        made = run.forecast(4, (5, 60))
+        expected = forecaster.forecast([dataclasses.replace(history_of(path, origin), place=4)], (5, 60))
+        np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-4)
+        if origin == 100:
+            restored.restore(run.state())
+        if origin >= 100:
+            assert np.array_equal(restored.forecast(4, (5, 60)), made)
 
 
 def test_a_trial_too_short_to_learn_from_is_refused(small_store: Path):
@@ -298,6 +341,7 @@ def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(sma
     made = forecast_policy(small_store, 2, 40, 10, out, episodes=3)
     trial = Store.open(small_store).trial(2)
     forecaster = CausalForecaster.from_pretrained(sizes=trial.spec.sizes)
+    assert isinstance(Forecaster.from_pretrained("causal"), CausalForecaster)
     history = History(2, 40, trial.weights(0, 41), int(places_in_iteration(trial)[40]))
     expected = forecaster.forecast([history], [10])[0, 0]
     tensors = safetensors.numpy.load_file(out)

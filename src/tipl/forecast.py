@@ -8,20 +8,21 @@ through its basis (`full`, the paper's) says so by `causal = False`. Before φ_0
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from tipl.errors import TiplError
 from tipl.model import CausalTIPL, CodeModel, load, read_record
 from tipl.model.causal import features
 from tipl.presets import SVDConfig
 from tipl.representation import Codes, fit_svd
 from tipl.store import Store
 from tipl.train import CURVE_FILE
-from tipl.windows import HORIZONS, WINDOW, windows_of
+from tipl.windows import HORIZONS, MANY, WINDOW, LiveWindow, Windows, windows_of
 
 SHIPPED = "causal"
 """The model that comes with the package."""
@@ -66,6 +67,71 @@ class Forecaster(ABC):
     @abstractmethod
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         """Forecast weights [B, H, P] of B histories at H horizons, in snapshots from the origin."""
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path = SHIPPED, sizes: Sequence[int] | None = None, codes: Codes | None = None
+    ) -> "Forecaster":
+        """A trained model of either kind: the one that comes with the package, by its name (`causal`), or a folder's.
+
+        Args:
+            sizes: of the tensors that lie end to end in the weights, which the causal model tells apart.
+            codes: what a model over codes forecasts in: `Codes.open` of what `tipl fit-svd` wrote.
+
+        Raises:
+            TiplError: there is no such model, it cannot be used, or codes are missing, too many or of another size.
+        """
+        folder = model_folder(name_or_path)
+        if read_record(folder)[0] == CausalTIPL.kind:
+            return CausalForecaster.from_pretrained(folder, sizes, codes)
+        model = load(folder)
+        if codes is None:
+            raise TiplError(
+                f"{folder} holds a model over codes; give `codes` too, which `tipl fit-svd` makes of a store."
+            )
+        if codes.config.dim != model.config.dim:
+            raise TiplError(f"{folder} takes codes of {model.config.dim} numbers, not {codes.config.dim}; give others.")
+        return ModelForecaster(model, codes, name=folder.name)
+
+    def follow(self, trial: int, weights_P: np.ndarray) -> "LiveRun":
+        """A live run from φ_0 on."""
+        return LiveRun(self, trial, weights_P)
+
+
+class LiveRun:
+    """A run as a forecaster follows it: snapshots go in as they come, forecasts from the last one come out.
+
+    origin: the last snapshot's number.
+    """
+
+    def __init__(self, forecaster: Forecaster, trial: int, weights_P: np.ndarray) -> None:
+        self._forecaster, self._trial, self.origin = forecaster, trial, 0
+        self._path = [np.array(weights_P, np.float32)]
+
+    @property
+    def now(self) -> np.ndarray:
+        """φ_t"""
+        return self._path[-1]
+
+    def extend(self, snapshots: np.ndarray) -> None:
+        """[n, P] float32, oldest first."""
+        self._path += list(snapshots)
+        if self._forecaster.context is not None:
+            del self._path[: -self._forecaster.context]
+        self.origin += len(snapshots)
+
+    def forecast(self, place: int, horizons: Sequence[int]) -> np.ndarray:
+        """[1, H, P]"""
+        history = History(self._trial, self.origin, np.stack(self._path), place)
+        return np.asarray(self._forecaster.forecast([history], horizons))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that the next forecast depends on, to be given to `restore`."""
+        return {"path": np.stack(self._path), "origin": np.array(self.origin)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on where `state` was taken."""
+        self._path, self.origin = list(np.array(state["path"])), int(state["origin"])
 
 
 class WeightedSum(Forecaster):
@@ -139,20 +205,21 @@ class CausalForecaster(Forecaster):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path = SHIPPED, sizes: Sequence[int] | None = None
+        cls, name_or_path: str | Path = SHIPPED, sizes: Sequence[int] | None = None, codes: Codes | None = None
     ) -> "CausalForecaster":
         """The model that comes with the package, by its name (`causal`), or one in a folder.
 
         Raises:
-            TiplError: there is no such model, or it cannot be used.
+            TiplError: there is no such model, it cannot be used, or codes are given.
         """
         folder = model_folder(name_or_path)
+        if codes is not None:
+            raise TiplError(f"{folder} holds a causal model, which sees weights; leave `codes` out.")
         return cls(CausalTIPL.load(folder), sizes, name=folder.name)
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         return self.forecast_with_error(histories, horizons)[0]
 
-    @torch.no_grad()
     def forecast_with_error(
         self, histories: Sequence[History], horizons: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -163,14 +230,53 @@ class CausalForecaster(Forecaster):
             sizes = self._sizes or (out.shape[2],)
             assert sum(sizes) == out.shape[2], f"tensors of {sizes} do not make {out.shape[2]} weights"
             tokens, windows = windows_of(history.last(WINDOW), sizes, history.place, history.origin)
-            outlook = self._model(features(windows))
-            a_GHJ = _at(horizons, outlook.coefficients_BHJ.numpy())
+            a_GHJ, errors[b] = self.outlook(windows, horizons)
             ends = np.cumsum([0, *sizes])
             for a_HJ, start, end in zip(a_GHJ, ends[:-1], ends[1:], strict=True):
                 out[b, :, start:end] = history.weights[-1, start:end] + a_HJ @ tokens[:, start:end]
-            square_GH = outlook.log_error_BH.exp().numpy() * np.array(HORIZONS) * windows.unit[:, None]
-            errors[b] = np.sqrt(_at(horizons, square_GH).sum(axis=0))
         return out, errors
+
+    @torch.no_grad()
+    def outlook(self, windows: Windows, horizons: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """How much of each token each group's forecast takes [G, H, J]; the expected error of all together [H]."""
+        outlook = self._model(features(windows))
+        square_GH = outlook.log_error_BH.exp().numpy() * np.array(HORIZONS) * windows.unit[:, None]
+        a_GHJ = _at(horizons, outlook.coefficients_BHJ.numpy())
+        return a_GHJ, np.sqrt(_at(horizons, square_GH).sum(axis=0))
+
+    def follow(self, trial: int, weights_P: np.ndarray) -> LiveRun:
+        if len(weights_P) < MANY:  # as cheap from the snapshots
+            return super().follow(trial, weights_P)
+        return _CausalRun(self, trial, weights_P, self._sizes or (len(weights_P),))
+
+
+class _CausalRun(LiveRun):
+    """Its inner products are kept up to date, so that a forecast costs the model and one sum of steps a horizon."""
+
+    _forecaster: CausalForecaster
+
+    def __init__(self, forecaster: CausalForecaster, trial: int, weights_P: np.ndarray, sizes: Sequence[int]) -> None:
+        super().__init__(forecaster, trial, weights_P)
+        assert sum(sizes) == len(weights_P), f"tensors of {sizes} do not make {len(weights_P)} weights"
+        self._sizes, self._window = sizes, LiveWindow(weights_P, sizes)
+
+    def extend(self, snapshots: np.ndarray) -> None:
+        super().extend(snapshots)
+        self._window.extend(snapshots)
+
+    def forecast(self, place: int, horizons: Sequence[int]) -> np.ndarray:
+        windows = self._window.windows(place, self.origin)
+        return self._window.moved(self._forecaster.outlook(windows, horizons)[0])[None]
+
+    def state(self) -> dict[str, np.ndarray]:
+        return super().state() | {"products": self._window.products.copy()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        super().restore(state)
+        self._window = LiveWindow(self._path[0], self._sizes)
+        if len(self._path) > 1:
+            self._window.extend(np.stack(self._path[1:]))
+        self._window.products = state["products"]
 
 
 def _at(horizons: Sequence[int], known: np.ndarray) -> np.ndarray:
