@@ -21,6 +21,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tipl.errors import TiplError
+from tipl.forecast import Forecaster, ModelForecaster
 from tipl.model import CONFIG_FILE, WEIGHTS_FILE, CodeModel, load
 from tipl.presets import CollectConfig, ModelName, SVDConfig, TrainConfig
 from tipl.progress import scalars
@@ -513,6 +514,14 @@ def test_train_learns_from_training_trials_chooses_by_validation_trials_and_neve
     assert record["codes"]["basis"] == dataclasses.asdict(SVDConfig(dim=4))
     model = load(out)
     assert (model.config.dim, model.config.basis) == (4, "full")
+
+    fitted = Codes.open(out / CODES_FOLDER)
+    forecaster = Forecaster.from_pretrained(out, codes=fitted)
+    assert isinstance(forecaster, ModelForecaster) and forecaster.codes is fitted
+    with pytest.raises(TiplError, match=r"model over codes; give `codes` too"):
+        Forecaster.from_pretrained(out)
+    with pytest.raises(TiplError, match="causal model, which sees weights; leave `codes` out"):
+        Forecaster.from_pretrained("causal", codes=fitted)
 
     with pytest.raises(TiplError, match="--resume"):
         train(store, out, config, SVDConfig(dim=4))

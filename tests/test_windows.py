@@ -20,7 +20,7 @@ import torch
 from tipl.baselines import solve_ridge
 from tipl.errors import TiplError
 from tipl.evaluate import evaluate
-from tipl.forecast import SHIPPED, CausalForecaster, History, load_forecaster, model_folder
+from tipl.forecast import SHIPPED, CausalForecaster, Forecaster, History, load_forecaster, model_folder
 from tipl.model import CausalTIPL, load
 from tipl.model.causal import PLACES, features
 from tipl.policy import ParamSpec
@@ -38,6 +38,7 @@ from tipl.windows import (
     TOKENS,
     WINDOW,
     Lessons,
+    LiveWindow,
     joined,
     lessons,
     noisy,
@@ -186,6 +187,45 @@ def test_noisy_lessons_are_those_of_a_path_with_noise(tmp_path: Path, monkeypatc
     for name in ("steps", "came"):
         found, wanted = (np.square(getattr(each, name)[late]).mean(axis=(0, 1)) for each in (made, expected))
         np.testing.assert_allclose(found[:-1], wanted[:-1], rtol=0.15, err_msg=name)
+
+
+@pytest.mark.parametrize("size", [9, 5000])
+def test_the_live_window_is_that_of_the_history_at_every_origin(size: int):
+    sizes = (size - 3, 3)
+    shrinking = np.diff(path_of(341, 4, size), axis=0) * np.geomspace(1, 1e-3, 340)[:, None]
+    path = (100 + np.cumsum(np.concatenate([np.zeros((1, size)), shrinking]), axis=0)).astype(np.float32)
+    live = LiveWindow(path[0], sizes)
+    origin = 0
+    while origin < 340:
+        more = (1, 3, 70)[origin % 3]
+        live.extend(path[origin + 1 : origin + 1 + more])
+        origin = min(origin + more, 340)
+        history = History(1, origin, path[max(0, origin + 1 - WINDOW) : origin + 1], 2)
+        _, windows = windows_of(history.last(WINDOW), sizes, 2, origin)
+        found = live.windows(2, origin)
+        for field in dataclasses.fields(windows):
+            one, other = getattr(windows, field.name), getattr(found, field.name)
+            np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4 * np.abs(one).max(), err_msg=field.name)
+        for field in ("own", "whole"):  # small tokens beside large ones too, as cosines
+            one, other = getattr(windows, field), getattr(found, field)
+            length = np.sqrt(np.diagonal(one, axis1=1, axis2=2)) + 1e-12
+            np.testing.assert_allclose((other - one) / (length[:, :, None] * length[:, None, :]), 0, atol=1e-4)
+
+
+def test_a_live_run_is_forecast_as_its_history_and_goes_on_to_the_bit(model: CausalTIPL):
+    forecaster, path = CausalForecaster(model, [(80, 50), (200,)]), path_of(321, 6, 4200)
+    run, restored = forecaster.follow(1, path[0]), forecaster.follow(1, path[0])
+    for origin in range(5, 321, 5):
+        run.extend(path[origin - 4 : origin + 1])
+        if origin > 100:
+            restored.extend(path[origin - 4 : origin + 1])
+        made = run.forecast(4, (5, 60))
+        expected = forecaster.forecast([dataclasses.replace(history_of(path, origin), place=4)], (5, 60))
+        np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-4)
+        if origin == 100:
+            restored.restore(run.state())
+        if origin >= 100:
+            assert np.array_equal(restored.forecast(4, (5, 60)), made)
 
 
 def test_a_trial_too_short_to_learn_from_is_refused(small_store: Path):
@@ -415,6 +455,7 @@ def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(sma
     made = forecast_policy(small_store, 2, 40, 10, out, episodes=3)
     trial = Store.open(small_store).trial(2)
     forecaster = CausalForecaster.from_pretrained(shapes=trial.spec.shapes)
+    assert isinstance(Forecaster.from_pretrained("causal"), CausalForecaster)
     history = History(2, 40, trial.weights(0, 41), int(places_in_iteration(trial)[40]))
     expected = forecaster.forecast([history], [10])[0, 0]
     tensors = safetensors.numpy.load_file(out)

@@ -27,6 +27,7 @@ from tipl.presets import (
     CausalTrainConfig,
     CollectConfig,
     CompactConfig,
+    Device,
     DiscreteCollectConfig,
     EvaluateConfig,
     ForecasterName,
@@ -111,6 +112,7 @@ def build_parser() -> ArgumentParser:
     verb.add_argument("--codes", type=Path, metavar="CODES", default=None, help="what fit-svd wrote [fit anew]")
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
     verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
+    verb.add_argument("--device", choices=get_args(Device), default="cpu", help="that trains [cpu]")
     _add_settings(verb, TrainConfig, other=("--model causal", CausalTrainConfig()))
     _add_settings(verb.add_argument_group("the SVD, where no --codes are given"), SVDConfig)
 
@@ -238,10 +240,12 @@ def _train(arguments: Namespace) -> None:
     causal = getattr(arguments, "model", None) == CausalTrainConfig.model
     config = with_flags(CausalTrainConfig() if causal else TrainConfig(), vars(arguments))
     svd = with_flags(SVDConfig(), vars(arguments))
-    how = {name: getattr(arguments, name) for name in ("codes", "resume", "tensorboard")}
-    from tipl.train import train
+    how = {name: getattr(arguments, name) for name in ("codes", "resume", "tensorboard", "device")}
+    from tipl.train import started_first, train
 
-    _wrote(train(arguments.store, arguments.out, config, svd, **how))
+    out = train(arguments.store, arguments.out, config, svd, **how)
+    if started_first():
+        _wrote(out)
 
 
 def _evaluate(arguments: Namespace) -> None:

@@ -9,7 +9,7 @@ through its basis (`full`, the paper's) says so by `causal = False`. Before φ_0
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tipl.errors import TiplError
 from tipl.model import CausalTIPL, CodeModel, load, read_record
 from tipl.model.causal import features
 from tipl.presets import SVDConfig
@@ -24,7 +25,7 @@ from tipl.representation import Codes, fit_svd
 from tipl.steadiness import weight_facts
 from tipl.store import Store
 from tipl.train import CURVE_FILE
-from tipl.windows import HORIZONS, WINDOW, windows_of
+from tipl.windows import HORIZONS, MANY, WINDOW, LiveWindow, Windows, tokens_of, windows_of
 
 SHIPPED = "causal"
 """The model that comes with the package."""
@@ -69,6 +70,74 @@ class Forecaster(ABC):
     @abstractmethod
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         """Forecast weights [B, H, P] of B histories at H horizons, in snapshots from the origin."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = SHIPPED,
+        shapes: Sequence[Sequence[int]] | None = None,
+        codes: Codes | None = None,
+    ) -> "Forecaster":
+        """A trained model of either kind: the one that comes with the package, by its name (`causal`), or a folder's.
+
+        Args:
+            shapes: of the tensors that lie end to end in the weights, which the causal model tells apart.
+            codes: what a model over codes forecasts in: `Codes.open` of what `tipl fit-svd` wrote.
+
+        Raises:
+            TiplError: there is no such model, it cannot be used, or codes are missing, too many or of another size.
+        """
+        folder = model_folder(name_or_path)
+        if read_record(folder)[0] == CausalTIPL.kind:
+            return CausalForecaster.from_pretrained(folder, shapes, codes)
+        model = load(folder)
+        if codes is None:
+            raise TiplError(
+                f"{folder} holds a model over codes; give `codes` too, which `tipl fit-svd` makes of a store."
+            )
+        if codes.config.dim != model.config.dim:
+            raise TiplError(f"{folder} takes codes of {model.config.dim} numbers, not {codes.config.dim}; give others.")
+        return ModelForecaster(model, codes, name=folder.name)
+
+    def follow(self, trial: int, weights_P: np.ndarray) -> "LiveRun":
+        """A live run from φ_0 on."""
+        return LiveRun(self, trial, weights_P)
+
+
+class LiveRun:
+    """A run as a forecaster follows it: snapshots go in as they come, forecasts from the last one come out.
+
+    origin: the last snapshot's number.
+    """
+
+    def __init__(self, forecaster: Forecaster, trial: int, weights_P: np.ndarray) -> None:
+        self._forecaster, self._trial, self.origin = forecaster, trial, 0
+        self._path = [np.array(weights_P, np.float32)]
+
+    @property
+    def now(self) -> np.ndarray:
+        """φ_t"""
+        return self._path[-1]
+
+    def extend(self, snapshots: np.ndarray) -> None:
+        """[n, P] float32, oldest first."""
+        self._path += list(snapshots)
+        if self._forecaster.context is not None:
+            del self._path[: -self._forecaster.context]
+        self.origin += len(snapshots)
+
+    def forecast(self, place: int, horizons: Sequence[int]) -> np.ndarray:
+        """[1, H, P]"""
+        history = History(self._trial, self.origin, np.stack(self._path), place)
+        return np.asarray(self._forecaster.forecast([history], horizons))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that the next forecast depends on, to be given to `restore`."""
+        return {"path": np.stack(self._path), "origin": np.array(self.origin)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on where `state` was taken."""
+        self._path, self.origin = list(np.array(state["path"])), int(state["origin"])
 
 
 class WeightedSum(Forecaster):
@@ -142,42 +211,51 @@ class CausalForecaster(Forecaster):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path = SHIPPED, shapes: Sequence[Sequence[int]] | None = None
+        cls,
+        name_or_path: str | Path = SHIPPED,
+        shapes: Sequence[Sequence[int]] | None = None,
+        codes: Codes | None = None,
     ) -> "CausalForecaster":
         """The model that comes with the package, by its name (`causal`), or one in a folder.
 
         Raises:
-            TiplError: there is no such model, or it cannot be used.
+            TiplError: there is no such model, it cannot be used, or codes are given.
         """
         folder = model_folder(name_or_path)
+        if codes is not None:
+            raise TiplError(f"{folder} holds a causal model, which sees weights; leave `codes` out.")
         return cls(CausalTIPL.load(folder), shapes, name=folder.name)
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         return self.forecast_with_error(histories, horizons)[0]
 
-    @torch.no_grad()
     def forecast_with_error(
         self, histories: Sequence[History], horizons: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """The forecast [B, H, P], and how far from it the model expects φ_{t+h}: root mean square length [B, H]."""
         out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
         errors = np.empty((len(histories), len(horizons)))
-        shapes = self._shapes or [(out.shape[2],)]
-        sizes = [math.prod(shape) for shape in shapes]
-        assert sum(sizes) == out.shape[2], f"tensors of {shapes} do not make {out.shape[2]} weights"
+        sizes = self._sizes(out.shape[2])
         for b, history in enumerate(histories):
             tokens, windows = windows_of(history.last(WINDOW), sizes, history.place, history.origin)
-            outlook = self._model(features(windows))
-            a_GHJ = _at(horizons, outlook.coefficients_BHJ.numpy())
-            now, start = history.weights[-1], 0
-            for g, (shape, size) in enumerate(zip(shapes, sizes, strict=True)):
-                mine = slice(start, start + size)
-                added_PH = self._added(tokens[:, mine], now[mine], shape, windows.unit[g], outlook.mean_BC[g])
-                out[b, :, mine] = now[mine] + a_GHJ[g] @ tokens[:, mine] + _at(horizons, added_PH).T
-                start += size
-            square_GH = outlook.log_error_BH.exp().numpy() * np.array(HORIZONS) * windows.unit[:, None]
-            errors[b] = np.sqrt(_at(horizons, square_GH).sum(axis=0))
+            out[b], errors[b] = self.from_window(tokens, history.weights[-1], windows, horizons)
         return out, errors
+
+    @torch.no_grad()
+    def from_window(
+        self, tokens_JP: np.ndarray, now_P: np.ndarray, windows: Windows, horizons: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The forecast [H, P] from a window's tokens, φ_t and the groups' windows, and its expected error [H]."""
+        outlook = self._model(features(windows))
+        a_GHJ = _at(horizons, outlook.coefficients_BHJ.numpy())
+        out, start = np.empty((len(horizons), len(now_P)), np.float32), 0
+        for g, shape in enumerate(self._shapes or [now_P.shape]):
+            mine = slice(start, start := start + math.prod(shape))
+            tokens, now = tokens_JP[:, mine], now_P[mine]
+            added_PH = self._added(tokens, now, shape, windows.unit[g], outlook.mean_BC[g])
+            out[:, mine] = now + a_GHJ[g] @ tokens + _at(horizons, added_PH).T
+        square_GH = outlook.log_error_BH.exp().numpy() * np.array(HORIZONS) * windows.unit[:, None]
+        return out, np.sqrt(_at(horizons, square_GH).sum(axis=0))
 
     def _added(
         self, tokens_JP: np.ndarray, now_P: np.ndarray, shape: tuple[int, ...], unit: float, mean_C: Tensor
@@ -188,6 +266,44 @@ class CausalForecaster(Forecaster):
         facts_PF = weight_facts(tokens_JP, shape)
         added_1PH = self._model.single(torch.from_numpy(steps_PJ)[None], torch.from_numpy(facts_PF)[None], mean_C[None])
         return length * added_1PH[0].numpy()
+
+    def follow(self, trial: int, weights_P: np.ndarray) -> LiveRun:
+        if len(weights_P) < MANY:  # as cheap from the snapshots
+            return super().follow(trial, weights_P)
+        return _CausalRun(self, trial, weights_P, self._sizes(len(weights_P)))
+
+    def _sizes(self, total: int) -> list[int]:
+        sizes = [math.prod(shape) for shape in self._shapes or [(total,)]]
+        assert sum(sizes) == total, f"tensors of {self._shapes} do not make {total} weights"
+        return sizes
+
+
+class _CausalRun(LiveRun):
+    """Its inner products are kept up to date, so that a forecast costs the model and one pass over the tokens."""
+
+    _forecaster: CausalForecaster
+
+    def __init__(self, forecaster: CausalForecaster, trial: int, weights_P: np.ndarray, sizes: Sequence[int]) -> None:
+        super().__init__(forecaster, trial, weights_P)
+        self._sizes, self._window = sizes, LiveWindow(weights_P, sizes)
+
+    def extend(self, snapshots: np.ndarray) -> None:
+        super().extend(snapshots)
+        self._window.extend(snapshots)
+
+    def forecast(self, place: int, horizons: Sequence[int]) -> np.ndarray:
+        windows = self._window.windows(place, self.origin)
+        return self._forecaster.from_window(tokens_of(self._path), self.now, windows, horizons)[0][None]
+
+    def state(self) -> dict[str, np.ndarray]:
+        return super().state() | {"products": self._window.products.copy()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        super().restore(state)
+        self._window = LiveWindow(self._path[0], self._sizes)
+        if len(self._path) > 1:
+            self._window.extend(np.stack(self._path[1:]))
+        self._window.products = state["products"]
 
 
 def _at(horizons: Sequence[int], known: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tipl.forecast import Forecaster, History
+from tipl.forecast import Forecaster, LiveRun
 from tipl.presets import JumpConfig
 
 _TRIES = 8  # lengths that are judged
@@ -70,8 +70,7 @@ class Jumper:
             trial: what a forecaster is told of the run.
         """
         self._forecaster, self._config, self._moves_P, self._trial = forecaster, config, moves_P, trial
-        self._path: list[np.ndarray] = []  # the last snapshots less the jumps before them
-        self._origin = -1  # number of the last snapshot
+        self._run: LiveRun | None = None  # the snapshots less the jumps before them
         self._jumped = np.zeros(len(moves_P), np.float32)  # Σ of all jumps
         self._expected: np.ndarray | None = None  # where the path was forecast to be at the next iteration's end
         self._from: np.ndarray | None = None  # and where it was then
@@ -87,7 +86,7 @@ class Jumper:
 
     def begin(self, weights_P: np.ndarray) -> None:
         """The weights before the first iteration, φ_0."""
-        self._path, self._origin = [np.array(weights_P, np.float32)], 0
+        self._run = self._forecaster.follow(self._trial, weights_P)
 
     def step(self, snapshots: np.ndarray, judge: Judge, returns: Sequence[float] = ()) -> Jump:
         """One iteration has passed: what to add to the weights.
@@ -130,12 +129,9 @@ class Jumper:
         return Jump("accepted" if share == 1 else "shrunk", taken, share, kl, trust)
 
     def _record(self, snapshots: np.ndarray) -> np.ndarray:
-        self._path += list(snapshots.astype(np.float32) - self._jumped)
-        keep = self._forecaster.context
-        if keep is not None:
-            del self._path[:-keep]
-        self._origin += len(snapshots)
-        return self._path[-1]
+        assert self._run is not None, "begin comes first"
+        self._run.extend(snapshots.astype(np.float32) - self._jumped)
+        return self._run.now
 
     def _learn(self, now: np.ndarray) -> None:
         """Hold the last forecast against what came."""
@@ -157,9 +153,8 @@ class Jumper:
 
     def _propose(self, now: np.ndarray, per_iteration: int) -> np.ndarray | None:
         """The forecast displacement [P]; None if it cannot be used. What it says of the next iteration is kept."""
-        history = History(self._trial, self._origin, np.stack(self._path), per_iteration - 1)
-        horizons = per_iteration, per_iteration * self._config.horizon
-        made = np.asarray(self._forecaster.forecast([history], horizons))
+        assert self._run is not None
+        made = self._run.forecast(per_iteration - 1, (per_iteration, per_iteration * self._config.horizon))
         if made.shape != (1, 2, len(now)) or not np.isfinite(made).all():
             return None
         with np.errstate(over="ignore"):
@@ -189,20 +184,23 @@ class Jumper:
 
     def state(self) -> dict[str, np.ndarray]:
         """All that the next step depends on, as arrays, to be given to `restore`."""
-        size = len(self._moves_P)
-        arrays = {"path": np.array(self._path, np.float32).reshape(-1, size), "jumped": self._jumped.copy()}
+        arrays = {"jumped": self._jumped.copy()} | ({} if self._run is None else self._run.state())
         optional = {"expected": self._expected, "from": self._from, "last": self._last}
         arrays |= {name: np.array(value) for name, value in optional.items() if value is not None}
         numbers = np.array([self._toward, self._square])
-        counts = np.array([self._origin, self._patience, self._waited])
+        counts = np.array([self._patience, self._waited])
         return arrays | {"evidence": numbers, "counts": counts, "before": np.array(self._before, np.float64)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on where `state` was taken."""
-        self._path, self._jumped = list(np.array(state["path"])), np.array(state["jumped"])
+        self._jumped, self._run = np.array(state["jumped"]), None
+        if "path" in state:
+            self.begin(state["path"][0])
+            assert self._run is not None
+            self._run.restore(state)
         self._expected, self._from, self._last = (
             np.array(state[name]) if name in state else None for name in ("expected", "from", "last")
         )
         self._toward, self._square = map(float, state["evidence"])
-        self._origin, self._patience, self._waited = map(int, state["counts"])
+        self._patience, self._waited = map(int, state["counts"])
         self._before = np.array(state["before"]).tolist()

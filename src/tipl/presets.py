@@ -13,6 +13,7 @@ Backend = Literal["auto", "envpool", "gymnasium"]
 Activation = Literal["tanh", "relu", "elu"]
 BasisName = Literal["full", "prefix", "window", "pooled"]
 ModelName = Literal["paper", "gru", "mlp", "causal"]
+Device = Literal["cpu", "cuda"]
 
 
 ForecasterName = Literal["line", "lookahead", "average", "noise", "autoregression", "causal"]

@@ -4,12 +4,13 @@ In: codes of training and validation trials, TrainConfig.  Out: a folder with th
 (`checkpoint.safetensors`) and the curve (`training.json`).
 
 The loop (loop.py) knows a model only as a `Task`: the paper's is `NextCode` (next_code.py), the causal model's is
-`Displacements` (displacement.py).
+`Displacements` (displacement.py). It runs where a `Place` (place.py) says: on which device, in how many processes.
 """
 
 from tipl.train.displacement import Displacements
 from tipl.train.loop import CHECKPOINT_FILE, CURVE_FILE, SKILL_HORIZONS, VERSION, Task, Validation, fast_precision
 from tipl.train.next_code import VALIDATION_SEGMENTS, NextCode, Segments
+from tipl.train.place import Place, started_first
 from tipl.train.verb import CODES_FOLDER, check_out, fit, fit_causal, train
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "VERSION",
     "Displacements",
     "NextCode",
+    "Place",
     "Segments",
     "Task",
     "Validation",
@@ -28,5 +30,6 @@ __all__ = [
     "fast_precision",
     "fit",
     "fit_causal",
+    "started_first",
     "train",
 ]

@@ -17,6 +17,7 @@ from tipl.errors import TiplError
 from tipl.model.causal import PLACES, CausalConfig, CausalTIPL, Features, Outlook, features
 from tipl.presets import TrainConfig
 from tipl.train.loop import Validation
+from tipl.train.place import ALONE, Place
 from tipl.windows import HORIZONS, TOKENS, Lessons, noisy
 
 RIDGE = 1e-3  # of the mean square of a token, for the linear part
@@ -32,17 +33,20 @@ class Displacements:
     1 − skill. Windows are drawn with replacement, stores alike.
     """
 
-    def __init__(self, train: Sequence[Lessons], validation: Sequence[Lessons], config: TrainConfig) -> None:
+    def __init__(
+        self, train: Sequence[Lessons], validation: Sequence[Lessons], config: TrainConfig, place: Place = ALONE
+    ) -> None:
         """One `Lessons` a store."""
         self.model = CausalTIPL(CausalConfig(config.num_layers, config.num_heads, config.width))
         with torch.no_grad():
             self.model.linear.copy_(torch.from_numpy(_linear_part(train)))
-        self.batch_size = config.batch_size
-        self.train = [_Tensors(each) for each in train]
+        self.model.to(place.device)
+        self.place, self.batch_size = place, config.batch_size
+        self.train = [_Tensors(each, place.device) for each in train]
         rng = np.random.default_rng(config.seed)
-        self.noisy = [_Tensors(noisy(each, rng)) for each in train] if config.noise else []
+        self.noisy = [_Tensors(noisy(each, rng), place.device) for each in train] if config.noise else []
         self.noise = config.noise
-        self.validation = [_Tensors(each) for each in validation]
+        self.validation = [_Tensors(each, place.device) for each in validation]
         if any(not each.weight_BH.any() for each in self.validation):
             raise TiplError("The weights of the validation trials never change: there is nothing to forecast.")
 
@@ -50,19 +54,20 @@ class Displacements:
         parts = torch.randint(len(self.train), (self.batch_size,), generator=batches).bincount(
             minlength=len(self.train)
         )
-        total = torch.zeros(())
+        total, before = torch.zeros((), device=self.place.device), 0
         for store, count in enumerate(parts.tolist()):
             of_noisy = round(self.noise * count)
             for data, share in ((self.train, count - of_noisy), (self.noisy, of_noisy)):
                 if share:
                     index_B = torch.randint(len(data[store]), (share,), generator=batches)
+                    index_B, before = self.place.share(index_B, before), before + share
                     total = total + self._loss(data[store], index_B).sum()
         return total / self.batch_size
 
     def _loss(self, data: "_Tensors", index_B: Tensor) -> Tensor:
         """[B]"""
         outlook = self.model(data.features(index_B))
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(self.place.device.type, enabled=False):
             error_BH = data.error(self.model, outlook, index_B)
             weight_BH = data.weight_BH[index_B]
             share_BH = error_BH.detach() / data.ahead_H
@@ -86,16 +91,16 @@ class Displacements:
 class _Tensors:
     """The lessons of one store, read by index."""
 
-    def __init__(self, lessons: Lessons) -> None:
-        self.seen = features(lessons)
+    def __init__(self, lessons: Lessons, device: torch.device) -> None:
+        self.seen = Features(*(each.to(device) for each in features(lessons)))
         self.own_BJJ, self.toward_BJH, self.moved_BH, self.weight_BH = (
-            torch.from_numpy(each) for each in (lessons.own, lessons.toward, lessons.moved, lessons.weight)
+            torch.from_numpy(each).to(device) for each in (lessons.own, lessons.toward, lessons.moved, lessons.weight)
         )
         self.steps_BSJ, self.facts_BSF, self.came_BSH = (
-            torch.from_numpy(each) for each in (lessons.steps, lessons.facts, lessons.came)
+            torch.from_numpy(each).to(device) for each in (lessons.steps, lessons.facts, lessons.came)
         )
-        self.whole_B = torch.from_numpy(lessons.is_whole)
-        self.ahead_H = torch.tensor(HORIZONS, dtype=torch.float32)
+        self.whole_B = torch.from_numpy(lessons.is_whole).to(device)
+        self.ahead_H = torch.tensor(HORIZONS, dtype=torch.float32, device=device)
 
     def __len__(self) -> int:
         return len(self.own_BJJ)
@@ -116,8 +121,8 @@ class _Tensors:
 
     def skill(self, model: CausalTIPL) -> Tensor:
         """[H] with every tensor forecast apart; without the windows of the policies as a whole."""
-        error_H, moved_H = torch.zeros(len(HORIZONS)), torch.zeros(len(HORIZONS))
-        for index_B in torch.arange(len(self))[~self.whole_B].split(_AT_ONCE):
+        error_H, moved_H = torch.zeros_like(self.ahead_H), torch.zeros_like(self.ahead_H)
+        for index_B in torch.nonzero(~self.whole_B)[:, 0].split(_AT_ONCE):
             error_BH = self.error(model, model(self.features(index_B)), index_B)
             error_H += (self.weight_BH[index_B] * error_BH).sum(0)
             moved_H += (self.weight_BH[index_B] * self.moved_BH[index_B]).sum(0)

@@ -22,6 +22,7 @@ from tipl.errors import TiplError
 from tipl.model import write_file
 from tipl.presets import TrainConfig
 from tipl.progress import console, steps_progress
+from tipl.train.place import ALONE, Place
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CURVE_FILE = "training.json"
@@ -52,7 +53,7 @@ class Task(Protocol):
     def model(self) -> nn.Module: ...
 
     def loss(self, batches: torch.Generator) -> Tensor:
-        """The loss of a random batch, in training mode."""
+        """This process's share of the loss of a random batch, in training mode; the shares add up to the loss."""
         ...
 
     def validate(self) -> Validation: ...
@@ -68,7 +69,8 @@ class Checkpoint(NamedTuple):
     progress: dict[str, Any]
     """Step, precision, seconds, curve, and the sum of losses since the last validation."""
     tensors: dict[str, Tensor]
-    """model.NAME, optimizer.INDEX.NAME and the states of the two generators, random.batches and random.dropout."""
+    """model.NAME, optimizer.INDEX.NAME and the states of the generators: random.batches, random.dropout and, of a
+    training on it, random.dropout_cuda."""
 
     def write(self, out: Path) -> None:
         header = {"version": VERSION, "facts": self.facts, "progress": self.progress}
@@ -98,16 +100,23 @@ class Training:
     """The loop: AdamW on a task, warm-up, clipping, validation, checkpoints."""
 
     def __init__(
-        self, task: Task, config: TrainConfig, out: Path, facts: dict[str, Any], progress: bool, write: Write
+        self,
+        task: Task,
+        config: TrainConfig,
+        out: Path,
+        facts: dict[str, Any],
+        progress: bool,
+        write: Write,
+        place: Place = ALONE,
     ) -> None:
         self.task, self.config, self.out, self.facts = task, config, out, facts
-        self.progress, self.write = progress, write
+        self.progress, self.write, self.place = progress, write, place
         self.weights = list(task.model.parameters())
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.batches = torch.Generator().manual_seed(config.seed)
-        self.precision = fast_precision()
+        self.precision = torch.bfloat16 if place.device.type == "cuda" else fast_precision()
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, Any]] = []
@@ -125,7 +134,7 @@ class Training:
         self.task.model.train()
         with _interruption() as interrupted, bar as advance:
             while self.step < self.config.steps:
-                loss = self._update()
+                loss, stop = self._update(interrupted())
                 self.seconds = time.perf_counter() - began
                 if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
                     entry = self._validate()
@@ -137,32 +146,34 @@ class Training:
                     self.write("loss/batch", loss, self.step)
                     self.write("learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
                 advance(1, note)
-                if interrupted():
+                if stop or (self.place.ranks == 1 and interrupted()):
                     self.write_checkpoint()
                     raise KeyboardInterrupt
         best = max(self.curve, key=_choice)
         self._say(f"kept the model of step {best['step']:,}, {_describe(best)}")
 
-    def _update(self) -> float:
-        """One step; returns the loss of its batch."""
+    def _update(self, interrupted: bool = False) -> tuple[float, bool]:
+        """One step; returns the loss of its batch, and whether any process was interrupted before it."""
         rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
         if self.config.cosine:
             rate *= (1 + math.cos(math.pi * self.step / self.config.steps)) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):
+        with torch.autocast(self.place.device.type, self.precision, enabled=self.precision != torch.float32):
             loss = self.task.loss(self.batches)
         self.optimizer.zero_grad()
         loss.backward()
         # The fused optimizer walks a gradient's memory in the order of its weight's.
-        assert all(weight.grad is not None and weight.grad.is_contiguous() for weight in self.weights)
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None and weight.grad.is_contiguous()]
+        assert len(gradients) == len(self.weights)
+        value, stops = self.place.sum_up(gradients, loss, loss.new_tensor(float(interrupted)))
         nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)
         self.optimizer.step()
         self.step += 1
-        self.loss_sum += loss.item()
+        self.loss_sum += value
         self.loss_count += 1
         self._check_finite(self.loss_sum)
-        return loss.item()
+        return value, stops > 0
 
     def _validate(self) -> dict[str, Any]:
         """Measure the model, keep it if it is the best so far, and add an entry to the curve."""
@@ -175,7 +186,7 @@ class Training:
             "skill": {str(h): value for h, value in skill.items()},
             "seconds": round(self.seconds, 3),
         }
-        if all(_choice(entry) > _choice(earlier) for earlier in self.curve):
+        if self.place.is_first and all(_choice(entry) > _choice(earlier) for earlier in self.curve):
             self.task.save(self.out)
         self.curve.append(entry)
         self.loss_sum, self.loss_count = 0.0, 0
@@ -202,11 +213,15 @@ class Training:
 
     def write_checkpoint(self) -> None:
         """Write the checkpoint, and after it the curve, which is there to be read and not needed to go on."""
+        if not self.place.is_first:
+            return
         state = self.optimizer.state_dict()["state"]
         tensors = {f"model.{name}": tensor for name, tensor in self.task.model.state_dict().items()}
         tensors |= {f"optimizer.{i}.{name}": value for i, values in state.items() for name, value in values.items()}
         tensors["random.batches"] = self.batches.get_state()
         tensors["random.dropout"] = torch.get_rng_state()
+        if self.place.device.type == "cuda":
+            tensors["random.dropout_cuda"] = torch.cuda.get_rng_state()
         progress = {
             "step": self.step,
             "precision": _name(self.precision),
@@ -220,7 +235,7 @@ class Training:
         write_file(self.out / CURVE_FILE, (json.dumps(summary, indent=2) + "\n").encode())
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on where the checkpoint was written, in its precision even where another would be faster."""
+        """Go on where the checkpoint was written, on a CPU in its precision even where another would be faster."""
         tensors, progress = checkpoint.tensors, checkpoint.progress
         self.task.model.load_state_dict(_below("model.", tensors))
         state: dict[int, dict[str, Tensor]] = {}
@@ -230,7 +245,11 @@ class Training:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.batches.set_state(tensors["random.batches"])
         torch.set_rng_state(tensors["random.dropout"])
-        self.precision = getattr(torch, progress["precision"])
+        if self.place.device.type == "cuda":
+            if "random.dropout_cuda" in tensors:
+                torch.cuda.set_rng_state(tensors["random.dropout_cuda"])
+        else:
+            self.precision = getattr(torch, progress["precision"])
         self.step, self.seconds = progress["step"], progress["seconds"]
         self.loss_sum, self.loss_count = progress["loss_sum"], progress["loss_count"]
         self.curve = progress["curve"]

@@ -18,6 +18,7 @@ from tipl.errors import TiplError
 from tipl.model import KINDS, CodeModel, TIPLConfig
 from tipl.presets import TrainConfig
 from tipl.train.loop import SKILL_HORIZONS, Validation
+from tipl.train.place import ALONE, Place
 
 VALIDATION_SEGMENTS = 256
 """How many segments of the validation trials are looked at; the same ones at every validation of every run."""
@@ -45,6 +46,13 @@ class Segments:
         """Which of the sequences a segment is of."""
         self.offsets_L = torch.arange(context + ahead)
 
+    def to(self, device: torch.device) -> "Segments":
+        """Itself, on the device."""
+        self.codes_RD, self.timesteps_R, self.starts_S, self.trials_S, self.offsets_L = (
+            each.to(device) for each in (self.codes_RD, self.timesteps_R, self.starts_S, self.trials_S, self.offsets_L)
+        )
+        return self
+
     def __len__(self) -> int:
         return len(self.starts_S)
 
@@ -69,6 +77,7 @@ class NextCode:
         scales: Sequence[np.ndarray],
         config: TrainConfig,
         basis: Mapping[str, Any],
+        place: Place = ALONE,
     ) -> None:
         self.model: CodeModel = KINDS[config.model](
             TIPLConfig(
@@ -90,23 +99,29 @@ class NextCode:
             std_D = all_TD.std(0)
             self.model.mean_D.copy_(torch.from_numpy(all_TD.mean(0)))
             self.model.std_D.copy_(torch.from_numpy(np.where(std_D > 0, std_D, 1.0)))
-        self.batch_size = config.batch_size
-        self.train = Segments([self.model.standardize(_tensor(codes)) for codes in train], config.context, 1)
+        self.place, self.batch_size = place, config.batch_size
+        standardized = [self.model.standardize(_tensor(codes)) for codes in train]
+        self.train = Segments(standardized, config.context, 1).to(place.device)
+        self.model.to(place.device)
         segments = Segments([_tensor(codes) for codes in validation], config.context, SKILL_HORIZONS[-1])
         chosen_B = torch.randperm(len(segments), generator=torch.Generator().manual_seed(0))[:VALIDATION_SEGMENTS]
-        codes_BLD, timesteps_BL, valid_BL = segments.gather(chosen_B)
+        codes_BLD, timesteps_BL, valid_BL = (each.to(place.device) for each in segments.gather(chosen_B))
         self.window = codes_BLD[:, : config.context], timesteps_BL[:, : config.context], valid_BL[:, : config.context]
         self.future_BHD = codes_BLD[:, config.context :]
-        self.scale_B1D = torch.stack([_tensor(scale) for scale in scales])[segments.trials_S[chosen_B], None]
+        scale_B1D = torch.stack([_tensor(scale) for scale in scales])[segments.trials_S[chosen_B], None]
+        self.scale_B1D = scale_B1D.to(place.device)
         self.persistence_H = self._squared_errors(codes_BLD[:, config.context - 1, None])
         if not all(self.persistence_H[h - 1] > 0 for h in SKILL_HORIZONS):
             raise TiplError("The codes of the validation trials never change: there is nothing to forecast.")
 
     def loss(self, batches: torch.Generator) -> Tensor:
         index_B = torch.randint(len(self.train), (self.batch_size,), generator=batches)
-        codes_BLD, timesteps_BL, valid_BL = self.train.gather(index_B)
+        codes_BLD, timesteps_BL, valid_BL = self.train.gather(self.place.share(index_B))
         predicted_BKD = self.model.predict(codes_BLD[:, :-1], timesteps_BL[:, :-1], valid_BL[:, :-1])
-        return _mean_squared_error(predicted_BKD, codes_BLD[:, 1:], valid_BL[:, :-1])
+        mine_BK, all_BK = valid_BL[:, :-1], valid_BL[:, :-1]
+        if self.place.ranks > 1:  # the mean is over the valid positions of the whole batch
+            all_BK = self.train.gather(index_B.to(self.place.device))[2][:, :-1]
+        return _mean_squared_error(predicted_BKD, codes_BLD[:, 1:], mine_BK, all_BK)
 
     @torch.no_grad()
     def validate(self) -> Validation:
@@ -116,6 +131,7 @@ class NextCode:
         loss = _mean_squared_error(
             self.model.standardize(self.model(codes_BKD, timesteps_BK, valid_BK)),
             self.model.standardize(next_BKD),
+            valid_BK,
             valid_BK,
         )
         predicted_BHD = self.model.rollout(codes_BKD, timesteps_BK, valid_BK, SKILL_HORIZONS[-1])
@@ -131,9 +147,10 @@ class NextCode:
         self.model.save(out)
 
 
-def _mean_squared_error(predicted_BKD: Tensor, true_BKD: Tensor, valid_BK: Tensor) -> Tensor:
+def _mean_squared_error(predicted_BKD: Tensor, true_BKD: Tensor, valid_BK: Tensor, all_BK: Tensor) -> Tensor:
+    """Summed over the valid positions, over how many there are in `all_BK`."""
     squared_BKD = (predicted_BKD - true_BKD).square() * valid_BK[..., None]
-    return squared_BKD.sum() / (valid_BK.sum() * predicted_BKD.shape[-1])
+    return squared_BKD.sum() / (all_BK.sum() * predicted_BKD.shape[-1])
 
 
 def _tensor(codes: np.ndarray) -> Tensor:

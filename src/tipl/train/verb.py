@@ -17,13 +17,14 @@ from torch import nn
 
 from tipl.errors import TiplError
 from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE, CausalTIPL, CodeModel, load, num_parameters
-from tipl.presets import SVDConfig, TrainConfig
+from tipl.presets import Device, SVDConfig, TrainConfig
 from tipl.progress import console, scalars, steps_progress
 from tipl.representation import Codes, fit_svd
 from tipl.store import Store
 from tipl.train.displacement import Displacements
 from tipl.train.loop import CHECKPOINT_FILE, SKILL_HORIZONS, Checkpoint, Task, Training, Write
 from tipl.train.next_code import NextCode
+from tipl.train.place import Place, process_group
 from tipl.windows import Lessons, joined, lessons, places_in_iteration
 
 CODES_FOLDER = "codes.zarr"
@@ -40,8 +41,11 @@ def train(
     codes: Path | None = None,
     resume: bool = False,
     tensorboard: Path | None = None,
+    device: Device = "cpu",
 ) -> Path:
     """Train a model on the training trials of a store; choose it on the validation trials; leave the test trials be.
+
+    Under `torchrun` all processes share every batch, and the first one alone writes.
 
     Args:
         store: the data set. The causal model learns from several at once, of any environments and policies.
@@ -50,29 +54,36 @@ def train(
             model takes none.
         resume: go on from the checkpoint in `out`.
         tensorboard: also write the curves there, for TensorBoard.
+        device: that the model, its batches and its data are on.
 
     Returns:
         `out`.
 
     Raises:
-        TiplError: the store, the codes or `out` cannot be used as they are, nothing was overwritten; or TensorBoard is
-            asked for and not installed.
+        TiplError: the store, the codes, `out` or the device cannot be used as they are, nothing was overwritten; or
+            TensorBoard is asked for and not installed.
     """
     stores, out = [Path(store)] if isinstance(store, str | Path) else [Path(each) for each in store], Path(out)
     check_out(out, resume)
-    with scalars(tensorboard) as write:
-        if config.model == CausalTIPL.kind:
-            if codes is not None:
-                raise TiplError("--codes has no effect on the causal model, which learns from weights; leave it out.")
-            _train_causal(stores, out, config, resume, write)
-        elif len(stores) > 1:
-            raise TiplError(f"--model {config.model} learns from one store; only --model causal takes several.")
-        else:
-            _train_on_codes(stores[0], out, config, svd, codes, resume, write)
+    with process_group(device):
+        place = Place.of(device, config.batch_size)
+        with scalars(tensorboard if place.is_first else None) as write:
+            if config.model == CausalTIPL.kind:
+                if codes is not None:
+                    raise TiplError(
+                        "--codes has no effect on the causal model, which learns from weights; leave it out."
+                    )
+                _train_causal(stores, out, config, resume, write, device)
+            elif len(stores) > 1:
+                raise TiplError(f"--model {config.model} learns from one store; only --model causal takes several.")
+            else:
+                _train_on_codes(stores[0], out, config, svd, codes, resume, write, device)
     return out
 
 
-def _train_causal(stores: Sequence[Path], out: Path, config: TrainConfig, resume: bool, write: Write) -> None:
+def _train_causal(
+    stores: Sequence[Path], out: Path, config: TrainConfig, resume: bool, write: Write, device: Device
+) -> None:
     splits = [Store.open(store).split() for store in stores]
     for store, split in zip(stores, splits, strict=True):
         if not split.validation:
@@ -85,7 +96,7 @@ def _train_causal(stores: Sequence[Path], out: Path, config: TrainConfig, resume
         str(store): {"train": [*split.train], "validation": [*split.validation]}
         for store, split in zip(stores, splits, strict=True)
     }
-    fit_causal(train, validation, config, out, resume=resume, trials=trials, write=write)
+    fit_causal(train, validation, config, out, resume=resume, trials=trials, write=write, device=device)
 
 
 def _lessons(store: Path, seeds: Sequence[int], config: TrainConfig) -> Lessons:
@@ -100,15 +111,24 @@ def _lessons(store: Path, seeds: Sequence[int], config: TrainConfig) -> Lessons:
 
 
 def _train_on_codes(
-    store: Path, out: Path, config: TrainConfig, svd: SVDConfig, codes: Path | None, resume: bool, write: Write
+    store: Path,
+    out: Path,
+    config: TrainConfig,
+    svd: SVDConfig,
+    codes: Path | None,
+    resume: bool,
+    write: Write,
+    device: Device,
 ) -> None:
-    split = Store.open(store).split()
+    split, place = Store.open(store).split(), Place.of(device, config.batch_size)
     if codes is None:
         codes = out / CODES_FOLDER
-        console.print(
-            f"train: no --codes given, so takes those of a temporal SVD ({svd.basis}, d = {svd.dim}) in {codes}"
-        )
-        fit_svd(store, codes, svd)
+        if place.is_first:
+            console.print(
+                f"train: no --codes given, so takes those of a temporal SVD ({svd.basis}, d = {svd.dim}) in {codes}"
+            )
+            fit_svd(store, codes, svd)
+        place.wait()
     opened = _open_codes(codes, store, [*split.train, *split.validation])
     where = {"store": str(store), "codes": str(codes)}
     fit(
@@ -121,6 +141,7 @@ def _train_on_codes(
         basis=dataclasses.asdict(opened.config),
         trials={**where, "train": [*split.train], "validation": [*split.validation]},
         write=write,
+        device=device,
     )
 
 
@@ -155,14 +176,19 @@ def fit(
     trials: Mapping[str, Any] | None = None,
     progress: bool = True,
     write: Write = lambda name, value, step: None,
+    device: Device = "cpu",
 ) -> CodeModel:
     """Train TIPL, or the rival that `config.model` names, on sequences of codes.
 
     Every `config.validate_every` steps, and after the last one, the model is measured on the validation trials, kept
     in `out` if it is the best so far, and the state of the training is written beside it. The best model is the one
     with the highest skill ten codes ahead: that is the forecast that the paper makes, and unlike the loss it counts
-    the errors that autoregression piles up. On one machine, with as many threads, the same input gives the same model
-    to the bit, however often the training was stopped and resumed.
+    the errors that autoregression piles up. On one machine's CPU, with as many threads, the same input gives the same
+    model to the bit, however often the training was stopped and resumed.
+
+    Where torch has a process group, every process takes its share of each batch, and the first one alone writes.
+    Without dropout they make the model of one process but for rounding; with it, each draws its own, new ones after
+    each resumption.
 
     Args:
         train: one array [T, D] a training trial; T ≥ 2 may differ.
@@ -175,6 +201,7 @@ def fit(
         trials: where the sequences come from; kept in the curve's file.
         progress: show progress on standard error.
         write: takes the points of the curves as they come; `progress.scalars` makes one for TensorBoard.
+        device: that the model, its batches and its codes are on.
 
     Returns:
         The best model, in eval mode, as read back from `out`.
@@ -202,10 +229,10 @@ def fit(
         },
     }
 
-    def task() -> NextCode:
-        return NextCode(train, validation, scales, config, basis or {})
+    def task(place: Place) -> NextCode:
+        return NextCode(train, validation, scales, config, basis or {}, place)
 
-    train_task(task, config, out, facts, progress=progress, write=write)
+    train_task(task, config, out, facts, progress=progress, write=write, device=device)
     return load(out)
 
 
@@ -219,6 +246,7 @@ def fit_causal(
     trials: Mapping[str, Any] | None = None,
     progress: bool = True,
     write: Write = lambda name, value, step: None,
+    device: Device = "cpu",
 ) -> CausalTIPL:
     """Train the causal model on the windows of one or several stores. Otherwise as `fit`.
 
@@ -233,12 +261,23 @@ def fit_causal(
         "config": dataclasses.asdict(config),
         "codes": {"sha256": _digest(arrays), "trials": dict(trials or {})},
     }
-    train_task(lambda: Displacements(train, validation, config), config, out, facts, progress=progress, write=write)
+
+    def task(place: Place) -> Displacements:
+        return Displacements(train, validation, config, place)
+
+    train_task(task, config, out, facts, progress=progress, write=write, device=device)
     return CausalTIPL.load(out)
 
 
 def train_task(
-    make: Callable[[], Task], config: TrainConfig, out: Path, facts: dict[str, Any], *, progress: bool, write: Write
+    make: Callable[[Place], Task],
+    config: TrainConfig,
+    out: Path,
+    facts: dict[str, Any],
+    *,
+    progress: bool,
+    write: Write,
+    device: Device = "cpu",
 ) -> None:
     """Train from the checkpoint in `out`, or from the start, to the last step.
 
@@ -246,21 +285,30 @@ def train_task(
         make: the task, its model drawn from torch's generator, which is seeded here.
         facts: the settings and what tells this data from other; kept in the checkpoint and compared with it.
     """
-    checkpoint = None
+    place, checkpoint = Place.of(device, config.batch_size), None
+    if not place.is_first:
+        progress, write = False, lambda name, value, step: None
     if (out / CHECKPOINT_FILE).exists():
         checkpoint = Checkpoint.read(out)
         _check_same(checkpoint.facts, facts, out)
-    with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator: leave the caller's as it was
-        torch.default_generator.manual_seed(config.seed)
-        task = make()
+    place.wait()  # before the first process writes what the others look for
+    # Dropout draws from torch's own generators: leave the caller's as they were.
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+        place.seed(config.seed)
+        task = make(place)
         if progress:
             console.print(f"train: {_size(task.model)}", markup=False)
-        training = Training(task, config, out, facts, progress, write)
+        training = Training(task, config, out, facts, progress, write, place)
         if checkpoint is None:
+            place.copy_from_first([*task.model.state_dict().values()])
             training.write_checkpoint()
         else:
             training.restore(checkpoint)
+        if not place.is_first:  # its own dropout
+            own = np.random.SeedSequence([config.seed, place.rank, training.step])
+            place.seed(int(own.generate_state(1)[0]))
         training.run()
+    place.wait()  # for the model's files
 
 
 def check_out(out: Path, resume: bool) -> None:

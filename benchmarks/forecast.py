@@ -1,0 +1,78 @@
+"""What a causal forecast costs in a live run, once its inner products are up to date.
+
+In: nothing; a random path of P weights in MuJoCo-sized tensors, or of a small policy.  Out: OUT, JSON: milliseconds of
+a snapshot taken in, of a forecast, and of the forecast from the 201 snapshots as they are.
+
+    OMP_NUM_THREADS=1 python benchmarks/forecast.py --out results/train/forecast.json
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tipl.forecast import CausalForecaster, History
+from tipl.windows import WINDOW
+
+POLICIES = {  # sizes of the tensors
+    "71,948 weights": (256 * 17, 256, 256 * 256, 256, 6 * 256, 6, 6),
+    "122 weights": (32, 8, 64, 8, 8, 1, 1),
+}
+assert [sum(sizes) for sizes in POLICIES.values()] == [71_948, 122]
+
+
+def milliseconds(run: Callable[[], object], times: int) -> dict[str, float]:
+    run()
+    took = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        took.append(1e3 * (time.perf_counter() - began))
+    return {"median": round(statistics.median(took), 3), "least": round(min(took), 3)}
+
+
+def measure(sizes: tuple[int, ...], times: int) -> dict[str, dict[str, float]]:
+    rng, total = np.random.default_rng(0), sum(sizes)
+    path = rng.standard_normal((WINDOW + 4, total), dtype=np.float32).cumsum(axis=0)
+    forecaster = CausalForecaster.from_pretrained(sizes=sizes)
+    run = forecaster.follow(0, path[0])
+    run.extend(path[1:])
+    history = History(0, run.origin, path[-WINDOW:], 4)
+    more = path[-5:]
+    return {
+        "one snapshot taken in": milliseconds(lambda: run.extend(more[-1:]), times),
+        "five taken in": milliseconds(lambda: run.extend(more), times),
+        "forecast of one horizon": milliseconds(lambda: run.forecast(4, (30,)), times),
+        "forecast of two horizons": milliseconds(lambda: run.forecast(4, (5, 100)), times),
+        "of two, from the snapshots": milliseconds(
+            lambda: forecaster.forecast([history], (5, 100)), max(times // 4, 3)
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=100)
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    found = {
+        "milliseconds": {name: measure(sizes, asked.times) for name, sizes in POLICIES.items()},
+        "threads": 1,
+        "load": round(os.getloadavg()[0], 2),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

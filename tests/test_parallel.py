@@ -1,0 +1,125 @@
+"""Training in two processes: the same weights as in one, and what it refuses.
+
+In: small trainings under `torchrun`, gloo.  Out: failures that name the model.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from parallel_fit import PAPER, paths, train_here
+
+from tipl.cli import main
+from tipl.errors import TiplError
+from tipl.train import CHECKPOINT_FILE, NextCode, Place, fit, loop
+
+MODELS = "paper", "causal"
+SCRIPT = Path(__file__).with_name("parallel_fit.py")
+
+
+def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launcher, *command], capture_output=True, text=True, env=environment, timeout=300)
+
+
+def weights_of(out: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(out / CHECKPOINT_FILE)
+
+
+def assert_close(out: Path, other: Path) -> None:
+    one, two = weights_of(out), weights_of(other)
+    assert one.keys() == two.keys()
+    for name in one:
+        if name.startswith("model."):
+            np.testing.assert_allclose(one[name], two[name], atol=1e-5, err_msg=name)
+    assert torch.equal(one["random.batches"], two["random.batches"])
+
+
+def test_two_processes_make_the_models_of_one_and_go_on_from_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loop, "fast_precision", lambda: torch.float32)
+    update = loop.Training._update
+
+    def stop(self: loop.Training, interrupted: bool) -> tuple[float, bool]:
+        return update(self, interrupted)[0], self.step == 13
+
+    for model in MODELS:
+        train_here(model, tmp_path / f"{model}-one")
+        with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+            patch.setattr(loop.Training, "_update", stop)
+            train_here(model, tmp_path / f"{model}-parts")
+    run = torchrun(str(SCRIPT), str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    for model in MODELS:
+        assert_close(tmp_path / f"{model}-one", tmp_path / f"{model}-two")
+        assert_close(tmp_path / f"{model}-one", tmp_path / f"{model}-parts")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_the_shares_of_a_batch_add_up_to_its_loss_where_valid_positions_are_unequal():
+    def loss(rank: int, ranks: int) -> tuple[float, torch.Tensor]:
+        torch.manual_seed(0)
+        place = Place(rank=rank, ranks=ranks)
+        task = NextCode(paths(3, 12, 1), paths(2, 20, 2), [np.ones(4)] * 2, PAPER, {}, place)
+        value = task.loss(torch.Generator().manual_seed(1))
+        value.backward()
+        gradients = [weight.grad for weight in task.model.parameters() if weight.grad is not None]
+        return value.item(), torch.cat([grad.reshape(-1) for grad in gradients])
+
+    whole, parts = loss(0, 1), [loss(rank, 3) for rank in range(3)]
+    assert sum(value for value, _ in parts) == pytest.approx(whole[0], rel=1e-6)
+    np.testing.assert_allclose(sum(gradient for _, gradient in parts), whole[1], atol=1e-6)
+
+
+def test_a_part_of_a_batch_is_shared_as_if_the_batch_were_whole():
+    batch = torch.arange(12)
+    for ranks in (1, 2, 3):
+        for rank in range(ranks):
+            place = Place(rank=rank, ranks=ranks)
+            parts = [place.share(batch[:5]), place.share(batch[5:6], 5), place.share(batch[6:], 6)]
+            assert torch.equal(torch.cat(parts), batch[rank::ranks])
+
+
+def test_a_batch_that_does_not_split_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(TiplError, match="--batch-size 5 does not split over 2 processes"):
+        train_here("paper", tmp_path / "out", batch_size=5)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_verb_under_torchrun_writes_and_speaks_once(tmp_path: Path, small_store: Path):
+    settings = ["--steps=4", "--validate-every=2", "--width=8", "--context=4", "--batch-size=4", "--dim=3"]
+    run = torchrun("-m", "tipl", "train", str(small_store), "--out", str(tmp_path / "out"), *settings)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("wrote ") == 1 and run.stderr.count("step 4 of 4") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_cuda_device_asking_for_it_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(TiplError, match="no CUDA device"):
+        fit(paths(3, 12, 1), paths(2, 20, 2), PAPER, tmp_path / "out", device="cuda", progress=False)
+    assert main(["train", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cuda"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_cuda_it_learns_as_on_the_cpu(tmp_path: Path):
+    config = dataclasses.replace(PAPER, steps=300, validate_every=300)
+    cpu, cuda = (
+        fit(paths(3, 200, 1), paths(2, 40, 2), config, tmp_path / device, device=device, progress=False)
+        for device in ("cpu", "cuda")
+    )
+    for one, other in zip(cpu.parameters(), cuda.parameters(), strict=True):
+        assert one.device == other.device
+        np.testing.assert_allclose(one.detach(), other.detach(), atol=0.05)
