@@ -16,9 +16,10 @@ import torch
 from tipl import evaluate as evaluation
 from tipl.baselines import damped_line, line, persistence
 from tipl.errors import TiplError
-from tipl.evaluate import checked_forecast, choose_origins, evaluate, return_progress
-from tipl.forecast import Forecaster, History, load_forecaster
+from tipl.evaluate import evaluate
+from tipl.forecast import Forecaster, History, checked_forecast, load_forecaster
 from tipl.model import load
+from tipl.origins import choose_origins, return_progress, some_origins
 from tipl.policy import ParamSpec
 from tipl.presets import EXPERIMENTS, EvaluateConfig, SVDConfig, TrainConfig
 from tipl.report import report
@@ -75,7 +76,7 @@ def test_the_other_ways_to_run_policies_are_what_they_say(small_store: Path, met
     """Persistence and the damped line at the last horizon, from the policies themselves."""
     trial = Store.open(small_store).trial(6)
     weights, ahead = trial.weights(), 10
-    at = evaluation._some_origins(choose_origins(trial, CONFIG), 4).snapshot
+    at = some_origins(choose_origins(trial, CONFIG), 4).snapshot
     assert len(at) == metrics["return_origins"] == 4
 
     def mean_return(phi: np.ndarray, normalizer: np.ndarray, sampled: bool = False) -> np.ndarray:
@@ -282,7 +283,7 @@ def test_a_broken_forecaster_is_named():
 
 def test_a_forecast_whose_square_float32_does_not_hold_is_compared(small_store: Path):
     trial = Store.open(small_store).trial(6)
-    origins = evaluation._some_origins(choose_origins(trial, CONFIG), 3)
+    origins = some_origins(choose_origins(trial, CONFIG), 3)
     size = trial.spec.size
     found = evaluation.compare_weights([trial], origins, [_Broken(np.full((3, 2, size), 1e30, np.float32))], [1, 10])
     np.testing.assert_allclose(found["broken"].error, size * 1e60, rtol=1e-5)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tipl.errors import TiplError
 from tipl.model import CausalTIPL, CodeModel, load, read_record
 from tipl.model.causal import features
 from tipl.presets import SVDConfig
@@ -66,6 +67,23 @@ class Forecaster(ABC):
     @abstractmethod
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         """Forecast weights [B, H, P] of B histories at H horizons, in snapshots from the origin."""
+
+
+def checked_forecast(forecaster: Forecaster, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+    """The forecast [B, H, P].
+
+    Raises:
+        TiplError: it has another shape, or is not finite.
+    """
+    made = forecaster.forecast(histories, horizons)
+    wanted = (len(histories), len(horizons), histories[0].weights.shape[1])
+    if not isinstance(made, np.ndarray):
+        raise TiplError(f"Forecaster {forecaster.name} returned {type(made).__name__}, not a numpy array; mend it.")
+    if made.shape != wanted:
+        raise TiplError(f"Forecaster {forecaster.name} returned the shape {made.shape}, not {wanted}; mend it.")
+    if not np.isfinite(made).all():
+        raise TiplError(f"Forecaster {forecaster.name} returned weights that are NaN or infinite; mend or drop it.")
+    return made
 
 
 class WeightedSum(Forecaster):
