@@ -128,7 +128,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             results[name] = found = measured(DATA_SETS[name], Path(folder))
         print(f"\n{found['walks']['title']}: {found['walks']}, {found['origins']} origins\n\n{table(found)}\n")
-        print(f"Causal skill above 0 beyond its interval: {', '.join(above_zero(found)) or 'nowhere'}", flush=True)
+        if not found["walks"]["drift"]:
+            print(f"Causal skill above 0 beyond its interval: {', '.join(above_zero(found)) or 'nowhere'}")
     if arguments.out:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         setting = {

@@ -111,7 +111,7 @@ class ModelForecaster(Forecaster):
 
     def __init__(self, model: CodeModel, codes: Codes, name: str) -> None:
         self.name, self.is_model = name, True
-        self.basis = codes.config.basis
+        self.basis = codes.name
         self.causal = not codes.look_ahead
         kind = f"{model.title}, residual" if model.config.residual else model.title
         self.label = f"{kind} ({self.basis} basis{': sees the future' if codes.look_ahead else ''})"
@@ -220,9 +220,17 @@ def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaste
     if read_record(folder)[0] == CausalTIPL.kind:
         return CausalForecaster.from_pretrained(folder, store.trial(store.seeds[0]).spec.sizes)
     model = load(folder)
-    path = Path(json.loads((folder / CURVE_FILE).read_text())["codes"]["trials"]["codes"])
+    learned_on = json.loads((folder / CURVE_FILE).read_text())["codes"]
+    path = Path(learned_on["trials"]["codes"])
     if not path.exists() or Codes.open(path).store != store.path.resolve():
         path = scratch / f"{folder.name}-codes.zarr"
-        basis = model.config.basis or "full"
-        fit_svd(store.path, path, SVDConfig(basis=basis, dim=model.config.dim, centered=model.config.centered))
-    return ModelForecaster(model, Codes.open(path), name=folder.name)
+        known = {"basis": model.config.basis or "full", "dim": model.config.dim, "centered": model.config.centered}
+        fit_svd(store.path, path, SVDConfig(**(known | learned_on["basis"])))
+    codes = Codes.open(path)
+    size = codes.codes(codes.seeds[0]).shape[-1]
+    if size != model.config.dim:
+        raise TiplError(
+            f"{folder} learned on codes of {model.config.dim} numbers, those of {store.path} have {size}: with a basis "
+            "by tensor a model is for policies of one shape; train one on this store."
+        )
+    return ModelForecaster(model, codes, name=folder.name)
