@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--only", choices=DATA_SETS, nargs="+", default=list(DATA_SETS), help="of the data sets")
     parser.add_argument("--out", type=Path, help="write JSON there")
     arguments = parser.parse_args()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     results = {}
     for name in arguments.only:
         with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +132,6 @@ def main() -> None:
         if not found["walks"]["drift"]:
             print(f"Causal skill above 0 beyond its interval: {', '.join(above_zero(found)) or 'nowhere'}")
     if arguments.out:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         setting = {
             "evaluate": asdict(CONFIG),
             "commit": commit,

@@ -474,5 +474,5 @@ def test_codes_through_which_no_line_can_be_drawn_and_names_of_nobody_are_refuse
     full = fit_svd(stores[0], tmp_path / "full", SVDConfig(dim=2), progress=False)
     with pytest.raises(TiplError, match=r"is of .*a, not of .*b; run `tipl fit-svd`"):
         evaluate(stores[1], tmp_path / "d", config, codes=full, returns=False)
-    with pytest.raises(TiplError, match="--return-forecasters has lines, which is none of persistence, mean-5"):
+    with pytest.raises(TiplError, match="--return-forecasters has lines, which is none of: persistence, mean-5"):
         evaluate(stores[0], tmp_path / "e", replace(config, return_forecasters=("lines",)), returns=False)

@@ -252,7 +252,7 @@ def _require_names(forecasters: Sequence[Forecaster], config: EvaluateConfig) ->
         raise TiplError(f"Two forecasters are named {twice}; rename one (of a trained model, its folder).")
     unknown = sorted(set(config.return_forecasters) - set(names))
     if unknown:
-        raise TiplError(f"--return-forecasters has {unknown[0]}, which is none of {', '.join(names)}.")
+        raise TiplError(f"--return-forecasters has {unknown[0]}, which is none of: {', '.join(names)}.")
 
 
 def _codes_of(data: Store, path: Path) -> Codes:
