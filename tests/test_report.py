@@ -507,7 +507,7 @@ def test_the_page_loads_nothing_and_its_links_lead_somewhere(page: Path):
 
 def test_the_printed_figures_are_whole_and_hold_their_fonts(page: Path):
     files = sorted((page.parent / "report-figures").iterdir())
-    assert [file.suffix for file in files] == [".pdf", ".png"] * 13
+    assert [file.suffix for file in files] == [".pdf", ".png"] * 15
     for file in files:
         start = file.read_bytes()
         assert start.startswith(b"%PDF" if file.suffix == ".pdf" else b"\x89PNG")
@@ -531,10 +531,12 @@ def test_what_is_missing_is_said_and_never_shown_as_a_number(tmp_path: Path):
     metrics["forecasters"]["line-5"]["wpe"] = {"1": float("nan"), "10": float("inf")}
     page = Page(report([write(tmp_path, metrics)], tmp_path / "report.html"))
     absent = (
-        "skill by place in the PPO iteration, skill by phase of learning, share of trials improved, return gained, "
+        "skill by place in the PPO iteration, skill by phase of learning, look-ahead, share of trials improved, return "
     )
-    absent += "gain recovered, other ways to run the policies, energy spectra, directions over learning, directions by "
-    absent += "tensor, training curve and learning curves"
+    absent += "gained, gain recovered, other ways to run the policies, energy spectra, directions over learning: "
+    absent += (
+        "displacements, directions over learning: weights, directions by tensor, training curve and learning curves"
+    )
     assert (
         f"Not in this evaluation, so not shown: the paper’s Figure 2, returns of predicted policies, {absent}."
         in page.text
@@ -552,6 +554,7 @@ def test_an_evaluation_with_one_of_everything_is_drawn(tmp_path: Path):
         skill_by_place={"2": {"1": -4.0}},
         skill_by_phase={"rising": {"1": 0.1}},
         trials_improved={"1": 1.0},
+        skill_in_basis={"1": 0.5},
         gain={"1": 0.0},
         variants={"sampled_actions": {"repw": {"1": 0.0}, "gain": {"1": 0.0}}},
         scatter={"horizon": [1], "true": [5.0], "predicted": [5.0], "origin": [5.0]},
@@ -564,12 +567,13 @@ def test_an_evaluation_with_one_of_everything_is_drawn(tmp_path: Path):
         },
         "learning_curves": {"1": {"env_step": [0], "return": [1.0]}, "2": {"env_step": [], "return": []}},
         "spectrum": {
-            "weights": {
+            of: {
                 "directions": [1],
                 "energy": [0.5],
                 "over_learning": [{"snapshots": [n], "needed": {"0.9": [1]}} for n in (1, 2)],
                 "by_tensor": {name: {"size": 1, "needed": {"0.9": [1], "0.99": [1]}} for name in "ab"},
             }
+            for of in ("displacements", "weights")
         },
     }
     metrics["training"]["tipl"]["config"] = {"width": 128}

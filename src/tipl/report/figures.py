@@ -184,9 +184,10 @@ def _look_ahead(evaluation: Evaluation) -> Figure | None:
     styles, still = styles_of(evaluation.forecasters), evaluation.get("persistence")
     honest = evaluation.get("autoregression")
     in_weights = [_styled(styles, f, f.skill, f.skill_ci) for f in (*coded, *([honest] if honest else [])) if f.skill]
-    for basis, f in {f.basis: f for f in reversed(coded)}.items() if still else ():
+    moved = still.wpe if still else {}
+    for basis, f in {f.basis: f for f in reversed(coded)}.items():
         floor = evaluation.reconstruction_floor.get(f.name, {})
-        most = {h: 1 - floor[h] / still.wpe[h] for h in floor if still.wpe.get(h)}
+        most = {h: 1 - floor[h] / moved[h] for h in floor if moved.get(h)}
         if most:
             line = _series(f"The most that the {basis} basis allows", most, {}, color_of(f))
             in_weights.append(replace(line, dash=2, marker="none"))

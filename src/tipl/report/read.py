@@ -298,8 +298,8 @@ def _spectrum(name: str, entry: Mapping[str, Any]) -> Spectrum:
     for tensor, counted in (entry.get("by_tensor") or {}).items():
         for share, counts in counted["needed"].items():
             size = counted["size"]
-            name = f"{tensor}\n({size:,} weight{'' if size == 1 else 's'})"
-            by_tensor.setdefault(share, {})[name] = _mean_and_range(counts)
+            row = f"{tensor}\n({size:,} weight{'' if size == 1 else 's'})"
+            by_tensor.setdefault(share, {})[row] = _mean_and_range(counts)
     return Spectrum(
         of=str(entry.get("of") or name),
         source=str(entry.get("source") or "trials"),
