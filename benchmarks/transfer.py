@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from tipl.baselines import RIDGES, Autoregression, difference_features, normal_equations, persistence
-from tipl.evaluate import choose_origins, compare_weights, join_origins
+from tipl.evaluate import compare_weights
 from tipl.forecast import load_forecaster, model_folder
+from tipl.origins import choose_origins, join_origins
 from tipl.presets import EvaluateConfig
 from tipl.score import weight_scores
 from tipl.store import Store

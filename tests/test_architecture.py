@@ -39,6 +39,8 @@ ORDER = [
     "jump",
     "returns",
     "score",
+    "origins",
+    "forecast_returns",
     "evaluate",
     "predict",
     "collect",

@@ -21,8 +21,8 @@ from tipl.baselines import (
     normal_equations,
     persistence,
 )
-from tipl.evaluate import checked_forecast, choose_origins, history
-from tipl.forecast import Forecaster, History
+from tipl.forecast import Forecaster, History, checked_forecast
+from tipl.origins import choose_origins, history
 from tipl.presets import EvaluateConfig
 from tipl.store import Store
 from tipl.windows import places_in_iteration

@@ -5,6 +5,7 @@ In: a small real store, made-up errors and returns.  Out: failures.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import pytest
 import torch
 
 from tipl import evaluate as evaluation
+from tipl import forecast_returns
 from tipl.baselines import damped_line, line, persistence
 from tipl.errors import TiplError
-from tipl.evaluate import checked_forecast, choose_origins, evaluate, return_progress
-from tipl.forecast import Forecaster, History, load_forecaster
+from tipl.evaluate import evaluate
+from tipl.forecast import Forecaster, History, checked_forecast, load_forecaster
 from tipl.model import load
+from tipl.origins import choose_origins, return_progress, some_origins
 from tipl.policy import ParamSpec
 from tipl.presets import EXPERIMENTS, EvaluateConfig, SVDConfig, TrainConfig
 from tipl.report import report
@@ -75,7 +78,7 @@ def test_the_other_ways_to_run_policies_are_what_they_say(small_store: Path, met
     """Persistence and the damped line at the last horizon, from the policies themselves."""
     trial = Store.open(small_store).trial(6)
     weights, ahead = trial.weights(), 10
-    at = evaluation._some_origins(choose_origins(trial, CONFIG), 4).snapshot
+    at = some_origins(choose_origins(trial, CONFIG), 4).snapshot
     assert len(at) == metrics["return_origins"] == 4
 
     def mean_return(phi: np.ndarray, normalizer: np.ndarray, sampled: bool = False) -> np.ndarray:
@@ -282,7 +285,7 @@ def test_a_broken_forecaster_is_named():
 
 def test_a_forecast_whose_square_float32_does_not_hold_is_compared(small_store: Path):
     trial = Store.open(small_store).trial(6)
-    origins = evaluation._some_origins(choose_origins(trial, CONFIG), 3)
+    origins = some_origins(choose_origins(trial, CONFIG), 3)
     size = trial.spec.size
     found = evaluation.compare_weights([trial], origins, [_Broken(np.full((3, 2, size), 1e30, np.float32))], [1, 10])
     np.testing.assert_allclose(found["broken"].error, size * 1e60, rtol=1e-5)
@@ -391,3 +394,85 @@ def test_every_preset_has_room_for_its_horizons():
         for settings in presets.values():
             assert max(settings.evaluate.horizons) <= (settings.collect.num_snapshots - 2) // 2
             assert settings.svd.dim <= settings.collect.num_snapshots
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_file(
+    small_store: Path, metrics: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real, calls = forecast_returns.policy_returns, []
+
+    def noted(*args: Any, **how: Any) -> np.ndarray:
+        calls.append(len(args[0]))
+        return real(*args, **how)
+
+    def interrupted(*args: Any, **how: Any) -> np.ndarray:
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return noted(*args, **how)
+
+    monkeypatch.setattr(forecast_returns, "policy_returns", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(small_store, tmp_path / "a", CONFIG)
+    assert not (tmp_path / "a" / "metrics.json").exists()
+    assert len(list((tmp_path / "a" / "parts").iterdir())) == 4
+    monkeypatch.setattr(forecast_returns, "policy_returns", noted)
+    found = json.loads((evaluate(small_store, tmp_path / "a", CONFIG) / "metrics.json").read_text())
+    # Origins, true ones and those again, by mean and sampled actions; the damped line three times, persistence once.
+    assert len(calls) == 6 + 3 + 1
+    assert {**found, "seconds": None} == {**metrics, "seconds": None}
+
+
+class _Halfway(Forecaster):
+    name = label = "halfway"
+    context = 2
+
+    def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+        steps = [history.last(2)[1] - history.last(2)[0] for history in histories]
+        return np.stack(
+            [h.weights[-1] + 0.5 * np.repeat(s[None], len(horizons), 0) for h, s in zip(histories, steps, strict=True)]
+        )
+
+
+def test_anybodys_forecaster_is_judged_with_its_returns(small_store: Path, tmp_path: Path):
+    config = replace(CONFIG, oracle_normalizer=False, sampled_actions=False, spectrum_trials=0, episodes=1)
+    out = evaluate(small_store, tmp_path / "a", config, forecasters=[_Halfway()])
+    scores = json.loads((out / "metrics.json").read_text())["forecasters"]
+    assert scores["halfway"]["model"] is False and set(scores["halfway"]["repw"]) == {"1", "10"}
+    assert 0 < scores["halfway"]["skill"]["1"] < 1
+    with pytest.raises(TiplError, match="Two forecasters are named halfway; rename one"):
+        evaluate(small_store, tmp_path / "b", config, forecasters=[_Halfway(), _Halfway()])
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda b, h, p: np.full((b, h, p), np.nan, np.float32), "broken returned weights that are NaN"),
+        (lambda b, h, p: np.zeros((b, h - 1, p), np.float32), "broken returned the shape"),
+        (lambda b, h, p: np.zeros((b, h, p + 1), np.float32), "broken returned the shape"),
+    ],
+)
+def test_a_forecaster_that_returns_no_forecast_ends_the_evaluation(tmp_path: Path, made: Any, message: str):
+    class Broken(Forecaster):
+        name = label = "broken"
+
+        def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+            return made(len(histories), len(horizons), histories[0].weights.shape[1])
+
+    store = made_up_store(tmp_path / "walks", {seed: walk(seed, 30, 4) for seed in range(5)})
+    config = EvaluateConfig(horizons=(1, 2), return_horizons=(1,), origins=5)
+    with pytest.raises(TiplError, match=message):
+        evaluate(store, tmp_path / "a", config, returns=False, forecasters=[Broken()])
+    assert not (tmp_path / "a" / "metrics.json").exists()
+
+
+def test_codes_through_which_no_line_can_be_drawn_and_names_of_nobody_are_refused(tmp_path: Path):
+    stores = [made_up_store(tmp_path / name, {seed: walk(seed, 30, 4) for seed in range(5)}) for name in ("a", "b")]
+    config = EvaluateConfig(horizons=(1, 2), return_horizons=(1,), origins=5)
+    prefix = fit_svd(stores[0], tmp_path / "prefix", SVDConfig("prefix", dim=2), progress=False)
+    with pytest.raises(TiplError, match="prefix basis, in which a snapshot has another code at every origin"):
+        evaluate(stores[0], tmp_path / "c", config, codes=prefix, returns=False)
+    full = fit_svd(stores[0], tmp_path / "full", SVDConfig(dim=2), progress=False)
+    with pytest.raises(TiplError, match=r"is of .*a, not of .*b; run `tipl fit-svd`"):
+        evaluate(stores[1], tmp_path / "d", config, codes=full, returns=False)
+    with pytest.raises(TiplError, match="--return-forecasters has lines, which is none of: persistence, mean-5"):
+        evaluate(stores[0], tmp_path / "e", replace(config, return_forecasters=("lines",)), returns=False)

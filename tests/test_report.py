@@ -118,6 +118,7 @@ def evaluation_of_walks(env_id: str, trials: int = 8, snapshots: int = 161, dim:
                 phase: _curve(_skill(error[name][:, part], error["persistence"][:, part]))
                 for phase, part in (("rising", slice(0, 50)), ("ceiling", slice(50, None)))
             },
+            **({"skill_in_basis": _curve(np.minimum(1, skill[name] + 0.2))} if name == "tipl" else {}),
             "skill_by_phase_ci": {phase: _curve([[s - 0.1, s + 0.1] for s in skill[name]]) for phase in ("rising",)},
             "skill_iqm": _curve([np.sort(own[:, i])[1:-1].mean() for i in range(len(HORIZONS))]),
             "skill_iqm_ci": _curve(np.quantile(own, [0.1, 0.9], axis=0).T),
@@ -380,16 +381,17 @@ def test_the_table_holds_the_numbers_of_the_file(page: Path, metrics: dict[str, 
     columns = [text.lower().strip() for text, _ in head]
     assert columns == [
         *("forecaster", "steps ahead", "wpe", "skill", "skill, iqm", "trials improved", "trials ahead of best"),
-        *("repw", "repw − persistence", "return gained", "gain recovered", "change r²", "better than origin"),
+        *("skill in basis", "repw", "repw − persistence", "return gained", "gain recovered", "change r²"),
+        "better than origin",
     ]
     assert len(rows) == len(metrics["forecasters"]) * len(HORIZONS)
     names = {re.sub(r" \(full.*", "", entry["label"]): name for name, entry in metrics["forecasters"].items()}
-    keys = ["wpe", "skill", "skill_iqm", "trials_improved", "trials_ahead_of_best", "repw", "repw_minus_persistence"]
-    keys += ["gain", "gain_recovered", "change_r2", "better_than_origin"]
+    keys = ["wpe", "skill", "skill_iqm", "trials_improved", "trials_ahead_of_best", "skill_in_basis", "repw"]
+    keys += ["repw_minus_persistence", "gain", "gain_recovered", "change_r2", "better_than_origin"]
     for (_, label), (_, horizon), *cells in rows:
         entry = metrics["forecasters"][names[str(label)]]
         for key, (text, value) in zip(keys, cells, strict=True):
-            expected = entry[key].get(horizon)
+            expected = entry.get(key, {}).get(horizon)
             assert (None if value is None else float(value)) == expected
             assert (text.startswith("–")) == (expected is None)
 
@@ -460,13 +462,25 @@ def test_the_figures_of_returns_and_spectra_hold_the_numbers_of_the_file(page: P
     for series in gained:
         np.testing.assert_allclose(series["y"], expected[series["key"]], rtol=1e-6)
     spectra = drawn["inverted-pendulum-v4-spectra"]["panels"]
-    assert [panel["title"] for panel in spectra] == ["Displacements from φ_0", "Weights as they are, as in the paper"]
+    assert [panel["title"] for panel in spectra] == ["Displacements from φ₀", "Weights as they are, as in the paper"]
     energy = np.array(metrics["spectrum"]["displacements-walk"]["energy"])
     walk = next(series for series in spectra[0]["series"] if series["key"] == "walk")
     np.testing.assert_allclose(walk["y"], (1 - energy)[1 - energy > 1e-9], rtol=1e-6)
     over = drawn["inverted-pendulum-v4-directions-over-learning"]["panels"][0]["series"]
-    trials = next(series for series in over if series["key"] == "trials-0.9")
+    trials = next(series for series in over if series["key"] == "trials")
     assert (trials["x"], trials["y"], trials["low"], trials["high"]) == ([40, 161], [2.5, 2.5], [2, 2], [3, 3])
+    for figure in ("directions-over-learning", "directions-over-learning-weights", "directions-by-tensor"):
+        titles = [panel["title"] for panel in drawn[f"inverted-pendulum-v4-{figure}"]["panels"]]
+        assert titles == [f"{share}% of the energy" for share in ("90", "99", "99.9")]
+    look_ahead = drawn["inverted-pendulum-v4-look-ahead"]["panels"]
+    within = next(series for series in look_ahead[1]["series"] if series["key"] == "tipl")
+    np.testing.assert_allclose(within["y"], list(tipl["skill_in_basis"].values()), rtol=1e-6)
+    most = next(
+        series for series in look_ahead[0]["series"] if series["label"].startswith("The most that the full basis")
+    )
+    still = metrics["forecasters"]["persistence"]["wpe"]
+    floor = metrics["reconstruction_floor"]["tipl"]
+    np.testing.assert_allclose(most["y"], [1 - floor[h] / still[h] for h in floor], rtol=1e-6)
     tensors = drawn["inverted-pendulum-v4-directions-by-tensor"]["panels"][0]
     assert [text for _, text in tensors["y"]["ticks"]] == ["first.weight\n(6 weights)", "first.bias\n(6 weights)"]
     annealed = next(series for series in tensors["series"] if series["key"] == "annealed-walk")
@@ -493,7 +507,7 @@ def test_the_page_loads_nothing_and_its_links_lead_somewhere(page: Path):
 
 def test_the_printed_figures_are_whole_and_hold_their_fonts(page: Path):
     files = sorted((page.parent / "report-figures").iterdir())
-    assert [file.suffix for file in files] == [".pdf", ".png"] * 13
+    assert [file.suffix for file in files] == [".pdf", ".png"] * 15
     for file in files:
         start = file.read_bytes()
         assert start.startswith(b"%PDF" if file.suffix == ".pdf" else b"\x89PNG")
@@ -517,10 +531,12 @@ def test_what_is_missing_is_said_and_never_shown_as_a_number(tmp_path: Path):
     metrics["forecasters"]["line-5"]["wpe"] = {"1": float("nan"), "10": float("inf")}
     page = Page(report([write(tmp_path, metrics)], tmp_path / "report.html"))
     absent = (
-        "skill by place in the PPO iteration, skill by phase of learning, share of trials improved, return gained, "
+        "skill by place in the PPO iteration, skill by phase of learning, look-ahead, share of trials improved, return "
     )
-    absent += "gain recovered, other ways to run the policies, energy spectra, directions over learning, directions by "
-    absent += "tensor, training curve and learning curves"
+    absent += "gained, gain recovered, other ways to run the policies, energy spectra, directions over learning: "
+    absent += (
+        "displacements, directions over learning: weights, directions by tensor, training curve and learning curves"
+    )
     assert (
         f"Not in this evaluation, so not shown: the paper’s Figure 2, returns of predicted policies, {absent}."
         in page.text
@@ -538,6 +554,7 @@ def test_an_evaluation_with_one_of_everything_is_drawn(tmp_path: Path):
         skill_by_place={"2": {"1": -4.0}},
         skill_by_phase={"rising": {"1": 0.1}},
         trials_improved={"1": 1.0},
+        skill_in_basis={"1": 0.5},
         gain={"1": 0.0},
         variants={"sampled_actions": {"repw": {"1": 0.0}, "gain": {"1": 0.0}}},
         scatter={"horizon": [1], "true": [5.0], "predicted": [5.0], "origin": [5.0]},
@@ -550,12 +567,13 @@ def test_an_evaluation_with_one_of_everything_is_drawn(tmp_path: Path):
         },
         "learning_curves": {"1": {"env_step": [0], "return": [1.0]}, "2": {"env_step": [], "return": []}},
         "spectrum": {
-            "weights": {
+            of: {
                 "directions": [1],
                 "energy": [0.5],
                 "over_learning": [{"snapshots": [n], "needed": {"0.9": [1]}} for n in (1, 2)],
                 "by_tensor": {name: {"size": 1, "needed": {"0.9": [1], "0.99": [1]}} for name in "ab"},
             }
+            for of in ("displacements", "weights")
         },
     }
     metrics["training"]["tipl"]["config"] = {"width": 128}
@@ -827,7 +845,7 @@ def test_the_page_works_in_a_browser(page: Path, metrics: dict[str, Any], tmp_pa
     found = re.search(r'<pre id="found">(.*)</pre>', done.stdout, re.DOTALL)
     assert found and found[1], done.stderr
     for seen in json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")).values():
-        assert seen["panels"] == 25 and seen["empty"] == 0 and seen["shapes"] == 0
+        assert seen["panels"] == 32 and seen["empty"] == 0 and seen["shapes"] == 0
         assert all(seen["labels"])
         assert seen["overflow"] <= 0
         assert not NO_NUMBER.search(seen["text"])

@@ -13,7 +13,7 @@ import zarr
 
 from tipl.errors import TiplError
 from tipl.policy import ParamSpec
-from tipl.presets import SVDConfig
+from tipl.presets import BasisName, SVDConfig
 from tipl.representation import (
     Codes,
     Gram,
@@ -454,6 +454,54 @@ def test_codes_of_every_origin_through_the_file(
     stored, direct = codes.gram(3), Gram.of(weights_TP)
     np.testing.assert_array_equal(stored.displacement_TT, direct.displacement_TT)
     np.testing.assert_array_equal(stored.initial_T, direct.initial_T)
+
+
+TENSORS = ParamSpec(("large", "one", "small"), ((4, 5), (1,), (3,)))
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("kind", ["full", "pooled", "window", "prefix"])
+def test_by_tensor_is_each_tensors_own_basis_end_to_end(tmp_path: Path, kind: BasisName, centered: bool) -> None:
+    walks = {seed: walk(25, 24, seed) for seed in range(1, 6)}
+    config = SVDConfig(kind, dim=4, centered=centered, window=6)
+    whole = write_store(tmp_path / "store", walks, TENSORS)
+    codes = Codes.open(fit_svd(whole, tmp_path / "codes", dataclasses.replace(config, by_tensor=True)))
+    assert codes.tensors == ["large", "one", "small"] and codes.name == f"{kind} by tensor"
+    assert codes.codes(5).shape[-1] == 4 + 1 + 3
+    first, parts = 0, []
+    for name, offset, size in zip(TENSORS.names, TENSORS.offsets, TENSORS.sizes, strict=True):
+        own = {seed: weights[:, offset : offset + size] for seed, weights in walks.items()}
+        alone = write_store(tmp_path / name, own)
+        dim = min(4, size)
+        expected = Codes.open(fit_svd(alone, tmp_path / f"{name}.codes", dataclasses.replace(config, dim=dim)))
+        directions = slice(first, first + dim)
+        np.testing.assert_array_equal(codes.codes(5)[..., directions], expected.codes(5))
+        if codes.context:
+            found = codes.singular_values(5)[:, directions]
+            np.testing.assert_array_equal(found, expected.singular_values(5))
+            np.testing.assert_array_equal(codes.gram(5, name).displacement_TT, expected.gram(5).displacement_TT)
+        else:
+            np.testing.assert_array_equal(codes.singular_values(5)[directions], expected.singular_values(5)[:dim])
+            parts.append(expected.basis(5).decode(expected.codes(5)))
+        first += dim
+    if parts:
+        basis = codes.basis(5)
+        np.testing.assert_allclose(basis.decode(codes.codes(5)), np.concatenate(parts, axis=1), atol=1e-6)
+        assert basis.floor(walks[5]) == pytest.approx(
+            np.square(np.concatenate(parts, axis=1) - walks[5]).mean(), rel=1e-3
+        )
+        np.testing.assert_allclose(basis.encode(walks[5]), codes.codes(5), atol=1e-5)
+
+
+def test_codes_from_before_there_were_bases_by_tensor_are_kept(store: Path, tmp_path: Path) -> None:
+    out = fit_svd(store, tmp_path / "codes", SVDConfig(dim=4))
+    group = zarr.open_group(out, mode="a")
+    config = {name: value for name, value in group.attrs["config"].items() if name != "by_tensor"}  # pyright: ignore
+    group.attrs["config"] = config
+    fit_svd(store, out, SVDConfig(dim=4))
+    assert not Codes.open(out).tensors
+    with pytest.raises(TiplError, match="not CODES of this store and these settings"):
+        fit_svd(store, out, SVDConfig(dim=4, by_tensor=True))
 
 
 @pytest.mark.parametrize("basis", ["window", "prefix"])

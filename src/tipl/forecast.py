@@ -140,6 +140,23 @@ class LiveRun:
         self._path, self.origin = list(np.array(state["path"])), int(state["origin"])
 
 
+def checked_forecast(forecaster: Forecaster, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+    """The forecast [B, H, P].
+
+    Raises:
+        TiplError: it has another shape, or is not finite.
+    """
+    made = forecaster.forecast(histories, horizons)
+    wanted = (len(histories), len(horizons), histories[0].weights.shape[1])
+    if not isinstance(made, np.ndarray):
+        raise TiplError(f"Forecaster {forecaster.name} returned {type(made).__name__}, not a numpy array; mend it.")
+    if made.shape != wanted:
+        raise TiplError(f"Forecaster {forecaster.name} returned the shape {made.shape}, not {wanted}; mend it.")
+    if not np.isfinite(made).all():
+        raise TiplError(f"Forecaster {forecaster.name} returned weights that are NaN or infinite; mend or drop it.")
+    return made
+
+
 class WeightedSum(Forecaster):
     """A forecast in the span of the snapshots seen: φ̃_{t+h} = φ_t + Σ_k a_{h,k} (φ_{t−k} − φ_t)."""
 
@@ -165,7 +182,7 @@ class ModelForecaster(Forecaster):
 
     def __init__(self, model: CodeModel, codes: Codes, name: str) -> None:
         self.name, self.is_model = name, True
-        self.basis = codes.config.basis
+        self.basis = codes.name
         self.causal = not codes.look_ahead
         kind = f"{model.title}, residual" if model.config.residual else model.title
         self.label = f"{kind} ({self.basis} basis{': sees the future' if codes.look_ahead else ''})"
@@ -335,9 +352,17 @@ def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaste
     if read_record(folder)[0] == CausalTIPL.kind:
         return CausalForecaster.from_pretrained(folder, store.trial(store.seeds[0]).spec.shapes)
     model = load(folder)
-    path = Path(json.loads((folder / CURVE_FILE).read_text())["codes"]["trials"]["codes"])
+    learned_on = json.loads((folder / CURVE_FILE).read_text())["codes"]
+    path = Path(learned_on["trials"]["codes"])
     if not path.exists() or Codes.open(path).store != store.path.resolve():
         path = scratch / f"{folder.name}-codes.zarr"
-        basis = model.config.basis or "full"
-        fit_svd(store.path, path, SVDConfig(basis=basis, dim=model.config.dim, centered=model.config.centered))
-    return ModelForecaster(model, Codes.open(path), name=folder.name)
+        known = {"basis": model.config.basis or "full", "dim": model.config.dim, "centered": model.config.centered}
+        fit_svd(store.path, path, SVDConfig(**(known | learned_on["basis"])))
+    codes = Codes.open(path)
+    size = codes.codes(codes.seeds[0]).shape[-1]
+    if size != model.config.dim:
+        raise TiplError(
+            f"{folder} learned on codes of {model.config.dim} numbers, those of {store.path} have {size}: with a basis "
+            "by tensor a model is for policies of one shape; train one on this store."
+        )
+    return ModelForecaster(model, codes, name=folder.name)

@@ -12,8 +12,7 @@ import numpy as np
 import safetensors.numpy
 
 from tipl.errors import TiplError
-from tipl.evaluate import checked_forecast
-from tipl.forecast import SHIPPED, CausalForecaster, History, load_forecaster
+from tipl.forecast import SHIPPED, CausalForecaster, History, checked_forecast, load_forecaster
 from tipl.model import write_file
 from tipl.policy import OBS_CLIP
 from tipl.returns import Policies, policy_returns

@@ -169,6 +169,8 @@ class SVDConfig:
     """Subtract the trial's first snapshot before the SVD; the paper does not."""
     window: int = 50
     """K of the basis window; of prefix, how many codes of an origin are kept. Unused by the others."""
+    by_tensor: bool = False
+    """A basis for each tensor of the policy, of min(d, its weights) directions; a code is theirs end to end."""
 
     def __post_init__(self) -> None:
         _require(self.dim >= 1, f"--dim is {self.dim}; give at least 1.")

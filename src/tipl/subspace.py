@@ -130,10 +130,10 @@ class CodeLine(Forecaster):
     """The line through the last `count` codes, decoded: with the `full` basis, what look-ahead alone manufactures."""
 
     def __init__(self, codes: Codes, count: int = 20) -> None:
-        self.name = f"line-{count}-{codes.config.basis}"
+        self.name = f"line-{count}-{codes.name.replace(' ', '-')}"
         seen = ": sees the future" if codes.look_ahead else ""
-        self.label = f"line through the last {count} codes ({codes.config.basis} basis{seen})"
-        self.basis, self.causal = codes.config.basis, not codes.look_ahead
+        self.label = f"line through the last {count} codes ({codes.name} basis{seen})"
+        self.basis, self.causal = codes.name, not codes.look_ahead
         self.codes, self._count = codes, count
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:

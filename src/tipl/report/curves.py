@@ -4,8 +4,9 @@ In: an `Evaluation`.  Out: `Figure`s, or None where the evaluation lacks the num
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +26,7 @@ SOURCES = {
     "annealed-walk": ("Random walk, steps annealed to 0", 2, 2),
 }
 """Label, color and dash of what a spectrum is of."""
-MATRICES = {"displacements": "Displacements from φ_0", "weights": "Weights as they are, as in the paper"}
-SHOWN_SHARES = ("0.9", "0.99")
+MATRICES = {"displacements": "Displacements from φ₀", "weights": "Weights as they are, as in the paper"}
 
 
 def spectra(evaluation: Evaluation) -> Figure | None:
@@ -85,39 +85,34 @@ def _directions(evaluation: Evaluation) -> str:
     )
 
 
-def directions_over_learning(evaluation: Evaluation) -> Figure | None:
-    """How many directions hold 90 and 99% of the energy of the run so far."""
-    panels = []
-    for of in dict.fromkeys(spectrum.of for spectrum in evaluation.spectra.values()):
+def directions_over_learning(evaluation: Evaluation, of: str) -> Figure | None:
+    """How many directions hold each share of the energy of the run so far, of one of MATRICES."""
+    shown = [spectrum for spectrum in evaluation.spectra.values() if spectrum.of == of]
+    y, panels = _shared_axis(spectrum.over_learning for spectrum in shown), []
+    for share in _shares(spectrum.over_learning for spectrum in shown):
         lines = []
-        for spectrum in evaluation.spectra.values():
-            for turn, share in enumerate(SHOWN_SHARES):
-                counts = spectrum.over_learning.get(share) if spectrum.of == of else None
-                if not counts or len(counts) < 2:
-                    continue
+        for turn, spectrum in enumerate(shown):
+            counts = spectrum.over_learning.get(share) or {}
+            if len(counts) >= 2:
                 mean, low, high = (tuple(count[i] for count in counts.values()) for i in range(3))
-                line = _of_source(spectrum.source, dict(zip(counts, mean, strict=True)), MARKERS[turn])
-                label = f"{line.label}, {float(share):.0%}"
-                spread = {"low": low, "high": high} if low != high else {}
-                lines.append(replace(line, key=f"{line.key}-{share}", label=label, dash=2 * turn, **spread))
+                line = _of_source(spectrum.source, dict(zip(counts, mean, strict=True)), MARKERS[turn % len(MARKERS)])
+                lines.append(replace(line, low=low, high=high) if low != high else line)
         if lines:
             x = linear_axis("Snapshots of the run so far", [0, *(v for line in lines for v in line.x)], is_tight=True)
-            counts = [v for line in lines for v in (*line.y, *(high for high in line.high if high is not None))]
-            panels.append(Panel(MATRICES.get(of, of), x, _count_axis("Number of directions", counts), tuple(lines)))
+            panels.append(Panel(_share_title(share), x, y, tuple(lines)))
     if not panels:
         return None
-    caption = (
-        "How many directions hold 90 and 99% of the energy of the snapshots up to then. Shaded: from the least to "
-    )
-    caption += "the most of the trials."
-    return Figure("directions-over-learning", "Directions over learning", caption, tuple(panels))
+    caption = f"{MATRICES.get(of, of)}: how many directions hold so much of the energy of the snapshots up to then. "
+    caption += "Shaded: from the least to the most of the trials."
+    name = "directions-over-learning" + ("" if of == "displacements" else f"-{of}")
+    return Figure(name, f"Directions over learning: {of}", caption, tuple(panels))
 
 
 def directions_by_tensor(evaluation: Evaluation) -> Figure | None:
-    """How many directions hold 90 and 99% of the energy of each tensor's displacements."""
+    """How many directions hold each share of the energy of each tensor's displacements."""
     shown = [spectrum for spectrum in evaluation.spectra.values() if spectrum.by_tensor]
-    panels = []
-    for share in SHOWN_SHARES:
+    x_axis, panels = _shared_axis(spectrum.by_tensor for spectrum in shown), []
+    for share in _shares(spectrum.by_tensor for spectrum in shown):
         tensors = list(dict.fromkeys(name for spectrum in shown for name in spectrum.by_tensor.get(share, {})))
         if len(tensors) < 2:
             continue
@@ -129,15 +124,31 @@ def directions_by_tensor(evaluation: Evaluation) -> Figure | None:
             series = Series(spectrum.source, label, color, x, tuple(row for row, _ in rows), low, high, line=False)
             dots.append(replace(series, marker=MARKERS[turn % 3]))
         y = Axis("", -0.6, len(tensors) - 0.4, tuple((float(i), n) for i, n in enumerate(tensors)), categorical=True)
-        x = _count_axis("Number of directions", [v for line in dots for v in (*line.x, *line.high)])
-        panels.append(Panel(f"{float(share):.0%} of the energy", x, y, tuple(dots)))
+        panels.append(Panel(_share_title(share), x_axis, y, tuple(dots)))
     if not panels:
         return None
     caption = (
-        "Of each tensor’s displacements from φ_0 over the whole run, beside walks with as many weights. Bars: from "
+        "Of each tensor’s displacements from φ₀ over the whole run, beside walks with as many weights. Bars: from "
     )
     caption += "the least to the most of the trials."
     return Figure("directions-by-tensor", "Directions by tensor", caption, tuple(panels))
+
+
+Counted = Iterable[Mapping[str, Mapping[Any, tuple[float, float, float]]]]
+
+
+def _shares(counted: Counted) -> list[str]:
+    return list(dict.fromkeys(share for by_share in counted for share in by_share))
+
+
+def _shared_axis(counted: Counted) -> Axis:
+    """One for the panels of all shares, so that they can be compared."""
+    most = [high for by_share in counted for counts in by_share.values() for _, _, high in counts.values()]
+    return _count_axis("Number of directions", most or [1])
+
+
+def _share_title(share: str) -> str:
+    return f"{100 * float(share):.4g}% of the energy"
 
 
 def training_curve(evaluation: Evaluation) -> Figure | None:

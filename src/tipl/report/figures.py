@@ -5,6 +5,7 @@ In: an `Evaluation`.  Out: `Figure`s, plain data with every limit, tick and labe
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from tipl.report.curves import (
     directions_by_tensor,
@@ -40,12 +41,14 @@ def figures(evaluation: Evaluation) -> tuple[list[Figure], list[str]]:
         ("Skill by horizon", _skill),
         ("Skill by place in the PPO iteration", _by_place),
         ("Skill by phase of learning", _by_phase),
+        ("Look-ahead", _look_ahead),
         ("Share of trials improved", _improved),
         ("Return gained", _gained),
         ("Gain recovered", _gain),
         ("Other ways to run the policies", _variants),
         ("Energy spectra", spectra),
-        ("Directions over learning", directions_over_learning),
+        ("Directions over learning: displacements", partial(directions_over_learning, of="displacements")),
+        ("Directions over learning: weights", partial(directions_over_learning, of="weights")),
         ("Directions by tensor", directions_by_tensor),
         ("Training curve", training_curve),
         ("Learning curves", learning_curves),
@@ -171,6 +174,34 @@ def _skill(evaluation: Evaluation) -> Figure | None:
     return Figure(
         "skill", "Skill by horizon", caption + below_note(panels[:1]) + look_ahead_note(rivals), tuple(panels)
     )
+
+
+def _look_ahead(evaluation: Evaluation) -> Figure | None:
+    """What a basis is worth: skill in weights, the most that it allows, and skill within it."""
+    coded = [f for f in evaluation.forecasters if f.skill_in_basis]
+    if not coded:
+        return None
+    styles, still = styles_of(evaluation.forecasters), evaluation.get("persistence")
+    honest = evaluation.get("autoregression")
+    in_weights = [_styled(styles, f, f.skill, f.skill_ci) for f in (*coded, *([honest] if honest else [])) if f.skill]
+    moved = still.wpe if still else {}
+    for basis, f in {f.basis: f for f in reversed(coded)}.items():
+        floor = evaluation.reconstruction_floor.get(f.name, {})
+        most = {h: 1 - floor[h] / moved[h] for h in floor if moved.get(h)}
+        if most:
+            line = _series(f"The most that the {basis} basis allows", most, {}, color_of(f))
+            in_weights.append(replace(line, dash=2, marker="none"))
+    within = [_styled(styles, f, f.skill_in_basis, {}) for f in coded]
+    panels = []
+    for title, lines in (("Measured in weights", in_weights), ("Measured within the basis", within)):
+        if lines:
+            x = steps_axis([h for line in lines for h in line.x], log=True)
+            y = linear_axis("Skill", [0, *(on_scale(value) for line in lines for value in line.y)])
+            panels.append(Panel(title, x, y, tuple(lines), rules=(NOTHING,)))
+    caption = "Within the basis, encoded and decoded snapshots stand for the true ones, so that what the basis drops "
+    caption += "counts for nobody. A basis made from the whole trial has the future in it: even of a random walk, of "
+    caption += "which nothing can be forecast, a line through its codes has skill there."
+    return Figure("look-ahead", "Look-ahead", caption + below_note(panels) + look_ahead_note(coded), tuple(panels))
 
 
 def _by_place(evaluation: Evaluation) -> Figure | None:

@@ -233,6 +233,7 @@ COLUMNS = (
     _Column("skill, IQM", lambda f: f.skill_iqm, lambda f: f.skill_iqm_ci, score),
     _Column("trials improved", lambda f: f.improved, lambda f: f.improved_ci, "{:.0%}".format),
     _Column("trials ahead of best", lambda f: f.ahead, lambda f: f.ahead_ci, "{:.0%}".format),
+    _Column("skill in basis", lambda f: f.skill_in_basis, _no_bounds, score),
     _Column("cosine", lambda f: f.cosine, _no_bounds, score),
     _Column("length ratio", lambda f: f.length_ratio, _no_bounds, score),
     _Column("REPW", lambda f: f.returns.repw, lambda f: f.returns.repw_ci, number),

@@ -3,6 +3,7 @@
 In: a `Figure`.  Out: NAME.png and NAME.pdf, the same bytes for the same numbers.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,14 +66,19 @@ def print_figure(figure: Figure, folder: Path) -> None:
     is_wide = len(figure.panels) > 1 or len(labels) > 4
     columns = 3 if is_wide else 2
     legend = math.ceil(len(labels) / columns) if len(labels) > 1 else 0
-    size = (TEXT if is_wide else COLUMN * 1.2, max(map(_panel_height, figure.panels)) + LEGEND_LINE * legend)
+    across = len(figure.panels) if len(figure.panels) <= 3 else 2
+    rows = math.ceil(len(figure.panels) / across)
+    height = rows * max(map(_panel_height, figure.panels)) + LEGEND_LINE * legend
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=size, layout="constrained")
+        canvas = Canvas(figsize=(TEXT if is_wide else COLUMN * 1.2, height), layout="constrained")
         FigureCanvasAgg(canvas)
         canvas.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr]
-        axes = canvas.subplots(1, len(figure.panels), squeeze=False)[0]
+        axes = canvas.subplots(rows, across, squeeze=False).flat
         handles: dict[str, Line2D] = {}
-        for place, panel in zip(axes, figure.panels, strict=True):
+        for place, panel in itertools.zip_longest(axes, figure.panels):
+            if panel is None:
+                place.remove()
+                continue
             handles |= _draw(place, panel)
         if legend:
             _legend(canvas, handles, columns)

@@ -77,6 +77,8 @@ class Forecaster:
     ahead: Curve
     """Share of test trials in which its error is smaller than the best baseline's."""
     ahead_ci: Intervals
+    skill_in_basis: Curve
+    """Between encoded and decoded snapshots; empty for a forecaster in no basis."""
     cosine: Curve
     length_ratio: Curve
     skill_by_place: dict[int, Curve]
@@ -253,6 +255,7 @@ def _forecaster(name: str, entry: Mapping[str, Any]) -> Forecaster:
         improved_ci=_intervals(entry.get("trials_improved_ci")),
         ahead=_curve(entry.get("trials_ahead_of_best")),
         ahead_ci=_intervals(entry.get("trials_ahead_of_best_ci")),
+        skill_in_basis=_curve(entry.get("skill_in_basis")),
         cosine=_curve(entry.get("cosine")),
         length_ratio=_curve(entry.get("length_ratio")),
         skill_by_place={int(place): _curve(curve) for place, curve in (entry.get("skill_by_place") or {}).items()},
@@ -295,8 +298,8 @@ def _spectrum(name: str, entry: Mapping[str, Any]) -> Spectrum:
     for tensor, counted in (entry.get("by_tensor") or {}).items():
         for share, counts in counted["needed"].items():
             size = counted["size"]
-            name = f"{tensor}\n({size:,} weight{'' if size == 1 else 's'})"
-            by_tensor.setdefault(share, {})[name] = _mean_and_range(counts)
+            row = f"{tensor}\n({size:,} weight{'' if size == 1 else 's'})"
+            by_tensor.setdefault(share, {})[row] = _mean_and_range(counts)
     return Spectrum(
         of=str(entry.get("of") or name),
         source=str(entry.get("source") or "trials"),

@@ -23,6 +23,8 @@ GLOSSARY = {
     "highest skill at that horizon, doing nothing among them. The interval pairs the two by trial.",
     "skill, IQM": "The interquartile mean over test trials of each trial’s own skill: no single trial, and none that "
     "moves farther than others, decides it.",
+    "skill in basis": "The skill between encoded and decoded snapshots: what the basis drops counts for nobody. "
+    "In a basis that has seen the future, look-ahead shows here.",
     "trials improved": "Share of test trials in which the forecast’s error is smaller than that of doing nothing: the "
     "probability of improvement, each trial compared with itself. Ties count half.",
     "trials ahead of best": "The same against the best other baseline that sees only the past, at that horizon.",

@@ -10,10 +10,11 @@ columns, and code · S Vᵀ gives the weights back. They differ in the W they ha
     prefix   φ_0 … φ_t, anew at every origin t; causal.
     window   φ_{t−K} − φ_t … φ_{t−1} − φ_t, anew at every origin t; causal.
 
-`centered` subtracts a trial's own φ_0 in the first three. U is found by the method of snapshots (Sirovich 1987): the
-eigenvectors of the T×T Gram matrix W Wᵀ, or of Wᵀ W where P < T, in float64. Squaring costs accuracy: singular values
-below √(n · 2e-16) of the largest (1e-6 of it for n = 4,881) cannot be told from rounding and count as zero, code
-included. Float32 snapshots hold no more: their own rounding is 6e-8 of a weight.
+`by_tensor` makes one basis for each tensor of the policy; a code is then theirs end to end, and V zero outside a
+direction's own tensor. `centered` subtracts a trial's own φ_0 in the first three. U is found by the method of snapshots
+(Sirovich 1987): the eigenvectors of the T×T Gram matrix W Wᵀ, or of Wᵀ W where P < T, in float64. Squaring costs
+accuracy: singular values below √(n · 2e-16) of the largest (1e-6 of it for n = 4,881) cannot be told from rounding and
+count as zero, code included. Float32 snapshots hold no more: their own rounding is 6e-8 of a weight.
 
 The sign of a direction is free; here the first snapshot whose code is not zero has a positive one (more than 1e-6 of
 the column's largest). Shapes: T snapshots, P weights, D code, K context, S snapshots of a span, N any number.

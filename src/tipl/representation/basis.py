@@ -3,11 +3,12 @@
 In: the weights [T, P] of a trial.  Out: its codes [T, D], and the way back to weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy.linalg
 
 from tipl.representation.linalg import divided, row_slices, truncated_svd
 
@@ -19,11 +20,11 @@ class Basis:
     mean_P: np.ndarray
     """Subtracted first: the trial's φ_0 if centered, else zeros."""
     components_DP: np.ndarray
-    """V: orthonormal rows; a row of zeros where the data has no further direction."""
+    """V: orthonormal rows; a row of zeros where the data has no further direction. By tensor, a row is zero outside."""
     scale_D: np.ndarray
     """S: the d largest singular values."""
     singular_values: np.ndarray
-    """The whole spectrum of the matrix that the basis was fitted to, descending."""
+    """The whole spectrum of the matrix that the basis was fitted to, descending; by tensor S again."""
     look_ahead: bool
     """The basis has seen what comes after the snapshots of this trial."""
 
@@ -53,6 +54,18 @@ class Basis:
     @cached_property
     def _scaled_DP(self) -> np.ndarray:
         return self.scale_D[:, None] * self.components_DP.astype(np.float64)
+
+
+def joined_bases(bases: Sequence[Basis]) -> Basis:
+    """One basis of the bases of tensors that lie end to end; a code is theirs end to end."""
+    scale_D = np.concatenate([basis.scale_D for basis in bases])
+    return Basis(
+        mean_P=np.concatenate([basis.mean_P for basis in bases]),
+        components_DP=np.asarray(scipy.linalg.block_diag(*(basis.components_DP for basis in bases))),
+        scale_D=scale_D,
+        singular_values=scale_D,
+        look_ahead=bases[0].look_ahead,
+    )
 
 
 def trial_basis(weights_TP: np.ndarray, dim: int, *, centered: bool = False) -> tuple[np.ndarray, Basis]:

@@ -30,6 +30,10 @@ class Codes:
         self.config = SVDConfig(**attributes["config"])
         self.context: int | None = attributes["context"]
         """K of a basis that is made anew at every origin; None for the others."""
+        self.tensors: list[str] = list(attributes.get("tensors") or [])
+        """By name those that have a basis each; empty where one basis has all weights."""
+        self.name = f"{self.config.basis} by tensor" if self.tensors else self.config.basis
+        """The basis, in words."""
         self.store = (path.resolve().parent / attributes["store"]).resolve()
         self.seeds = [int(seed) for seed in attributes["trials"]]
         self.look_ahead = self.config.basis == "full"
@@ -56,7 +60,8 @@ class Codes:
             full, pooled: [T, D], a code a snapshot.
             window: [T, K, D], at each origin t the codes of φ_{t−K} − φ_t … φ_{t−1} − φ_t.
             prefix: [T, K, D], at each origin t the codes of φ_{t−K+1} … φ_t.
-            What lies before snapshot 0 is zeros, as are directions that the origin has not got.
+            What lies before snapshot 0 is zeros, as are directions that the origin has not got. By tensor D is the sum
+            over tensors.
         """
         return self._array(seed, "codes")
 
@@ -69,18 +74,21 @@ class Codes:
         mean_P = self._array(seed, "mean") if self.config.centered else np.zeros(components_DP.shape[1], np.float32)
         return Basis(mean_P, components_DP, values[: len(components_DP)], values, self.look_ahead)
 
-    def gram(self, seed: int) -> Gram:
-        """The Gram matrix of a trial, for `window_basis` and `prefix_bases`; window and prefix only."""
+    def gram(self, seed: int, tensor: str | None = None) -> Gram:
+        """The Gram matrix of a trial, or of one of `tensors`, for `window_basis` and `prefix_bases`; window and prefix
+        only."""
         assert self.context is not None, f"{self.config.basis} has one basis for a trial and keeps no Gram matrix"
-        lower_TT = self._array(seed, "gram")
-        return Gram(lower_TT + np.tril(lower_TT, -1).T, self._array(seed, "initial"))
+        assert (tensor is None) == (not self.tensors), f"name one of {self.tensors}"
+        number = "" if tensor is None else f"-{self.tensors.index(tensor)}"
+        lower_TT = self._array(seed, f"gram{number}")
+        return Gram(lower_TT + np.tril(lower_TT, -1).T, self._array(seed, f"initial{number}"))
 
     def singular_values(self, seed: int) -> np.ndarray:
         """Float64 spectrum.
 
         Returns:
             full: [min(T, P)], of the trial. pooled: of the stacked training trials, as many as were kept.
-            window, prefix: [T, D], the largest at each origin.
+            window, prefix: [T, D], the largest at each origin. By tensor: [D] or [T, D], those of the directions.
         """
         if self.config.basis == "pooled":
             self._trial(seed)
@@ -89,7 +97,8 @@ class Codes:
 
     @property
     def dropped_energy(self) -> float:
-        """The share of Σ σ² that a pooled basis let go between trials; 0 is exact (always where P ≤ 8,192)."""
+        """The share of Σ σ² that a pooled basis let go between trials, of the tensor with the largest share by tensor;
+        0 is exact (always where P ≤ 8,192)."""
         assert self.config.basis == "pooled"
         return float(self._group["pooled"].attrs["dropped_energy"])  # type: ignore[arg-type]
 

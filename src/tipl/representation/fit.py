@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ import zarr
 from tipl.errors import TiplError
 from tipl.presets import SVDConfig
 from tipl.progress import console, steps_progress
-from tipl.representation.basis import trial_basis
+from tipl.representation.basis import joined_bases, trial_basis
 from tipl.representation.codes import FORMAT, VERSION, codes_attributes, write_arrays
 from tipl.representation.grams import Gram, read_weights
 from tipl.representation.origins import prefix_bases, window_basis
-from tipl.representation.pooled import fit_pooled, pooled_basis
+from tipl.representation.pooled import basis_columns, fit_pooled, pooled_basis
 from tipl.store import Store, Trial
 
 
@@ -47,11 +48,14 @@ def fit_svd(store: Path, out: Path, config: SVDConfig = SVDConfig(), *, progress
         "version": VERSION,
         "config": dataclasses.asdict(config),
         "context": config.window if config.basis in ("window", "prefix") else None,
+        "tensors": list(next(iter(trials.values())).spec.names) if config.by_tensor else None,
         "store": os.path.relpath(store.resolve(), out.resolve().parent),
         "trials": {str(seed): [trial.committed, _fingerprint(trial)] for seed, trial in trials.items()},
     }
     if out.exists():
         found = codes_attributes(out)
+        if found is not None:  # what was written before a setting existed has its default
+            found["config"] = dataclasses.asdict(SVDConfig()) | (found.get("config") or {})
         if found is None or any(found.get(key) != value for key, value in identity.items()):
             raise TiplError(
                 f"{out} exists and is not CODES of this store and these settings; remove it or choose another --out."
@@ -82,6 +86,8 @@ def _representable_trials(path: Path, config: SVDConfig) -> dict[int, Trial]:
         raise TiplError(f"{path} holds no trial; collect some first.")
     if len({trial.spec.size for trial in trials.values()}) > 1:
         raise TiplError(f"The trials of {path} differ in their number of weights; give each network its own store.")
+    if config.by_tensor and len({trial.spec for trial in trials.values()}) > 1:
+        raise TiplError(f"The trials of {path} differ in their tensors; leave out --by-tensor.")
     if config.basis == "pooled" and len(train := store.split().train) < 2:
         raise TiplError(f"A pooled basis needs 2 training trials or more, {path} has {len(train)}; collect more.")
     for seed, trial in trials.items():
@@ -105,25 +111,37 @@ def _represented(
     trial: Trial, config: SVDConfig, pooled: tuple[np.ndarray, np.ndarray] | None
 ) -> dict[str, np.ndarray]:
     """The arrays that are written for a trial."""
-    weights_TP = read_weights(trial)
+    weights_TP, columns = read_weights(trial), basis_columns(trial.spec, config)
     if config.basis in ("window", "prefix"):
-        return _origin_codes(Gram.of(weights_TP), config)
+        parts = [_origin_codes(Gram.of(weights_TP[:, each]), config, each.stop - each.start) for each in columns]
+        return _joined_origin_codes(parts) if config.by_tensor else parts[0]
     if pooled is None:
-        codes_TD, basis = trial_basis(weights_TP, config.dim, centered=config.centered)
+        fits = [
+            trial_basis(weights_TP[:, each], min(config.dim, each.stop - each.start), centered=config.centered)
+            for each in columns
+        ]
+        codes_TD = np.concatenate([codes for codes, _ in fits], axis=1)
+        basis = joined_bases([basis for _, basis in fits]) if config.by_tensor else fits[0][1]
         arrays = {"codes": codes_TD, "components": basis.components_DP, "singular_values": basis.singular_values}
     else:
         arrays = {"codes": pooled_basis(weights_TP, *pooled, config).encode(weights_TP)}
     return {**arrays, "mean": weights_TP[0]} if config.centered else arrays
 
 
-def _origin_codes(gram: Gram, config: SVDConfig) -> dict[str, np.ndarray]:
-    count = len(gram.initial_T)
-    codes_TKD = np.zeros((count, config.window, config.dim), np.float32)
-    singular_values_TD = np.zeros((count, config.dim))
+def _joined_origin_codes(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Codes and singular values of tensors end to end, their Gram matrices by number."""
+    joined = {name: np.concatenate([part[name] for part in parts], axis=-1) for name in ("codes", "singular_values")}
+    return joined | {f"{name}-{i}": part[name] for i, part in enumerate(parts) for name in ("gram", "initial")}
+
+
+def _origin_codes(gram: Gram, config: SVDConfig, size: int) -> dict[str, np.ndarray]:
+    count, dim = len(gram.initial_T), min(config.dim, size)
+    codes_TKD = np.zeros((count, config.window, dim), np.float32)
+    singular_values_TD = np.zeros((count, dim))
     if config.basis == "window":
-        bases = (window_basis(gram, origin, config.window, config.dim) for origin in range(count))
+        bases = (window_basis(gram, origin, config.window, dim) for origin in range(count))
     else:
-        bases = prefix_bases(gram, range(count), config.dim, centered=config.centered)
+        bases = prefix_bases(gram, range(count), dim, centered=config.centered)
     for origin, basis in enumerate(bases):
         # The last snapshot of a window is its origin, which is zero by construction.
         recent = (basis.codes_SD[:-1] if config.basis == "window" else basis.codes_SD)[-config.window :]

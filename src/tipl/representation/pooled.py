@@ -3,11 +3,13 @@
 In: the training trials of a store.  Out: components [D, P] and singular values, kept in CODES.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import scipy.linalg
 import zarr
 
+from tipl.policy import ParamSpec
 from tipl.presets import SVDConfig
 from tipl.representation.basis import Basis
 from tipl.representation.codes import stored, write_arrays
@@ -24,16 +26,34 @@ def fit_pooled(store: Store, group: zarr.Group, config: SVDConfig) -> tuple[np.n
     place = group.require_group("pooled")
     if "complete" not in place.attrs:
         seeds = store.split().train
-        size = store.trial(seeds[0]).spec.size
-        fit = _pooled_covariance if size <= _COVARIANCE_SIZE else _pooled_merge
-        matrices = (_centered(read_weights(store.trial(seed)), config) for seed in seeds)
-        components_DP, singular_values, dropped = fit(matrices, size, config.dim)
+        fits = [  # by tensor every trial is read for each of them: what is held at once decides, not the disk
+            _fit(store, seeds, columns, config) for columns in basis_columns(store.trial(seeds[0]).spec, config)
+        ]
+        components_DP = np.asarray(scipy.linalg.block_diag(*(components for components, _, _ in fits)))
+        singular_values, dropped = fits[0][1], max(share for _, _, share in fits)
+        if config.by_tensor:
+            singular_values = np.concatenate([values[: len(components)] for components, values, _ in fits])
         first_TP = read_weights(store.trial(seeds[0]))
         codes_TD = pooled_basis(first_TP, components_DP, singular_values, config).encode(first_TP)
         components_DP = (components_DP * signs(codes_TD)[:, None]).astype(np.float32)
         place.attrs["dropped_energy"] = dropped
         write_arrays(place, {"components": components_DP, "singular_values": singular_values})
     return stored(place, "components"), stored(place, "singular_values")
+
+
+def basis_columns(spec: ParamSpec, config: SVDConfig) -> list[slice]:
+    """The weights that have a basis of their own: all of them, or each tensor's."""
+    if not config.by_tensor:
+        return [slice(0, spec.size)]
+    return [slice(offset, offset + size) for offset, size in zip(spec.offsets, spec.sizes, strict=True)]
+
+
+def _fit(store: Store, seeds: Sequence[int], columns: slice, config: SVDConfig) -> tuple[np.ndarray, np.ndarray, float]:
+    """Components [D, columns], singular values, and the share of the energy that was cut between trials."""
+    size = columns.stop - columns.start
+    fit = _pooled_covariance if size <= _COVARIANCE_SIZE else _pooled_merge
+    matrices = (_centered(read_weights(store.trial(seed))[:, columns], config) for seed in seeds)
+    return fit(matrices, size, min(config.dim, size))
 
 
 def _pooled_covariance(matrices: Iterable[np.ndarray], size: int, dim: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -75,7 +95,7 @@ def pooled_basis(
     weights_TP: np.ndarray, components_DP: np.ndarray, singular_values: np.ndarray, config: SVDConfig
 ) -> Basis:
     mean_P = weights_TP[0] if config.centered else np.zeros_like(weights_TP[0])
-    return Basis(mean_P, components_DP, singular_values[: config.dim], singular_values, look_ahead=False)
+    return Basis(mean_P, components_DP, singular_values[: len(components_DP)], singular_values, look_ahead=False)
 
 
 def _centered(weights_TP: np.ndarray, config: SVDConfig) -> np.ndarray:
