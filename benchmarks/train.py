@@ -5,7 +5,8 @@ In: random codes of the size of the quick experiment's.  Out: OUT, JSON: segment
 The other side is the same architecture built on `transformers`' GPT2Model, its position embeddings zeroed and an
 embedding of the timestep added; a batch is put together segment by segment in Python: draw a trial and an origin,
 slice, pad on the left, and join. Both have AdamW, a linear warm-up and clipping. Rounds of the two alternate in one
-process on one thread; the ratio is the median over rounds of each round's own.
+process on one thread; the ratio is the median over rounds of each round's own. Ours trains in bfloat16 where the
+processor multiplies it, as `tipl train` does; it is timed in float32, too.
 
 `transformers` is needed here and nowhere else: install it in an environment of its own; -P keeps it from taking
 `benchmarks/accelerate.py` for a package of that name.
@@ -49,7 +50,7 @@ class OnGPT2(nn.Module):
         )  # fmt: skip
         self.trunk = transformers.GPT2Model(shape)
         self.trunk.wpe.weight.requires_grad_(False).zero_()
-        self.embed_code, self.embed_time = nn.Linear(DIM, width), nn.Embedding(SNAPSHOTS, width)
+        self.embed_code, self.embed_time = nn.Linear(DIM, width), nn.Embedding(SNAPSHOTS - 1, width)
         self.norm_embedding, self.head = nn.LayerNorm(width), nn.Linear(width, DIM)
 
     def forward(self, codes_BKD: Tensor, timesteps_BK: Tensor, mask_BK: Tensor) -> Tensor:
@@ -111,12 +112,20 @@ def main() -> None:
     rng = np.random.default_rng(0)
     trials = [rng.standard_normal((SNAPSHOTS, DIM)).cumsum(axis=0).astype(np.float32) for _ in range(TRIALS + 2)]
 
-    task = NextCode(trials[:TRIALS], trials[TRIALS:], [np.ones(DIM)] * 2, CONFIG, {})
-    task.model.train()
+    def training(out: str) -> Training:
+        task = NextCode(trials[:TRIALS], trials[TRIALS:], [np.ones(DIM)] * 2, CONFIG, {})
+        task.model.train()
+        return Training(task, CONFIG, Path(out), {}, False, lambda name, value, step: None)
+
     with tempfile.TemporaryDirectory() as scratch:
-        ours = Training(task, CONFIG, Path(scratch), {}, False, lambda name, value, step: None)
+        ours, slow = training(scratch), training(scratch)
+        slow.precision = torch.float32
         other = SegmentBySegment(trials[:TRIALS], CONFIG)
-        sides: dict[str, Callable[[], object]] = {"ours": lambda: ours._update(), "other": other.step}
+        sides: dict[str, Callable[[], object]] = {
+            "ours": ours._update,
+            "other": other.step,
+            "ours, float32": slow._update,
+        }
         rates: dict[str, list[float]] = {name: [] for name in sides}
         load = os.getloadavg()[0]
         for number in range(asked.rounds + 1):
@@ -127,11 +136,15 @@ def main() -> None:
                 rate = CONFIG.batch_size * asked.steps / (time.perf_counter() - began)
                 if number:  # the first round warms up
                     rates[name].append(rate)
-    ratios = [one / other for one, other in zip(rates["ours"], rates["other"], strict=True)]
+    ratios, slow_ratios = (
+        [one / other for one, other in zip(rates[name], rates["other"], strict=True)]
+        for name in ("ours", "ours, float32")
+    )
     found = {
         "segments_per_second": {name: round(statistics.median(each)) for name, each in rates.items()},
         "ratio": round(statistics.median(ratios), 3),
         "ratio_by_round": [round(ratio, 3) for ratio in ratios],
+        "ratio_in_float32": round(statistics.median(slow_ratios), 3),
         "precision": {"ours": str(ours.precision).removeprefix("torch."), "other": "float32"},
         "parameters": {
             "ours": sum(weight.numel() for weight in ours.weights),

@@ -121,6 +121,9 @@ class Training:
         self.seconds = 0.0
         self.curve: list[dict[str, Any]] = []
         self.loss_sum, self.loss_count = 0.0, 0
+        self.interrupted: Callable[[], bool] = lambda: False
+        self.stops = False
+        """Whether any process was interrupted: all stop after the same step."""
 
     def run(self) -> None:
         """Train to the last step. Ctrl-C ends it after the step in hand, with a checkpoint."""
@@ -132,9 +135,9 @@ class Training:
         note = _describe(self.curve[-1]) if self.curve else ""
         began = time.perf_counter() - self.seconds
         self.task.model.train()
-        with _interruption() as interrupted, bar as advance:
+        with _interruption() as self.interrupted, bar as advance:
             while self.step < self.config.steps:
-                loss, stop = self._update(interrupted())
+                loss = self._update()
                 self.seconds = time.perf_counter() - began
                 if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
                     entry = self._validate()
@@ -146,14 +149,14 @@ class Training:
                     self.write("loss/batch", loss, self.step)
                     self.write("learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
                 advance(1, note)
-                if stop or (self.place.ranks == 1 and interrupted()):
+                if self.stops or (self.place.ranks == 1 and self.interrupted()):
                     self.write_checkpoint()
                     raise KeyboardInterrupt
         best = max(self.curve, key=_choice)
         self._say(f"kept the model of step {best['step']:,}, {_describe(best)}")
 
-    def _update(self, interrupted: bool = False) -> tuple[float, bool]:
-        """One step; returns the loss of its batch, and whether any process was interrupted before it."""
+    def _update(self) -> float:
+        """One step; returns the loss of its batch."""
         rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
         if self.config.cosine:
             rate *= (1 + math.cos(math.pi * self.step / self.config.steps)) / 2
@@ -166,14 +169,15 @@ class Training:
         # The fused optimizer walks a gradient's memory in the order of its weight's.
         gradients = [weight.grad for weight in self.weights if weight.grad is not None and weight.grad.is_contiguous()]
         assert len(gradients) == len(self.weights)
-        value, stops = self.place.sum_up(gradients, loss, loss.new_tensor(float(interrupted)))
+        value, stops = self.place.sum_up(gradients, loss, loss.new_tensor(float(self.interrupted())))
         nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)
         self.optimizer.step()
         self.step += 1
         self.loss_sum += value
         self.loss_count += 1
         self._check_finite(self.loss_sum)
-        return value, stops > 0
+        self.stops = stops > 0
+        return value
 
     def _validate(self) -> dict[str, Any]:
         """Measure the model, keep it if it is the best so far, and add an entry to the curve."""
