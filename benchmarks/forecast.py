@@ -19,13 +19,11 @@ import numpy as np
 import torch
 
 from tipl.forecast import CausalForecaster, History
+from tipl.policy import ParamSpec, policy_spec
 from tipl.windows import WINDOW
 
-POLICIES = {  # sizes of the tensors
-    "71,948 weights": (256 * 17, 256, 256 * 256, 256, 6 * 256, 6, 6),
-    "122 weights": (32, 8, 64, 8, 8, 1, 1),
-}
-assert [sum(sizes) for sizes in POLICIES.values()] == [71_948, 122]
+POLICIES = {"71,948 weights": policy_spec(17, (256, 256), 6), "122 weights": policy_spec(4, (8, 8), 1)}
+assert [spec.size for spec in POLICIES.values()] == [71_948, 122]
 
 
 def milliseconds(run: Callable[[], object], times: int) -> dict[str, float]:
@@ -38,10 +36,10 @@ def milliseconds(run: Callable[[], object], times: int) -> dict[str, float]:
     return {"median": round(statistics.median(took), 3), "least": round(min(took), 3)}
 
 
-def measure(sizes: tuple[int, ...], times: int) -> dict[str, dict[str, float]]:
-    rng, total = np.random.default_rng(0), sum(sizes)
+def measure(spec: ParamSpec, times: int) -> dict[str, dict[str, float]]:
+    rng, total = np.random.default_rng(0), spec.size
     path = rng.standard_normal((WINDOW + 4, total), dtype=np.float32).cumsum(axis=0)
-    forecaster = CausalForecaster.from_pretrained(sizes=sizes)
+    forecaster = CausalForecaster.from_pretrained(shapes=spec.shapes)
     run = forecaster.follow(0, path[0])
     run.extend(path[1:])
     history = History(0, run.origin, path[-WINDOW:], 4)
@@ -64,7 +62,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     found = {
-        "milliseconds": {name: measure(sizes, asked.times) for name, sizes in POLICIES.items()},
+        "milliseconds": {name: measure(spec, asked.times) for name, spec in POLICIES.items()},
         "threads": 1,
         "load": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},

@@ -13,9 +13,10 @@ import torch
 
 from tipl.errors import TiplError
 from tipl.presets import CausalTrainConfig, TrainConfig
+from tipl.steadiness import FACTS
 from tipl.train import fit, fit_causal, loop
 from tipl.train.place import process_group
-from tipl.windows import HORIZONS, TOKENS, Lessons
+from tipl.windows import DRAWN, HORIZONS, TOKENS, Lessons
 
 STEPS = 30
 PAPER = TrainConfig(
@@ -45,6 +46,9 @@ def drawn_lessons(count: int, seed: int) -> Lessons:
         toward=np.einsum("bjp,bhp->bjh", tokens, came).astype(np.float32),
         moved=np.square(came).sum(axis=2).astype(np.float32), is_whole=np.zeros(count, bool),
         weight=rng.uniform(0.1, 2, (count, len(HORIZONS))).astype(np.float32),
+        steps=rng.standard_normal((count, DRAWN, TOKENS + 1)).astype(np.float32),
+        facts=rng.standard_normal((count, DRAWN, FACTS)).astype(np.float32),
+        came=rng.standard_normal((count, DRAWN, len(HORIZONS))).astype(np.float32),
     )  # fmt: skip
 
 

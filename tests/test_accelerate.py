@@ -159,13 +159,13 @@ def test_bad_input_is_one_line(flags: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_lookahead_goes_halfway_back() -> None:
     path = np.arange(26, dtype=np.float32)[:, None] * np.ones(4, np.float32)
-    forecaster = named_forecaster("lookahead", [4], 1, per_iteration=5)
+    forecaster = named_forecaster("lookahead", [(4,)], 1, per_iteration=5)
     from tipl.forecast import History
 
     made = forecaster.forecast([History(1, 25, path, 4)], [5])
     np.testing.assert_allclose(made[0, 0], 12.5)
     with pytest.raises(TiplError, match="no forecaster"):
-        named_forecaster("nothing", [4], 1)
+        named_forecaster("nothing", [(4,)], 1)
 
 
 def test_jump_settings_are_refused_by_name() -> None:

@@ -22,7 +22,7 @@ def test_facts_are_those_of_a_loop(shape: tuple[int, ...], still: int):
     s = [[sum(float(tokens[j, i]) for j in range(n)) ** 2 / length for i in range(size)] for n, length in SPANS]
     mean = sum(e) / size
     found = weight_facts(tokens, shape)
-    assert found.shape == (size, FACTS) and found.dtype == np.float32
+    assert found.shape == (FACTS, size) and found.dtype == np.float32
     for i in range(size):
         if len(shape) == 2:
             row = [k for k in range(size) if k // shape[1] == i // shape[1]]
@@ -36,7 +36,7 @@ def test_facts_are_those_of_a_loop(shape: tuple[int, ...], still: int):
         expected += [math.log(line[0] / mean) / 2 for line in means]
         for span in range(len(SPANS)):
             expected += [math.log(line[1 + span] / line[0]) / 2 for line in means]
-        np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found[:, i], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_scaling_the_tokens_changes_no_fact_and_standing_still_is_finite():

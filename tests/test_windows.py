@@ -142,7 +142,7 @@ def test_lessons_are_the_inner_products_of_a_naive_loop(store: Path):
         np.testing.assert_allclose(made.steps[b, :, :-1], tokens[:, drawn].T / length, rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(made.came[b], came[:, drawn].T / length, rtol=1e-3, atol=1e-3)
         shape = ((3, 2), (3,), (9,))[b // len(origins)]
-        np.testing.assert_allclose(made.facts[b], weight_facts(tokens.astype(np.float32), shape)[drawn], atol=1e-3)
+        np.testing.assert_allclose(made.facts[b], weight_facts(tokens.astype(np.float32), shape)[:, drawn].T, atol=1e-3)
         assert made.is_whole[b] == (columns == groups[2]) and made.size[b] == columns.stop - columns.start
         assert made.place[b] == (4 if t == 0 else (t - 1) % 5)
 
@@ -276,7 +276,7 @@ def test_what_is_added_for_single_weights_follows_its_formula(model: CausalTIPL,
     for i in (1, 4, 7):
         g, first = (0, 0) if i < 6 else (1, 6)
         length = math.sqrt(windows.unit[g] / SIZES[g])
-        facts = weight_facts(tokens[:, first : first + SIZES[g]], SHAPES[g])[i - first]
+        facts = weight_facts(tokens[:, first : first + SIZES[g]], SHAPES[g])[:, i - first]
         spans = [newer - older for older, newer in pairwise(EDGES)]
         x = np.array([*(tokens[:, i] / np.sqrt(spans)), 0.03 * weights[250, i]]) / length
         u = state["filter.weight"] @ x

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tipl.errors import TiplError
 from tipl.model import CausalTIPL, CodeModel, load, read_record
@@ -263,26 +262,23 @@ class CausalForecaster(Forecaster):
         self, tokens_JP: np.ndarray, now_P: np.ndarray, windows: Windows, horizons: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """The forecast [H, P] from a window's tokens, φ_t and the groups' windows, and its expected error [H]."""
-        outlook = self._model(features(windows))
+        outlook, single = self._model(features(windows)), self._model.single
         a_GHJ = _at(horizons, outlook.coefficients_BHJ.numpy())
-        out, start = np.empty((len(horizons), len(now_P)), np.float32), 0
+        filters_MJ, v_MH = single.filters(), _at(horizons, single.horizons().numpy())
+        out, start = torch.empty(len(horizons), len(now_P)), 0
+        all_JP, all_P = torch.from_numpy(tokens_JP), torch.from_numpy(now_P.copy())
         for g, shape in enumerate(self._shapes or [now_P.shape]):
             mine = slice(start, start := start + math.prod(shape))
-            tokens, now = tokens_JP[:, mine], now_P[mine]
-            added_PH = self._added(tokens, now, shape, windows.unit[g], outlook.mean_BC[g])
-            out[:, mine] = now + a_GHJ[g] @ tokens + _at(horizons, added_PH).T
+            tokens, now = all_JP[:, mine], all_P[mine]
+            length = math.sqrt(windows.unit[g] / len(now))  # of the tensor's mean step, a weight
+            filters = filters_MJ / (length or 1.0)
+            both = torch.cat([torch.from_numpy(a_GHJ[g]), filters[:, :-1]]) @ tokens  # one pass over the tokens
+            u_MP = both[len(horizons) :].addmm_(filters[:, -1:], now[None])
+            facts_FP = torch.from_numpy(weight_facts(tokens_JP[:, mine], shape))
+            added_HP = torch.from_numpy(length * v_MH.T) @ single.gated(u_MP, facts_FP, outlook.mean_BC[g])
+            torch.add(both[: len(horizons)], added_HP, out=out[:, mine]).add_(now)
         square_GH = outlook.log_error_BH.exp().numpy() * np.array(HORIZONS) * windows.unit[:, None]
-        return out, np.sqrt(_at(horizons, square_GH).sum(axis=0))
-
-    def _added(
-        self, tokens_JP: np.ndarray, now_P: np.ndarray, shape: tuple[int, ...], unit: float, mean_C: Tensor
-    ) -> np.ndarray:
-        """[P, HORIZONS]: what the forecast of each weight of a tensor has beside the sum of its tokens."""
-        length = np.float32(math.sqrt(unit / len(now_P)))  # of the tensor's mean step, a weight
-        steps_PJ = np.concatenate([tokens_JP, now_P[None]]).T / (length or np.float32(1))
-        facts_PF = weight_facts(tokens_JP, shape)
-        added_1PH = self._model.single(torch.from_numpy(steps_PJ)[None], torch.from_numpy(facts_PF)[None], mean_C[None])
-        return length * added_1PH[0].numpy()
+        return out.numpy(), np.sqrt(_at(horizons, square_GH).sum(axis=0))
 
     def follow(self, trial: int, weights_P: np.ndarray) -> LiveRun:
         if len(weights_P) < MANY:  # as cheap from the snapshots

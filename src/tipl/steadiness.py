@@ -24,7 +24,7 @@ _FLOOR = 1e-3  # of the tensor's mean square step, added to what is compared
 
 
 def weight_facts(tokens_JP: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Facts [P, F] of the weights of one tensor, from the tokens (differences of snapshots, the newest first).
+    """Facts [F, P] of the weights of one tensor, from the tokens (differences of snapshots, the newest first).
 
     Let e be the mean square of a weight's single steps and ē its mean over the tensor; s² the square of a weight's
     displacement over a span, by the number of its snapshots: independent steps make them alike. The facts are
@@ -53,7 +53,8 @@ def weight_facts(tokens_JP: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     for place, view in enumerate(floored):
         facts[1 + place] = np.log(view[0] / unit)
         facts[3 + place :: 2] = np.log(view[1:] / view[0])
-    return 0.5 * facts.reshape(FACTS, -1).T
+    facts *= np.float32(0.5)
+    return facts.reshape(FACTS, -1)
 
 
 def with_noise(facts: np.ndarray, variance: np.ndarray) -> np.ndarray:

@@ -100,7 +100,7 @@ def windows_of(weights: np.ndarray, sizes: Sequence[int], place: int, origin: in
         The tokens [J, P] as float32 differences, and the groups' windows [G − 1] (the whole policy's if it has one
         group).
     """
-    tokens = tokens_of(weights)
+    tokens = tokens_of([*weights])
     ends = np.cumsum([0, *sizes])
     products = np.stack([_product(tokens[:, start:end]) for start, end in pairwise(ends)])
     parts = np.concatenate([products, products.sum(0, keepdims=True)])[:, None]
@@ -254,15 +254,16 @@ def _drawn(
     """
     at = rows[back]
     tokens = at[:-1] - at[1:]
-    groups = [(start, size, shape) for start, size, shape in zip(spec.offsets, spec.sizes, spec.shapes, strict=True)]
+    groups = zip((*spec.offsets, 0), (*spec.sizes, spec.size), (*spec.shapes, (spec.size,)), strict=True)
     parts = []
-    for start, size, shape in (*groups, (0, spec.size, (spec.size,))):
+    for start, size, shape in groups:
         chosen = start + rng.integers(size, size=DRAWN)
-        facts = weight_facts(tokens[:, start : start + size], shape)[chosen - start]
+        facts = weight_facts(tokens[:, start : start + size], shape)[:, chosen - start].T
         now = rows[ahead[0], chosen]
         steps = np.concatenate([tokens[:, chosen], (now + middle[chosen])[None]])
         parts.append((steps.T, facts, (rows[ahead[1:, None], chosen] - now).T))
-    return tuple(np.stack(each).astype(np.float32) for each in zip(*parts, strict=True))
+    steps, facts, came = (np.stack(each).astype(np.float32) for each in zip(*parts, strict=True))
+    return steps, facts, came
 
 
 def joined(parts: Sequence[Lessons]) -> Lessons:
@@ -279,7 +280,8 @@ def noisy(lessons: Lessons, rng: np.random.Generator) -> Lessons:
     share of the trial's displacement. So a small policy, whose steps agree, teaches by what a large one, whose steps
     hardly do, can be forecast.
     """
-    variance = np.exp(rng.uniform(*np.log(NOISE), len(lessons))).astype(np.float32)
+    least, most = np.log(NOISE)
+    variance = np.exp(rng.uniform(least, most, len(lessons))).astype(np.float32)
     unit = 1 + variance  # the new one, in the old
     spans = np.diff(np.minimum(EDGES, lessons.origin[:, None]), axis=1).astype(np.float32)  # 0 before φ_0
     ahead, diagonal = np.array(HORIZONS, np.float32), np.arange(TOKENS)
@@ -289,10 +291,8 @@ def noisy(lessons: Lessons, rng: np.random.Generator) -> Lessons:
         products /= unit[:, None, None]
     added = variance[:, None] * ahead
     steps, came = lessons.steps.copy(), lessons.came.copy()
-    steps[:, :, :-1] += np.sqrt(variance[:, None] * spans)[:, None] * rng.standard_normal(
-        steps[:, :, :-1].shape, np.float32
-    )
-    came += np.sqrt(added)[:, None] * rng.standard_normal(came.shape, np.float32)
+    for array, square in ((steps[:, :, :-1], variance[:, None] * spans), (came, added)):
+        array += np.sqrt(square)[:, None] * rng.standard_normal(array.shape, np.float32)
     root = np.sqrt(unit)[:, None, None]
     share = np.maximum(lessons.share, np.finfo(np.float32).tiny).astype(np.float32)[:, None]
     return replace(

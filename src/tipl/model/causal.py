@@ -18,7 +18,7 @@ import dataclasses
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ PLACES = 9
 _FACTS = PLACES + 4
 # By which a weight's tokens, the roots of whose spans they grow with, and itself, some thirty steps, come to about 1.
 _SCALE_J = torch.tensor([*((end - start) ** -0.5 for start, end in pairwise(EDGES)), 0.03])
+_TOGETHER = 4096  # weights that go through a layer at once
 _ROOT_H = torch.tensor(HORIZONS, dtype=torch.float32).sqrt()
 _SHORTEST = 1e-6  # of a unit: a token whose length, in steps, is below this has not moved
 
@@ -194,12 +195,42 @@ class _SingleWeights(nn.Module):
         self.to_horizons = nn.Parameter(torch.zeros(filters, len(config.horizons)))
 
     def forward(self, steps_BSJ: Tensor, facts_BSF: Tensor, mean_BC: Tensor) -> Tensor:
-        u_BSM = F.linear(steps_BSJ, self.filter.weight * _SCALE_J.to(steps_BSJ.device))
+        u_BSM = F.linear(steps_BSJ, self.filters())
         u_BSM = u_BSM / (1 + u_BSM.abs() / 4)
         x_BSC = self.from_filters(torch.cat([u_BSM.abs(), u_BSM.square()], dim=-1))
         for again, (facts, window) in enumerate(zip(self.from_facts, self.from_window, strict=True)):
             x_BSC = F.relu((self.hidden(x_BSC) if again else x_BSC) + facts(facts_BSF) + window(mean_BC)[:, None])
-        return (u_BSM * self.to_gates(x_BSC)) @ (self.to_horizons * _ROOT_H.to(steps_BSJ.device))
+        return (u_BSM * self.to_gates(x_BSC)) @ self.horizons()
+
+    def filters(self) -> Tensor:
+        """[M, J + 1]: U, for a weight's tokens and itself."""
+        return self.filter.weight * _SCALE_J.to(self.filter.weight.device)
+
+    def horizons(self) -> Tensor:
+        """[M, H]: √h v."""
+        return self.to_horizons * _ROOT_H.to(self.to_horizons.device)
+
+    def gated(self, u_MP: Tensor, facts_FP: Tensor, mean_C: Tensor) -> Tensor:
+        """[M, P]: gate · u of all weights of one tensor, u not yet pressed: the same as in `forward`, but for rounding.
+
+        Weights lie along the rows and go through the layers some thousands at a time, which stay in the cache: a
+        quarter of the time.
+        """
+        of_facts, of_window = (cast("list[nn.Linear]", list(each)) for each in (self.from_facts, self.from_window))
+        layers = [
+            (torch.cat([layer.weight, facts.weight], dim=1), (layer.bias + facts.bias + window(mean_C))[:, None])
+            for layer, facts, window in zip((self.from_filters, self.hidden), of_facts, of_window, strict=True)
+        ]
+        out_MP = torch.empty_like(u_MP)
+        for start in range(0, u_MP.shape[1], _TOGETHER):
+            block = slice(start, start + _TOGETHER)
+            u, facts = u_MP[:, block], facts_FP[:, block]
+            u = u / (1 + u.abs() / 4)
+            x = torch.cat([u.abs(), u.square()])
+            for weight, bias in layers:
+                x = torch.addmm(bias, weight, torch.cat([x, facts])).relu_()
+            out_MP[:, block] = u * torch.addmm(self.to_gates.bias[:, None], self.to_gates.weight, x)
+        return out_MP
 
 
 class _Block(nn.Module):
