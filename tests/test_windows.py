@@ -359,8 +359,9 @@ def test_the_error_of_drawn_weights_is_estimated_from_what_is_left_of_them(store
     task = Displacements([made], [made], SMALL)
     index = torch.arange(20, 60)
     with torch.no_grad():
-        outlook = model(task.train[0].features(index))
-        found = task.train[0].error(model, outlook, index).numpy()
+        batch = task.train[0].batch(index)
+        outlook = model(batch.features)
+        found = batch.error(model, outlook).numpy()
     for row, b in enumerate(index.tolist()):
         a_HJ = outlook.coefficients_BHJ[row].numpy()
         of_sum = (

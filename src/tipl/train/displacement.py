@@ -8,6 +8,7 @@ Shapes: B windows, J tokens, H horizons.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,34 +46,31 @@ class Displacements:
         self.train = [_Tensors(each, place.device) for each in train]
         rng = np.random.default_rng(config.seed)
         self.noisy = [_Tensors(noisy(each, rng), place.device) for each in train] if config.noise else []
-        self.noise = config.noise
+        self.noise, self.ahead_H = config.noise, torch.tensor(HORIZONS, dtype=torch.float32, device=place.device)
         self.validation = [_Tensors(each, place.device) for each in validation]
-        if any(not each.weight_BH.any() for each in self.validation):
+        if any(not each.all.weight_BH.any() for each in self.validation):
             raise TiplError("The weights of the validation trials never change: there is nothing to forecast.")
 
     def loss(self, batches: torch.Generator) -> Tensor:
         parts = torch.randint(len(self.train), (self.batch_size,), generator=batches).bincount(
             minlength=len(self.train)
         )
-        total, before = torch.zeros((), device=self.place.device), 0
+        drawn, before = [], 0
         for store, count in enumerate(parts.tolist()):
             of_noisy = round(self.noise * count)
             for data, share in ((self.train, count - of_noisy), (self.noisy, of_noisy)):
                 if share:
                     index_B = torch.randint(len(data[store]), (share,), generator=batches)
-                    index_B, before = self.place.share(index_B, before), before + share
-                    total = total + self._loss(data[store], index_B).sum()
-        return total / self.batch_size
-
-    def _loss(self, data: "_Tensors", index_B: Tensor) -> Tensor:
-        """[B]"""
-        outlook = self.model(data.features(index_B))
+                    drawn.append(data[store].batch(self.place.share(index_B, before)))
+                    before += share
+        batch = _Batch(*map(torch.cat, zip(*drawn, strict=True)))
+        outlook = self.model(batch.features)
         with torch.autocast(self.place.device.type, enabled=False):
-            error_BH = data.error(self.model, outlook, index_B)
-            weight_BH = data.weight_BH[index_B]
-            share_BH = error_BH.detach() / data.ahead_H
+            error_BH = batch.error(self.model, outlook)
+            share_BH = error_BH.detach() / self.ahead_H
             likely_BH = outlook.log_error_BH + share_BH / outlook.log_error_BH.exp()
-            return (weight_BH * error_BH).mean(1) + _ERROR_SHARE * likely_BH.mean(1).clamp(max=100)
+            loss_B = (batch.weight_BH * error_BH).mean(1) + _ERROR_SHARE * likely_BH.mean(1).clamp(max=100)
+            return loss_B.sum() / self.batch_size
 
     @torch.no_grad()
     def validate(self) -> Validation:
@@ -88,44 +86,59 @@ class Displacements:
         self.model.save(out)
 
 
+class _Batch(NamedTuple):
+    """Windows of one store or of several."""
+
+    token_BJF: Tensor
+    fact_BF: Tensor
+    place_B: Tensor
+    own_BJJ: Tensor
+    toward_BJH: Tensor
+    moved_BH: Tensor
+    weight_BH: Tensor
+    steps_BSJ: Tensor
+    facts_BSF: Tensor
+    came_BSH: Tensor
+
+    @property
+    def features(self) -> Features:
+        return Features(self.token_BJF, self.fact_BF, self.place_B)
+
+    def error(self, model: CausalTIPL, outlook: Outlook) -> Tensor:
+        """[B, H] squared errors in the windows' units: of the weighted sum of tokens exactly, and how much less of it
+        is left by what is added for single weights, estimated by those drawn."""
+        a_BHJ = outlook.coefficients_BHJ
+        crossed_BH = torch.einsum("bhj,bjh->bh", a_BHJ, self.toward_BJH)
+        of_sum_BH = self.moved_BH - 2 * crossed_BH + (a_BHJ @ self.own_BJJ * a_BHJ).sum(2)
+        left_BSH = self.came_BSH - self.steps_BSJ[..., :-1] @ a_BHJ.mT
+        added_BSH = model.single(self.steps_BSJ, self.facts_BSF, outlook.mean_BC)
+        return of_sum_BH + (added_BSH * (added_BSH - 2 * left_BSH)).mean(1)
+
+
 class _Tensors:
     """The lessons of one store, read by index."""
 
     def __init__(self, lessons: Lessons, device: torch.device) -> None:
-        self.seen = Features(*(each.to(device) for each in features(lessons)))
-        self.own_BJJ, self.toward_BJH, self.moved_BH, self.weight_BH = (
-            torch.from_numpy(each).to(device) for each in (lessons.own, lessons.toward, lessons.moved, lessons.weight)
-        )
-        self.steps_BSJ, self.facts_BSF, self.came_BSH = (
-            torch.from_numpy(each).to(device) for each in (lessons.steps, lessons.facts, lessons.came)
-        )
+        arrays = (
+            lessons.own, lessons.toward, lessons.moved, lessons.weight, lessons.steps, lessons.facts, lessons.came
+        )  # fmt: skip
+        tensors = *features(lessons), *map(torch.from_numpy, arrays)
+        self.all = _Batch(*(each.to(device) for each in tensors))
         self.whole_B = torch.from_numpy(lessons.is_whole).to(device)
-        self.ahead_H = torch.tensor(HORIZONS, dtype=torch.float32, device=device)
 
     def __len__(self) -> int:
-        return len(self.own_BJJ)
+        return len(self.whole_B)
 
-    def features(self, index_B: Tensor) -> Features:
-        return Features(*(each[index_B] for each in self.seen))
-
-    def error(self, model: CausalTIPL, outlook: Outlook, index_B: Tensor) -> Tensor:
-        """[B, H] squared errors in the windows' units: of the weighted sum of tokens exactly, and how much less of it
-        is left by what is added for single weights, estimated by those drawn."""
-        a_BHJ, toward_BJH = outlook.coefficients_BHJ, self.toward_BJH[index_B]
-        crossed_BH = torch.einsum("bhj,bjh->bh", a_BHJ, toward_BJH)
-        of_sum_BH = self.moved_BH[index_B] - 2 * crossed_BH + (a_BHJ @ self.own_BJJ[index_B] * a_BHJ).sum(2)
-        steps_BSJ = self.steps_BSJ[index_B]
-        left_BSH = self.came_BSH[index_B] - steps_BSJ[..., :-1] @ a_BHJ.mT
-        added_BSH = model.single(steps_BSJ, self.facts_BSF[index_B], outlook.mean_BC)
-        return of_sum_BH + (added_BSH * (added_BSH - 2 * left_BSH)).mean(1)
+    def batch(self, index_B: Tensor) -> _Batch:
+        return _Batch(*(each[index_B] for each in self.all))
 
     def skill(self, model: CausalTIPL) -> Tensor:
         """[H] with every tensor forecast apart; without the windows of the policies as a whole."""
-        error_H, moved_H = torch.zeros_like(self.ahead_H), torch.zeros_like(self.ahead_H)
+        error_H, moved_H = (torch.zeros(len(HORIZONS), device=self.whole_B.device) for _ in range(2))
         for index_B in torch.nonzero(~self.whole_B)[:, 0].split(_AT_ONCE):
-            error_BH = self.error(model, model(self.features(index_B)), index_B)
-            error_H += (self.weight_BH[index_B] * error_BH).sum(0)
-            moved_H += (self.weight_BH[index_B] * self.moved_BH[index_B]).sum(0)
+            batch = self.batch(index_B)
+            error_H += (batch.weight_BH * batch.error(model, model(batch.features))).sum(0)
+            moved_H += (batch.weight_BH * batch.moved_BH).sum(0)
         return 1 - error_H / moved_H
 
 
