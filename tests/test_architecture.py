@@ -30,6 +30,7 @@ ORDER = [
     "walks",
     "representation",
     "compact",
+    "steadiness",
     "windows",
     "model",
     "train",

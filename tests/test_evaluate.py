@@ -118,6 +118,19 @@ def test_variants_and_spectra_are_left_out_on_request(small_store: Path, tmp_pat
     assert found["forecasters"]["persistence"]["variants"] == {}
 
 
+def test_seen_trials_are_training_trials_and_called_so(small_store: Path, tmp_path: Path):
+    config = replace(CONFIG, seen=True, spectrum_trials=0)
+    out = evaluate(small_store, tmp_path / "seen", config, returns=False)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["seen"] and metrics["test_trials"] == [4] and metrics["train_trials"] == [1, 2, 3, 4]
+    trial = Store.open(small_store).trial(4)
+    origins, w = choose_origins(trial, config), trial.weights().astype(np.float64)
+    still = np.mean([((w[t] - w[t + 10]) ** 2).mean() for t in origins.snapshot[origins.by_time]])
+    assert metrics["forecasters"]["persistence"]["wpe"]["10"] == pytest.approx(still, rel=1e-5)
+    page = report([out], tmp_path / "page.html").read_text()
+    assert "trials seen in training" in page
+
+
 def test_spectra_are_measured_on_the_first_test_trials(metrics: dict):
     assert metrics["spectrum"]["displacements"]["trials"] == [6]
     assert set(metrics["spectrum"]["displacements"]["by_tensor"]) >= {"actor_mean.0.weight", "actor_logstd"}

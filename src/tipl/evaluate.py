@@ -81,10 +81,11 @@ def evaluate(
     split = data.split()
     _require_alike(data)
     _require_room(data, config)
+    chosen = split.train[-len(split.test) :] if config.seen else split.test
     if returns:
-        _require_policies(data, split.test)
+        _require_policies(data, chosen)
     out.mkdir(parents=True, exist_ok=True)
-    trials = [data.trial(seed) for seed in split.test]
+    trials = [data.trial(seed) for seed in chosen]
     asked = [*(load_forecaster(model, data, out) for model in models), *forecasters]
     coded = [each.codes for each in asked if each.codes] if codes is None else [_codes_of(data, codes)]
     lines = {line.name: line for line in map(CodeLine, coded)}  # one a basis
@@ -110,7 +111,8 @@ def evaluate(
         "num_weights": trials[0].spec.size,
         "train_trials": list(split.train),
         "validation_trials": list(split.validation),
-        "test_trials": list(split.test),
+        "test_trials": list(chosen),
+        "seen": config.seen,
         "horizons": list(config.horizons),
         "origins": int(origins.by_time.sum()),
         "forecasters": scores,

@@ -262,6 +262,8 @@ class EvaluateConfig:
     """Also run true and predicted policies, at the last return horizon, with sampled instead of mean actions."""
     spectrum_trials: int = 3
     """Test trials whose energy spectrum is measured, over learning, by tensor and beside random walks."""
+    seen: bool = False
+    """Judge on training trials instead, as many as there are test trials: what is made of what was learned from."""
     seed: int = 0
     """Seed of the origins, the episodes, the random baseline, the bootstrap and the walks beside the spectra."""
 

@@ -1,4 +1,4 @@
-"""A window of snapshots by its inner products alone: what the causal model sees and what it learns from.
+"""A window of snapshots by its inner products and some single weights: what the causal model sees and learns from.
 
 In: weights, or a store's trials.  Out: for each origin and tensor the Gram matrix of the window's differences, and
 their products with what came.
@@ -6,7 +6,8 @@ their products with what came.
 The window ends at the origin t. Its tokens are differences of snapshots, the newest first: 20 single steps, then spans
 of 5 up to 100 snapshots back, then spans of 25 up to 200. A forecast is a weighted sum of them, so that no more than
 their inner products is needed to find the weights, whatever the policy; and these do not change when weight space is
-rotated, nor, when units of a hidden layer change places, does anything but the forecast's own units.
+rotated, nor, when units of a hidden layer change places, does anything but the forecast's own units. What is seen of
+single weights besides is in `steadiness`.
 
 Shapes: B windows, J tokens, H horizons, G groups (the tensors of a policy, then the policy as a whole), P weights,
 S single weights drawn from a group, F facts of each (`steadiness`).

@@ -201,7 +201,8 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
         raise ValueError("it has no forecaster")
     training = metrics.get("training") or {}
     return Evaluation(
-        title=str(metrics.get("env_id") or Path(str(metrics.get("store") or "data set")).stem),
+        title=str(metrics.get("env_id") or Path(str(metrics.get("store") or "data set")).stem)
+        + (", trials seen in training" if metrics.get("seen") else ""),
         store=str(metrics.get("store") or ""),
         hidden_sizes=tuple(metrics.get("hidden_sizes") or ()),
         num_weights=metrics.get("num_weights"),
