@@ -26,6 +26,7 @@ ORDER = [
     "policy",
     "ppo",
     "stack",
+    "stack_torch",
     "store",
     "walks",
     "representation",

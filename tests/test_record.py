@@ -12,19 +12,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from plain_ppo import Agent, network
 from torch import nn
 
-from tipl import record
+from tipl import predict, record
 from tipl.errors import TiplError
 from tipl.evaluate import evaluate
 from tipl.policy import layer_sizes, network_size, policy_spec
-from tipl.presets import EvaluateConfig, SVDConfig, TrainConfig
+from tipl.presets import Activation, EvaluateConfig, SVDConfig, TrainConfig
 from tipl.record import WeightRecorder
-from tipl.returns import Policies, policy_returns
+from tipl.returns import Policies, episode_seeds, policy_returns
 from tipl.store import EPISODE_ARRAYS, SNAPSHOT_ARRAYS, Store, Trial, data_verify
 from tipl.train import train
 
@@ -114,8 +115,8 @@ def test_a_trial_holds_what_the_loop_passed_through(tmp_path: Path):
     np.testing.assert_array_equal(trial.episodes.length, np.arange(2, 21, 2))
     assert trial.env_id == "Some-v0" and trial.spec == policy_spec(OBS, (5, 4), ACTIONS)
     assert trial.config == {
-        "every": 3, "hidden_sizes": [5, 4], "backend": "gymnasium", "obs_clip": 10.0,
-        "run": {"note": "tiny", "sizes": [1, 2]},
+        "every": 3, "hidden_sizes": [5, 4], "activation": "tanh", "backend": "gymnasium",
+        "obs_clip": 10.0, "run": {"note": "tiny", "sizes": [1, 2]},
     }  # fmt: skip
     assert trial.versions["torch"] == torch.__version__ and {"tipl", "mujoco", "gymnasium"} <= set(trial.versions)
 
@@ -182,10 +183,83 @@ def test_what_evaluate_can_run_is_told_from_what_it_cannot(tmp_path: Path):
     assert hidden_sizes(network(3, (4,), 2), free, ["actor_mean"]) is None
     assert hidden_sizes(network(3, (4,), 2), nn.Parameter(torch.zeros(1)), ACTOR) is None
     assert hidden_sizes(network(3, (4,), 2), nn.Linear(3, 2), ACTOR) is None
-    assert hidden_sizes(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), free, ACTOR) is None
+    mixed = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    assert hidden_sizes(mixed, free, ACTOR) is None
+    for other in (nn.GELU(), nn.ReLU6(), nn.ELU(0.5)):
+        assert hidden_sizes(nn.Sequential(nn.Linear(3, 4), other, nn.Linear(4, 2)), free, ACTOR) is None
     assert hidden_sizes(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Tanh()), free, ACTOR) is None
     assert hidden_sizes(nn.Sequential(nn.Linear(3, 2, bias=False)), free, ACTOR) is None
     assert hidden_sizes(nn.Sequential(tied, nn.Tanh(), tied, nn.Tanh(), nn.Linear(3, 2)), free, ACTOR) is None
+
+
+@pytest.mark.parametrize("layer, activation", [(nn.Tanh(), "tanh"), (nn.ReLU(inplace=True), "relu"), (nn.ELU(), "elu")])
+@pytest.mark.parametrize("discrete", [False, True])
+def test_a_recorded_actor_earns_what_it_earns_in_a_plain_loop(
+    tmp_path: Path, layer: nn.Module, activation: Activation, discrete: bool
+):
+    torch.manual_seed(3)
+    env_id, size, outputs = ("CartPole-v1", 4, 2) if discrete else ("Pendulum-v1", 3, 1)
+    actor = nn.Sequential(nn.Linear(size, 6), layer, nn.Linear(6, 5), layer, nn.Linear(5, outputs))
+    module = nn.Module()
+    module.actor = actor  # a deterministic actor, as far as anyone knows, until `actor_logstd` stands beside it
+    if not discrete:
+        module = module_of(actor, nn.Parameter(torch.zeros(1, outputs)))
+    module.critic = nn.Linear(size, 1)
+    names = ["actor"] if discrete else ACTOR
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    WeightRecorder(tmp_path, 0, module, optimizer, every=1, env_id=env_id, names=names).close()
+    trial = Store.open(tmp_path).trial(0)
+    assert trial.spec == policy_spec(size, (6, 5), outputs, discrete=discrete)
+    assert (trial.config["hidden_sizes"], trial.config["activation"]) == ([6, 5], activation)
+
+    expected = []
+    env = gym.make(env_id)
+    for seed in episode_seeds(7, 4).tolist():
+        (obs, _), total, over = env.reset(seed=seed), 0.0, False
+        while not over:
+            with torch.no_grad():
+                head = actor(torch.as_tensor(obs, dtype=torch.float32)).numpy()
+            action = head.argmax() if discrete else np.clip(head, -2, 2)
+            obs, reward, terminated, truncated, _ = env.step(action)
+            total, over = total + float(reward), terminated or truncated
+        expected.append(total)
+    policies = Policies(trial.weights(), trial.obs_mean, trial.obs_var)
+    found = policy_returns(
+        policies, env_id, trial.config["hidden_sizes"], 4, seed=7, activation=trial.config["activation"],
+        backend=trial.config["backend"], obs_clip=trial.config["obs_clip"],
+    )  # fmt: skip
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+    assert len(set(expected)) > 1
+
+
+def test_an_actor_that_is_not_for_the_environment_is_refused_in_one_line(tmp_path: Path):
+    """A deterministic actor of continuous actions looks like the logits of discrete ones."""
+    for seed in (1, 2, 3):
+        module = nn.Module()
+        module.actor = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+        with WeightRecorder(tmp_path / "store", seed, module, optimizer, every=1, env_id="Pendulum-v1") as recorder:
+            for _ in range(30):
+                recorder.snapshot()
+    config = EvaluateConfig(horizons=(1,), return_horizons=(1,), origins=4)
+    with pytest.raises(TiplError, match=r"have 21 weights, and Pendulum-v1 takes 22 .* pass --no-returns"):
+        evaluate(tmp_path / "store", tmp_path / "eval", config)
+    assert not (tmp_path / "eval").exists()
+    trial = Store.open(tmp_path / "store").trial(3)
+    assert predict._returns(trial, 20, [*trial.weights()[:3]], 5, 0) == [None] * 3  # what `tipl forecast` says
+
+
+def test_a_recording_from_before_there_were_activations_goes_on(tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt), Loop().recorder(tmp_path):
+        raise KeyboardInterrupt
+    file = tmp_path / "trials" / "5" / "zarr.json"
+    group = json.loads(file.read_text())
+    del group["attributes"]["config"]["activation"]
+    file.write_text(json.dumps(group))
+    loop = Loop()
+    with loop.recorder(tmp_path) as recorder:
+        loop.run(recorder, 6)
+    assert Store.open(tmp_path).trial(5).committed == 3
 
 
 def killed_run(store: Path) -> None:
@@ -432,11 +506,13 @@ def test_policies_of_another_kind_are_judged_by_weights_alone(tmp_path: Path):
                 (agent.critic(torch.randn(4, OBS)) ** 2).mean().backward()
                 optimizer.step()
     config = EvaluateConfig(horizons=(1, 5), return_horizons=(1,), origins=4)
-    with pytest.raises(TiplError, match=r"trial 3 of .* are not tanh networks .* pass --no-returns"):
+    with pytest.raises(TiplError, match=r"trial 3 of .* are none that can be run .* pass --no-returns"):
         evaluate(tmp_path / "store", tmp_path / "eval", config)
     assert not (tmp_path / "eval").exists()
     out = evaluate(tmp_path / "store", tmp_path / "eval", config, returns=False)
     metrics = json.loads((out / "metrics.json").read_text())
+    trial = Store.open(tmp_path / "store").trial(3)
+    assert predict._returns(trial, 20, [*trial.weights()[:3]], 5, 0) == [None] * 3  # what `tipl forecast` says
     assert metrics["hidden_sizes"] is None and set(metrics["forecasters"]["persistence"]["skill"].values()) == {0.0}
 
 

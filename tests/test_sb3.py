@@ -4,6 +4,7 @@ In: PPO, A2C, SAC and TD3 on Pendulum-v1 and InvertedPendulum-v4.  Out: failures
 """
 
 import importlib
+import json
 import sys
 from copy import deepcopy
 from itertools import chain
@@ -149,6 +150,60 @@ def test_actors_of_ppo_and_a2c(tmp_path: Path, env_id: str, normalized: dict | N
         np.testing.assert_allclose(found[0], evaluated_by_sb3(model, trial, snapshot, seeds), rtol=1e-4)
 
 
+def predicted_returns(model: Any, env_id: str, seeds: np.ndarray) -> list[float]:
+    """Of SB3's own deterministic policy, in Gymnasium's environment."""
+    env, returns = gym.make(env_id), []
+    for seed in seeds.tolist():
+        (obs, _), total, over = env.reset(seed=seed), 0.0, False
+        while not over:
+            action, _ = model.predict(obs, deterministic=True)
+            obs, reward, terminated, truncated, _ = env.step(action)
+            total, over = total + float(reward), terminated or truncated
+        returns.append(total)
+    return returns
+
+
+@pytest.mark.parametrize(
+    "env_id, algorithm, activation_fn, activation",
+    [
+        ("CartPole-v1", PPO, nn.Tanh, "tanh"),
+        ("CartPole-v1", A2C, nn.ReLU, "relu"),
+        ("Pendulum-v1", PPO, nn.ReLU, "relu"),
+        ("Pendulum-v1", A2C, nn.ELU, "elu"),
+    ],
+)
+def test_categorical_and_other_actors_earn_what_sb3_says(
+    tmp_path: Path, env_id: str, algorithm: Any, activation_fn: Any, activation: str
+):
+    kwargs = {"net_arch": [8, 6], "activation_fn": activation_fn}
+    settings: dict[str, Any] = SHORT if algorithm is PPO else {"n_steps": 64, "device": "cpu"}
+    model = algorithm("MlpPolicy", env_id, seed=4, learning_rate=1e-2, policy_kwargs=kwargs, **settings)
+    model.learn(256, callback=SB3Recorder(tmp_path / "store", every=1, unit="rollout"))
+    trial, discrete = Store.open(tmp_path / "store").trial(4), env_id == "CartPole-v1"
+    obs_dim, outputs = (4, 2) if discrete else (3, 1)
+    assert data_verify(tmp_path / "store")["ok"] and trial.complete and trial.committed == 5
+    assert trial.spec == policy_spec(obs_dim, (8, 6), outputs, discrete=discrete)
+    assert trial.config["activation"] == activation and trial.config["obs_clip"] is None
+    last = Policies(trial.weights()[-1:], trial.obs_mean[-1:], trial.obs_var[-1:])
+    found = policy_returns(
+        last, env_id, trial.config["hidden_sizes"], 4, seed=7, activation=trial.config["activation"],
+        backend=trial.config["backend"], obs_clip=trial.config["obs_clip"],
+    )  # fmt: skip
+    expected = predicted_returns(model, env_id, episode_seeds(7, 4))
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4)
+    assert len(set(expected)) > 1
+
+
+def test_a_recorded_categorical_run_goes_through_evaluate(tmp_path: Path):
+    for seed in (1, 2, 3):
+        model = PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [8]}, **SHORT)
+        model.learn(320, callback=SB3Recorder(tmp_path / "store", every=2))
+    config = EvaluateConfig(horizons=(1, 2), return_horizons=(1,), origins=4, return_origins=2, episodes=2)
+    out = evaluate(tmp_path / "store", tmp_path / "eval", config)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["hidden_sizes"] == [8] and metrics["forecasters"]["persistence"]["repw"]["1"] is not None
+
+
 @pytest.mark.parametrize("algorithm", [SAC, TD3])
 def test_actors_of_sac_and_td3(tmp_path: Path, algorithm: Any):
     passed: dict[int, list[np.ndarray]] = {}
@@ -167,7 +222,7 @@ def test_actors_of_sac_and_td3(tmp_path: Path, algorithm: Any):
     np.testing.assert_array_equal(trial.env_step, changed)
 
     config = EvaluateConfig(horizons=(1, 5), return_horizons=(1,), origins=4)
-    with pytest.raises(TiplError, match=r"not tanh networks with a log-std of their own.* pass --no-returns"):
+    with pytest.raises(TiplError, match=r"none that can be run .* pass --no-returns"):
         evaluate(store.path, tmp_path / "eval", config)
     evaluate(store.path, tmp_path / "eval", config, returns=False)
 
@@ -182,7 +237,7 @@ def test_other_actors_are_stored_under_their_own_names(tmp_path: Path):
         return trial.spec.names
 
     layers = ("actor_mean.0.weight", "actor_mean.0.bias", "actor_mean.2.weight", "actor_mean.2.bias")
-    assert names(policy_kwargs={"net_arch": [8], "activation_fn": nn.ReLU}) == ("actor_logstd", *layers)
+    assert names(policy_kwargs={"net_arch": [8], "activation_fn": nn.GELU}) == ("actor_logstd", *layers)
     policy_net = ("mlp_extractor.policy_net.0.weight", "mlp_extractor.policy_net.0.bias")
     expected = ("log_std", *policy_net, "action_net.weight", "action_net.bias")
     assert names(use_sde=True, policy_kwargs={"net_arch": [8]}) == expected

@@ -97,7 +97,13 @@ def build_parser() -> ArgumentParser:
     verb = _add_verb(verbs, "collect", _collect, "run PPO trials and store the weights that they pass through")
     verb.add_argument("--out", type=Path, metavar="STORE", required=True, help="a new store, or one to go on with")
     verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
-    verb.add_argument("--workers", type=_positive, metavar="N", default=None, help="processes [one a core]")
+    verb.add_argument("--workers", type=_positive, metavar="N", default=None, help="processes, or threads [one a core]")
+    verb.add_argument(
+        "--device",
+        choices=get_args(Device),
+        default="cpu",
+        help="of the policies and updates [cpu]",
+    )
     verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
     _add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
 
@@ -199,7 +205,8 @@ def _collect(arguments: Namespace) -> None:
     config = collect_settings(arguments)
     from tipl.collect import collect
 
-    _wrote(collect(config, arguments.out, workers=arguments.workers, tensorboard=arguments.tensorboard))
+    how = {name: getattr(arguments, name) for name in ("workers", "tensorboard", "device")}
+    _wrote(collect(config, arguments.out, **how))
 
 
 def collect_settings(arguments: Namespace) -> CollectConfig:

@@ -2,14 +2,14 @@
 
 In: CollectConfig.  Out: a store (store/) with one group a trial, committed every minute.
 
-One process a core, one compute thread a process. A process owns its trials and writes them itself; the parent shows
-progress. What a process commits with a trial is all that the trial's future depends on, so the same command goes on
-after a kill and ends with the trajectory of an uninterrupted run.
+One process a core, one compute thread a process; or, with a GPU, one process for all trials. A process owns its trials
+and writes them itself; the parent shows progress. What a process commits with a trial is all that the trial's future
+depends on, so the same command goes on after a kill and ends with the trajectory of an uninterrupted run.
 """
 
 import contextlib
 import dataclasses
-import importlib.metadata
+import functools
 import multiprocessing
 import os
 import platform
@@ -30,7 +30,7 @@ import tipl
 from tipl.envs import chosen_backend, engine_versions, make_env
 from tipl.errors import TiplError
 from tipl.policy import OBS_CLIP
-from tipl.presets import Backend, CollectConfig, DiscreteCollectConfig
+from tipl.presets import Backend, CollectConfig, Device, DiscreteCollectConfig
 from tipl.progress import console, scalars, steps_progress
 from tipl.stack import Iteration, Stack
 from tipl.store import Store, TrialWriter, create_store
@@ -39,6 +39,7 @@ COMMIT_SECONDS = 60.0
 # What stores from before there were these settings were made with.
 _ONCE_UNSAID = {"activation": "tanh", "obs_clip": OBS_CLIP}
 _ONCE_UNSAID_OF_PPO = {"num_envs": 1, "normalize": True}
+MakeStack = Callable[[CollectConfig, Sequence[int]], Stack]
 _RECENT = 10  # episodes that make a trial's "return so far"
 
 
@@ -48,33 +49,40 @@ def collect(
     *,
     workers: int | None = None,
     tensorboard: Path | None = None,
+    device: Device = "cpu",
 ) -> Path:
     """Run the trials of `config` and record their weights; trials that the store already holds go on or are kept.
 
     Args:
         out: the store's folder; made if missing.
-        workers: processes; default: one a core that this process may use, at most one a trial.
+        workers: processes; default: one a core that this process may use, at most one a trial. With "cuda", threads.
+        device: that runs the policies and their updates. On "cuda" one process runs all trials together, and
+            `workers` threads step the environments.
         tensorboard: folder for CleanRL's curves of every trial (`charts/episodic_return` and its kin), for TensorBoard.
 
     Raises:
         TiplError: the environment cannot be collected with these settings, or `out` holds something else or trials of
-            another config.
+            another config, or torch finds no CUDA device.
         KeyboardInterrupt: after every process has committed; the same call goes on.
     """
     if workers is not None and workers < 1:
         raise TiplError(f"workers is {workers}; give at least 1, or leave it out for one a core.")
-    out = Path(out)
+    out, cores = Path(out), len(os.sched_getaffinity(0))
+    if device == "cuda":
+        from tipl.stack_torch import require_device
+
+        require_device(device)
     Stack(config, config.seeds[-1:])  # what cannot be collected is told before there is a store
     store = create_store(out)
     waiting = [seed for seed in config.seeds if not _is_complete(store, seed, config)]
     if len(waiting) < config.trials:
         console.print(f"collect: {config.trials - len(waiting)} of {config.trials} trials are already complete.")
     if waiting:
-        count = min(workers or len(os.sched_getaffinity(0)), len(waiting))
+        count = 1 if device == "cuda" else min(workers or cores, len(waiting))
         shares = [waiting[i::count] for i in range(count)]
         console.print(
             f"collect: {len(waiting)} trials of {config.env_id} × {config.num_iterations} iterations "
-            f"({config.num_snapshots} snapshots) in {count} processes"
+            f"({config.num_snapshots} snapshots) " + (f"on {device}" if device == "cuda" else f"in {count} processes")
         )
         begun = {seed: _steps_done(store, seed) for seed in waiting}
         with contextlib.ExitStack() as closing:
@@ -82,7 +90,8 @@ def collect(
                 seed: closing.enter_context(scalars(tensorboard and Path(tensorboard) / f"trial-{seed}"))
                 for seed in waiting
             }
-            _run_processes(config, out, shares, _Watch(config.num_iterations * config.ppo.batch_size, begun, curves))
+            watch = _Watch(config.num_iterations * config.ppo.batch_size, begun, curves)
+            _run_processes(config, out, shares, watch, device, workers or cores)
     return out
 
 
@@ -108,7 +117,12 @@ def trial_config(config: CollectConfig) -> dict[str, Any]:
 
 
 def run_stack(
-    config: CollectConfig, out: Path, seeds: Sequence[int], on_iteration: Any, stopped: Any = lambda: False
+    config: CollectConfig,
+    out: Path,
+    seeds: Sequence[int],
+    on_iteration: Any,
+    stopped: Any = lambda: False,
+    make_stack: MakeStack = Stack,
 ) -> None:
     """Run these trials to their end in this process.
 
@@ -117,6 +131,7 @@ def run_stack(
     Args:
         on_iteration: called with (seeds, Iteration) after every iteration of a group.
         stopped: asked after every iteration; once true, everything is committed and the call returns.
+        make_stack: from the config and seeds.
     """
     recorded = set(Store.open(out).seeds)
     begun: dict[int, list[tuple[int, TrialWriter, Mapping[str, np.ndarray]]]] = {}
@@ -124,11 +139,11 @@ def run_stack(
         if seed in recorded:
             writer, checkpoint = TrialWriter.resume(out, seed)
         else:
-            writer, checkpoint = _begin_trial(config, out, seed)
+            writer, checkpoint = _begin_trial(config, out, seed, make_stack)
         begun.setdefault(int(checkpoint["iteration"]), []).append((seed, writer, checkpoint))
     for _, group in sorted(begun.items()):
         members, writers, checkpoints = zip(*group, strict=True)
-        stack = Stack(config, members)
+        stack = make_stack(config, members)
         stack.restore(checkpoints)
         _run_group(stack, writers, on_iteration, stopped)
         if stopped():
@@ -169,15 +184,16 @@ def _append(stack: Stack, writer: TrialWriter, trial: int, weights: np.ndarray, 
     )
 
 
-def _begin_trial(config: CollectConfig, out: Path, seed: int) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
+def _begin_trial(
+    config: CollectConfig, out: Path, seed: int, make_stack: MakeStack = Stack
+) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
     """A new trial in the store with φ_0 committed, and the checkpoint of that."""
-    stack, settings = Stack(config, [seed]), trial_config(config)
-    libraries = ("numpy", "numba", "scipy")
+    stack, settings = make_stack(config, [seed]), trial_config(config)
     versions = {
         "tipl": tipl.__version__,
         "python": platform.python_version(),
         **engine_versions(settings["backend"]),
-        **{name: importlib.metadata.version(name) for name in libraries},
+        **stack.versions,
     }
     writer = TrialWriter.create(
         out,
@@ -218,11 +234,14 @@ def _steps_done(store: Store, seed: int) -> int:
     return int(store.trial(seed).env_step[-1]) if seed in store.seeds else 0
 
 
-def _run_processes(config: CollectConfig, out: Path, shares: list[list[int]], watch: "_Watch") -> None:
+def _run_processes(
+    config: CollectConfig, out: Path, shares: list[list[int]], watch: "_Watch", device: Device, threads: int
+) -> None:
     context = multiprocessing.get_context("spawn")
     messages, stop = context.Queue(), context.Event()
     processes = [
-        context.Process(target=_process, args=(config, out, share, messages, stop), daemon=True) for share in shares
+        context.Process(target=_process, args=(config, out, share, device, threads, messages, stop), daemon=True)
+        for share in shares
     ]
     with one_thread_a_process(), deaf_to_interrupts():
         for process in processes:
@@ -307,7 +326,9 @@ def _show(watch: _Watch, processes: list[Any], messages: Any) -> None:
                 advance(steps * len(episodes), watch.mean_return())
 
 
-def _process(config: CollectConfig, out: Path, seeds: list[int], messages: Any, stop: Event) -> None:
+def _process(
+    config: CollectConfig, out: Path, seeds: list[int], device: Device, threads: int, messages: Any, stop: Event
+) -> None:
     parent = multiprocessing.parent_process()
 
     def stopped() -> bool:
@@ -318,13 +339,22 @@ def _process(config: CollectConfig, out: Path, seeds: list[int], messages: Any, 
         messages.put(("progress", (config.ppo.batch_size, result.learning_rate, episodes)))
 
     try:
-        run_stack(config, out, seeds, on_iteration, stopped)
+        run_stack(config, out, seeds, on_iteration, stopped, _stacks(device, threads))
     except TiplError as error:
         messages.put(("input", str(error)))
     except Exception:
         messages.put(("bug", traceback.format_exc()))
     else:
         messages.put(("done", None))
+
+
+def _stacks(device: Device, threads: int) -> MakeStack:
+    """How stacks are made for a device; `threads` step the environments beside a GPU."""
+    if device == "cpu":
+        return Stack
+    from tipl.stack_torch import TorchStack
+
+    return functools.partial(TorchStack, threads=threads, device=device)
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ class VectorEnv(ABC):
 
 
 class EnvPoolEnv(VectorEnv):
-    """EnvPool's C++ environments, one stepping thread."""
+    """EnvPool's C++ environments."""
 
     def __init__(self, env_id: str, seeds: Sequence[int], threads: int = 1) -> None:
         import envpool
@@ -116,7 +116,10 @@ class EnvPoolEnv(VectorEnv):
         self.num_envs = len(seeds)
         with _quiet_making():
             self._env: Any = envpool.make_gymnasium(
-                env_id, num_envs=self.num_envs, num_threads=threads, seed=[int(seed) for seed in seeds]
+                env_id,
+                num_envs=self.num_envs,
+                num_threads=min(threads, self.num_envs),
+                seed=[int(seed) for seed in seeds],
             )
             self._take_spaces(self._env, env_id)
         self._all = np.arange(self.num_envs, dtype=np.int32)
@@ -178,8 +181,8 @@ class GymnasiumEnv(VectorEnv):
         return obs, reward, terminated, truncated
 
 
-def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "auto") -> VectorEnv:
-    """Copies of an environment, one a seed.
+def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "auto", threads: int = 1) -> VectorEnv:
+    """Copies of an environment, one a seed, stepped by so many threads (Gymnasium's by one).
 
     Raises:
         TiplError: the backend does not have the environment or takes no such seed, or the spaces are of other kinds
@@ -193,7 +196,7 @@ def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "auto") -> Ve
         raise TiplError(
             f"EnvPool takes no seed above {_MAX_ENVPOOL_SEED}, and {max(seeds)} is asked; give a lower --seed."
         )
-    return EnvPoolEnv(env_id, seeds)
+    return EnvPoolEnv(env_id, seeds, threads)
 
 
 def chosen_backend(env_id: str, backend: Backend) -> Backend:

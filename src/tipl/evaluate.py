@@ -25,7 +25,7 @@ import tipl
 from tipl.baselines import fitted_baselines
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster, checked_forecast, load_forecaster, model_folder
-from tipl.forecast_returns import measure_returns
+from tipl.forecast_returns import measure_returns, why_not_run
 from tipl.origins import choose_origins, history, join_origins, learning_curve, read_only_weights
 from tipl.presets import EvaluateConfig
 from tipl.progress import steps_progress
@@ -270,12 +270,12 @@ def _codes_of(data: Store, path: Path) -> Codes:
 
 
 def _require_policies(data: Store, seeds: Sequence[int]) -> None:
-    """Collected policies can be run; recorded ones (record.py) only if they are tanh networks with a log-std."""
     for seed in seeds:
-        if data.trial(seed).config.get("hidden_sizes") is None:
+        reason = why_not_run(data.trial(seed))
+        if reason is not None:
             raise TiplError(
-                f"The policies of trial {seed} of {data.path} are not tanh networks with a log-std of their own, so "
-                "their returns cannot be measured; pass --no-returns."
+                f"The policies of trial {seed} of {data.path} {reason}, so their returns cannot be measured; pass "
+                "--no-returns."
             )
 
 

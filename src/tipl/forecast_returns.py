@@ -17,16 +17,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tipl.envs import make_env
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster, checked_forecast
 from tipl.model import write_file
 from tipl.origins import history, read_only_weights, some_origins
-from tipl.policy import OBS_CLIP
+from tipl.policy import OBS_CLIP, policy_spec
 from tipl.presets import EvaluateConfig
 from tipl.progress import steps_progress
 from tipl.returns import Policies, policy_returns
 from tipl.score import Origins, Returns, gap_scores, mean_by_trial, return_scores
 from tipl.store import Trial
+
+
+def why_not_run(trial: Trial) -> str | None:
+    """Why a trial's policies cannot be run, as the end of a sentence about them; None: they can.
+
+    Collected ones can; recorded ones if record.py knew their network and the environment takes it.
+
+    Raises:
+        TiplError: the environment cannot be made.
+    """
+    config = trial.config
+    if config.get("hidden_sizes") is None or "backend" not in config:
+        return "are none that can be run (Linear and Tanh, ReLU or ELU in turn, to logits or to means with a log-std)"
+    env = make_env(trial.env_id, [0], config["backend"])
+    spec = policy_spec(env.obs_dim, config["hidden_sizes"], env.policy_outputs, discrete=env.discrete)
+    if spec.size == trial.spec.size:
+        return None
+    return f"have {trial.spec.size} weights, and {trial.env_id} takes {spec.size} with these layers"
 
 
 def measure_returns(

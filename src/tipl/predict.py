@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from tipl.errors import TiplError
 from tipl.forecast import SHIPPED, CausalForecaster, History, checked_forecast, load_forecaster
+from tipl.forecast_returns import why_not_run
 from tipl.model import write_file
 from tipl.policy import OBS_CLIP
 from tipl.returns import Policies, policy_returns
@@ -95,7 +96,7 @@ def forecast_policy(
 
 def _returns(run: Trial, origin: int, weights: list[np.ndarray], episodes: int, seed: int) -> list[float | None]:
     """The mean return of each policy under the normalizer of the origin."""
-    if not episodes or "hidden_sizes" not in run.config or "backend" not in run.config:
+    if not episodes or why_not_run(run) is not None:
         return [None] * 3
     mean, var = (np.repeat(each[origin : origin + 1], len(weights), axis=0) for each in (run.obs_mean, run.obs_var))
     earned = policy_returns(

@@ -6,8 +6,9 @@ or the model's actor moved to forecast weights.
     model.learn(1_000_000, callback=SB3Recorder("store", every=64))
     model.learn(1_000_000, callback=SB3Accelerator("line"))
 
-PPO's and A2C's actor is a tanh network unless told otherwise: what they record goes through all of `evaluate`. SAC's
-and TD3's actors are other networks, whose weights alone are judged (`--no-returns`).
+What PPO and A2C record goes through all of `evaluate` with MlpPolicy on flat observations, continuous or discrete
+actions, and Tanh, ReLU or ELU. SAC's and TD3's actors are other networks, whose weights alone are judged
+(`--no-returns`).
 """
 
 import inspect
@@ -29,7 +30,7 @@ try:
     from gymnasium import spaces
     from stable_baselines3 import A2C, PPO, SAC, TD3
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.distributions import DiagGaussianDistribution
+    from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
     from stable_baselines3.common.policies import ActorCriticPolicy
     from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
     from stable_baselines3.common.vec_env import VecNormalize
@@ -179,13 +180,16 @@ def _actor(model: Any) -> tuple[nn.Module | Sequence[tuple[str, Tensor]], Any]:
     policy = model.policy
     assert isinstance(policy, ActorCriticPolicy)
     if (
-        type(policy.action_dist) is DiagGaussianDistribution
+        type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
         and type(policy.pi_features_extractor) is FlattenExtractor
         and type(policy.mlp_extractor) is MlpExtractor
     ):
         actor = nn.Module()  # the same parameters under CleanRL's names
-        actor.actor_mean = nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
-        actor.actor_logstd = policy.log_std
+        network = nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
+        if type(policy.action_dist) is CategoricalDistribution:
+            actor.actor = network
+        else:
+            actor.actor_mean, actor.actor_logstd = network, policy.log_std
         return actor, policy.optimizer
     named = [(name, p) for name, p in policy.named_parameters() if not name.startswith(_CRITIC)]
     return named, policy.optimizer

@@ -11,6 +11,7 @@ Shapes: N trials, E copies of the environment in each, C = N·E copies in all (t
 an iteration, O observation, A action (1 if discrete), F outputs of the policy's network, P weights.
 """
 
+import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,10 +65,13 @@ class Stack:
     Arrays begin with the trial axis [N], or with that of the copies [C], which is the same where a trial has one.
     """
 
-    def __init__(self, config: CollectConfig, seeds: Sequence[int], env: VectorEnv | None = None) -> None:
+    def __init__(
+        self, config: CollectConfig, seeds: Sequence[int], env: VectorEnv | None = None, threads: int = 1
+    ) -> None:
         """
         Args:
             env: the copies of all trials; made from the config if not given.
+            threads: that step them, where the backend has threads.
 
         Raises:
             TiplError: the environment cannot be made, or its actions are discrete and the settings are not for them.
@@ -76,7 +80,7 @@ class Stack:
         self.config = config
         self.seeds = list(seeds)
         copy_seeds = [each for seed in self.seeds for each in environment_seeds(seed, ppo.num_envs)]
-        self.env = make_env(config.env_id, copy_seeds, config.backend) if env is None else env
+        self.env = make_env(config.env_id, copy_seeds, config.backend, threads) if env is None else env
         if self.env.discrete and not isinstance(ppo, DiscretePPOConfig):
             raise TiplError(
                 f"{config.env_id} has discrete actions and these settings are for continuous ones; give a "
@@ -118,6 +122,11 @@ class Stack:
         """The policies' weights as they are now, [N, P]; a view."""
         return self.theta[:, : self.spec.size]
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries that compute here."""
+        return {name: importlib.metadata.version(name) for name in ("numpy", "numba", "scipy")}
+
     def iterate(self) -> Iteration:
         """Roll out an iteration's steps of every trial, then update every trial."""
         config, ppo = self.config, self.config.ppo
@@ -130,8 +139,7 @@ class Stack:
         episodes = self._rollout(noise)
         snapshots = np.empty((len(self.seeds), config.snapshots_per_iteration, self.spec.size), np.float32)
         order = np.tile(np.arange(ppo.batch_size), (ppo.update_epochs, 1))
-        for trial, rng in enumerate(rngs):
-            self._update(trial, rng.permuted(order, axis=1), ppo.learning_rate * fraction, snapshots[trial])
+        self._update([rng.permuted(order, axis=1) for rng in rngs], ppo.learning_rate * fraction, snapshots)
         return Iteration(self.iteration, ppo.learning_rate * fraction, snapshots, episodes)
 
     def state(self, trial: int) -> dict[str, np.ndarray]:
@@ -181,8 +189,7 @@ class Stack:
         begun = np.zeros(len(self._all), np.int64)  # the step of this rollout at which the current episode began
         env_actions = np.empty((len(self._all), self.env.action_dim))
         for step in range(ppo.num_steps):
-            act(self.theta, self.spec.size, self.policy_sizes, self.next_obs, self.next_done, noise, step, self.obs,
-                self.dones, self.actions, self.log_probs, env_actions, self.activation)  # fmt: skip
+            self._act(noise, step, env_actions)
             obs, reward, terminated, truncated = self.env.step(env_actions)
             self._observe(obs, self._all)
             if ppo.normalize:
@@ -220,17 +227,36 @@ class Stack:
         else:
             self.next_obs[ids] = obs
 
-    def _update(self, trial: int, order: np.ndarray, learning_rate: float, snapshots: np.ndarray) -> None:
+    def _act(self, noise: np.ndarray, step: int, env_actions: np.ndarray) -> None:
+        """Every copy's action, given the noise [C, S, F], to `env_actions` [C, A]; the step goes to the buffers."""
+        act(self.theta, self.spec.size, self.policy_sizes, self.next_obs, self.next_done, noise, step, self.obs,
+            self.dones, self.actions, self.log_probs, env_actions, self.activation)  # fmt: skip
+
+    def _update(self, orders: Sequence[np.ndarray], learning_rate: float, snapshots: np.ndarray) -> None:
+        """The update of every trial on its rollout.
+
+        Args:
+            orders: for each trial the samples' order in every epoch, [epochs, E·S].
+            snapshots: [N, n, P], overwritten.
+        """
+        for trial, order in enumerate(orders):
+            self._update_trial(trial, order, learning_rate, snapshots[trial])
+
+    def _estimate(self, copy: int, values: np.ndarray, returns: np.ndarray) -> None:
+        """From a copy's values [S + 1], of its rollout and of what it sees next, its advantages and returns [S]."""
+        ppo = self.config.ppo
+        advantages_and_returns(self.rewards[copy], values[:-1], self.dones[copy], values[-1], self.next_done[copy],
+                               ppo.gamma, ppo.gae_lambda, self.advantages[copy], returns)  # fmt: skip
+
+    def _update_trial(self, trial: int, order: np.ndarray, learning_rate: float, snapshots: np.ndarray) -> None:
         """The update of a trial on its rollout, whose samples are the steps of one copy after another."""
         ppo, mine, theta = self.config.ppo, self.copies(trial), self.theta[trial]
         values, returns = np.empty((2, ppo.num_envs, ppo.num_steps), np.float32)
-        advantages = self.advantages[mine]
         for row, copy in enumerate(self._all[mine].tolist()):
             seen = critic_values(theta, self.spec.size, self.critic_sizes, self.obs[copy], self.next_obs[copy],
                                  self.activation)  # fmt: skip
             values[row] = seen[:-1]
-            advantages_and_returns(self.rewards[copy], values[row], self.dones[copy], seen[-1], self.next_done[copy],
-                                   ppo.gamma, ppo.gae_lambda, advantages[row], returns[row])  # fmt: skip
+            self._estimate(copy, seen, returns[row])
 
         def samples(array: np.ndarray) -> np.ndarray:
             """[E, S, ...] to [E·S, ...], a view."""
@@ -238,9 +264,9 @@ class Stack:
 
         steps_before = (self.iteration - 1) * ppo.update_epochs * ppo.num_minibatches
         update(theta, self.adam_m[trial], self.adam_v[trial], steps_before, self.policy_sizes, self.critic_sizes,
-               samples(self.obs[mine]), samples(self.actions[mine]), samples(self.log_probs[mine]), samples(advantages),
-               samples(returns), samples(values), order, learning_rate, kernel_settings(ppo),
-               self.config.snapshot_every_epochs, snapshots, self.activation)  # fmt: skip
+               samples(self.obs[mine]), samples(self.actions[mine]), samples(self.log_probs[mine]),
+               samples(self.advantages[mine]), samples(returns), samples(values), order, learning_rate,
+               kernel_settings(ppo), self.config.snapshot_every_epochs, snapshots, self.activation)  # fmt: skip
 
 
 def environment_seeds(seed: int, num_envs: int) -> list[int]:
