@@ -270,6 +270,9 @@ class CausalForecaster(Forecaster):
         for g, shape in enumerate(self._shapes or [now_P.shape]):
             mine = slice(start, start := start + math.prod(shape))
             tokens, now = all_JP[:, mine], all_P[mine]
+            if not v_MH.any():  # the model has no part for single weights
+                torch.mm(torch.from_numpy(a_GHJ[g]), tokens, out=out[:, mine]).add_(now)
+                continue
             length = math.sqrt(windows.unit[g] / len(now))  # of the tensor's mean step, a weight
             filters = filters_MJ / (length or 1.0)
             both = torch.cat([torch.from_numpy(a_GHJ[g]), filters[:, :-1]]) @ tokens  # one pass over the tokens
