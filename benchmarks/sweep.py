@@ -12,6 +12,7 @@ have the same number of steps, a small part of the paper's 500,000, and the same
 import argparse
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ HORIZONS = (1, 2, 5, 10)
 KEPT = ("skill", "skill_ci", "wpe", "skill_in_basis")
 
 
+def _holds(evaluation: Path, variants: list[str]) -> bool:
+    path = evaluation / METRICS_FILE
+    return path.exists() and set(variants) <= json.loads(path.read_text())["forecasters"].keys()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
@@ -63,11 +69,10 @@ def main() -> None:
         config = dataclasses.replace(base, **changes)
         train(asked.store, out, config, codes=codes, resume=(out / CHECKPOINT_FILE).exists())
         models.append(out)
-    judged = asked.out / f"evaluation-{len(models)}"
-    if not (judged / METRICS_FILE).exists():
-        settings = EvaluateConfig(
-            horizons=HORIZONS, return_horizons=(1,), origins=asked.origins, spectrum_trials=0
-        )  # fmt: skip
+    judged = asked.out / "evaluation"
+    if not _holds(judged, asked.variants):
+        shutil.rmtree(judged, ignore_errors=True)
+        settings = EvaluateConfig(horizons=HORIZONS, return_horizons=(1,), origins=asked.origins, spectrum_trials=0)
         evaluate(asked.store, judged, settings, models=models, returns=False)
     metrics = json.loads((judged / METRICS_FILE).read_text())
     found: dict[str, Any] = {

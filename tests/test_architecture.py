@@ -22,6 +22,7 @@ ORDER = [
     "stats",
     "progress",
     "presets",
+    "device",
     "envs",
     "policy",
     "ppo",

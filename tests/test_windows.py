@@ -353,6 +353,27 @@ def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, sums: Ca
         assert value == pytest.approx(1 - error[HORIZONS.index(h)] / moved[HORIZONS.index(h)], abs=1e-4)
 
 
+def test_drawn_weights_stand_for_all(store: Path, model: CausalTIPL, sums: CausalTIPL, monkeypatch: pytest.MonkeyPatch):
+    """With many drawn, the task's error comes to that of the forecasts, the part for every weight in it."""
+    monkeypatch.setattr("tipl.windows.DRAWN", 4000)
+    made = lessons_of(store, 4, origins=12)
+    task = Displacements([made], [made], SMALL)
+    count, index = 12, torch.arange(24)  # the two tensors, without the policy as a whole
+    with torch.no_grad():
+        batch = task.train[0].batch(index)
+        found, without = (
+            batch.error(each, each(batch.features)).numpy() * made.unit[:24, None] for each in (model, sums)
+        )
+    assert np.median(np.abs(found / without - 1)) > 0.5  # the part matters
+    weights, forecaster = Store.open(store).trial(4).weights(), CausalForecaster(model, SHAPES)
+    for row in range(count):
+        t = int(made.origin[row])
+        history = History(4, t, weights[max(0, t + 1 - WINDOW) : t + 1], int(made.place[row]))
+        squares = np.square(weights[t + np.array(HORIZONS)] - forecaster.forecast([history], HORIZONS)[0])
+        np.testing.assert_allclose(found[row], squares[:, :6].sum(axis=1), rtol=0.15)
+        np.testing.assert_allclose(found[row + count], squares[:, 6:].sum(axis=1), rtol=0.15)
+
+
 def test_the_error_of_drawn_weights_is_estimated_from_what_is_left_of_them(store: Path, model: CausalTIPL):
     """Of each window: what single weights add to the squared error of the sum, S of them standing for all."""
     made = lessons_of(store, 4)

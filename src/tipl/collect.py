@@ -69,7 +69,7 @@ def collect(
         raise TiplError(f"workers is {workers}; give at least 1, or leave it out for one a core.")
     out, cores = Path(out), len(os.sched_getaffinity(0))
     if device == "cuda":
-        from tipl.stack_torch import require_device
+        from tipl.device import require_device
 
         require_device(device)
     Stack(config, config.seeds[-1:])  # what cannot be collected is told before there is a store

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -76,27 +77,36 @@ class Forecaster(ABC):
         name_or_path: str | Path = SHIPPED,
         shapes: Sequence[Sequence[int]] | None = None,
         codes: Codes | None = None,
-    ) -> "Forecaster":
-        """A trained model of either kind: the one that comes with the package, by its name (`causal`), or a folder's.
+    ) -> Self:
+        """A trained model: the one that comes with the package, by its name (`causal`), or a folder's.
 
         Args:
             shapes: of the tensors that lie end to end in the weights, which the causal model tells apart.
             codes: what a model over codes forecasts in: `Codes.open` of what `tipl fit-svd` wrote.
 
         Raises:
-            TiplError: there is no such model, it cannot be used, or codes are missing, too many or of another size.
+            TiplError: there is no such model, it cannot be used or is of another kind than this class, or codes are
+                missing, too many or of another size.
         """
         folder = model_folder(name_or_path)
         if read_record(folder)[0] == CausalTIPL.kind:
-            return CausalForecaster.from_pretrained(folder, shapes, codes)
-        model = load(folder)
-        if codes is None:
-            raise TiplError(
-                f"{folder} holds a model over codes; give `codes` too, which `tipl fit-svd` makes of a store."
-            )
-        if codes.config.dim != model.config.dim:
-            raise TiplError(f"{folder} takes codes of {model.config.dim} numbers, not {codes.config.dim}; give others.")
-        return ModelForecaster(model, codes, name=folder.name)
+            if codes is not None:
+                raise TiplError(f"{folder} holds a causal model, which sees weights; leave `codes` out.")
+            made: Forecaster = CausalForecaster(CausalTIPL.load(folder), shapes, name=folder.name)
+        else:
+            model = load(folder)
+            if codes is None:
+                raise TiplError(
+                    f"{folder} holds a model over codes; give `codes` too, which `tipl fit-svd` makes of a store."
+                )
+            if codes.config.dim != model.config.dim:
+                raise TiplError(
+                    f"{folder} takes codes of {model.config.dim} numbers, not {codes.config.dim}; give others."
+                )
+            made = ModelForecaster(model, codes, name=folder.name)
+        if not isinstance(made, cls):
+            raise TiplError(f"{folder} holds a {type(made).__name__}, not a {cls.__name__}; give another folder.")
+        return made
 
     def follow(self, trial: int, weights_P: np.ndarray) -> "LiveRun":
         """A live run from φ_0 on."""
@@ -224,23 +234,6 @@ class CausalForecaster(Forecaster):
         """
         self.name, self.label = name, model.title
         self._model, self._shapes = model.eval(), None if shapes is None else [tuple(shape) for shape in shapes]
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path = SHIPPED,
-        shapes: Sequence[Sequence[int]] | None = None,
-        codes: Codes | None = None,
-    ) -> "CausalForecaster":
-        """The model that comes with the package, by its name (`causal`), or one in a folder.
-
-        Raises:
-            TiplError: there is no such model, it cannot be used, or codes are given.
-        """
-        folder = model_folder(name_or_path)
-        if codes is not None:
-            raise TiplError(f"{folder} holds a causal model, which sees weights; leave `codes` out.")
-        return cls(CausalTIPL.load(folder), shapes, name=folder.name)
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         return self.forecast_with_error(histories, horizons)[0]

@@ -18,23 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tipl.device import require_device
 from tipl.envs import VectorEnv
-from tipl.errors import TiplError
 from tipl.ppo import BETA1, BETA2
-from tipl.presets import CollectConfig
+from tipl.presets import CollectConfig, Device
 from tipl.stack import Stack
 
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "elu": functional.elu}
 Network = list[tuple[Tensor, Tensor]]
-
-
-def require_device(device: str) -> None:
-    """
-    Raises:
-        TiplError: torch does not see such a device.
-    """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise TiplError("--device cuda: torch finds no CUDA device here; leave it out to collect on the CPU.")
 
 
 class TorchStack(Stack):
@@ -47,7 +38,7 @@ class TorchStack(Stack):
         env: VectorEnv | None = None,
         threads: int = 1,
         *,
-        device: str = "cuda",
+        device: Device = "cuda",
     ) -> None:
         """
         Args:

@@ -1,7 +1,7 @@
 """A window of snapshots by its inner products and some single weights: what the causal model sees and learns from.
 
 In: weights, or a store's trials.  Out: for each origin and tensor the Gram matrix of the window's differences, and
-their products with what came.
+their products with what came; of some single weights what they did, and what came of it.
 
 The window ends at the origin t. Its tokens are differences of snapshots, the newest first: 20 single steps, then spans
 of 5 up to 100 snapshots back, then spans of 25 up to 200. A forecast is a weighted sum of them, so that no more than

@@ -108,9 +108,10 @@ def _errors(evaluation: Evaluation, model: Forecaster) -> Panel | None:
     left = [value for line in series if not line.right for value in line.y]
     right = [v for line in series if line.right for v in (*line.y, *filter(None, line.high))]
     right += [rule.interval[1] if rule.interval else rule.value for rule in rules]
+    steps = [h for line in series for h in line.x]
     return Panel(
         "Error by forward step",
-        steps_axis([h for line in series for h in line.x], log=False),
+        steps_axis(steps, log=max(steps) > 10),  # linear as the paper's, where there is room
         linear_axis("WPE", [0, *left]),
         tuple(series),
         right=linear_axis("REPW", [0, *right]) if right else None,

@@ -1,9 +1,9 @@
-"""The causal task: displacements at many horizons, from inner products alone.
+"""The causal task: displacements at many horizons, from inner products and some single weights.
 
 In: `Lessons` of the training and validation trials of one or several stores.  Out: the loss of random batches,
 validation, the model.
 
-Shapes: B windows, J tokens, H horizons.
+Shapes: B windows, J tokens, H horizons, S single weights, F facts of each.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,10 @@ _AT_ONCE = 2048  # windows in validation
 class Displacements:
     """Weighted sums of tokens fitted to what came, each window's squared error as a share of its trial's displacements.
 
-    The error of a sum is a quadratic form of its coefficients, |y|² − 2 a·b + aᵀGa, so no weights are needed. Its
-    weight is a window's unit over its trial's mean displacement, which makes the sum over all windows the trial's
-    1 − skill. Windows are drawn with replacement, stores alike.
+    The error of a sum is a quadratic form of its coefficients, |y|² − 2 a·b + aᵀGa, so no weights are needed; how much
+    the part for every weight lowers it is told by those that were drawn. Its weight is a window's unit over its trial's
+    mean displacement, which makes the sum over all windows the trial's 1 − skill. Windows are drawn with replacement,
+    stores alike.
     """
 
     def __init__(

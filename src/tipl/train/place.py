@@ -15,6 +15,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed
 
+from tipl.device import require_device
 from tipl.errors import TiplError
 from tipl.presets import Device
 
@@ -115,8 +116,7 @@ def process_group(device: Device) -> Iterator[None]:
 
 
 def _check_device(device: Device) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise TiplError("--device cuda: torch finds no CUDA device here; leave it out to train on the CPU.")
+    require_device(device)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device == "cuda" and here > torch.cuda.device_count():
         raise TiplError(
