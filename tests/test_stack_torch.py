@@ -14,7 +14,7 @@ from test_stack import PENDULUM, assert_same, small, small_discrete
 from tipl.cli import main
 from tipl.collect import collect, run_stack, trial_config
 from tipl.errors import TiplError
-from tipl.presets import CollectConfig, DiscretePPOConfig, PPOConfig
+from tipl.presets import CollectConfig, Device, DiscretePPOConfig, PPOConfig
 from tipl.stack import Stack
 from tipl.stack_torch import TorchStack
 from tipl.store import Store, create_store, data_verify
@@ -54,7 +54,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_two_iterations_are_those_of_the_kernels(config: CollectConfig, device: str) -> None:
+def test_two_iterations_are_those_of_the_kernels(config: CollectConfig, device: Device) -> None:
     ours, kernels = TorchStack(config, [11, 5, 8], device=device), Stack(config, [11, 5, 8])
     for _ in range(2):
         one, other = ours.iterate(), kernels.iterate()
@@ -75,7 +75,7 @@ def test_two_iterations_are_those_of_the_kernels(config: CollectConfig, device: 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("config", [CONFIGS["pendulum"], CONFIGS["discrete"]], ids=["pendulum", "discrete"])
-def test_restore_goes_on_to_the_bit(config: CollectConfig, device: str) -> None:
+def test_restore_goes_on_to_the_bit(config: CollectConfig, device: Device) -> None:
     stack = TorchStack(config, [1, 2], device=device)
     for _ in range(2):
         stack.iterate()
