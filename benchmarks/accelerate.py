@@ -3,10 +3,11 @@
 In: an environment.  Out: OUT/ablation.json, OUT/tuning.json, OUT/judgment/metrics.json, which `tipl report` reads; runs
 that are done are not run again.
 
-`ablate` and `tune` run on seeds from 1001 on, `judge` on seeds from 1: those chose nothing. `tune` runs every arm on
-the same grid of learning rates, annealing kept, and line jumps in a few variants, and takes for each arm what has the
-fewest mean steps to --target, or to 90% of the way to plain PPO's final return at 3e-4. `judge` runs every arm at 3e-4
-and as it was chosen, beside plain PPO at 3e-4 (`beside`) and beside plain PPO at its own best rate (`beside_best`).
+`ablate` and `tune` run on seeds from 1001 on, `judge` on seeds from --first-seed on: those chose nothing, and no store
+of --fit should hold them. `tune` runs every arm on the same grid of learning rates, annealing kept, and line jumps in a
+few variants, and takes for each arm what has the fewest mean steps to --target, or to 90% of the way to plain PPO's
+final return at 3e-4. `judge` runs every arm at 3e-4 and as it was chosen, beside plain PPO at 3e-4 (`beside`) and beside
+plain PPO at its own best rate (`beside_best`).
 
     python benchmarks/accelerate.py InvertedPendulum-v4 --hidden-sizes 8 8 --total-steps 200000 --seeds 30 \\
         --target 900 --fit STORE --stages ablate tune judge --out OUT
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--hidden-sizes", type=int, nargs="+", default=[64, 64])
     parser.add_argument("--total-steps", type=int, default=200_000)
     parser.add_argument("--seeds", type=int, default=10, help="that judge [10]")
+    parser.add_argument("--first-seed", type=int, default=1, help="of those [1]")
     parser.add_argument("--tuning-seeds", type=int, default=None, help="[as many]")
     parser.add_argument("--arms", nargs="+", default=list(JUMPS), choices=list(JUMPS))
     parser.add_argument("--controls", nargs="+", default=[], choices=list(JUMPS), help="arms at 3e-4 only, not tuned")
@@ -99,8 +101,9 @@ def main() -> None:
     asked = parser.parse_args()
     names = [name for name in dict.fromkeys((*asked.arms, *asked.controls)) if name != "autoregression" or asked.fit]
     judged = CollectConfig(
-        env_id=asked.env_id, hidden_sizes=tuple(asked.hidden_sizes), total_steps=asked.total_steps, trials=asked.seeds
-    )
+        env_id=asked.env_id, hidden_sizes=tuple(asked.hidden_sizes), total_steps=asked.total_steps, trials=asked.seeds,
+        seed=asked.first_seed,
+    )  # fmt: skip
     tuned = dataclasses.replace(judged, trials=asked.tuning_seeds or asked.seeds, seed=TUNING_SEED)
     targets = [] if asked.target is None else [asked.target]
     measure = "steps to 90%" if asked.target is None else f"steps to {asked.target:g}"

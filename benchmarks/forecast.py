@@ -1,7 +1,8 @@
 """What a causal forecast costs in a live run, once its inner products are up to date.
 
 In: nothing; a random path of P weights in MuJoCo-sized tensors, or of a small policy.  Out: OUT, JSON: milliseconds of
-a snapshot taken in, of a forecast, and of the forecast from the 201 snapshots as they are.
+a snapshot taken in, of a forecast, and of the forecast from the 201 snapshots as they are: of the model that comes with
+the package, and of one of its shape with a part for every weight (drawn, not trained, which costs the same).
 
     OMP_NUM_THREADS=1 python benchmarks/forecast.py --out results/train/forecast.json
 """
@@ -12,13 +13,14 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tipl.forecast import CausalForecaster, History
+from tipl.model.causal import CausalTIPL
 from tipl.policy import ParamSpec, policy_spec
 from tipl.windows import WINDOW
 
@@ -36,10 +38,16 @@ def milliseconds(run: Callable[[], object], times: int) -> dict[str, float]:
     return {"median": round(statistics.median(took), 3), "least": round(min(took), 3)}
 
 
-def measure(spec: ParamSpec, times: int) -> dict[str, dict[str, float]]:
+def with_parts(shapes: Sequence[Sequence[int]]) -> CausalForecaster:
+    torch.manual_seed(0)
+    model = CausalTIPL()
+    torch.nn.init.normal_(model.single.to_horizons)
+    return CausalForecaster(model, shapes)
+
+
+def measure(forecaster: CausalForecaster, spec: ParamSpec, times: int) -> dict[str, dict[str, float]]:
     rng, total = np.random.default_rng(0), spec.size
     path = rng.standard_normal((WINDOW + 4, total), dtype=np.float32).cumsum(axis=0)
-    forecaster = CausalForecaster.from_pretrained(shapes=spec.shapes)
     run = forecaster.follow(0, path[0])
     run.extend(path[1:])
     history = History(0, run.origin, path[-WINDOW:], 4)
@@ -61,8 +69,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    took = {}
+    for name, spec in POLICIES.items():
+        took[name] = measure(CausalForecaster.from_pretrained(shapes=spec.shapes), spec, asked.times)
+        took[f"{name}, a part for each"] = measure(with_parts(spec.shapes), spec, asked.times)
     found = {
-        "milliseconds": {name: measure(spec, asked.times) for name, spec in POLICIES.items()},
+        "milliseconds": took,
         "threads": 1,
         "load": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
