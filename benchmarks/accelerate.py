@@ -6,8 +6,8 @@ that are done are not run again.
 `ablate` and `tune` run on seeds from 1001 on, `judge` on seeds from --first-seed on: those chose nothing, and no store
 of --fit should hold them. `tune` runs every arm on the same grid of learning rates, annealing kept, and line jumps in a
 few variants, and takes for each arm what has the fewest mean steps to --target, or to 90% of the way to plain PPO's
-final return at 3e-4. `judge` runs every arm at 3e-4 and as it was chosen, beside plain PPO at 3e-4 (`beside`) and beside
-plain PPO at its own best rate (`beside_best`).
+final return at 3e-4. `judge` runs every arm at 3e-4 and as it was chosen, beside plain PPO at 3e-4 (`beside`) and
+beside plain PPO at its own best rate (`beside_best`).
 
     python benchmarks/accelerate.py InvertedPendulum-v4 --hidden-sizes 8 8 --total-steps 200000 --seeds 30 \\
         --target 900 --fit STORE --stages ablate tune judge --out OUT
