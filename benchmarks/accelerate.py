@@ -19,7 +19,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tipl.accelerate import Arm, compare, run_arms
+from tipl.accelerate import compare
+from tipl.arms import Arm, run_arms
 from tipl.presets import CollectConfig, JumpConfig
 
 RATES = (3e-4, 6e-4, 1e-3, 2e-3, 3e-3)

@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch.distributions import Categorical, Normal, kl_divergence
 
-import tipl.accelerate as module
-from tipl.accelerate import Arm, accelerate, batch_judge, compare, measures, named_forecaster, run_arms, thresholds
+import tipl.arms as module
+from tipl.accelerate import accelerate, compare, measures, thresholds
+from tipl.arms import Arm, batch_judge, run_arms
 from tipl.baselines import FixedSum
 from tipl.cli import main
 from tipl.errors import TiplError
 from tipl.jump import KINDS
+from tipl.live import named_forecaster
 from tipl.presets import CollectConfig, DiscreteCollectConfig, JumpConfig
 from tipl.stack import Stack
 

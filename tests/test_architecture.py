@@ -47,6 +47,8 @@ ORDER = [
     "evaluate",
     "predict",
     "collect",
+    "live",
+    "arms",
     "accelerate",
     "record",
     "accelerator",

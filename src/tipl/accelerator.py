@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Normal, kl_divergence
 
-from tipl.accelerate import named_forecaster
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster
 from tipl.jump import Judgment, Jump, Jumper
+from tipl.live import named_forecaster
 from tipl.presets import JumpConfig
 
 _LOG_STDS = ("logstd", "log_std")  # how names of log standard deviations end, in CleanRL and Stable-Baselines3

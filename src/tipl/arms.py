@@ -1,0 +1,218 @@
+"""Arms: ways to train, plainly or with jumps to forecast weights, run on the same seeds.
+
+In: arms.  Out: of every seed and iteration the return, what came of a jump, and the seconds, kept in parts on disk.
+
+An accelerated trial is a plain one until its first jump, to the bit: same seeds, same draws. Its jumps cost no
+environment steps, and their time is measured apart. Shapes: N seeds, I iterations, P weights.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tipl.collect import deaf_to_interrupts, one_thread_a_process, trial_config
+from tipl.forecast import Forecaster
+from tipl.jump import KINDS, Judgment, Jumper
+from tipl.live import named_forecaster
+from tipl.model import write_file
+from tipl.policy import FASTMATH, forward_batch, kernel
+from tipl.ppo import categorical_log_probs, gaussian_log_prob
+from tipl.presets import CollectConfig, JumpConfig
+from tipl.progress import console, steps_progress
+from tipl.stack import Stack
+
+_TOGETHER = 5  # seeds that are run, and written when they are done, together
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: PPO's settings, and a forecaster to jump with, or none."""
+
+    config: CollectConfig
+    forecaster: str | None = None
+    """A `ForecasterName`, or the folder of a causal model; None: plain PPO."""
+    jump: JumpConfig = JumpConfig()
+    fit: Path | None = None
+    """The store that the autoregression is fitted on."""
+
+    def facts(self) -> dict[str, Any]:
+        """What makes its results, as JSON."""
+        jumps = {} if self.forecaster is None else {"jump": dataclasses.asdict(self.jump)}
+        fit = {} if self.fit is None else {"fit": self.fit.name}
+        return {"config": trial_config(self.config), "forecaster": self.forecaster, **jumps, **fit}
+
+
+def run_arms(arms: Mapping[str, Arm], out: Path, workers: int | None = None) -> dict[str, dict[str, np.ndarray]]:
+    """Run every seed of every arm, in processes; what lies in `out` already is read.
+
+    Returns:
+        For each arm `returns` [N, I] (the mean of the episodes that ended in an iteration; NaN before the first),
+        `kinds` [N, I] (numbers of `KINDS`), `shares`, `kl`, `trust` [N, I], `seconds` and `jump_seconds` [N].
+    """
+    for arm in arms.values():
+        stack = Stack(arm.config, arm.config.seeds[:1])  # what cannot be run is told before there is a folder
+        if arm.forecaster is not None:
+            _arm_forecaster(arm, stack)
+    out = Path(out)
+    parts: dict[str, list[tuple[Path, list[int]]]] = {}
+    for name, arm in arms.items():
+        seeds = list(arm.config.seeds)
+        # The number of trials is no part of what makes one: with more of them the first parts stay.
+        digest = hashlib.sha256(json.dumps(arm.facts(), sort_keys=True).encode()).hexdigest()[:12]
+        groups = [seeds[start : start + _TOGETHER] for start in range(0, len(seeds), _TOGETHER)]
+        parts[name] = [(out / "parts" / f"{digest}-{group[0]}-{group[-1]}.npz", group) for group in groups]
+    waiting = [(arms[name], path, group) for name in arms for path, group in parts[name] if not path.exists()]
+    if waiting:
+        _run_parts(waiting, min(workers or len(os.sched_getaffinity(0)), len(waiting)))
+    runs = {}
+    for name in arms:
+        loaded = [dict(np.load(path)) for path, _ in parts[name]]
+        runs[name] = {key: np.concatenate([part[key] for part in loaded]) for key in loaded[0]}
+    return runs
+
+
+def _run_parts(waiting: Sequence[tuple[Arm, Path, list[int]]], count: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    steps = sum(arm.config.num_iterations * arm.config.ppo.batch_size * len(group) for arm, _, group in waiting)
+    console.print(f"accelerate: {sum(len(group) for _, _, group in waiting)} runs in {count} processes")
+    stop = context.Event()
+    with one_thread_a_process(), deaf_to_interrupts():
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_heed, initargs=(stop,))
+        futures = {pool.submit(run_part, *part): part for part in waiting}
+    try:
+        with steps_progress("accelerate", steps) as advance:
+            for future in as_completed(futures):
+                future.result()
+                arm, _, group = futures[future]
+                advance(arm.config.num_iterations * arm.config.ppo.batch_size * len(group), arm.forecaster or "plain")
+    finally:
+        stop.set()  # a process leaves its seeds at the end of their iteration; those that are done are written
+        pool.shutdown(cancel_futures=True)
+
+
+_stop: Event | None = None
+
+
+def _heed(stop: Event) -> None:
+    global _stop
+    _stop = stop
+
+
+def run_part(arm: Arm, path: Path, seeds: Sequence[int]) -> None:
+    """Run these seeds of an arm and write what they did to `path`."""
+    stack = Stack(arm.config, seeds)
+    shape = len(seeds), arm.config.num_iterations
+    found: dict[str, np.ndarray] = {name: np.zeros(shape) for name in ("shares", "kl", "trust")}
+    found |= {"returns": np.full(shape, np.nan), "kinds": np.zeros(shape, np.int8)}
+    jumping = 0.0
+    began = time.perf_counter()
+    jumpers = _jumpers(arm, stack)
+    for at in range(arm.config.num_iterations):
+        if _stop is not None and _stop.is_set():
+            return
+        result = stack.iterate()
+        for n, episodes in enumerate(result.episodes):
+            found["returns"][n, at] = episodes[:, 1].mean() if len(episodes) else found["returns"][n, max(at - 1, 0)]
+        jump_began = time.perf_counter()
+        for n, jumper in enumerate(jumpers):
+            jump = jumper.step(result.snapshots[n], batch_judge(stack, n), result.episodes[n][:, 1].tolist())
+            if jump.displacement is not None:
+                stack.policies[n] += jump.displacement
+                if arm.jump.reset_momentum:
+                    stack.adam_m[n, : stack.spec.size] = 0
+            found["kinds"][n, at] = KINDS.index(jump.kind)
+            found["shares"][n, at], found["kl"][n, at], found["trust"][n, at] = jump.share, jump.kl, jump.trust
+        jumping += time.perf_counter() - jump_began
+    each = np.full(len(seeds), 1 / len(seeds))
+    found |= {"seconds": (time.perf_counter() - began) * each, "jump_seconds": jumping * each}
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **found)
+    write_file(path, content.getvalue())
+
+
+def _jumpers(arm: Arm, stack: Stack) -> list[Jumper]:
+    if arm.forecaster is None:
+        return []
+    moves = np.ones(stack.spec.size, bool)
+    if not arm.jump.log_std and not stack.env.discrete:
+        moves[-stack.env.policy_outputs :] = False
+    forecaster = _arm_forecaster(arm, stack)  # knows of no trial but what it is handed
+    jumpers = [Jumper(forecaster, arm.jump, moves, seed) for seed in stack.seeds]
+    for jumper, weights in zip(jumpers, stack.policies, strict=True):
+        jumper.begin(weights)
+    return jumpers
+
+
+def _arm_forecaster(arm: Arm, stack: Stack) -> Forecaster:
+    assert arm.forecaster is not None
+    count = arm.config.snapshots_per_iteration
+    return named_forecaster(arm.forecaster, stack.spec.shapes, arm.jump.horizon, count, arm.fit, arm.config.seed)
+
+
+def batch_judge(stack: Stack, trial: int) -> Callable[[np.ndarray], Judgment]:
+    """What a trial's last rollout says of weights [P]: KL from the current policy, and the surrogate objective."""
+    mine, batch = stack.copies(trial), stack.config.ppo.batch_size
+    obs = stack.obs[mine].reshape(batch, -1)
+    actions = stack.actions[mine].reshape(batch, -1)
+    old_log_prob, advantages = stack.log_probs[mine].reshape(-1), stack.advantages[mine].reshape(-1)
+    advantages = advantages - advantages.mean()
+    now = np.array(stack.policies[trial])
+
+    def judge(weights_P: np.ndarray) -> Judgment:
+        return Judgment(*judge_batch(now, weights_P, stack.policy_sizes, obs, actions, old_log_prob, advantages,
+                                     stack.activation))  # fmt: skip
+
+    return judge
+
+
+@kernel(fastmath=FASTMATH)
+def judge_batch(now, other, sizes, obs, actions, old_log_prob, advantages, activation):
+    """Mean KL(π_now ‖ π_other) and mean of (π_other / π_old) × advantage over a batch.
+
+    Args:
+        now, other: [P] float32; sizes: [layers + 1] of the policy's network.
+        obs: [S, O] normalized; actions: [S, A]; old_log_prob, advantages: [S].
+        activation: as `activation_code` has it.
+    """
+    samples, outputs = len(obs), sizes[-1]
+    head_end = 0
+    for layer in range(len(sizes) - 1):
+        head_end += sizes[layer + 1] * (sizes[layer] + 1)
+    log_std, other_log_std = now[head_end:], other[head_end:]
+    log_probs, other_log_probs = np.empty(outputs, np.float32), np.empty(outputs, np.float32)
+    block = 256  # rows at once, to stay in the cache
+    acts = np.empty(block * sizes[1:].sum(), np.float32)
+    other_acts = np.empty_like(acts)
+    kl, surrogate = 0.0, 0.0
+    for start in range(0, samples, block):
+        stop = min(start + block, samples)
+        head = forward_batch(now, 0, sizes, obs[start:stop], acts, activation)
+        other_head = forward_batch(other, 0, sizes, obs[start:stop], other_acts, activation)
+        for b in range(stop - start):
+            i = start + b
+            if len(log_std) == 0:  # categorical
+                categorical_log_probs(head[b], log_probs)
+                categorical_log_probs(other_head[b], other_log_probs)
+                for k in range(outputs):
+                    kl += np.exp(log_probs[k]) * (log_probs[k] - other_log_probs[k])
+                log_prob = other_log_probs[int(actions[i, 0])]
+            else:
+                for k in range(outputs):
+                    ratio = np.exp(np.float32(2) * (log_std[k] - other_log_std[k]))
+                    moved = (other_head[b, k] - head[b, k]) * np.exp(-other_log_std[k])
+                    kl += 0.5 * (ratio + moved * moved - 1) + other_log_std[k] - log_std[k]
+                log_prob = gaussian_log_prob(actions[i], other_head[b], other_log_std)
+            surrogate += np.exp(log_prob - old_log_prob[i]) * advantages[i]
+    return kl / samples, surrogate / samples

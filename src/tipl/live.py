@@ -1,0 +1,84 @@
+"""Forecasters for live runs, by name.
+
+In: a name, or the folder of a causal model.  Out: a `Forecaster` that has seen nothing of the run it will follow.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from tipl.baselines import (
+    RIDGES,
+    Autoregression,
+    FixedSum,
+    RandomDisplacement,
+    difference_features,
+    line,
+    normal_equations,
+)
+from tipl.errors import TiplError
+from tipl.forecast import CausalForecaster, Forecaster, model_folder
+from tipl.presets import ForecasterName
+from tipl.store import Store
+
+
+def named_forecaster(
+    name: str,
+    shapes: Sequence[Sequence[int]],
+    horizon: int,
+    per_iteration: int = 1,
+    fit: Path | None = None,
+    seed: int = 0,
+) -> Forecaster:
+    """A forecaster for live runs.
+
+    Args:
+        name: a `ForecasterName`, or the folder of a causal model.
+        shapes: of the tensors that lie end to end in the weights.
+        horizon: iterations ahead that it will be asked for, beside one.
+        per_iteration: snapshots of an iteration.
+        fit: the store whose training trials the autoregression is fitted on.
+        seed: of the noise.
+
+    Raises:
+        TiplError: there is no such forecaster, or the autoregression has nothing to be fitted on.
+    """
+    horizons = sorted({per_iteration, per_iteration * horizon})
+    match name:
+        case "line":
+            return line(per_iteration + 1)
+        case "lookahead":
+            return lookahead(5 * per_iteration)
+        case "average":
+            return average(2 * per_iteration)
+        case "noise":
+            return RandomDisplacement(max(horizons), seed)
+        case "autoregression":
+            if fit is None:
+                raise TiplError("The autoregression is fitted on a store; give one, --fit STORE.")
+            return _fitted(fit, tuple(horizons))
+    if not (model_folder(name) / "config.json").exists():
+        names = ", ".join(get_args(ForecasterName))
+        raise TiplError(f"There is no forecaster {name!r}; give {names} or the folder of a causal model.")
+    return CausalForecaster.from_pretrained(name, shapes)
+
+
+@functools.cache
+def _fitted(fit: Path, horizons: tuple[int, ...]) -> Autoregression:
+    data = Store.open(fit)
+    train = [data.trial(seed) for seed in data.split().train]
+    return Autoregression(horizons, normal_equations(train, difference_features(), horizons), RIDGES[1])
+
+
+def lookahead(count: int) -> FixedSum:
+    """Halfway back to where the weights were `count` snapshots ago, whatever the horizon (Zhang et al. 2019, Lookahead
+    with α = 0.5, arXiv 1907.08610)."""
+    return FixedSum("lookahead", "Lookahead, α = 0.5", count + 1, lambda back, h: np.where(back == count, 0.5, 0.0))
+
+
+def average(count: int) -> FixedSum:
+    """The mean of the last `count` snapshots (Polyak & Juditsky 1992), into which training goes on."""
+    return FixedSum("average", f"mean of the last {count}", count, lambda back, h: np.full(len(back), 1 / len(back)))
