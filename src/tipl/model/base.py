@@ -1,22 +1,20 @@
-"""What every model over codes shares: settings, standardization, time, the step fed back, and its folder.
+"""What every model over codes shares: settings, standardization, time, and the step fed back.
 
 In: the codes of the last K snapshots and their numbers.  Out: the next code and, fed back, as many as are asked for.
 
 Shapes: B batch, K context, D code, C width of the model.
 """
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Self
+from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tipl.errors import TiplError
-from tipl.model.files import CONFIG_FILE, read_record, read_tensors, write_model
+from tipl.model.files import SavedModel
 from tipl.presets import BasisName
 
 
@@ -57,18 +55,18 @@ class TIPLConfig:
             and 0 <= self.dropout < 1
         )
         if not fits:
-            raise TiplError(f"These settings describe no model; check them: {dataclasses.asdict(self)}.")
+            raise TiplError(f"These settings describe no model; check them: {asdict(self)}.")
 
 
-class CodeModel(nn.Module, ABC):
+class CodeModel(SavedModel, ABC):
     """At every position of a window, the code after it, from that position and those before it alone.
 
     Callers deal in raw codes. The model holds the mean and the standard deviation of the training codes (buffers, 0
     and 1 until they are set) and standardizes on the way in and back on the way out. A subclass is a `network`.
     """
 
-    kind: ClassVar[str]
-    """Its name in files and on the command line."""
+    settings = TIPLConfig
+    config: TIPLConfig
     title: ClassVar[str]
     """Its name for people."""
     hidden: int
@@ -140,37 +138,6 @@ class CodeModel(nn.Module, ABC):
         finally:
             self.train(was_training)
         return codes[:, K:]
-
-    def save(self, folder: Path) -> None:
-        """Write the weights and the settings into `folder`.
-
-        Raises:
-            TiplError: the folder cannot be written.
-        """
-        write_model(folder, self.kind, dataclasses.asdict(self.config), self.state_dict())
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """The model of this kind in `folder`, in eval mode.
-
-        Raises:
-            TiplError: there is no model, it is cut short, of another version or kind, or its weights do not fit its
-                settings.
-        """
-        folder = Path(folder)
-        kind, settings = read_record(folder)
-        if kind != cls.kind:
-            raise TiplError(f"{folder} holds a model of the kind {kind!r}, not {cls.kind!r}; give another folder.")
-        try:
-            config = TIPLConfig(**settings)
-        except TypeError as error:
-            raise TiplError(
-                f"{folder / CONFIG_FILE} lacks settings of a model or has unknown ones ({error}); train it again."
-            ) from error
-        with torch.device("meta"):  # shapes alone: drawing weights to throw away would disturb torch's generator
-            model = cls(config)
-        model.load_state_dict(read_tensors(folder, model.state_dict()), assign=True)
-        return model.eval()
 
 
 class EmbeddedCodes(CodeModel):

@@ -14,11 +14,9 @@ that turning all signs turns the forecast.
 Shapes: B windows, J tokens, H horizons, C width, S single weights, F facts of each, M filters.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import ClassVar, NamedTuple, Self, cast
+from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -26,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tipl.errors import TiplError
-from tipl.model.files import CONFIG_FILE, read_record, read_tensors, write_model
+from tipl.model.files import SavedModel
 from tipl.steadiness import FACTS
 from tipl.windows import EDGES, HORIZONS, TOKENS, Windows
 
@@ -65,7 +63,7 @@ class CausalConfig:
             and self.width % self.num_heads == 0
         )
         if not fits or self.tokens != TOKENS or self.horizons != HORIZONS:
-            raise TiplError(f"These settings describe no causal model; check them: {dataclasses.asdict(self)}.")
+            raise TiplError(f"These settings describe no causal model; check them: {asdict(self)}.")
 
 
 class Features(NamedTuple):
@@ -109,10 +107,12 @@ def _shape(product: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return cosines, np.where(moves, np.log(length), -4.0) / 2
 
 
-class CausalTIPL(nn.Module):
+class CausalTIPL(SavedModel):
     """A Transformer over the tokens of a window, with a linear autoregression as its skip path."""
 
-    kind: ClassVar[str] = "causal"
+    kind = "causal"
+    settings = CausalConfig
+    config: CausalConfig
     title: ClassVar[str] = "TIPL, causal"
 
     def __init__(self, config: CausalConfig = CausalConfig()) -> None:
@@ -143,36 +143,6 @@ class CausalTIPL(nn.Module):
         linear_BHJ = self.linear[seen.place_B]
         gate_BH1 = 1 + self.to_gate(mean_BC).float()[..., None]
         return Outlook(gate_BH1 * linear_BHJ + own_BHJ, self.to_log_error(mean_BC).float(), mean_BC.float())
-
-    def save(self, folder: Path) -> None:
-        """Write the weights and the settings into `folder`.
-
-        Raises:
-            TiplError: the folder cannot be written.
-        """
-        write_model(folder, self.kind, dataclasses.asdict(self.config), self.state_dict())
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """The causal model in `folder`, in eval mode.
-
-        Raises:
-            TiplError: there is no causal model, it is cut short or of another version, or its weights do not fit.
-        """
-        folder = Path(folder)
-        kind, settings = read_record(folder)
-        if kind != cls.kind:
-            raise TiplError(f"{folder} holds a model of the kind {kind!r}, not {cls.kind!r}; give another folder.")
-        try:
-            config = CausalConfig(**settings)
-        except TypeError as error:
-            raise TiplError(
-                f"{folder / CONFIG_FILE} lacks settings of a model or has unknown ones ({error}); train it again."
-            ) from error
-        with torch.device("meta"):
-            model = cls(config)
-        model.load_state_dict(read_tensors(folder, model.state_dict()), assign=True)
-        return model.eval()
 
 
 class _SingleWeights(nn.Module):

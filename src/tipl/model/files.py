@@ -3,15 +3,17 @@
 In: a folder; settings and tensors.  Out: the same, or one clear line about what is wrong with the files.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from tipl.errors import TiplError
 
@@ -21,6 +23,49 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FIRST_KIND = "paper"
 """What a folder holds whose settings do not say."""
+
+
+class SavedModel(nn.Module):
+    """A network that is made from its settings alone, and that a folder holds.
+
+    `settings` is their dataclass, which raises a TiplError of numbers that describe no model.
+    """
+
+    kind: ClassVar[str]
+    """Its name in files and on the command line."""
+    settings: ClassVar[type]
+    config: Any
+
+    def save(self, folder: Path) -> None:
+        """Write the weights and the settings into `folder`.
+
+        Raises:
+            TiplError: the folder cannot be written.
+        """
+        write_model(folder, self.kind, dataclasses.asdict(self.config), self.state_dict())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The model of this kind in `folder`, in eval mode.
+
+        Raises:
+            TiplError: there is no model, it is cut short, of another version or kind, or its weights do not fit its
+                settings.
+        """
+        folder = Path(folder)
+        kind, settings = read_record(folder)
+        if kind != cls.kind:
+            raise TiplError(f"{folder} holds a model of the kind {kind!r}, not {cls.kind!r}; give another folder.")
+        try:
+            config = cls.settings(**settings)
+        except TypeError as error:
+            raise TiplError(
+                f"{folder / CONFIG_FILE} lacks settings of a model or has unknown ones ({error}); train it again."
+            ) from error
+        with torch.device("meta"):  # shapes alone: drawing weights to throw away would disturb torch's generator
+            model = cls(config)
+        model.load_state_dict(read_tensors(folder, model.state_dict()), assign=True)
+        return model.eval()
 
 
 def write_model(folder: Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
