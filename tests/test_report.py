@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tipl.accelerate import accelerate
 from tipl.errors import TiplError
 from tipl.presets import CollectConfig
 from tipl.report import report
-from tipl.report.figure import DARK, LIGHT, linear_axis, log_axis
+from tipl.report.figure import DARK, LIGHT, Figure, Panel, Series, linear_axis, log_axis
 from tipl.report.figures import REPW_COLOR, WPE_COLOR, figures
+from tipl.report.paper import print_figure
 from tipl.report.read import read_evaluation
 from tipl.report.verdict import verdict
 from tipl.report.wording import ahead, duration, interval, number, score
@@ -514,6 +516,16 @@ def test_the_printed_figures_are_whole_and_hold_their_fonts(page: Path):
         assert b"/Type3" not in start  # many journals refuse Type 3 fonts
 
 
+@pytest.mark.parametrize("width", [10, 50, 75])
+def test_a_printed_legend_is_not_cut(width: int, tmp_path: Path):
+    names = [f"{number} {'long' * width}"[:width] for number in range(7)]
+    lines = tuple(Series(name, name, at, (0.0, 1.0), (0.0, at)) for at, name in enumerate(names))
+    axis = linear_axis("y", (0.0, 6.0))
+    print_figure(Figure("f", "", "", (Panel("", linear_axis("x", (0.0, 1.0)), axis, lines),)), tmp_path)
+    inked = np.array(Image.open(tmp_path / "f.png").convert("L")) < 250
+    assert not inked[:, [0, 1, -2, -1]].any() and not inked[[0, 1, -2, -1]].any()
+
+
 def test_the_same_numbers_make_the_same_files(tmp_path: Path):
     folder = write(tmp_path / "eval", smallest())
     first, second = (report([folder], tmp_path / name / "report.html") for name in ("a", "b"))
@@ -656,6 +668,15 @@ def test_a_causal_model_is_judged_before_one_that_sees_the_future(tmp_path: Path
     assert [standing.forecaster.name for standing in judged.standings] == ["ours", "tipl", "line-5"]
     assert judged.standings[0].line[10].value == pytest.approx(0.05 - 0.1)
     assert judged.sentence.startswith("Ours is better than doing nothing 1 step ahead and no better 10 steps ahead, ")
+
+
+def test_two_models_of_one_kind_have_their_names(tmp_path: Path):
+    metrics = smallest()
+    ours = {"causal": True, "model": True, "skill": {"1": 0.1}}
+    metrics["forecasters"] |= {"small": ours | {"label": "Ours"}, "large": ours | {"label": "Ours"}}
+    metrics["forecasters"]["other"] = ours | {"label": "Other"}
+    labels = {each.name: each.full_label for each in read_evaluation(write(tmp_path, metrics)).forecasters}
+    assert [labels[name] for name in ("small", "large", "other")] == ["Ours, small", "Ours, large", "Other"]
 
 
 def test_evaluations_of_one_environment_keep_apart(tmp_path: Path):

@@ -64,11 +64,9 @@ def print_figure(figure: Figure, folder: Path) -> None:
     """
     labels = {part.label for panel in figure.panels for part in (*panel.series, *panel.rules) if part.label}
     is_wide = len(figure.panels) > 1 or len(labels) > 4
-    columns = 3 if is_wide else 2
-    legend = math.ceil(len(labels) / columns) if len(labels) > 1 else 0
     across = len(figure.panels) if len(figure.panels) <= 3 else 2
     rows = math.ceil(len(figure.panels) / across)
-    height = rows * max(map(_panel_height, figure.panels)) + LEGEND_LINE * legend
+    height = rows * max(map(_panel_height, figure.panels))
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(TEXT if is_wide else COLUMN * 1.2, height), layout="constrained")
         FigureCanvasAgg(canvas)
@@ -80,8 +78,8 @@ def print_figure(figure: Figure, folder: Path) -> None:
                 place.remove()
                 continue
             handles |= _draw(place, panel)
-        if legend:
-            _legend(canvas, handles, columns)
+        if len(labels) > 1:
+            canvas.set_figheight(height + LEGEND_LINE * _legend(canvas, handles, 3 if is_wide else 2))
         canvas.draw_without_rendering()
         canvas.set_layout_engine("none")  # the layout is found once, for both files
         canvas.savefig(folder / f"{figure.name}.png", metadata={"Software": None})
@@ -195,13 +193,20 @@ def _rule(axes: Axes, rule: Rule, is_vertical: bool) -> Line2D:
     return draw(rule.value, color=color, lw=1, ls=DASHES[2])
 
 
-def _legend(canvas: Canvas, handles: dict[str, Line2D], columns: int) -> None:
-    legend = canvas.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside lower center",  # type: ignore[arg-type]  # matplotlib's annotations lack the outside places
-        ncols=columns,
-    )
+def _legend(canvas: Canvas, handles: dict[str, Line2D], columns: int) -> int:
+    """Under the panels, in so many columns or as few as the longest labels take; the lines it has."""
+    while True:
+        legend = canvas.legend(
+            list(handles.values()),
+            list(handles),
+            loc="outside lower center",  # type: ignore[arg-type]  # matplotlib's annotations lack the outside places
+            ncols=columns,
+        )
+        if columns == 1 or legend.get_window_extent().width <= canvas.bbox.width:
+            break
+        legend.remove()
+        columns -= 1
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)
+    return math.ceil(len(handles) / columns)

@@ -6,8 +6,9 @@ In: an evaluation's folder.  Out: an `Evaluation`, in which a value that is null
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def _evaluation(metrics: dict[str, Any]) -> Evaluation:
-    forecasters = [_forecaster(name, entry) for name, entry in metrics["forecasters"].items()]
+    forecasters = _told_apart([_forecaster(name, entry) for name, entry in metrics["forecasters"].items()])
     if not forecasters:
         raise ValueError("it has no forecaster")
     training = metrics.get("training") or {}
@@ -234,6 +235,15 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
         command=str(metrics.get("command") or ""),
         seconds={stage: value for stage, entry in (metrics.get("seconds") or {}).items() if (value := _number(entry))},
     )
+
+
+def _told_apart(forecasters: list[Forecaster]) -> list[Forecaster]:
+    """Those that share a label with another, as two models of one kind do, with their names in it."""
+    labels = Counter(each.full_label for each in forecasters)
+    return [
+        replace(each, label=f"{each.label}, {each.name}") if labels[each.full_label] > 1 else each
+        for each in forecasters
+    ]
 
 
 def _forecaster(name: str, entry: Mapping[str, Any]) -> Forecaster:
