@@ -81,9 +81,9 @@ def test_the_other_ways_to_run_policies_are_what_they_say(small_store: Path, met
     at = some_origins(choose_origins(trial, CONFIG), 4).snapshot
     assert len(at) == metrics["return_origins"] == 4
 
-    def mean_return(phi: np.ndarray, normalizer: np.ndarray, sampled: bool = False) -> np.ndarray:
+    def mean_return(phi: np.ndarray, normalizer: np.ndarray, sampled: bool = False, seed: int = 0) -> np.ndarray:
         policies = Policies(phi, trial.obs_mean[normalizer], trial.obs_var[normalizer])
-        return policy_returns(policies, trial.env_id, (8, 8), 4, seed=0, sampled=sampled).mean(axis=1)
+        return policy_returns(policies, trial.env_id, (8, 8), 4, seed=seed, sampled=sampled).mean(axis=1)
 
     label = metrics["forecasters"]["damped-line"]["label"]
     count, damping = (float(text) for text in re.findall(r"[\d.]+", label))
@@ -107,6 +107,11 @@ def test_the_other_ways_to_run_policies_are_what_they_say(small_store: Path, met
             assert found[variant]["repw"]["10"] == pytest.approx(gap.mean()), (name, variant)
     assert set(metrics["variants"]) == {"oracle_normalizer", "sampled_actions"}
     assert metrics["variants"]["oracle_normalizer"]["noise_floor"] == metrics["noise_floor"]
+    for h in (1, ahead):
+        there = weights[at + h], at + h
+        floor = np.abs(mean_return(*there) - mean_return(*there, seed=1)).mean()
+        assert metrics["noise_floor_by_horizon"][str(h)] == pytest.approx(floor)
+    assert metrics["noise_floor"] == metrics["noise_floor_by_horizon"][str(ahead)]
 
 
 def test_variants_and_spectra_are_left_out_on_request(small_store: Path, tmp_path: Path):

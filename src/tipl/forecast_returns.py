@@ -26,7 +26,7 @@ from tipl.policy import OBS_CLIP, policy_spec
 from tipl.presets import EvaluateConfig
 from tipl.progress import steps_progress
 from tipl.returns import Policies, policy_returns
-from tipl.score import Origins, Returns, gap_scores, mean_by_trial, return_scores
+from tipl.score import Origins, Returns, floor_scores, gap_scores, return_scores
 from tipl.store import Trial
 
 
@@ -79,27 +79,13 @@ def measure_returns(
             )
             for variant in runs[0] if variant != "mean_actions"
         }  # fmt: skip
-    floors = {
-        variant: mean_by_trial(
-            np.concatenate([np.abs(run[variant].true[:, -1:] - run[variant].again[:, None]) for run in runs]),
-            chosen.trial,
-            config.seed,
-        )[0]
-        for variant in runs[0]
-    }
-    said = {
-        variant: {
-            "noise_floor": floor.value,
-            "noise_floor_ci": None if floor.low is None else [floor.low, floor.high],
-        }
-        for variant, floor in floors.items()
-    }
+    floors = {variant: _floor([run[variant] for run in runs], chosen, config) for variant in runs[0]}
     return {
         "return_horizons": list(config.return_horizons),
         "return_origins": len(chosen.trial),
         "episodes": config.episodes,
-        **said.pop("mean_actions"),
-        "variants": said,
+        **floors.pop("mean_actions"),
+        "variants": floors,
     }
 
 
@@ -113,7 +99,7 @@ class _Runs(NamedTuple):
     predicted: dict[str, np.ndarray]
     """By forecaster, [M, H]."""
     again: np.ndarray
-    """[M], of the true policies at the last horizon on other episodes."""
+    """[M, H], of the true policies on other episodes."""
 
 
 def _joined(runs: Sequence[_Runs], name: str) -> Returns:
@@ -122,6 +108,11 @@ def _joined(runs: Sequence[_Runs], name: str) -> Returns:
         np.concatenate([run.true for run in runs]),
         np.concatenate([run.predicted[name] for run in runs]),
     )
+
+
+def _floor(runs: Sequence[_Runs], chosen: Origins, config: EvaluateConfig) -> dict[str, Any]:
+    true, again = (np.concatenate([getattr(run, which) for run in runs]) for which in ("true", "again"))
+    return floor_scores(true, again, chosen, config.return_horizons[-true.shape[1] :], config.seed)
 
 
 def _trial_returns(
@@ -147,11 +138,11 @@ def _trial_returns(
         return _mean_returns(policies, trial, config.episodes, seed, sampled, parts, advance).reshape(snapshot.shape)
 
     origin, true = run(weights[at], at), run(weights[future], future)
-    mean = _Runs(origin, true, {}, run(weights[last], last, seed=config.seed + 1)[:, 0])
-    oracle = _Runs(origin, true[:, -1:], {}, mean.again)
+    mean = _Runs(origin, true, {}, run(weights[future], future, seed=config.seed + 1))
+    oracle = _Runs(origin, true[:, -1:], {}, mean.again[:, -1:])
     if config.sampled_actions:
         origin, true = run(weights[at], at, sampled=True), run(weights[last], last, sampled=True)
-        sampled = _Runs(origin, true, {}, run(weights[last], last, seed=config.seed + 1, sampled=True)[:, 0])
+        sampled = _Runs(origin, true, {}, run(weights[last], last, seed=config.seed + 1, sampled=True))
     else:
         sampled = None
     for forecaster in forecasters:
@@ -215,5 +206,5 @@ def _mean_returns(
 def _policies_an_origin(config: EvaluateConfig, names: Sequence[str]) -> int:
     """How many policies are run for one origin and these forecasters."""
     others = sum(name != "persistence" for name in names)
-    count = 1 + len(config.return_horizons) * (1 + others) + 1  # the origin, true, predicted; true on other episodes
+    count = 1 + len(config.return_horizons) * (2 + others)  # the origin; true, on other episodes too, and predicted
     return count + config.oracle_normalizer * len(names) + config.sampled_actions * (3 + others)

@@ -140,6 +140,14 @@ def gap_scores(returns: Returns, origins: Origins, mask: np.ndarray, horizons: S
     }
 
 
+def floor_scores(true: np.ndarray, again: np.ndarray, origins: Origins, horizons: Sequence[int], seed: int) -> Scores:
+    """The noise floor of REPW: mean |difference| of the true policies' returns [M, H] and those on other episodes, at
+    every horizon and, for short, at the last."""
+    found = mean_by_trial(np.abs(true - again), origins.trial, seed)
+    last = {"noise_floor": _plain(_value(found[-1])), "noise_floor_ci": _plain(_bounds(found[-1]))}
+    return last | _with_interval("noise_floor_by_horizon", horizons, found)
+
+
 def mean_by_trial(values: np.ndarray, trial: np.ndarray, seed: int) -> list[Interval]:
     """Mean over origins of values [M, H] with its interval by trial."""
     sums, counts = by_trial(values, trial), by_trial(np.ones_like(values), trial)

@@ -63,7 +63,6 @@ class Rule:
     value: float
     color: int = NEUTRAL
     interval: tuple[float, float] | None = None
-    right: bool = False
 
 
 @dataclass(frozen=True)

@@ -102,12 +102,11 @@ def _errors(evaluation: Evaluation, model: Forecaster) -> Panel | None:
         series.append(replace(line, dash=2, marker="none"))
     series += [_error_line("REPW", f, f.returns.repw, f.returns.repw_ci, horizons) for f in shown]
     series = [line for line in series if line.x]
-    rules = []
-    if evaluation.noise_floor is not None:
-        rules.append(Rule("Noise floor of REPW", evaluation.noise_floor, REPW_COLOR, evaluation.noise_floor_ci, True))
+    if evaluation.noise_floor:
+        line = _series("Noise floor of REPW", evaluation.noise_floor, evaluation.noise_floor_ci, REPW_COLOR)
+        series.append(replace(line, dash=2, marker="none", right=True))
     left = [value for line in series if not line.right for value in line.y]
     right = [v for line in series if line.right for v in (*line.y, *filter(None, line.high))]
-    right += [rule.interval[1] if rule.interval else rule.value for rule in rules]
     steps = [h for line in series for h in line.x]
     return Panel(
         "Error by forward step",
@@ -115,7 +114,6 @@ def _errors(evaluation: Evaluation, model: Forecaster) -> Panel | None:
         linear_axis("WPE", [0, *left]),
         tuple(series),
         right=linear_axis("REPW", [0, *right]) if right else None,
-        rules=tuple(rules),
     )
 
 
@@ -381,7 +379,7 @@ def _variants(evaluation: Evaluation) -> Figure | None:
     caption = f"{ahead(horizons[-1:]).capitalize()}. A forecast is run under its origin’s observation normalizer; the "
     caption += "oracle’s is the true policy’s. Under that even persistence moves: what it gains there, the normalizer "
     caption += "alone gains. Bars: 95% intervals by trial."
-    floors = {"mean_actions": evaluation.noise_floor}
+    floors = {"mean_actions": evaluation.noise_floor.get(horizons[-1])}
     floors |= {name: floor for name, (floor, _) in evaluation.variant_floors.items() if name != "oracle_normalizer"}
     said = [
         f"{number(floor)} ({VARIANTS.get(name, name).lower()})" for name, floor in floors.items() if floor is not None

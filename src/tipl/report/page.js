@@ -227,7 +227,7 @@ class PanelView {
   rules() {
     const { box } = this;
     return this.panel.rules.filter((rule) => !this.parent.hidden.has(rule.label)).map((rule) => {
-      const to = this.rowWise ? this.x : rule.right ? this.y2 : this.y;
+      const to = this.rowWise ? this.x : this.y;
       const group = svg("g", { "data-key": rule.label, "clip-path": `url(#${this.clipId})` });
       const at = to(rule.value);
       if (rule.interval) {

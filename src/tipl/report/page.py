@@ -109,8 +109,8 @@ def _summary_body(section: Section, horizons: Sequence[int], has_title: bool) ->
     if persistence:
         repw = _repw_cell(persistence.returns.repw.get(last), persistence.returns.repw_ci.get(last), last)
         rows.append(_reference_row("Doing nothing", "persistence", "0", repw, horizons))
-    if evaluation.noise_floor is not None:
-        repw = _repw_cell(evaluation.noise_floor, evaluation.noise_floor_ci, last)
+    if evaluation.noise_floor:
+        repw = _repw_cell(evaluation.noise_floor.get(last), evaluation.noise_floor_ci.get(last), last)
         rows.append(_reference_row("A perfect forecast", "noise floor", "1", repw, horizons))
     title = f'<th colspan="{2 * len(horizons) + 2}" scope="rowgroup">{escape(evaluation.title)}</th>'
     group = f'<tr class="group">{title}</tr>' if has_title else ""

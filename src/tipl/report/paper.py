@@ -114,7 +114,7 @@ def _draw(axes: Axes, panel: Panel) -> dict[str, Line2D]:
         axes.plot([panel.x.low, panel.x.high], [panel.x.low, panel.x.high], color="#9ca3af", lw=0.8, ls=DASHES[1])
     handles: dict[str, Line2D] = {}
     for rule in panel.rules:
-        handle = _rule(right if rule.right and right is not None else axes, rule, is_vertical=panel.y.categorical)
+        handle = _rule(axes, rule, is_vertical=panel.y.categorical)
         handles[rule.label] = handle
     for series in panel.series:
         into = right if series.right and right is not None else axes

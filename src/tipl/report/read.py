@@ -151,8 +151,9 @@ class Evaluation:
     """Models first, then the baselines in the file's order."""
     reconstruction_floor: dict[str, Curve]
     """Model → WPE of the true snapshots in its basis."""
-    noise_floor: float | None
-    noise_floor_ci: tuple[float, float] | None
+    noise_floor: Curve
+    noise_floor_ci: Intervals
+    """By return horizon."""
     variant_floors: dict[str, tuple[float | None, tuple[float, float] | None]]
     """How else policies were run → the noise floor there and its interval."""
     learning_curves: dict[str, tuple[list[float], list[float]]]
@@ -217,8 +218,8 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
         reconstruction_floor={
             model: _curve(curve) for model, curve in (metrics.get("reconstruction_floor") or {}).items()
         },
-        noise_floor=_number(metrics.get("noise_floor")),
-        noise_floor_ci=_interval(metrics.get("noise_floor_ci")),
+        noise_floor=_curve(metrics.get("noise_floor_by_horizon")),
+        noise_floor_ci=_intervals(metrics.get("noise_floor_by_horizon_ci")),
         variant_floors={
             variant: (_number(entry.get("noise_floor")), _interval(entry.get("noise_floor_ci")))
             for variant, entry in (metrics.get("variants") or {}).items()
