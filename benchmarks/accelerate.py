@@ -114,7 +114,7 @@ def main() -> None:
         found = compare(arms, runs, targets)
         if best is not None:
             plain = best["plain"]
-            again = compare({plain: arms[plain], **arms}, runs, targets)["arms"]
+            again = compare({plain: arms[plain], **arms}, runs, levels=found["thresholds"])["arms"]
             for name in found["arms"]:
                 if name != plain:
                     found["arms"][name]["beside_best"] = again[name]["beside"]

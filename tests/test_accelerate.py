@@ -123,12 +123,13 @@ def test_compare_is_paired_by_seed() -> None:
         slow[n, at:], fast[n, (at + 1) // 2 - 1 :] = 1, 1
     zeros = {name: np.zeros((3, 6)) for name in ("shares", "kl", "trust")}
     rest = {**zeros, "kinds": np.zeros((3, 6), np.int8), "seconds": np.ones(3), "jump_seconds": np.full(3, 0.5)}
-    found = compare(arms, {"plain": {"returns": slow, **rest}, "line": {"returns": fast, **rest}}, [1.0])["arms"][
-        "line"
-    ]
+    runs = {"plain": {"returns": slow, **rest}, "line": {"returns": fast, **rest}}
+    found = compare(arms, runs, [1.0])["arms"]["line"]
     beside = found["beside"]["steps to 1"]
     assert beside["ratio"] == 0.5 and beside["ratio_ci"] == [0.5, 0.5] and beside["seeds_improved"] == 1
     assert found["reached"]["1"] == 3 and found["overhead"] == 1.0
+    turned = compare(dict(reversed(arms.items())), runs, levels={"one": 1.0})
+    assert turned["thresholds"] == {"one": 1.0} and turned["arms"]["plain"]["beside"]["steps to one"]["ratio"] == 2.0
 
 
 def test_returns_that_never_change(tmp_path: Path) -> None:

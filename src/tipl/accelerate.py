@@ -68,9 +68,17 @@ def _at_rate(config: CollectConfig, learning_rate: float | None) -> CollectConfi
 
 
 def compare(
-    arms: Mapping[str, Arm], runs: Mapping[str, Mapping[str, np.ndarray]], targets: Sequence[float] = ()
+    arms: Mapping[str, Arm],
+    runs: Mapping[str, Mapping[str, np.ndarray]],
+    targets: Sequence[float] = (),
+    levels: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """metrics.json: every arm by itself and beside the first, paired by seed; see ARCHITECTURE.md for its keys."""
+    """metrics.json: every arm by itself and beside the first, paired by seed; see ARCHITECTURE.md for its keys.
+
+    Args:
+        targets: returns to count steps to, besides shares of the first arm's gain.
+        levels: by name the returns to count steps to, instead of both.
+    """
     names = list(arms)
     for name in names:
         nothing = np.isnan(runs[name]["returns"]).all(axis=1)
@@ -78,7 +86,7 @@ def compare(
             seed = arms[name].config.seeds[int(nothing.argmax())]
             raise TiplError(f"No episode of seed {seed} ended; give more --total-steps.")
     reference = runs[names[0]]["returns"]
-    levels = thresholds(reference, targets)
+    levels = dict(levels or thresholds(reference, targets))
     measured = {name: measures(arms[name].config, runs[name]["returns"], levels) for name in names}
     first = arms[names[0]].config
     found: dict[str, Any] = {}
