@@ -3,8 +3,14 @@
 In: small runs of InvertedPendulum and CartPole.  Out: failures.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +154,35 @@ def test_the_verb_writes_metrics(tmp_path: Path) -> None:
     assert metrics["arms"]["accelerated"]["jump"]["horizon"] == 2
     assert sum(metrics["arms"]["accelerated"]["jumps"]["counts"].values()) == 2 * 4
     assert "50" in metrics["thresholds"]
+
+
+def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
+    words = "-m tipl accelerate --trials 12 --total-steps 2048000 --forecaster line --workers 2 --out"
+    process = subprocess.Popen([sys.executable, *words.split(), str(tmp_path)], start_new_session=True)
+    try:
+        while len(children := _children(process.pid)) < 3:  # two that train, and multiprocessing's own
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        until = time.monotonic() + 60
+        while any(map(_runs, children)) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not any(map(_runs, children))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"  # dead, not yet buried
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(

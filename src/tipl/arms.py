@@ -12,6 +12,7 @@ import io
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -108,6 +109,15 @@ _stop: Event | None = None
 def _heed(stop: Event) -> None:
     global _stop
     _stop = stop
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A pool's process waits for work for ever, also for that of a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def run_part(arm: Arm, path: Path, seeds: Sequence[int]) -> None:
