@@ -681,10 +681,17 @@ def test_a_causal_model_is_judged_before_one_that_sees_the_future(tmp_path: Path
 def test_two_models_of_one_kind_have_their_names(tmp_path: Path):
     metrics = smallest()
     ours = {"causal": True, "model": True, "skill": {"1": 0.1}}
-    metrics["forecasters"] |= {"small": ours | {"label": "Ours"}, "large": ours | {"label": "Ours"}}
+    for name in ("small", "large", "causal"):
+        metrics["forecasters"][name] = ours | {"label": "Ours, causal"}
     metrics["forecasters"]["other"] = ours | {"label": "Other"}
     labels = {each.name: each.full_label for each in read_evaluation(write(tmp_path, metrics)).forecasters}
-    assert [labels[name] for name in ("small", "large", "other")] == ["Ours, small", "Ours, large", "Other"]
+    expected = {
+        "small": "Ours, causal, small",
+        "large": "Ours, causal, large",
+        "causal": "Ours, causal",
+        "other": "Other",
+    }
+    assert {name: labels[name] for name in expected} == expected
 
 
 def test_evaluations_of_one_environment_keep_apart(tmp_path: Path):

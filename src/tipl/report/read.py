@@ -239,10 +239,12 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
 
 
 def _told_apart(forecasters: list[Forecaster]) -> list[Forecaster]:
-    """Those that share a label with another, as two models of one kind do, with their names in it."""
+    """Those that share a label with another, as two models of one kind do, with their names at its end."""
     labels = Counter(each.full_label for each in forecasters)
     return [
-        replace(each, label=f"{each.label}, {each.name}") if labels[each.full_label] > 1 else each
+        replace(each, label=f"{each.label}, {each.name}")
+        if labels[each.full_label] > 1 and not each.label.endswith(f" {each.name}")
+        else each
         for each in forecasters
     ]
 
