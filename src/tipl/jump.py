@@ -96,8 +96,6 @@ class Jumper:
             judge: of weights [P] on the iteration's batch.
             returns: of the episodes that ended in the iteration.
         """
-        assert self._run is not None, "begin comes first"
-        before = self._run.now + self._jumped  # the weights that the iteration began with
         now = self._record(snapshots)
         self._learn(now)
         trust = self.trust
@@ -121,10 +119,7 @@ class Jumper:
         wanted = np.where(self._moves_P, np.float32(believed) * proposal, np.float32(0))
         if (full and trust < self._config.silent_below) or not wanted.any():
             return Jump("silent", trust=trust)
-        bound = self._config.max_kl
-        if self._config.kl_share:
-            bound = min(bound, self._config.kl_share * judge(before).kl)
-        share, kl = self._longest(now + self._jumped, wanted, judge, bound)
+        share, kl = self._longest(now + self._jumped, wanted, judge)
         if share == 0:
             return Jump("rejected", trust=trust)
         taken = np.float32(share) * wanted
@@ -134,7 +129,7 @@ class Jumper:
         return Jump("accepted" if share == 1 else "shrunk", taken, share, kl, trust)
 
     def _record(self, snapshots: np.ndarray) -> np.ndarray:
-        assert self._run is not None
+        assert self._run is not None, "begin comes first"
         self._run.extend(snapshots.astype(np.float32) - self._jumped)
         return self._run.now
 
@@ -169,11 +164,12 @@ class Jumper:
         self._from, self._expected = now, made[0, 0].astype(np.float32)
         return (made[0, 1] - now).astype(np.float32)
 
-    def _longest(self, weights: np.ndarray, wanted: np.ndarray, judge: Judge, bound: float) -> tuple[float, float]:
-        """The largest share of the proposal found to change the policy by at most `bound`, and its KL; 0 if none does.
+    def _longest(self, weights: np.ndarray, wanted: np.ndarray, judge: Judge) -> tuple[float, float]:
+        """The largest share of the proposal found to pass, and its KL; 0 if none does.
 
         KL grows with the square of a short step, which says by how much to shrink.
         """
+        bound = self._config.max_kl
         floor = judge(weights).surrogate if self._config.surrogate else -np.inf
         share = 1.0
         for _ in range(_TRIES):

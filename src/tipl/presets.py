@@ -292,9 +292,6 @@ class JumpConfig:
     """Iterations ahead of the proposal."""
     max_kl: float = 0.01
     """Most that a jump may change the policy: mean KL(π_t ‖ π̃) over the batch, in nats."""
-    kl_share: float = 0.0
-    """Most that it may change the policy as a share of what the iteration's own update did, KL(π_t ‖ π before it); 0:
-    not looked at. As the learning rate is annealed, jumps become shorter."""
     surrogate: bool = True
     """Also refuse a jump that lowers the surrogate objective, the mean of ratio × advantage, on the batch."""
     full_trust: float = 0.2
@@ -314,7 +311,6 @@ class JumpConfig:
         _require(self.every >= 1, f"--every is {self.every}; give at least 1.")
         _require(self.horizon >= 1, f"--horizon is {self.horizon}; give at least 1.")
         _require(self.max_kl > 0, f"--max-kl is {self.max_kl}; give more than 0.")
-        _require(self.kl_share >= 0, f"--kl-share is {self.kl_share}; give 0 or more.")
         _require(0 <= self.full_trust <= 1, f"--full-trust is {self.full_trust}; give 0 to 1.")
         _require(0 <= self.memory < 1, f"--memory is {self.memory}; give 0 <= memory < 1.")
         _require(self.silent_below >= 0, f"--silent-below is {self.silent_below}; give 0 or more.")
