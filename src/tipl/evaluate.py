@@ -89,8 +89,9 @@ def evaluate(
     asked = [*(load_forecaster(model, data, out) for model in models), *forecasters]
     coded = [each.codes for each in asked if each.codes] if codes is None else [_codes_of(data, codes)]
     lines = {line.name: line for line in map(CodeLine, coded)}  # one a basis
+    _require_names([*asked, *lines.values()])  # before the baselines, which take their time
     judged = [*fitted_baselines(data, split, config.horizons, config.seed), *asked, *lines.values()]
-    _require_names(judged, config)
+    _require_names(judged, config.return_forecasters)
     origins = join_origins([choose_origins(trial, config) for trial in trials])
     compared = compare_weights(trials, origins, judged, config.horizons)
     rivals = [f.name for f in judged if f.causal and not f.is_model]
@@ -246,13 +247,13 @@ def _require_room(data: Store, config: EvaluateConfig) -> None:
         )
 
 
-def _require_names(forecasters: Sequence[Forecaster], config: EvaluateConfig) -> None:
+def _require_names(forecasters: Sequence[Forecaster], wanted: Sequence[str] = ()) -> None:
     """No score may take another's place, and none that was asked for may be missing."""
     names = [f.name for f in forecasters]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise TiplError(f"Two forecasters are named {twice}; rename one (of a trained model, its folder).")
-    unknown = sorted(set(config.return_forecasters) - set(names))
+    unknown = sorted(set(wanted) - set(names))
     if unknown:
         raise TiplError(f"--return-forecasters has {unknown[0]}, which is none of: {', '.join(names)}.")
 
