@@ -104,7 +104,7 @@ def _errors(evaluation: Evaluation, model: Forecaster) -> Panel | None:
     series = [line for line in series if line.x]
     if evaluation.noise_floor:
         line = _series("Noise floor of REPW", evaluation.noise_floor, evaluation.noise_floor_ci, REPW_COLOR)
-        series.append(replace(line, dash=2, marker="none", right=True))
+        series.append(replace(line, dash=2, marker="none" if len(line.x) > 1 else "diamond", right=True))
     left = [value for line in series if not line.right for value in line.y]
     right = [v for line in series if line.right for v in (*line.y, *filter(None, line.high))]
     steps = [h for line in series for h in line.x]

@@ -202,6 +202,8 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
     if not forecasters:
         raise ValueError("it has no forecaster")
     training = metrics.get("training") or {}
+    last = str((metrics.get("return_horizons") or [0])[-1])  # where alone earlier versions measured the noise floor
+    at_last = {key: {last: metrics[key]} for key in ("noise_floor", "noise_floor_ci") if key in metrics}
     return Evaluation(
         title=str(metrics.get("env_id") or Path(str(metrics.get("store") or "data set")).stem)
         + (", trials seen in training" if metrics.get("seen") else ""),
@@ -218,8 +220,8 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
         reconstruction_floor={
             model: _curve(curve) for model, curve in (metrics.get("reconstruction_floor") or {}).items()
         },
-        noise_floor=_curve(metrics.get("noise_floor_by_horizon")),
-        noise_floor_ci=_intervals(metrics.get("noise_floor_by_horizon_ci")),
+        noise_floor=_curve(metrics.get("noise_floor_by_horizon", at_last.get("noise_floor"))),
+        noise_floor_ci=_intervals(metrics.get("noise_floor_by_horizon_ci", at_last.get("noise_floor_ci"))),
         variant_floors={
             variant: (_number(entry.get("noise_floor")), _interval(entry.get("noise_floor_ci")))
             for variant, entry in (metrics.get("variants") or {}).items()
