@@ -6,8 +6,8 @@ that are done are not run again.
 `ablate` and `tune` run on seeds from 1001 on, `judge` on seeds from --first-seed on: those chose nothing, and no store
 of --fit should hold them. `tune` runs every arm on the same grid of learning rates, annealing kept, and line jumps in a
 few variants, and takes for each arm what has the fewest mean steps to --target, or to 90% of the way to plain PPO's
-final return at 3e-4. `judge` runs every arm at 3e-4 and as it was chosen, beside plain PPO at 3e-4 (`beside`) and
-beside plain PPO at its own best rate (`beside_best`).
+final return at 3e-4. `judge` runs plain PPO at every rate and every other arm at 3e-4 and as it was chosen, beside
+plain PPO at 3e-4 (`beside`) and beside plain PPO at the rate that was chosen for it (`beside_best`).
 
     python benchmarks/accelerate.py InvertedPendulum-v4 --hidden-sizes 8 8 --total-steps 200000 --seeds 30 \\
         --target 900 --fit STORE --stages ablate tune judge --out OUT
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="that judge [10]")
     parser.add_argument("--first-seed", type=int, default=1, help="of those [1]")
     parser.add_argument("--tuning-seeds", type=int, default=None, help="[as many]")
-    parser.add_argument("--arms", nargs="+", default=list(JUMPS), choices=list(JUMPS))
+    parser.add_argument("--arms", nargs="*", default=list(JUMPS), choices=list(JUMPS))
     parser.add_argument("--controls", nargs="+", default=[], choices=list(JUMPS), help="arms at 3e-4 only, not tuned")
     parser.add_argument("--variants", nargs="+", default=None, metavar="NAME", help="of line jumps ['' and all others]")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
@@ -155,7 +155,7 @@ def main() -> None:
         for name in ("plain", *names):
             tried = choices(name)
             best[name] = next(iter(tried)) if len(tried) == 1 else min(tried, key=lambda t: found[t][measure]["mean"])
-            for key in dict.fromkeys((f"{name}, {BASE:g}", best[name])):
+            for key in tried if name == "plain" else dict.fromkeys((f"{name}, {BASE:g}", best[name])):
                 config = dataclasses.replace(tried[key].config, trials=judged.trials, seed=judged.seed)
                 arms[key] = dataclasses.replace(tried[key], config=config)
         print("best:", best)
