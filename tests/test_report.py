@@ -678,6 +678,13 @@ def test_a_causal_model_is_judged_before_one_that_sees_the_future(tmp_path: Path
     assert judged.sentence.startswith("Ours is better than doing nothing 1 step ahead and no better 10 steps ahead, ")
 
 
+def test_a_noise_floor_of_the_last_horizon_alone_stands_for_that_horizon(tmp_path: Path):
+    """As files of before `noise_floor_by_horizon` have it."""
+    old = {"return_horizons": [1, 10], "noise_floor": 2.5, "noise_floor_ci": [1.0, 4.0]}
+    found = read_evaluation(write(tmp_path, smallest() | old))
+    assert found.noise_floor == {10: 2.5} and found.noise_floor_ci == {10: (1.0, 4.0)}
+
+
 def test_two_models_of_one_kind_have_their_names(tmp_path: Path):
     metrics = smallest()
     ours = {"causal": True, "model": True, "skill": {"1": 0.1}}

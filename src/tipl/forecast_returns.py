@@ -111,7 +111,7 @@ def _joined(runs: Sequence[_Runs], name: str) -> Returns:
 
 
 def _floor(runs: Sequence[_Runs], chosen: Origins, config: EvaluateConfig) -> dict[str, Any]:
-    true, again = (np.concatenate([getattr(run, which) for run in runs]) for which in ("true", "again"))
+    true, again = np.concatenate([run.true for run in runs]), np.concatenate([run.again for run in runs])
     return floor_scores(true, again, chosen, config.return_horizons[-true.shape[1] :], config.seed)
 
 

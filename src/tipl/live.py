@@ -21,6 +21,7 @@ from tipl.baselines import (
 )
 from tipl.errors import TiplError
 from tipl.forecast import CausalForecaster, Forecaster, model_folder
+from tipl.model import CONFIG_FILE
 from tipl.presets import ForecasterName
 from tipl.store import Store
 
@@ -60,7 +61,7 @@ def named_forecaster(
             if fit is None:
                 raise TiplError("The autoregression is fitted on a store; give one, --fit STORE.")
             return _fitted(fit, tuple(horizons))
-    if not (model_folder(name) / "config.json").exists():
+    if not (model_folder(name) / CONFIG_FILE).exists():
         names = ", ".join(get_args(ForecasterName))
         raise TiplError(f"There is no forecaster {name!r}; give {names} or the folder of a causal model.")
     return CausalForecaster.from_pretrained(name, shapes)
