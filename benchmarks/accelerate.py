@@ -33,8 +33,13 @@ ABLATION = {
     "no guard": {"max_kl": 1e9, "surrogate": False},
     "no trust, no guard": {"full_trust": 0.0, "max_kl": 1e9, "surrogate": False},
     "no surrogate": {"surrogate": False},
-    "never back": {"fall": 0.0},
+    "no hindsight": {"hindsight": False},
+    "never back": {"hindsight": False, "fall": 0.0},
     "log-std too": {"log_std": True},
+    "head alone": {"layers": "head"},
+    "all but the head": {"layers": "body"},
+    "first direction": {"directions": 1},
+    "first 2 directions": {"directions": 2},
     "momentum reset": {"reset_momentum": True},
     "every 2": {"every": 2},
     "every 4": {"every": 4},
@@ -46,7 +51,7 @@ ABLATION = {
     "KL 0.1": {"max_kl": 0.1},
 }
 # Lookahead and averages, as they are known.
-UNGUARDED = JumpConfig(full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0)
+UNGUARDED = JumpConfig(full_trust=0.0, max_kl=1e9, surrogate=False, hindsight=False, fall=0.0)
 JUMPS = {
     "lookahead": dataclasses.replace(UNGUARDED, every=5),
     "average": UNGUARDED,
@@ -118,7 +123,7 @@ def main() -> None:
             for name in found["arms"]:
                 if name != plain:
                     found["arms"][name]["beside_best"] = again[name]["beside"]
-            found["best"] = best
+            found["best"] = {name: key for name, key in best.items() if name not in asked.controls}
         say(found, measure)
         return found
 

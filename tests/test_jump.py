@@ -4,13 +4,14 @@ In: paths that are known, judges that are formulas.  Out: failures.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tipl.baselines import RandomDisplacement, line, persistence
 from tipl.forecast import Forecaster, History
-from tipl.jump import Judgment, Jump, Jumper
+from tipl.jump import Judgment, Jump, Jumper, may_jump
 from tipl.presets import JumpConfig
 
 P = 50
@@ -129,6 +130,33 @@ def test_weights_that_may_not_jump_stay() -> None:
     assert not jump.displacement[-3:].any() and jump.displacement[:-3].all()
 
 
+def test_layers_and_log_stds_jump_where_they_are_asked_to() -> None:
+    names = ("actor_mean.0.weight", "actor_mean.0.bias", "actor_mean.2.weight", "actor_mean.2.bias", "actor_logstd")
+    sizes = (6, 2, 4, 2, 2)
+
+    def moved(**settings: Any) -> list[int]:
+        return np.flatnonzero(may_jump(names, sizes, JumpConfig(**settings))).tolist()
+
+    assert moved() == list(range(14)) and moved(log_std=True) == list(range(16))
+    assert moved(layers="body") == list(range(8)) and moved(layers="head") == list(range(8, 14))
+    assert moved(layers="head", log_std=True) == list(range(8, 16))
+
+
+@pytest.mark.parametrize("count", (1, 3, 5, 9))
+def test_first_directions_against_an_svd(count: int) -> None:
+    """The rank-`count` projection of the proposal on the right singular vectors of the snapshots that are seen."""
+    rng = np.random.default_rng(3)
+    jumper = Jumper(line(6), JumpConfig(directions=count, full_trust=0.0, fall=0.0), everything())
+    snapshots = np.cumsum(rng.standard_normal((6, P)), axis=0).astype(np.float32)
+    jumper.begin(snapshots[0])
+    jump = jumper.step(snapshots[1:], free)
+    slope, start = np.polyfit(np.arange(6), snapshots.astype(np.float64), 1)
+    ahead = start + 25 * slope - snapshots[-1]
+    directions = np.linalg.svd((snapshots[:-1] - snapshots[-1]).astype(np.float64), full_matrices=False)[2][:count]
+    assert jump.displacement is not None
+    np.testing.assert_allclose(jump.displacement, directions.T @ (directions @ ahead), rtol=1e-3, atol=1e-3)
+
+
 class Spy(Forecaster):
     """Keeps what it is shown."""
 
@@ -224,6 +252,32 @@ def test_a_fall_in_return_takes_the_jump_back_and_makes_patient() -> None:
     assert back.kind == "taken back"
     np.testing.assert_array_equal(back.displacement, -jump.displacement)
     assert [run.iterate(returns=[10, 11, 9]).kind for _ in range(3)] == ["waited", "accepted", "accepted"]
+
+
+def test_a_jump_that_its_own_batch_is_against_is_taken_back() -> None:
+    """The objective falls by the distance from where the jump began: the next batch is for going back."""
+    run = Run(Jumper(line(6), JumpConfig(fall=0.0), everything()))
+    run.iterate()
+    jump = run.iterate()
+    assert jump.displacement is not None
+    departed = run.weights - jump.displacement
+    back = run.iterate(lambda w: Judgment(0.0, -float(np.square(w - departed).sum())))
+    assert back.kind == "taken back"
+    np.testing.assert_array_equal(back.displacement, -jump.displacement)
+    assert [run.iterate().kind for _ in range(3)] == ["waited", "accepted", "accepted"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"), [({}, "accepted"), ({"hindsight": False}, "accepted")], ids=["for it", "not asked"]
+)
+def test_a_jump_that_its_batch_is_for_stays(settings: dict[str, bool], kind: str) -> None:
+    run = Run(Jumper(line(6), JumpConfig(surrogate=False, **settings), everything()))
+    run.iterate()
+    jump = run.iterate()
+    assert jump.displacement is not None
+    sign = 1 if settings else -1  # without hindsight not even a batch against it counts
+    departed = run.weights - jump.displacement
+    assert run.iterate(lambda w: Judgment(0.0, -sign * float(np.square(w - departed).sum()))).kind == kind
 
 
 @pytest.mark.parametrize("after", ([9, 10, 8], [0], []), ids=["within noise", "one episode", "no episode"])

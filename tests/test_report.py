@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tipl.accelerate import accelerate
+from tipl.across import across
 from tipl.errors import TiplError
 from tipl.presets import CollectConfig
 from tipl.report import report
@@ -378,6 +379,19 @@ def test_the_sentence_on_runs_says_what_the_intervals_say(
     del metrics["arms"]["plain"]["curve"]
     with pytest.raises(TiplError, match="is not an acceleration"):
         report([write(tmp_path / "broken", metrics)], tmp_path / "out.html")
+
+
+def test_accelerations_in_several_environments_are_taken_together(accelerated: Path, tmp_path: Path):
+    metrics = json.loads((accelerated / "metrics.json").read_text())
+    other = metrics | {"env_id": "Elsewhere-v1"}
+    expected = across([metrics, other])["beside"]["plain"]["accelerated"]
+    document = Page(report([accelerated, write(tmp_path / "other", other)], tmp_path / "out.html"))
+    panel = json.loads(document.data)["all-environments-accelerated-steps"]["panels"][0]
+    dots = {series["label"]: series["x"] for series in panel["series"]}
+    assert list(dots) == ["All environments", "InvertedPendulum-v4 8-8", "Elsewhere-v1 8-8"]
+    assert dots["All environments"] == pytest.approx([expected["steps to 90%"]["value"]], rel=1e-5)
+    again = Page(report([accelerated, write(tmp_path / "again", metrics)], tmp_path / "again.html"))
+    assert "all-environments-accelerated-steps" not in json.loads(again.data)  # twice the same environment
 
 
 def test_the_table_holds_the_numbers_of_the_file(page: Path, metrics: dict[str, Any]):

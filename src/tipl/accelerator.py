@@ -23,11 +23,9 @@ from torch.distributions import Categorical, Distribution, Normal, kl_divergence
 
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster
-from tipl.jump import Judgment, Jump, Jumper
+from tipl.jump import Judgment, Jump, Jumper, may_jump
 from tipl.live import named_forecaster
 from tipl.presets import JumpConfig
-
-_LOG_STDS = ("logstd", "log_std")  # how names of log standard deviations end, in CleanRL and Stable-Baselines3
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,8 @@ class Accelerator:
         if isinstance(forecaster, str | Path):
             shapes = [parameter.shape for parameter in self._parameters]
             forecaster = named_forecaster(str(forecaster), shapes, config.horizon, snapshots, fit)
-        moves = [np.full(p.numel(), config.log_std or not name.endswith(_LOG_STDS)) for name, p in named]
-        self._jumper = Jumper(forecaster, config, np.concatenate(moves))
+        names, sizes = [name for name, _ in named], [p.numel() for p in self._parameters]
+        self._jumper = Jumper(forecaster, config, may_jump(names, sizes, config))
         self._jumper.begin(_flat(self._parameters))
         self._snapshots: list[np.ndarray] = []
         self.counts: Counter[str] = Counter()

@@ -25,7 +25,7 @@ import numpy as np
 
 from tipl.collect import deaf_to_interrupts, one_thread_a_process, trial_config
 from tipl.forecast import Forecaster
-from tipl.jump import KINDS, Judgment, Jumper
+from tipl.jump import KINDS, Judgment, Jumper, may_jump
 from tipl.live import named_forecaster
 from tipl.model import write_file
 from tipl.policy import FASTMATH, forward_batch, kernel
@@ -155,9 +155,7 @@ def run_part(arm: Arm, path: Path, seeds: Sequence[int]) -> None:
 def _jumpers(arm: Arm, stack: Stack) -> list[Jumper]:
     if arm.forecaster is None:
         return []
-    moves = np.ones(stack.spec.size, bool)
-    if not arm.jump.log_std and not stack.env.discrete:
-        moves[-stack.env.policy_outputs :] = False
+    moves = may_jump(stack.spec.names, stack.spec.sizes, arm.jump)
     forecaster = _arm_forecaster(arm, stack)  # knows of no trial but what it is handed
     jumpers = [Jumper(forecaster, arm.jump, moves, seed) for seed in stack.seeds]
     for jumper, weights in zip(jumpers, stack.policies, strict=True):

@@ -128,6 +128,11 @@ class LiveRun:
         """φ_t"""
         return self._path[-1]
 
+    @property
+    def window(self) -> np.ndarray:
+        """[n, P], the snapshots that the forecaster sees, oldest first."""
+        return np.stack(self._path)
+
     def extend(self, snapshots: np.ndarray) -> None:
         """[n, P] float32, oldest first."""
         self._path += list(snapshots)
@@ -137,12 +142,12 @@ class LiveRun:
 
     def forecast(self, place: int, horizons: Sequence[int]) -> np.ndarray:
         """[1, H, P]"""
-        history = History(self._trial, self.origin, np.stack(self._path), place)
+        history = History(self._trial, self.origin, self.window, place)
         return np.asarray(self._forecaster.forecast([history], horizons))
 
     def state(self) -> dict[str, np.ndarray]:
         """All that the next forecast depends on, to be given to `restore`."""
-        return {"path": np.stack(self._path), "origin": np.array(self.origin)}
+        return {"path": self.window, "origin": np.array(self.origin)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on where `state` was taken."""

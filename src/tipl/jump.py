@@ -20,6 +20,8 @@ _TRIES = 8  # lengths that are judged
 _SHORTEST = 0.01  # share of a proposal below which it is rejected
 _MOST_PATIENT = 16  # times `every`
 
+_LOG_STDS = ("logstd", "log_std")  # how names of log standard deviations end, in CleanRL and Stable-Baselines3
+
 Kind = Literal["waited", "silent", "invalid", "rejected", "shrunk", "accepted", "taken back"]
 KINDS: tuple[Kind, ...] = ("waited", "silent", "invalid", "rejected", "shrunk", "accepted", "taken back")
 
@@ -42,7 +44,7 @@ class Jump:
 
     kind: `waited` (no proposal was due), `silent` (the forecaster has not earned trust, or foresees no movement),
         `invalid` (the forecast is not finite or of another shape), `rejected` (no length of it passed), `shrunk`,
-        `accepted` (in full), `taken back` (the return fell after the last jump).
+        `accepted` (in full), `taken back` (the last jump, by the advantages or returns that came of it).
     displacement: [P] to add to the weights; None where nothing changes.
     share: of the trusted proposal that was taken.
     kl: of the jump.
@@ -54,6 +56,17 @@ class Jump:
     share: float = 0.0
     kl: float = 0.0
     trust: float = 1.0
+
+
+def may_jump(names: Sequence[str], sizes: Sequence[int], config: JumpConfig) -> np.ndarray:
+    """Which weights may: [P] bool, for tensors of these names and sizes that lie end to end."""
+    layers = [name.rpartition(".")[0] for name in names if not name.endswith(_LOG_STDS)]
+    wanted = {"all": layers, "head": layers[-1:], "body": [layer for layer in layers if layer != layers[-1]]}
+    jump = [
+        config.log_std if name.endswith(_LOG_STDS) else name.rpartition(".")[0] in wanted[config.layers]
+        for name in names
+    ]
+    return np.repeat(jump, sizes)
 
 
 class Jumper:
@@ -76,6 +89,7 @@ class Jumper:
         self._from: np.ndarray | None = None  # and where it was then
         self._toward = self._square = 0.0  # Σ d̂ · d and Σ d̂ · d̂, the older the lighter
         self._last: np.ndarray | None = None  # the last jump, while it may be taken back
+        self._departed: np.ndarray | None = None  # the weights that it went from
         self._before: list[float] = []  # returns before it
         self._patience, self._waited = 1, 0
 
@@ -99,14 +113,13 @@ class Jumper:
         now = self._record(snapshots)
         self._learn(now)
         trust = self.trust
-        if self._has_fallen(returns):
-            taken = self._last
-            assert taken is not None
-            self._last, self._patience, self._waited = None, min(2 * self._patience, _MOST_PATIENT), 0
+        taken, self._last = self._last, None
+        if taken is not None and (self._is_regretted(taken, judge) or self._has_fallen(returns)):
+            self._patience, self._waited = min(2 * self._patience, _MOST_PATIENT), 0
             self._jumped -= taken
             return Jump("taken back", -taken, trust=trust)
-        if self._last is not None:
-            self._last, self._patience = None, max(1, self._patience // 2)
+        if taken is not None:
+            self._patience = max(1, self._patience // 2)
         self._waited += 1
         if self._waited < self._config.every * self._patience:
             return Jump("waited", trust=trust)
@@ -124,8 +137,7 @@ class Jumper:
             return Jump("rejected", trust=trust)
         taken = np.float32(share) * wanted
         self._jumped += taken
-        if self._config.fall:
-            self._last, self._before = taken, list(returns)
+        self._last, self._departed, self._before = taken, snapshots[-1].astype(np.float32), list(returns)
         return Jump("accepted" if share == 1 else "shrunk", taken, share, kl, trust)
 
     def _record(self, snapshots: np.ndarray) -> np.ndarray:
@@ -143,10 +155,21 @@ class Jumper:
         self._square = self._config.memory * self._square + float(foreseen @ foreseen)
         self._expected = self._from = None
 
+    def _is_regretted(self, taken: np.ndarray, judge: Judge) -> bool:
+        """Whether the batch that the last jump's policy has made is rather for the weights from before the jump.
+
+        Their surrogate objective on it is, to first order in the policy's change, how much higher their return is than
+        that of the policy that made the batch (Kakade & Langford 2002; Schulman et al. 2015, arXiv 1502.05477, eq. 3).
+        """
+        if not self._config.hindsight:
+            return False
+        assert self._departed is not None
+        return judge(self._departed).surrogate > judge(self._departed + taken).surrogate
+
     def _has_fallen(self, after: Sequence[float]) -> bool:
         """Whether the return is lower than before the last jump, beyond `fall` standard errors (Welch)."""
         before = self._before
-        if self._last is None or min(len(before), len(after)) < 2:
+        if not self._config.fall or min(len(before), len(after)) < 2:
             return False
         error = np.sqrt(np.var(before, ddof=1) / len(before) + np.var(after, ddof=1) / len(after))
         return bool(np.mean(before) - np.mean(after) > self._config.fall * error)
@@ -162,7 +185,8 @@ class Jumper:
         if not usable:  # so far that its square overflows
             return None
         self._from, self._expected = now, made[0, 0].astype(np.float32)
-        return (made[0, 1] - now).astype(np.float32)
+        ahead = (made[0, 1] - now).astype(np.float32)
+        return _within(self._run.window, ahead, self._config.directions) if self._config.directions else ahead
 
     def _longest(self, weights: np.ndarray, wanted: np.ndarray, judge: Judge) -> tuple[float, float]:
         """The largest share of the proposal found to pass, and its KL; 0 if none does.
@@ -185,7 +209,8 @@ class Jumper:
     def state(self) -> dict[str, np.ndarray]:
         """All that the next step depends on, as arrays, to be given to `restore`."""
         arrays = {"jumped": self._jumped.copy()} | ({} if self._run is None else self._run.state())
-        optional = {"expected": self._expected, "from": self._from, "last": self._last}
+        optional = {"expected": self._expected, "from": self._from, "last": self._last,
+                    "departed": self._departed}  # fmt: skip
         arrays |= {name: np.array(value) for name, value in optional.items() if value is not None}
         numbers = np.array([self._toward, self._square])
         counts = np.array([self._patience, self._waited])
@@ -198,9 +223,20 @@ class Jumper:
             self.begin(state["path"][0])
             assert self._run is not None
             self._run.restore(state)
-        self._expected, self._from, self._last = (
-            np.array(state[name]) if name in state else None for name in ("expected", "from", "last")
+        self._expected, self._from, self._last, self._departed = (
+            np.array(state[name]) if name in state else None for name in ("expected", "from", "last", "departed")
         )
         self._toward, self._square = map(float, state["evidence"])
         self._patience, self._waited = map(int, state["counts"])
         self._before = np.array(state["before"]).tolist()
+
+
+def _within(window_nP: np.ndarray, ahead_P: np.ndarray, count: int) -> np.ndarray:
+    """The part of a displacement that lies in the first `count` principal directions of the snapshots, as seen from
+    the last one; their n × n inner products are enough for it."""
+    back_nP = (window_nP[:-1] - window_nP[-1]).astype(np.float64)
+    square_n, vectors_nn = np.linalg.eigh(back_nP @ back_nP.T)
+    kept = slice(max(0, len(square_n) - count), None)
+    square_k, vectors_nk = square_n[kept], vectors_nn[:, kept]
+    inverse_k = np.where(square_k > 1e-12 * max(square_n[-1:], default=0.0), 1 / np.maximum(square_k, 1e-300), 0)
+    return (back_nP.T @ (vectors_nk @ (inverse_k * (vectors_nk.T @ (back_nP @ ahead_P))))).astype(np.float32)

@@ -300,10 +300,18 @@ class JumpConfig:
     """How much of the evidence about the forecaster is kept from one iteration to the next."""
     silent_below: float = 0.1
     """Trust below which nothing is proposed."""
+    hindsight: bool = True
+    """Take a jump back if the next batch, which the policy after it has made, has a higher surrogate objective for the
+    policy from before."""
     fall: float = 2.0
     """Standard errors by which the return has to fall after a jump for it to be taken back; 0: never."""
     log_std: bool = False
     """Let the log standard deviations jump too."""
+    layers: Literal["all", "body", "head"] = "all"
+    """Which layers of the network jump: all, all but the last one, or the last one alone."""
+    directions: int = 0
+    """Of a forecast, jump only by its part in so many first principal directions of the snapshots that the forecaster
+    sees; 0: by all of it."""
     reset_momentum: bool = False
     """Zero Adam's first moments of the policy after a jump."""
 
@@ -314,6 +322,7 @@ class JumpConfig:
         _require(0 <= self.full_trust <= 1, f"--full-trust is {self.full_trust}; give 0 to 1.")
         _require(0 <= self.memory < 1, f"--memory is {self.memory}; give 0 <= memory < 1.")
         _require(self.silent_below >= 0, f"--silent-below is {self.silent_below}; give 0 or more.")
+        _require(self.directions >= 0, f"--directions is {self.directions}; give 0 or more.")
         _require(self.fall >= 0, f"--fall is {self.fall}; give 0 or more.")
 
 

@@ -16,6 +16,7 @@ from tipl.report.figures import figures
 from tipl.report.page import Section, page
 from tipl.report.paper import print_figure
 from tipl.report.read import Evaluation, read_evaluation
+from tipl.report.together import read_together
 from tipl.report.verdict import verdict
 
 __all__ = ["report"]
@@ -36,7 +37,10 @@ def report(evals: Sequence[Path], out: Path) -> Path:
         )
     if out.is_dir():
         raise TiplError(f"{out} is a folder; give a file to write, such as {out / 'report.html'}.")
-    runs = _with_own_titles([read_acceleration(folder) for folder in evals if is_acceleration(folder)])
+    accelerated = [folder for folder in evals if is_acceleration(folder)]
+    runs = _with_own_titles([read_acceleration(folder) for folder in accelerated])
+    if len(runs) > 1 and (together := read_together(accelerated)):
+        runs.insert(0, together)
     sections = []
     for evaluation in _with_own_titles([read_evaluation(folder) for folder in evals if not is_acceleration(folder)]):
         drawn, left_out = figures(evaluation)

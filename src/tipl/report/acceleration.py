@@ -187,10 +187,12 @@ def _thresholds(metrics: Mapping[str, Any]) -> Figure | None:
     for turn, level in enumerate(levels):
         found = [entry["beside"][f"steps to {level}"] for entry in arms.values()]
         shift = 0.6 * ((turn + 0.5) / len(levels) - 0.5)
-        groups.append(_dots(f"to {level}", turn, [f["ratio"] for f in found], [f["ratio_ci"] for f in found], shift))
+        groups.append(
+            dot_series(f"to {level}", turn, [f["ratio"] for f in found], [f["ratio_ci"] for f in found], shift)
+        )
     if not arms:
         return None
-    panel = _rows("Environment steps ÷ plain training’s", list(arms), groups, Rule("As many", 1.0))
+    panel = dot_rows("Environment steps ÷ plain training’s", list(arms), groups, Rule("As many", 1.0))
     caption = "Ratio of mean environment steps until the return of an iteration first reaches a threshold: shares of "
     caption += "the way from plain training’s first return to its final one, or a return asked for. A run that never "
     caption += "does counts with its length. Bars: 95% intervals, paired by seed."
@@ -201,8 +203,8 @@ def _finals(metrics: Mapping[str, Any]) -> Figure:
     panels = []
     for measure, title in (("final return", "Final return"), ("mean return", "Mean return over training")):
         found = [entry[measure] for entry in metrics["arms"].values()]
-        dots = _dots(title, 0, [f["mean"] for f in found], [f["mean_ci"] for f in found], 0.0)
-        panels.append(_rows(title, list(metrics["arms"]), [dots], None))
+        dots = dot_series(title, 0, [f["mean"] for f in found], [f["mean_ci"] for f in found], 0.0)
+        panels.append(dot_rows(title, list(metrics["arms"]), [dots], None))
     caption = "Final: of the last tenth of the iterations. Mean: the area under the learning curve. Bars: 95% "
     caption += "intervals over seeds."
     return Figure("final-return", "Returns", caption, tuple(panels))
@@ -237,7 +239,7 @@ def _share_made(counts: Mapping[str, int]) -> float:
     return (counts["accepted"] + counts["shrunk"]) / max(1, sum(counts.values()))
 
 
-def _dots(label: str, turn: int, values: Sequence[float], bounds: Sequence[Any], shift: float) -> Series:
+def dot_series(label: str, turn: int, values: Sequence[float], bounds: Sequence[Any], shift: float) -> Series:
     return Series(
         label, label, turn % NEUTRAL, tuple(values), tuple(row + shift for row in range(len(values))),
         tuple(b[0] if b else None for b in bounds), tuple(b[1] if b else None for b in bounds),
@@ -245,7 +247,7 @@ def _dots(label: str, turn: int, values: Sequence[float], bounds: Sequence[Any],
     )  # fmt: skip
 
 
-def _rows(label: str, names: Sequence[str], groups: Sequence[Series], rule: Rule | None) -> Panel:
+def dot_rows(label: str, names: Sequence[str], groups: Sequence[Series], rule: Rule | None) -> Panel:
     values = [v for group in groups for v in (*group.x, *group.low, *group.high) if v is not None]
     ticks = tuple((float(row), name) for row, name in enumerate(names))
     y = Axis("", -0.6, len(names) - 0.4, ticks, categorical=True)

@@ -1,0 +1,105 @@
+"""Acceleration over several environments: every arm beside a plain one, environments and seeds together.
+
+In: what `tipl.accelerate.compare` found in each environment.  Out: ratios of IQMs with intervals.
+
+Rows are paired: one seed in one environment, with an arm and with the reference.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tipl.stats import Interval, bootstrap_interval, iqm
+
+BEST = "{}, at its best rate"
+"""What an arm is called whose learning rate was tuned, and so is another in every environment."""
+SHARED = ("steps to 50%", "steps to 75%", "steps to 90%", "final return")
+"""Measures that mean the same in every environment."""
+
+
+def across(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arms that every environment has, beside the first one and, where it was tuned, beside it at its best rate.
+
+    An arm counts where its forecaster is the same everywhere.
+
+    Of every environment as many seeds count as the one with the fewest has, so that all weigh the same. Steps are
+    divided by the reference's mean in the environment, a final return less the reference's by what plain training gains
+    there; then environments and seeds are one sample, whose IQM counts. The bootstrap draws seeds within each
+    environment (Agarwal et al. 2021, arXiv 2108.13264).
+
+    Returns:
+        `environments`, their names, and `beside`: by reference, arm and measure a `value` with its interval `ci`, and
+        `by_environment` with each one's own.
+    """
+    roles = [_roles(each) for each in found]
+    shared = [
+        role for role in roles[0] if len({_forecaster(*each, role) for each in zip(found, roles, strict=True)}) == 1
+    ]
+    best = BEST.format("plain")
+    count = min(len(each["seeds"]) for each in found)
+    beside: dict[str, Any] = {}
+    for reference in (shared[0], *([best] if best in shared else [])):
+        beside[reference] = {}
+        for role in shared:
+            if role != reference:
+                pairs = [
+                    (each["arms"][r[role]], each["arms"][r[reference]]) for each, r in zip(found, roles, strict=True)
+                ]
+                beside[reference][role] = {measure: _beside(measure, pairs, found, count) for measure in SHARED}
+    return {"environments": [environment(each) for each in found], "beside": beside}
+
+
+def environment(found: Mapping[str, Any]) -> str:
+    """What an environment is called: one may stand there with several policies."""
+    sizes = next(iter(found["arms"].values()))["config"]["hidden_sizes"]
+    return f"{found['env_id']} {'-'.join(map(str, sizes))}"
+
+
+def _roles(found: Mapping[str, Any]) -> dict[str, str]:
+    """By what an arm is called in every environment, its name in this one."""
+    best = {BEST.format(kind): name for kind, name in found.get("best", {}).items()}
+    return {name: name for name in found["arms"]} | best
+
+
+def _forecaster(found: Mapping[str, Any], roles: Mapping[str, str], role: str) -> str:
+    return str(found["arms"][roles[role]]["forecaster"]) if role in roles else "no such arm"
+
+
+def _beside(
+    measure: str, pairs: Sequence[tuple[Any, Any]], found: Sequence[Mapping[str, Any]], count: int
+) -> dict[str, Any]:
+    mine, theirs = ([np.array(arm[measure]["by_seed"][:count]) for arm in arms] for arms in zip(*pairs, strict=True))
+    if measure.startswith("steps"):
+        means = [each.mean() for each in theirs]
+        mine, theirs = ([values / mean for values, mean in zip(each, means, strict=True)] for each in (mine, theirs))
+        statistic = _ratio_of_iqms
+    else:
+        mine = [(m - t) / _gain(each) for m, t, each in zip(mine, theirs, found, strict=True)]
+        theirs = [np.zeros_like(each) for each in mine]
+        statistic = _difference_of_iqms
+
+    def interval(x: np.ndarray, y: np.ndarray, labels: np.ndarray | None = None) -> dict[str, Any]:
+        made = bootstrap_interval(statistic, x, y, rng=np.random.default_rng(0), strata=labels)[0]
+        return {"value": made.value, "ci": _ci(made)}
+
+    each = [interval(x, y) for x, y in zip(mine, theirs, strict=True)]
+    strata = np.repeat(np.arange(len(found)), count)
+    return interval(np.concatenate(mine), np.concatenate(theirs), strata) | {"by_environment": each}
+
+
+def _gain(found: Mapping[str, Any]) -> float:
+    """How much the return of plain training rises, from its thresholds."""
+    return (found["thresholds"]["90%"] - found["thresholds"]["50%"]) / 0.4
+
+
+def _ratio_of_iqms(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+    return iqm(x, axis) / iqm(y, axis)
+
+
+def _difference_of_iqms(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+    return iqm(x, axis) - iqm(y, axis)
+
+
+def _ci(interval: Interval) -> list[float] | None:
+    return None if interval.low is None or interval.high is None else [interval.low, interval.high]
