@@ -21,7 +21,7 @@ from typing import Any
 
 from tipl.accelerate import compare
 from tipl.arms import Arm, run_arms
-from tipl.presets import CollectConfig, JumpConfig
+from tipl.presets import JUMPS, CollectConfig, jumps_of
 
 RATES = (3e-4, 6e-4, 1e-3, 2e-3, 3e-3)
 BASE = RATES[0]
@@ -33,8 +33,9 @@ ABLATION = {
     "no guard": {"max_kl": 1e9, "surrogate": False},
     "no trust, no guard": {"full_trust": 0.0, "max_kl": 1e9, "surrogate": False},
     "no surrogate": {"surrogate": False},
-    "no hindsight": {"hindsight": False},
-    "never back": {"hindsight": False, "fall": 0.0},
+    "hindsight": {"hindsight": True},
+    "change 0.02": {"max_change": 0.02},
+    "never back": {"fall": 0.0},
     "log-std too": {"log_std": True},
     "head alone": {"layers": "head"},
     "all but the head": {"layers": "body"},
@@ -50,16 +51,6 @@ ABLATION = {
     "KL 0.03": {"max_kl": 0.03},
     "KL 0.1": {"max_kl": 0.1},
 }
-# Lookahead and averages, as they are known.
-UNGUARDED = JumpConfig(full_trust=0.0, max_kl=1e9, surrogate=False, hindsight=False, fall=0.0)
-JUMPS = {
-    "lookahead": dataclasses.replace(UNGUARDED, every=5),
-    "average": UNGUARDED,
-    "noise": JumpConfig(),
-    "line": JumpConfig(),
-    "autoregression": JumpConfig(horizon=20),
-    "causal": JumpConfig(horizon=20),
-}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # of jumps, which `tune` chooses from
     "line": {
         "": {},
@@ -74,7 +65,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # of jumps, which `tune` cho
 
 def arm(config: CollectConfig, rate: float, forecaster: str | None, fit: Path | None, **jump: Any) -> Arm:
     config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, learning_rate=rate))
-    settings = dataclasses.replace(JUMPS.get(forecaster or "", JumpConfig()), **jump)
+    settings = dataclasses.replace(jumps_of(forecaster or "line"), **jump)
     return Arm(config, forecaster, settings, fit if forecaster == "autoregression" else None)
 
 

@@ -51,7 +51,7 @@ def test_the_judge_is_what_torch_says(config: CollectConfig) -> None:
     stack.iterate()
     now = np.array(stack.policies[1])
     other = now + 0.1 * np.random.default_rng(0).standard_normal(len(now)).astype(np.float32)
-    kl, surrogate = batch_judge(stack, 1)(other)
+    kl, surrogate, change = batch_judge(stack, 1)(other)
     mine, batch = stack.copies(1), config.ppo.batch_size
     obs = stack.obs[mine].reshape(batch, -1)
     current, candidate = torch_policy(stack, now, obs), torch_policy(stack, other, obs)
@@ -63,6 +63,7 @@ def test_the_judge_is_what_torch_says(config: CollectConfig) -> None:
     advantages = torch.from_numpy(stack.advantages[mine].reshape(-1))
     assert kl == pytest.approx(float(expected), rel=1e-4)
     assert surrogate == pytest.approx(float((ratio * (advantages - advantages.mean())).mean()), rel=1e-3, abs=1e-5)
+    assert change == pytest.approx(float((ratio - 1 - ratio.log()).mean()), rel=1e-3)
 
 
 def test_runs_are_plain_until_their_first_jump_and_are_not_run_twice(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_a_fall_in_return_takes_the_jump_back_and_makes_patient() -> None:
 
 def test_a_jump_that_its_own_batch_is_against_is_taken_back() -> None:
     """The objective falls by the distance from where the jump began: the next batch is for going back."""
-    run = Run(Jumper(line(6), JumpConfig(fall=0.0), everything()))
+    run = Run(Jumper(line(6), JumpConfig(hindsight=True, fall=0.0), everything()))
     run.iterate()
     jump = run.iterate()
     assert jump.displacement is not None
@@ -267,17 +267,27 @@ def test_a_jump_that_its_own_batch_is_against_is_taken_back() -> None:
     assert [run.iterate().kind for _ in range(3)] == ["waited", "accepted", "accepted"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "kind"), [({}, "accepted"), ({"hindsight": False}, "accepted")], ids=["for it", "not asked"]
-)
-def test_a_jump_that_its_batch_is_for_stays(settings: dict[str, bool], kind: str) -> None:
-    run = Run(Jumper(line(6), JumpConfig(surrogate=False, **settings), everything()))
+@pytest.mark.parametrize(("hindsight", "sign"), [(True, 1), (False, -1)], ids=["for it", "not asked"])
+def test_a_jump_that_its_batch_is_for_stays(hindsight: bool, sign: int) -> None:
+    run = Run(Jumper(line(6), JumpConfig(surrogate=False, hindsight=hindsight), everything()))
     run.iterate()
     jump = run.iterate()
     assert jump.displacement is not None
-    sign = 1 if settings else -1  # without hindsight not even a batch against it counts
     departed = run.weights - jump.displacement
-    assert run.iterate(lambda w: Judgment(0.0, -sign * float(np.square(w - departed).sum()))).kind == kind
+    assert run.iterate(lambda w: Judgment(0.0, sign * float(np.square(w - departed).sum()))).kind == "accepted"
+
+
+def test_an_update_that_uses_up_the_change_leaves_none_for_a_jump() -> None:
+    """The update itself has moved the policy by 0.015 nats; each share of the proposal adds as many again."""
+    for most, kind in ((0.05, "accepted"), (0.02, "shrunk"), (0.01, "rejected")):
+        run = Run(Jumper(line(6), JumpConfig(max_change=most), everything()))
+        run.iterate()
+        base, ahead = run.weights + 5 * run.drift, float(np.linalg.norm(20 * run.drift))
+        share = lambda w, b=base, a=ahead: float(np.linalg.norm(w - b)) / a  # noqa: E731
+        jump = run.iterate(lambda w, s=share: Judgment(0.0, 0.0, 0.015 * (1 + s(w))))
+        assert jump.kind == kind
+        if kind == "shrunk":
+            assert jump.share <= 1 / 3 + 1e-3
 
 
 @pytest.mark.parametrize("after", ([9, 10, 8], [0], []), ids=["within noise", "one episode", "no episode"])

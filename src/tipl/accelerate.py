@@ -21,7 +21,7 @@ from tipl.arms import Arm, run_arms
 from tipl.errors import TiplError
 from tipl.jump import KINDS
 from tipl.model import write_file
-from tipl.presets import CollectConfig, JumpConfig
+from tipl.presets import CollectConfig, JumpConfig, jumps_of
 from tipl.stats import Interval, bootstrap_interval, iqm, paired_improvement
 
 SHARES = (0.5, 0.75, 0.9)
@@ -34,7 +34,7 @@ def accelerate(
     config: CollectConfig,
     out: Path,
     forecaster: str = "line",
-    jump: JumpConfig = JumpConfig(),
+    jump: JumpConfig | None = None,
     *,
     plain_learning_rate: float | None = None,
     fit: Path | None = None,
@@ -47,6 +47,7 @@ def accelerate(
         config: the trials; its learning rate is that of the accelerated ones.
         out: a folder, new or of an earlier call, which goes on: seeds that are done are not run again.
         forecaster: a `ForecasterName`, or the folder of a causal model.
+        jump: when and how far; default: `jumps_of` the forecaster.
         plain_learning_rate: of the plain trials; default: the same.
         fit: the store whose training trials the autoregression is fitted on.
         targets: returns to which the steps are counted too.
@@ -55,6 +56,7 @@ def accelerate(
     Raises:
         TiplError: the environment, the forecaster or the folder cannot be used.
     """
+    jump = jump or jumps_of(forecaster)
     arms = {"plain": Arm(_at_rate(config, plain_learning_rate)), "accelerated": Arm(config, forecaster, jump, fit)}
     runs = run_arms(arms, out, workers)
     write_file(Path(out) / METRICS_FILE, json.dumps(compare(arms, runs, targets), indent=1).encode())

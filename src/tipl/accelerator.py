@@ -12,7 +12,7 @@ For loops without a policy there is `JumpingOptimizer`, a `torch.optim.Optimizer
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tipl.errors import TiplError
 from tipl.forecast import Forecaster
 from tipl.jump import Judgment, Jump, Jumper, may_jump
 from tipl.live import named_forecaster
-from tipl.presets import JumpConfig
+from tipl.presets import JumpConfig, jumps_of
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class Accelerator:
             distribution: the policy's distribution over actions at observations; default: of CleanRL's agents.
             snapshots: of an iteration, all but the last of which the loop takes by `record`.
             fit: the store that the autoregression is fitted on.
-            settings: of `JumpConfig`: every, horizon, max_kl, …
+            settings: of `JumpConfig`: every, horizon, max_kl, …; default: `jumps_of` a forecaster given by its name.
 
         Raises:
             TiplError: the settings, the forecaster or the policy cannot be used.
         """
-        config = _config(settings)
+        config = _config(jumps_of(forecaster) if isinstance(forecaster, str) else JumpConfig(), settings)
         named = _actor(policy)
         self._parameters = [parameter for _, parameter in named]
         self._distribution = distribution or _cleanrl_distribution(policy)
@@ -125,9 +125,10 @@ class Accelerator:
             if not has_surrogate:
                 return Judgment(kl, 0.0)
             assert batch.actions is not None and batch.log_probs is not None and batch.advantages is not None
-            ratio = (_by_sample(other.log_prob(batch.actions)) - batch.log_probs.reshape(-1)).exp()
+            log_ratio = _by_sample(other.log_prob(batch.actions)) - batch.log_probs.reshape(-1)
             advantages = batch.advantages.reshape(-1)
-            return Judgment(kl, float((ratio * (advantages - advantages.mean())).mean()))
+            surrogate = (log_ratio.exp() * (advantages - advantages.mean())).mean()
+            return Judgment(kl, float(surrogate), float((log_ratio.expm1() - log_ratio).mean()))
 
         return judge
 
@@ -187,7 +188,7 @@ class JumpingOptimizer(torch.optim.Optimizer):
         Raises:
             TiplError: the settings or the forecaster cannot be used.
         """
-        config = _config({"horizon": 1, **settings})
+        config = _config(JumpConfig(horizon=1), settings)
         if not 1 <= snapshots <= period or period % snapshots:
             raise TiplError(
                 f"period is {period} and snapshots {snapshots}; give a multiple of the snapshots as period."
@@ -273,9 +274,9 @@ class JumpingOptimizer(torch.optim.Optimizer):
         self._jumper.restore(arrays)
 
 
-def _config(settings: Mapping[str, Any]) -> JumpConfig:
+def _config(default: JumpConfig, settings: Mapping[str, Any]) -> JumpConfig:
     try:
-        return JumpConfig(**settings)
+        return replace(default, **settings)
     except TypeError as error:
         known = ", ".join(JumpConfig.__dataclass_fields__)
         raise TiplError(f"There is no such setting of jumps ({error}); there are: {known}.") from error

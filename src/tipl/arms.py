@@ -170,7 +170,7 @@ def _arm_forecaster(arm: Arm, stack: Stack) -> Forecaster:
 
 
 def batch_judge(stack: Stack, trial: int) -> Callable[[np.ndarray], Judgment]:
-    """What a trial's last rollout says of weights [P]: KL from the current policy, and the surrogate objective."""
+    """What a trial's last rollout says of weights [P]."""
     mine, batch = stack.copies(trial), stack.config.ppo.batch_size
     obs = stack.obs[mine].reshape(batch, -1)
     actions = stack.actions[mine].reshape(batch, -1)
@@ -187,7 +187,7 @@ def batch_judge(stack: Stack, trial: int) -> Callable[[np.ndarray], Judgment]:
 
 @kernel(fastmath=FASTMATH)
 def judge_batch(now, other, sizes, obs, actions, old_log_prob, advantages, activation):
-    """Mean KL(π_now ‖ π_other) and mean of (π_other / π_old) × advantage over a batch.
+    """Mean KL(π_now ‖ π_other), mean of (π_other / π_old) × advantage, and KL(π_old ‖ π_other) over a batch.
 
     Args:
         now, other: [P] float32; sizes: [layers + 1] of the policy's network.
@@ -203,7 +203,7 @@ def judge_batch(now, other, sizes, obs, actions, old_log_prob, advantages, activ
     block = 256  # rows at once, to stay in the cache
     acts = np.empty(block * sizes[1:].sum(), np.float32)
     other_acts = np.empty_like(acts)
-    kl, surrogate = 0.0, 0.0
+    kl, surrogate, change = 0.0, 0.0, 0.0
     for start in range(0, samples, block):
         stop = min(start + block, samples)
         head = forward_batch(now, 0, sizes, obs[start:stop], acts, activation)
@@ -218,9 +218,12 @@ def judge_batch(now, other, sizes, obs, actions, old_log_prob, advantages, activ
                 log_prob = other_log_probs[int(actions[i, 0])]
             else:
                 for k in range(outputs):
-                    ratio = np.exp(np.float32(2) * (log_std[k] - other_log_std[k]))
+                    spread = np.exp(np.float32(2) * (log_std[k] - other_log_std[k]))
                     moved = (other_head[b, k] - head[b, k]) * np.exp(-other_log_std[k])
-                    kl += 0.5 * (ratio + moved * moved - 1) + other_log_std[k] - log_std[k]
+                    kl += 0.5 * (spread + moved * moved - 1) + other_log_std[k] - log_std[k]
                 log_prob = gaussian_log_prob(actions[i], other_head[b], other_log_std)
-            surrogate += np.exp(log_prob - old_log_prob[i]) * advantages[i]
-    return kl / samples, surrogate / samples
+            log_ratio = log_prob - old_log_prob[i]
+            ratio = np.exp(log_ratio)
+            surrogate += ratio * advantages[i]
+            change += ratio - 1 - log_ratio  # its mean is KL(π_old ‖ π_other), and no term is negative
+    return kl / samples, surrogate / samples, change / samples

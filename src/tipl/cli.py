@@ -34,6 +34,7 @@ from tipl.presets import (
     JumpConfig,
     SVDConfig,
     TrainConfig,
+    jumps_of,
 )
 
 if TYPE_CHECKING:
@@ -161,7 +162,10 @@ def build_parser() -> ArgumentParser:
         "--targets", type=float, metavar="RETURN", nargs="+", default=[], help="returns to count the steps to, too"
     )
     verb.add_argument("--workers", type=_positive, metavar="N", default=None, help="processes [one a core]")
-    _add_settings(verb.add_argument_group("the jumps"), JumpConfig)
+    told = (
+        "Defaults are those for a line; other forecasters have their own where nothing is given (tipl.presets.JUMPS)."
+    )
+    _add_settings(verb.add_argument_group("the jumps", told), JumpConfig)
     _add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
 
     verb = _add_verb(verbs, "report", _report, "write evaluations and accelerations as one self-contained page")
@@ -275,7 +279,7 @@ def _forecast(arguments: Namespace) -> None:
 def _accelerate(arguments: Namespace) -> None:
     arguments.preset = None
     config = collect_settings(arguments)
-    jump = with_flags(JumpConfig(), vars(arguments))
+    jump = with_flags(jumps_of(arguments.forecaster), vars(arguments))
     from tipl.accelerate import accelerate
 
     names = "forecaster", "plain_learning_rate", "fit", "targets", "workers"

@@ -33,6 +33,8 @@ class Judgment(NamedTuple):
     """Mean KL divergence, in nats, of their policy from the current one."""
     surrogate: float
     """Mean of ratio × advantage; the higher the better."""
+    change: float = 0.0
+    """Mean KL divergence, in nats, of their policy from the one that made the batch."""
 
 
 Judge = Callable[[np.ndarray], Judgment]
@@ -191,19 +193,24 @@ class Jumper:
     def _longest(self, weights: np.ndarray, wanted: np.ndarray, judge: Judge) -> tuple[float, float]:
         """The largest share of the proposal found to pass, and its KL; 0 if none does.
 
-        KL grows with the square of a short step, which says by how much to shrink.
+        KL grows with the square of a short step, what a step adds to the change by the update at most in proportion to
+        it: this says by how much to shrink.
         """
-        bound = self._config.max_kl
-        floor = judge(weights).surrogate if self._config.surrogate else -np.inf
-        share = 1.0
+        now, bound = judge(weights), self._config.max_kl
+        left = self._config.max_change - now.change  # by the iteration's update
+        floor = now.surrogate if self._config.surrogate else -np.inf
+        share = 1.0 if left > 0 else 0.0
         for _ in range(_TRIES):
-            kl, surrogate = judge(weights + np.float32(share) * wanted)
-            if kl <= bound and (surrogate >= floor or not self._config.surrogate):
-                return share, kl
-            by = 0.95 * np.sqrt(bound / kl) if np.isfinite(kl) and kl > bound else 0.5
-            share *= float(np.clip(by, 0.05, 0.9))
             if share < _SHORTEST:
                 break
+            there = judge(weights + np.float32(share) * wanted)
+            added = there.change - now.change
+            if there.kl <= bound and added <= left and there.surrogate >= floor:
+                return share, there.kl
+            by = 0.5
+            if np.isfinite(there.kl) and (there.kl > bound or added > left):
+                by = 0.95 * min(np.sqrt(bound / max(there.kl, 1e-300)), left / added if added > left else 1.0)
+            share *= float(np.clip(by, 0.05, 0.9))
         return 0.0, 0.0
 
     def state(self) -> dict[str, np.ndarray]:

@@ -292,6 +292,9 @@ class JumpConfig:
     """Iterations ahead of the proposal."""
     max_kl: float = 0.01
     """Most that a jump may change the policy: mean KL(π_t ‖ π̃) over the batch, in nats."""
+    max_change: float = 1e9
+    """Most that an update and the jump after it may change the policy together: mean KL(π_batch ‖ π̃) from the policy
+    that made the batch, in nats; the default never binds."""
     surrogate: bool = True
     """Also refuse a jump that lowers the surrogate objective, the mean of ratio × advantage, on the batch."""
     full_trust: float = 0.2
@@ -300,7 +303,7 @@ class JumpConfig:
     """How much of the evidence about the forecaster is kept from one iteration to the next."""
     silent_below: float = 0.1
     """Trust below which nothing is proposed."""
-    hindsight: bool = True
+    hindsight: bool = False
     """Take a jump back if the next batch, which the policy after it has made, has a higher surrogate objective for the
     policy from before."""
     fall: float = 2.0
@@ -318,12 +321,30 @@ class JumpConfig:
     def __post_init__(self) -> None:
         _require(self.every >= 1, f"--every is {self.every}; give at least 1.")
         _require(self.horizon >= 1, f"--horizon is {self.horizon}; give at least 1.")
+        _require(self.max_change > 0, f"--max-change is {self.max_change}; give more than 0.")
         _require(self.max_kl > 0, f"--max-kl is {self.max_kl}; give more than 0.")
         _require(0 <= self.full_trust <= 1, f"--full-trust is {self.full_trust}; give 0 to 1.")
         _require(0 <= self.memory < 1, f"--memory is {self.memory}; give 0 <= memory < 1.")
         _require(self.silent_below >= 0, f"--silent-below is {self.silent_below}; give 0 or more.")
         _require(self.directions >= 0, f"--directions is {self.directions}; give 0 or more.")
         _require(self.fall >= 0, f"--fall is {self.fall}; give 0 or more.")
+
+
+_UNGUARDED = JumpConfig(full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0)
+JUMPS = {
+    "line": JumpConfig(),
+    "noise": JumpConfig(),
+    "lookahead": dataclasses.replace(_UNGUARDED, every=5),  # as it is known, and so is the average
+    "average": _UNGUARDED,
+    "autoregression": JumpConfig(horizon=20),
+    "causal": JumpConfig(horizon=20, max_change=0.02, hindsight=True),
+}
+"""How to jump with each `ForecasterName`, as `results/accelerate` has chosen."""
+
+
+def jumps_of(forecaster: str) -> JumpConfig:
+    """How to jump with a forecaster of this name, or with a causal model in this folder."""
+    return JUMPS.get(forecaster, JUMPS["causal"])
 
 
 @dataclass(frozen=True)
