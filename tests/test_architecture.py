@@ -50,6 +50,7 @@ ORDER = [
     "live",
     "arms",
     "accelerate",
+    "across",
     "record",
     "accelerator",
     "sb3",
