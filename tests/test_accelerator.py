@@ -116,6 +116,24 @@ def test_the_guard_holds_in_torchs_own_terms(bound: float) -> None:
         assert 0.5 * bound < kl <= bound * 1.001 and kl == pytest.approx(jump.kl, rel=1e-3)
 
 
+def test_update_and_jump_together_stay_within_the_change() -> None:
+    def after_one(**settings: Any) -> tuple[float, str]:
+        loop = Loop("line", **EVERYTHING, **settings)
+        loop.iterate()
+        jump, batch = loop.accelerator.last, loop.batch  # pyright: ignore[reportOptionalMemberAccess]
+        assert jump is not None and batch.actions is not None and batch.log_probs is not None
+        log_prob = loop.agent.distribution(batch.observations).log_prob(batch.actions).sum(1)
+        log_ratio = log_prob.detach() - batch.log_probs
+        return (log_ratio.exp() - 1 - log_ratio).mean().item(), jump.kind
+
+    free, kind = after_one()
+    assert kind == "accepted"
+    update, kind = after_one(max_change=1e-9)  # by the update alone
+    assert kind == "rejected" and update < free / 2
+    change, kind = after_one(max_change=1.5 * update)
+    assert kind == "shrunk" and update < change <= 1.5 * update * 1.001
+
+
 @pytest.mark.parametrize(("forecaster", "kind"), [(NAN, "invalid"), ("noise", "silent")], ids=["nan", "noise"])
 def test_bad_forecasts_leave_the_run_as_it_is(forecaster: Any, kind: str) -> None:
     accelerated, plain = Loop(forecaster, silent_below=1.0), Loop()
