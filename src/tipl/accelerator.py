@@ -33,8 +33,9 @@ class Batch:
     """What a loop has in hand after an iteration, S samples of it; tensors as the policy takes them.
 
     observations: [S, …], normalized as the policy sees them.
-    actions, log_probs, advantages: [S, …], [S], [S]; without them the surrogate objective is not looked at.
-    returns: of the episodes that ended in the iteration; without them no jump is taken back.
+    actions, log_probs, advantages: [S, …], [S], [S]; without them neither the surrogate objective, in advance or in
+        hindsight, nor the change by update and jump together is looked at.
+    returns: of the episodes that ended in the iteration; without them no fall is seen.
     """
 
     observations: Tensor
