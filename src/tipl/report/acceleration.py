@@ -230,8 +230,9 @@ def _jumps(metrics: Mapping[str, Any]) -> Figure | None:
     if not panels:
         return None
     caption = "What came of each iteration: the forecast weights accepted in full, shrunk to the bound on KL, "
-    caption += "rejected, taken back by the returns or advantages that came of it, invalid (NaN or huge), or none because "
-    caption += "the forecaster has not earned trust. Trust: how much of what it foresaw of the last iterations came true."
+    caption += "rejected, taken back by the returns or advantages that came of it, invalid (NaN or huge), or none as "
+    caption += "the forecaster has not earned trust. Trust: how much of what it foresaw of the last iterations came "
+    caption += "true."
     return Figure("jumps", "Jumps over time", caption, tuple(panels))
 
 
