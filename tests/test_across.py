@@ -10,6 +10,7 @@ import pytest
 
 from tipl.across import BEST, SHARED, across
 
+FORECASTERS = {"line": "line", "causal": "causal"}
 RNG = np.random.default_rng(0)
 
 
@@ -19,7 +20,7 @@ def found(env_id: str, seeds: int, scale: float, **arms: float) -> dict[str, Any
     made = {}
     for name, share in {"plain, 0.0003": 1.0, **arms}.items():
         steps = plain * share * RNG.uniform(0.9, 1.1, seeds)
-        made[name] = {"config": {"hidden_sizes": [8, 8]}, "forecaster": name.split(",")[0]} | {
+        made[name] = {"config": {"hidden_sizes": [8, 8]}, "forecaster": FORECASTERS.get(name.split(",")[0])} | {
             measure: {"by_seed": (steps if "steps" in measure else scale * RNG.uniform(0, 1, seeds)).tolist()}
             for measure in SHARED
         }
@@ -58,6 +59,8 @@ def test_only_what_every_environment_has_is_compared() -> None:
     assert set(across(both)["beside"]["plain, 0.0003"]) == {"line"}
     both[1]["arms"]["line"]["forecaster"] = "another"  # of one name, but no longer the same
     assert not across(both)["beside"]["plain, 0.0003"]
+    both[1]["arms"]["plain"] = both[1]["arms"].pop("plain, 0.0003")
+    assert not across(both)["beside"]
 
 
 def test_an_arm_at_its_best_rate_is_another_in_every_environment() -> None:

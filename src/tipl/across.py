@@ -29,8 +29,8 @@ def across(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     environment (Agarwal et al. 2021, arXiv 2108.13264).
 
     Returns:
-        `environments`, their names, and `beside`: by reference, arm and measure a `value` with its interval `ci`, and
-        `by_environment` with each one's own.
+        `environments`, their names, and `beside`, empty where no plain arm is shared: by reference, arm and measure a
+        `value` with its interval `ci`, and `by_environment` with each one's own.
     """
     roles = [_roles(each) for each in found]
     shared = [
@@ -39,7 +39,8 @@ def across(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     best = BEST.format("plain")
     count = min(len(each["seeds"]) for each in found)
     beside: dict[str, Any] = {}
-    for reference in (shared[0], *([best] if best in shared else [])):
+    plain = [role for role in (*shared[:1], best) if role in shared and _forecaster(found[0], roles[0], role) == "None"]
+    for reference in dict.fromkeys(plain):
         beside[reference] = {}
         for role in shared:
             if role != reference:

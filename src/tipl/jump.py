@@ -163,9 +163,8 @@ class Jumper:
         Their surrogate objective on it is, to first order in the policy's change, how much higher their return is than
         that of the policy that made the batch (Kakade & Langford 2002; Schulman et al. 2015, arXiv 1502.05477, eq. 3).
         """
-        if not self._config.hindsight:
+        if not self._config.hindsight or self._departed is None:  # None: a state of an earlier version
             return False
-        assert self._departed is not None
         return judge(self._departed).surrogate > judge(self._departed + taken).surrogate
 
     def _has_fallen(self, after: Sequence[float]) -> bool:
