@@ -22,7 +22,7 @@ from tipl.errors import TiplError
 from tipl.jump import KINDS
 from tipl.model import write_file
 from tipl.presets import CollectConfig, JumpConfig, jumps_of
-from tipl.stats import Interval, bootstrap_interval, iqm, paired_improvement
+from tipl.stats import bootstrap_interval, iqm, paired_improvement, ratio_of_iqms
 
 SHARES = (0.5, 0.75, 0.9)
 """Thresholds: so much of the way from plain PPO's first return to its final one."""
@@ -173,7 +173,7 @@ def _summary(values_N: np.ndarray) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     mean = bootstrap_interval(lambda x, axis: x.mean(axis=axis), values_N, rng=rng)[0]
     middle = bootstrap_interval(iqm, values_N, rng=rng)[0]
-    return {"mean": mean.value, "mean_ci": _ci(mean), "iqm": middle.value, "iqm_ci": _ci(middle)}
+    return {"mean": mean.value, "mean_ci": mean.bounds, "iqm": middle.value, "iqm_ci": middle.bounds}
 
 
 def _beside(values_N: np.ndarray, plain_N: np.ndarray, is_cost: bool) -> dict[str, Any]:
@@ -183,21 +183,14 @@ def _beside(values_N: np.ndarray, plain_N: np.ndarray, is_cost: bool) -> dict[st
     def ratio(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
         return x.mean(axis=axis) / y.mean(axis=axis)
 
-    def ratio_of_iqm(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
-        return iqm(x, axis) / iqm(y, axis)
-
     def difference(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
         return (x - y).mean(axis=axis)
 
     better = (plain_N, values_N) if is_cost else (values_N, plain_N)
     found = {
         "ratio": bootstrap_interval(ratio, values_N, plain_N, rng=rng)[0],
-        "ratio_of_iqm": bootstrap_interval(ratio_of_iqm, values_N, plain_N, rng=rng)[0],
+        "ratio_of_iqm": bootstrap_interval(ratio_of_iqms, values_N, plain_N, rng=rng)[0],
         "difference": bootstrap_interval(difference, values_N, plain_N, rng=rng)[0],
         "seeds_improved": bootstrap_interval(paired_improvement, *better, rng=rng)[0],
     }
-    return {name: each.value for name, each in found.items()} | {f"{name}_ci": _ci(e) for name, e in found.items()}
-
-
-def _ci(interval: Interval) -> list[float] | None:
-    return None if interval.low is None or interval.high is None else [interval.low, interval.high]
+    return {name: each.value for name, each in found.items()} | {f"{name}_ci": e.bounds for name, e in found.items()}

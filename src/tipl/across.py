@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tipl.stats import Interval, bootstrap_interval, iqm
+from tipl.stats import Statistic, bootstrap_interval, iqm, ratio_of_iqms
 
 BEST = "{}, at its best rate"
 """What an arm is called whose learning rate was tuned, and so is another in every environment."""
@@ -70,37 +70,23 @@ def _forecaster(found: Mapping[str, Any], roles: Mapping[str, str], role: str) -
 def _beside(
     measure: str, pairs: Sequence[tuple[Any, Any]], found: Sequence[Mapping[str, Any]], count: int
 ) -> dict[str, Any]:
-    mine, theirs = ([np.array(arm[measure]["by_seed"][:count]) for arm in arms] for arms in zip(*pairs, strict=True))
+    values = [[np.array(arm[measure]["by_seed"][:count]) for arm in arms] for arms in pairs]
+    statistic: Statistic = ratio_of_iqms if measure.startswith("steps") else iqm
     if measure.startswith("steps"):
-        means = [each.mean() for each in theirs]
-        mine, theirs = ([values / mean for values, mean in zip(each, means, strict=True)] for each in (mine, theirs))
-        statistic = _ratio_of_iqms
+        samples = [(mine / theirs.mean(), theirs / theirs.mean()) for mine, theirs in values]
     else:
-        mine = [(m - t) / _gain(each) for m, t, each in zip(mine, theirs, found, strict=True)]
-        theirs = [np.zeros_like(each) for each in mine]
-        statistic = _difference_of_iqms
+        samples = [((mine - theirs) / _gain(each),) for (mine, theirs), each in zip(values, found, strict=True)]
 
-    def interval(x: np.ndarray, y: np.ndarray, labels: np.ndarray | None = None) -> dict[str, Any]:
-        made = bootstrap_interval(statistic, x, y, rng=np.random.default_rng(0), strata=labels)[0]
-        return {"value": made.value, "ci": _ci(made)}
+    def interval(*sample: np.ndarray, labels: np.ndarray | None = None) -> dict[str, Any]:
+        made = bootstrap_interval(statistic, *sample, rng=np.random.default_rng(0), strata=labels)[0]
+        return {"value": made.value, "ci": made.bounds}
 
-    each = [interval(x, y) for x, y in zip(mine, theirs, strict=True)]
-    strata = np.repeat(np.arange(len(found)), count)
-    return interval(np.concatenate(mine), np.concatenate(theirs), strata) | {"by_environment": each}
+    together = [np.concatenate(parts) for parts in zip(*samples, strict=True)]
+    return interval(*together, labels=np.repeat(np.arange(len(found)), count)) | {
+        "by_environment": [interval(*sample) for sample in samples]
+    }
 
 
 def _gain(found: Mapping[str, Any]) -> float:
     """How much the return of plain training rises, from its thresholds."""
     return (found["thresholds"]["90%"] - found["thresholds"]["50%"]) / 0.4
-
-
-def _ratio_of_iqms(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
-    return iqm(x, axis) / iqm(y, axis)
-
-
-def _difference_of_iqms(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
-    return iqm(x, axis) - iqm(y, axis)
-
-
-def _ci(interval: Interval) -> list[float] | None:
-    return None if interval.low is None or interval.high is None else [interval.low, interval.high]

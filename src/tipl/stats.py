@@ -32,6 +32,11 @@ class Interval(NamedTuple):
     low: float | None
     high: float | None
 
+    @property
+    def bounds(self) -> list[float] | None:
+        """[low, high], as JSON has them; None where there are none."""
+        return None if self.low is None or self.high is None else [self.low, self.high]
+
 
 def iqm(x: ArrayLike, axis: int | None = None) -> np.ndarray:
     """Interquartile mean: the mean of what is left when the lowest and the highest ⌊n/4⌋ values are dropped.
@@ -46,6 +51,11 @@ def iqm(x: ArrayLike, axis: int | None = None) -> np.ndarray:
     cut = count // 4
     middle = np.moveaxis(np.sort(values, axis=axis), axis, 0)[cut : count - cut]
     return middle.mean(axis=0)
+
+
+def ratio_of_iqms(x: ArrayLike, y: ArrayLike, axis: int = 0) -> np.ndarray:
+    """IQM of x over that of y; a `Statistic`."""
+    return iqm(x, axis) / iqm(y, axis)
 
 
 def skill(errors: ArrayLike, reference_errors: ArrayLike, axis: int = 0) -> np.ndarray:
