@@ -22,6 +22,7 @@ from tipl.across import across
 from tipl.errors import TiplError
 from tipl.presets import CollectConfig
 from tipl.report import report
+from tipl.report.acceleration import read_acceleration
 from tipl.report.figure import DARK, LIGHT, Figure, Panel, Series, linear_axis, log_axis
 from tipl.report.figures import REPW_COLOR, WPE_COLOR, figures
 from tipl.report.paper import print_figure
@@ -379,6 +380,20 @@ def test_the_sentence_on_runs_says_what_the_intervals_say(
     del metrics["arms"]["plain"]["curve"]
     with pytest.raises(TiplError, match="is not an acceleration"):
         report([write(tmp_path / "broken", metrics)], tmp_path / "out.html")
+
+
+def test_seconds_are_steps_at_what_they_take(accelerated: Path, tmp_path: Path):
+    """Jumps that take a tenth of training's time: half the steps are 0.55 of the time."""
+    metrics = json.loads((accelerated / "metrics.json").read_text())
+    jumps = metrics["arms"]["accelerated"]
+    metrics["arms"]["plain"]["overhead"], jumps["overhead"] = 0.0, 0.1
+    jumps["beside"]["steps to 90%"] |= {"ratio": 0.5, "ratio_ci": [0.4, 0.6]}
+    read = read_acceleration(write(tmp_path / "runs", metrics))
+    at = read.columns.index("in seconds, 90%")  # of a row, whose name is the first column
+    cell = read.rows["accelerated"][at - 1]
+    assert cell and cell.interval and (cell.value, *cell.interval) == pytest.approx((0.55, 0.44, 0.66))
+    assert read.rows["plain"][at - 1] is None
+    assert all(len(row) == len(read.columns) - 1 for row in read.rows.values())
 
 
 def test_accelerations_in_several_environments_are_taken_together(accelerated: Path, tmp_path: Path):

@@ -100,8 +100,8 @@ def _acceleration(metrics: Mapping[str, Any]) -> Acceleration:
         },
         figures=tuple(figure for figure in figures if figure),
         columns=("Arm", *(f"steps to {level}" for level in levels), *(f"× {first}, {level}" for level in levels),
-                 "final return", f"final − {first}", "mean return", "jumps", "overhead"),
-        rows={name: _row(entry, list(levels), len(seeds)) for name, entry in arms.items()},
+                 *(f"in seconds, {level}" for level in levels), "final return", f"final − {first}", "mean return", "jumps", "overhead"),
+        rows={name: _row(entry, list(levels), len(seeds), arms[first]["overhead"]) for name, entry in arms.items()},
         settings={name: {key: entry[key] for key in _FACTS if key in entry} for name, entry in arms.items()}
         | {"Time": {name: duration(entry["seconds"]) for name, entry in arms.items()}, "Versions": metrics["versions"]},
     )  # fmt: skip
@@ -127,13 +127,25 @@ def _sentence(arms: Mapping[str, Any], first: str, seeds: int) -> str:
     return f"{sentence} None ends with a lower return beyond the interval."
 
 
-def _row(entry: Mapping[str, Any], levels: Sequence[str], seeds: int) -> list[Cell | None]:
+def _row(entry: Mapping[str, Any], levels: Sequence[str], seeds: int, overhead: float) -> list[Cell | None]:
+    """`overhead`: of the first arm."""
+
     def own(measure: str, note: str = "") -> Cell:
         return Cell(entry[measure]["mean"], _pair(entry[measure]["mean_ci"]), note)
 
     def beside(measure: str, kind: str) -> Cell | None:
         found = entry["beside"][measure] if "beside" in entry else None
         return Cell(found[kind], _pair(found[f"{kind}_ci"])) if found else None
+
+    def in_seconds(measure: str) -> Cell | None:
+        """Steps at what they take. Not the clock's seconds of whole arms, which ran one after the other while other
+        work came and went: jumps and the iterations around them were timed side by side."""
+        found = beside(measure, "ratio")
+        if found is None:
+            return None
+        slower = (1 + entry["overhead"]) / (1 + overhead)
+        low_high = found.interval and (found.interval[0] * slower, found.interval[1] * slower)
+        return Cell(found.value * slower, low_high)
 
     jumps = entry["jumps"]["counts"] if "jumps" in entry else None
     made = sum(jumps[kind] for kind in ("accepted", "shrunk")) if jumps else 0
@@ -146,6 +158,7 @@ def _row(entry: Mapping[str, Any], levels: Sequence[str], seeds: int) -> list[Ce
             for level in levels
         ),
         *(beside(f"steps to {level}", "ratio") for level in levels),
+        *(in_seconds(f"steps to {level}") for level in levels),
         own("final return"),
         beside("final return", "difference"),
         own("mean return"),
