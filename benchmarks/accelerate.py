@@ -23,6 +23,7 @@ from tipl.accelerate import compare
 from tipl.arms import Arm, run_arms
 from tipl.presets import JUMPS, CollectConfig, jumps_of
 
+ELSEWHERE = "autoregression elsewhere"
 RATES = (3e-4, 6e-4, 1e-3, 2e-3, 3e-3)
 BASE = RATES[0]
 TUNING_SEED = 1001
@@ -66,7 +67,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # of jumps, which `tune` cho
 def arm(config: CollectConfig, rate: float, forecaster: str | None, fit: Path | None, **jump: Any) -> Arm:
     config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, learning_rate=rate))
     settings = dataclasses.replace(jumps_of(forecaster or "line"), **jump)
-    return Arm(config, forecaster, settings, fit if forecaster == "autoregression" else None)
+    return Arm(config, forecaster, settings, fit)
 
 
 def say(metrics: dict[str, Any], measure: str) -> None:
@@ -87,16 +88,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="that judge [10]")
     parser.add_argument("--first-seed", type=int, default=1, help="of those [1]")
     parser.add_argument("--tuning-seeds", type=int, default=None, help="[as many]")
-    parser.add_argument("--arms", nargs="*", default=list(JUMPS), choices=list(JUMPS))
-    parser.add_argument("--controls", nargs="+", default=[], choices=list(JUMPS), help="arms at 3e-4 only, not tuned")
+    kinds = [*JUMPS, ELSEWHERE]
+    parser.add_argument("--arms", nargs="*", default=kinds, choices=kinds)
+    parser.add_argument("--controls", nargs="+", default=[], choices=kinds, help="arms at 3e-4 only, not tuned")
     parser.add_argument("--variants", nargs="+", default=None, metavar="NAME", help="of line jumps ['' and all others]")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--target", type=float, default=None, help="return to count steps to [90%% of plain PPO's way]")
     parser.add_argument("--fit", type=Path, default=None, help="store for the autoregression")
+    parser.add_argument("--elsewhere", type=Path, default=None, help=f"store of another environment, for {ELSEWHERE}")
     parser.add_argument("--stages", nargs="+", choices=("ablate", "tune", "judge"), default=("tune", "judge"))
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    names = [name for name in dict.fromkeys((*asked.arms, *asked.controls)) if name != "autoregression" or asked.fit]
+    fits = {"autoregression": asked.fit, ELSEWHERE: asked.elsewhere}
+    names = [name for name in dict.fromkeys((*asked.arms, *asked.controls)) if fits.get(name, True)]
     judged = CollectConfig(
         env_id=asked.env_id, hidden_sizes=tuple(asked.hidden_sizes), total_steps=asked.total_steps, trials=asked.seeds,
         seed=asked.first_seed,
@@ -130,12 +134,12 @@ def main() -> None:
     rates = sorted({BASE, *asked.rates})
 
     def choices(name: str) -> dict[str, Arm]:
-        forecaster = None if name == "plain" else name
+        forecaster = {"plain": None, ELSEWHERE: "autoregression"}.get(name, name)
         variants = VARIANTS.get(name, {"": {}})
         if asked.variants is not None:
             variants = {each: change for each, change in variants.items() if each.strip() in ("", *asked.variants)}
         return {
-            f"{name}{variant}, {rate:g}": arm(tuned, rate, forecaster, asked.fit, **change)
+            f"{name}{variant}, {rate:g}": arm(tuned, rate, forecaster, fits.get(name), **change)
             for variant, change in variants.items()
             for rate in ((BASE,) if name in asked.controls else rates)
         }

@@ -7,6 +7,7 @@ environment steps, and their time is measured apart. Shapes: N seeds, I iteratio
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -176,54 +177,57 @@ def batch_judge(stack: Stack, trial: int) -> Callable[[np.ndarray], Judgment]:
     actions = stack.actions[mine].reshape(batch, -1)
     old_log_prob, advantages = stack.log_probs[mine].reshape(-1), stack.advantages[mine].reshape(-1)
     advantages = advantages - advantages.mean()
-    now = np.array(stack.policies[trial])
+    now, sizes = np.array(stack.policies[trial]), stack.policy_sizes
+    log_stds = slice(int(((sizes[:-1] + 1) * sizes[1:]).sum()), None)  # the network's weights lie before them
+    head = functools.cache(lambda: heads_of(now, sizes, obs, stack.activation))  # not if nobody asks
 
     def judge(weights_P: np.ndarray) -> Judgment:
-        return Judgment(*judge_batch(now, weights_P, stack.policy_sizes, obs, actions, old_log_prob, advantages,
-                                     stack.activation))  # fmt: skip
+        other = heads_of(weights_P, sizes, obs, stack.activation)
+        return Judgment(*judge_batch(head(), now[log_stds], other, weights_P[log_stds], actions, old_log_prob,
+                                     advantages))  # fmt: skip
 
     return judge
 
 
 @kernel(fastmath=FASTMATH)
-def judge_batch(now, other, sizes, obs, actions, old_log_prob, advantages, activation):
+def heads_of(weights, sizes, obs, activation):
+    """[S, outputs] of a policy's network, whose weights are the first of `weights` [P], at observations [S, O]."""
+    samples = len(obs)
+    heads = np.empty((samples, sizes[-1]), np.float32)
+    block = 256  # rows at once, to stay in the cache
+    acts = np.empty(block * sizes[1:].sum(), np.float32)
+    for start in range(0, samples, block):
+        stop = min(start + block, samples)
+        heads[start:stop] = forward_batch(weights, 0, sizes, obs[start:stop], acts, activation)
+    return heads
+
+
+@kernel(fastmath=FASTMATH)
+def judge_batch(head, log_std, other_head, other_log_std, actions, old_log_prob, advantages):
     """Mean KL(π_now ‖ π_other), mean of (π_other / π_old) × advantage, and KL(π_old ‖ π_other) over a batch.
 
     Args:
-        now, other: [P] float32; sizes: [layers + 1] of the policy's network.
-        obs: [S, O] normalized; actions: [S, A]; old_log_prob, advantages: [S].
-        activation: as `activation_code` has it.
+        head, other_head: [S, outputs] of the networks; log_std, other_log_std: [outputs], or [0]: categorical.
+        actions: [S, A]; old_log_prob, advantages: [S].
     """
-    samples, outputs = len(obs), sizes[-1]
-    head_end = 0
-    for layer in range(len(sizes) - 1):
-        head_end += sizes[layer + 1] * (sizes[layer] + 1)
-    log_std, other_log_std = now[head_end:], other[head_end:]
+    samples, outputs = head.shape
     log_probs, other_log_probs = np.empty(outputs, np.float32), np.empty(outputs, np.float32)
-    block = 256  # rows at once, to stay in the cache
-    acts = np.empty(block * sizes[1:].sum(), np.float32)
-    other_acts = np.empty_like(acts)
+    spread, narrow = np.exp(np.float32(2) * (log_std - other_log_std)), np.exp(-other_log_std)
     kl, surrogate, change = 0.0, 0.0, 0.0
-    for start in range(0, samples, block):
-        stop = min(start + block, samples)
-        head = forward_batch(now, 0, sizes, obs[start:stop], acts, activation)
-        other_head = forward_batch(other, 0, sizes, obs[start:stop], other_acts, activation)
-        for b in range(stop - start):
-            i = start + b
-            if len(log_std) == 0:  # categorical
-                categorical_log_probs(head[b], log_probs)
-                categorical_log_probs(other_head[b], other_log_probs)
-                for k in range(outputs):
-                    kl += np.exp(log_probs[k]) * (log_probs[k] - other_log_probs[k])
-                log_prob = other_log_probs[int(actions[i, 0])]
-            else:
-                for k in range(outputs):
-                    spread = np.exp(np.float32(2) * (log_std[k] - other_log_std[k]))
-                    moved = (other_head[b, k] - head[b, k]) * np.exp(-other_log_std[k])
-                    kl += 0.5 * (spread + moved * moved - 1) + other_log_std[k] - log_std[k]
-                log_prob = gaussian_log_prob(actions[i], other_head[b], other_log_std)
-            log_ratio = log_prob - old_log_prob[i]
-            ratio = np.exp(log_ratio)
-            surrogate += ratio * advantages[i]
-            change += ratio - 1 - log_ratio  # its mean is KL(π_old ‖ π_other), and no term is negative
+    for i in range(samples):
+        if len(log_std) == 0:
+            categorical_log_probs(head[i], log_probs)
+            categorical_log_probs(other_head[i], other_log_probs)
+            for k in range(outputs):
+                kl += np.exp(log_probs[k]) * (log_probs[k] - other_log_probs[k])
+            log_prob = other_log_probs[int(actions[i, 0])]
+        else:
+            for k in range(outputs):
+                moved = (other_head[i, k] - head[i, k]) * narrow[k]
+                kl += 0.5 * (spread[k] + moved * moved - 1) + other_log_std[k] - log_std[k]
+            log_prob = gaussian_log_prob(actions[i], other_head[i], other_log_std)
+        log_ratio = log_prob - old_log_prob[i]
+        ratio = np.exp(log_ratio)
+        surrogate += ratio * advantages[i]
+        change += ratio - 1 - log_ratio  # its mean is KL(π_old ‖ π_other), and no term is negative
     return kl / samples, surrogate / samples, change / samples
