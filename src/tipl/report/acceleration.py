@@ -100,7 +100,8 @@ def _acceleration(metrics: Mapping[str, Any]) -> Acceleration:
         },
         figures=tuple(figure for figure in figures if figure),
         columns=("Arm", *(f"steps to {level}" for level in levels), *(f"× {first}, {level}" for level in levels),
-                 *(f"in seconds, {level}" for level in levels), "final return", f"final − {first}", "mean return", "jumps", "overhead"),
+                 *(f"in seconds, {level}" for level in levels), "final return", f"final − {first}", "mean return",
+                 "jumps", "overhead"),
         rows={name: _row(entry, list(levels), len(seeds), arms[first]["overhead"]) for name, entry in arms.items()},
         settings={name: {key: entry[key] for key in _FACTS if key in entry} for name, entry in arms.items()}
         | {"Time": {name: duration(entry["seconds"]) for name, entry in arms.items()}, "Versions": metrics["versions"]},
