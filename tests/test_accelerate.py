@@ -23,11 +23,14 @@ from tipl.accelerate import accelerate, compare, measures, thresholds
 from tipl.arms import Arm, batch_judge, run_arms
 from tipl.baselines import FixedSum
 from tipl.cli import main
+from tipl.collect import run_stack
 from tipl.errors import TiplError
+from tipl.forecast import History
 from tipl.jump import KINDS
 from tipl.live import named_forecaster
 from tipl.presets import CollectConfig, DiscreteCollectConfig, JumpConfig
 from tipl.stack import Stack
+from tipl.store import create_store
 
 SHORT = CollectConfig(trials=3, total_steps=6 * 2048)
 
@@ -199,12 +202,28 @@ def test_bad_input_is_one_line(flags: str, tmp_path: Path, capsys: pytest.Captur
 def test_lookahead_goes_halfway_back() -> None:
     path = np.arange(26, dtype=np.float32)[:, None] * np.ones(4, np.float32)
     forecaster = named_forecaster("lookahead", [(4,)], 1, per_iteration=5)
-    from tipl.forecast import History
-
     made = forecaster.forecast([History(1, 25, path, 4)], [5])
     np.testing.assert_allclose(made[0, 0], 12.5)
     with pytest.raises(TiplError, match="no forecaster"):
         named_forecaster("nothing", [(4,)], 1)
+
+
+def test_an_autoregression_for_one_snapshot_an_iteration_learns_from_every_fifth(
+    small_store: Path, tmp_path: Path
+) -> None:
+    """As if the same runs had been recorded once an iteration."""
+    once = CollectConfig(trials=6, total_steps=16 * 2048, snapshot_every_epochs=10)
+    create_store(tmp_path / "once")
+    run_stack(once, tmp_path / "once", once.seeds, lambda seeds, result: None)
+    path = np.random.default_rng(0).standard_normal((101, 122), np.float32).cumsum(axis=0)
+    history, shapes = History(1, 100, path, 0), [(122,)]
+    made, expected = (
+        named_forecaster("autoregression", shapes, 4, 1, fit).forecast([history], (1, 4)) - path[-1]
+        for fit in (small_store, tmp_path / "once")
+    )
+    np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    with pytest.raises(TiplError, match="holds 5 snapshots an iteration, the run 2"):
+        named_forecaster("autoregression", shapes, 4, 2, small_store)
 
 
 def test_jump_settings_are_refused_by_name() -> None:

@@ -276,15 +276,16 @@ NormalEquations = dict[int, tuple[np.ndarray, np.ndarray]]
 """For each place in the iteration: Σ x xᵀ [F, F] and Σ x yᵀ [F, H] over the origins and all weights."""
 
 
-def difference_features() -> np.ndarray:
-    """[F, CONTEXT]: every feature of the autoregression as a weighted sum of the last snapshots."""
-    features = np.zeros((DIFFERENCES + len(LONGER), CONTEXT))
+def difference_features(stride: int = 1) -> np.ndarray:
+    """[F, stride (CONTEXT − 1) + 1]: every feature of the autoregression as a weighted sum of the last snapshots, of
+    which only each `stride`-th is looked at."""
+    features = np.zeros((DIFFERENCES + len(LONGER), stride * (CONTEXT - 1) + 1))
     for k in range(DIFFERENCES):
-        features[k, -1 - k] += 1
-        features[k, -2 - k] -= 1
+        features[k, -1 - stride * k] += 1
+        features[k, -1 - stride * (k + 1)] -= 1
     for row, k in enumerate(LONGER, DIFFERENCES):
         features[row, -1] += 1
-        features[row, -1 - k] -= 1
+        features[row, -1 - stride * k] -= 1
     return features
 
 
@@ -300,15 +301,16 @@ def normal_equations(
     own, block after block of a trial: P enters only there.
     """
     context, furthest = features.shape[1], max(horizons)
+    used = np.flatnonzero(features.any(axis=0))
+    features, back = features[:, used], used - (context - 1)
     total: NormalEquations = {}
     for trial in trials:
         places = places_in_iteration(trial)
         for first, gram in _banded_grams(trial, context, furthest):
             for row in range(context - 1, len(gram) - furthest):
-                window = slice(row - context + 1, row + 1)
-                ahead = [row + h for h in horizons]
-                x = features @ gram[window, window] @ features.T
-                y = features @ (gram[window][:, ahead] - gram[window, row][:, None])
+                window, ahead = row + back, [row + h for h in horizons]
+                x = features @ gram[np.ix_(window, window)] @ features.T
+                y = features @ (gram[np.ix_(window, ahead)] - gram[window, row][:, None])
                 place = int(places[first + row])
                 old_x, old_y = total.get(place, (0.0, 0.0))
                 total[place] = (old_x + x, old_y + y)

@@ -24,6 +24,7 @@ from tipl.forecast import CausalForecaster, Forecaster, model_folder
 from tipl.model import CONFIG_FILE
 from tipl.presets import ForecasterName
 from tipl.store import Store
+from tipl.windows import places_in_iteration
 
 
 def named_forecaster(
@@ -41,7 +42,7 @@ def named_forecaster(
         shapes: of the tensors that lie end to end in the weights.
         horizon: iterations ahead that it will be asked for, beside one.
         per_iteration: snapshots of an iteration.
-        fit: the store whose training trials the autoregression is fitted on.
+        fit: the store whose training trials the autoregression is fitted on, of this environment or another.
         seed: of the noise.
 
     Raises:
@@ -60,7 +61,7 @@ def named_forecaster(
         case "autoregression":
             if fit is None:
                 raise TiplError("The autoregression is fitted on a store; give one, --fit STORE.")
-            return _fitted(fit, tuple(horizons))
+            return _fitted(fit, per_iteration, tuple(horizons))
     if not (model_folder(name) / CONFIG_FILE).exists():
         names = ", ".join(get_args(ForecasterName))
         raise TiplError(f"There is no forecaster {name!r}; give {names} or the folder of a causal model.")
@@ -68,10 +69,20 @@ def named_forecaster(
 
 
 @functools.cache
-def _fitted(fit: Path, horizons: tuple[int, ...]) -> Autoregression:
+def _fitted(fit: Path, per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
+    """On a store that has as many snapshots an iteration as the run, or a multiple of which every so many-th counts."""
     data = Store.open(fit)
     train = [data.trial(seed) for seed in data.split().train]
-    return Autoregression(horizons, normal_equations(train, difference_features(), horizons), RIDGES[1])
+    held = int(places_in_iteration(train[0]).max()) + 1  # 0: the store knows of no iterations
+    stride, left = divmod(held, per_iteration) if held else (1, 0)
+    if left or not stride:
+        raise TiplError(
+            f"{fit} holds {held} snapshots an iteration, the run {per_iteration}; give a store that holds as many or a "
+            "multiple."
+        )
+    equations = normal_equations(train, difference_features(stride), [stride * h for h in horizons])
+    kept = {place // stride: each for place, each in equations.items() if (place + 1) % stride == 0}
+    return Autoregression(horizons, kept, RIDGES[1])
 
 
 def lookahead(count: int) -> FixedSum:
