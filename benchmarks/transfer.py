@@ -58,7 +58,7 @@ def main() -> None:
     data = Store.open(arguments.source)
     train = [data.trial(seed) for seed in data.split().train]
     equations = normal_equations(train, difference_features(), HORIZONS)
-    autoregression = Autoregression(HORIZONS, equations, RIDGES[1])
+    autoregression = Autoregression.fit(HORIZONS, equations, RIDGES[1])
     found = {}
     for target in arguments.target:
         found[target.name] = judge(arguments.source, target, arguments.model, autoregression, arguments.origins)

@@ -191,7 +191,13 @@ def _runs(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     "flags",
-    ["--forecaster nothing", "--forecaster autoregression", "--every 0", "--max-kl 0", "--env-id Nothing-v4"],
+    [
+        "--forecaster nothing",
+        "--forecaster autoregression --horizon 7",
+        "--every 0",
+        "--max-kl 0",
+        "--env-id Nothing-v4",
+    ],
 )
 def test_bad_input_is_one_line(flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["accelerate", *flags.split(), "--out", str(tmp_path / "out")]) == 2
@@ -224,6 +230,22 @@ def test_an_autoregression_for_one_snapshot_an_iteration_learns_from_every_fifth
     np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     with pytest.raises(TiplError, match="holds 5 snapshots an iteration, the run 2"):
         named_forecaster("autoregression", shapes, 4, 2, small_store)
+
+
+@pytest.mark.parametrize("per_iteration", [1, 5])
+def test_the_autoregression_of_the_package_follows_a_steady_path_and_falls_short_of_it(per_iteration: int) -> None:
+    """What one fitted on noisy paths does: φ_t = t v in φ_t + b h v, 0 < b < 1, whatever the length of v."""
+    step = np.array([1.0, -2.0, 1e-3], np.float32)
+    path = np.arange(101, dtype=np.float32)[:, None] * step
+    forecaster = named_forecaster("autoregression", [(3,)], 20, per_iteration)
+    ahead = per_iteration, 20 * per_iteration
+    made = forecaster.forecast([History(1, 100, path, per_iteration - 1)], ahead)[0] - path[-1]
+    for h, displacement in zip(ahead, made, strict=True):
+        share = displacement / (h * step)
+        np.testing.assert_allclose(share, share[0], rtol=1e-3)
+        assert 0.05 < share[0] < 1
+    with pytest.raises(TiplError, match=r"1 or 5 snapshots an iteration .* takes 2 and looks 20 ahead"):
+        named_forecaster("autoregression", [(3,)], 20, 2)
 
 
 def test_jump_settings_are_refused_by_name() -> None:

@@ -97,7 +97,7 @@ def test_the_autoregression_is_ridge_regression_on_every_origin_and_weight(small
     places = [places_in_iteration(trial) for trial in trials]
     np.testing.assert_array_equal(places[0][:12], [4, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0])
     ridge = 1e-3
-    fitted = Autoregression(HORIZONS, equations, ridge)
+    fitted = Autoregression.fit(HORIZONS, equations, ridge)
     w = trials[0].weights(0, 60)
     for place in range(5):
         x, y = naive_design([trial.weights() for trial in trials], places, place)

@@ -5,7 +5,7 @@ In: a store and its split.  Out: a list of forecasters, persistence first.
 Most are weighted sums of the snapshots seen. The linear autoregression is the one to beat.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -43,7 +43,7 @@ def fitted_baselines(store: Store, split: Split, horizons: Sequence[int], seed: 
     with steps_progress("evaluate: baselines", len(train) + 2 * len(judges)) as advance:
         equations = normal_equations(train, difference_features(), horizons, advance)
         damped = [damped_line(count, damping) for count in DAMPED_WINDOWS for damping in DAMPINGS]
-        autoregressions = [Autoregression(horizons, equations, ridge) for ridge in RIDGES]
+        autoregressions = [Autoregression.fit(horizons, equations, ridge) for ridge in RIDGES]
         best_damped, best_autoregression = _best_of_each([damped, autoregressions], judges, horizons, advance)
         products = PathProducts()
         prefix_lines = [PrefixLine(rank, count, products) for rank in PREFIX_RANKS for count in PREFIX_WINDOWS]
@@ -257,18 +257,21 @@ class Autoregression(WeightedSum):
     name, label = "autoregression", "linear autoregression"
     context = CONTEXT
 
-    def __init__(self, horizons: Sequence[int], equations: "NormalEquations", ridge: float) -> None:
-        self.horizons = tuple(horizons)
-        features = difference_features()
+    def __init__(self, horizons: Sequence[int], slopes: Mapping[int | None, np.ndarray]) -> None:
+        """`slopes`: β [H, F] by place; None: of any other place."""
+        self.horizons, self.slopes = tuple(horizons), dict(slopes)
+        self._coefficients = {place: beta_HF @ difference_features() for place, beta_HF in slopes.items()}
+
+    @classmethod
+    def fit(cls, horizons: Sequence[int], equations: "NormalEquations", ridge: float) -> "Autoregression":
+        """For places that no training trial has: of all places together."""
         everywhere = tuple(sum(parts) for parts in zip(*equations.values(), strict=True))
-        self._coefficients = {
-            place: solve_ridge(gram, target, ridge).T @ features
-            for place, (gram, target) in {**equations, None: everywhere}.items()
-        }
+        solved = {place: solve_ridge(*each, ridge).T for place, each in {**equations, None: everywhere}.items()}
+        return cls(horizons, solved)
 
     def coefficients(self, place: int, horizons: Sequence[int]) -> np.ndarray:
         rows = [self.horizons.index(h) for h in horizons]
-        known: int | None = place if place in self._coefficients else None  # a place that no training trial has
+        known: int | None = place if place in self._coefficients else None
         return self._coefficients[known][rows]
 
 

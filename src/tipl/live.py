@@ -4,6 +4,7 @@ In: a name, or the folder of a causal model.  Out: a `Forecaster` that has seen 
 """
 
 import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -20,11 +21,15 @@ from tipl.baselines import (
     normal_equations,
 )
 from tipl.errors import TiplError
-from tipl.forecast import CausalForecaster, Forecaster, model_folder
+from tipl.forecast import PRETRAINED, CausalForecaster, Forecaster, model_folder
 from tipl.model import CONFIG_FILE
 from tipl.presets import ForecasterName
 from tipl.store import Store
 from tipl.windows import places_in_iteration
+
+AUTOREGRESSION = PRETRAINED / "autoregression.json"
+ANY = "any"
+"""In that file, of places that it has no slopes for."""
 
 
 def named_forecaster(
@@ -42,11 +47,12 @@ def named_forecaster(
         shapes: of the tensors that lie end to end in the weights.
         horizon: iterations ahead that it will be asked for, beside one.
         per_iteration: snapshots of an iteration.
-        fit: the store whose training trials the autoregression is fitted on, of this environment or another.
+        fit: the store whose training trials the autoregression is fitted on, of this environment or another;
+            default: the autoregression that comes with the package.
         seed: of the noise.
 
     Raises:
-        TiplError: there is no such forecaster, or the autoregression has nothing to be fitted on.
+        TiplError: there is no such forecaster, or the autoregression is for other runs.
     """
     horizons = sorted({per_iteration, per_iteration * horizon})
     match name:
@@ -60,8 +66,8 @@ def named_forecaster(
             return RandomDisplacement(max(horizons), seed)
         case "autoregression":
             if fit is None:
-                raise TiplError("The autoregression is fitted on a store; give one, --fit STORE.")
-            return _fitted(fit, per_iteration, tuple(horizons))
+                return _shipped(per_iteration, tuple(horizons))
+            return fit_autoregression(fit, per_iteration, tuple(horizons))
     if not (model_folder(name) / CONFIG_FILE).exists():
         names = ", ".join(get_args(ForecasterName))
         raise TiplError(f"There is no forecaster {name!r}; give {names} or the folder of a causal model.")
@@ -69,8 +75,17 @@ def named_forecaster(
 
 
 @functools.cache
-def _fitted(fit: Path, per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
-    """On a store that has as many snapshots an iteration as the run, or a multiple of which every so many-th counts."""
+def fit_autoregression(fit: Path, per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
+    """The autoregression of a store's training trials.
+
+    Args:
+        fit: holds as many snapshots an iteration as the run, or a multiple, of which every so many-th counts.
+        per_iteration: snapshots of an iteration of the run.
+        horizons: in those.
+
+    Raises:
+        TiplError: the store holds another number of snapshots an iteration.
+    """
     data = Store.open(fit)
     train = [data.trial(seed) for seed in data.split().train]
     held = int(places_in_iteration(train[0]).max()) + 1  # 0: the store knows of no iterations
@@ -82,7 +97,22 @@ def _fitted(fit: Path, per_iteration: int, horizons: tuple[int, ...]) -> Autoreg
         )
     equations = normal_equations(train, difference_features(stride), [stride * h for h in horizons])
     kept = {place // stride: each for place, each in equations.items() if (place + 1) % stride == 0}
-    return Autoregression(horizons, kept, RIDGES[1])
+    return Autoregression.fit(horizons, kept, RIDGES[1])
+
+
+@functools.cache
+def _shipped(per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
+    """The one that comes with the package, which `benchmarks/ship_autoregression.py` has made."""
+    found = json.loads(AUTOREGRESSION.read_text())
+    ahead = [h * per_iteration for h in found["horizons"]]
+    if str(per_iteration) not in found["slopes"] or not set(horizons) <= set(ahead):
+        raise TiplError(
+            f"The autoregression that comes with the package is for {' or '.join(found['slopes'])} snapshots an "
+            f"iteration and {', '.join(map(str, found['horizons']))} iterations ahead, this run takes {per_iteration} "
+            f"and looks {max(horizons) // per_iteration} ahead; give a store to fit another one on, --fit STORE."
+        )
+    slopes = found["slopes"][str(per_iteration)]
+    return Autoregression(ahead, {None if at == ANY else int(at): np.array(each) for at, each in slopes.items()})
 
 
 def lookahead(count: int) -> FixedSum:
