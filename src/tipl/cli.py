@@ -154,7 +154,9 @@ def build_parser() -> ArgumentParser:
         default="line",
         help=f"{', '.join(get_args(ForecasterName))} or the folder of a causal model [line]",
     )
-    verb.add_argument("--fit", type=Path, metavar="STORE", default=None, help="what the autoregression is fitted on")
+    verb.add_argument(
+        "--fit", type=Path, metavar="STORE", default=None, help="to fit the autoregression on [the package's own]"
+    )
     verb.add_argument(
         "--plain-learning-rate", type=float, metavar="X", default=None, help="of the plain runs [--ppo.learning-rate]"
     )
