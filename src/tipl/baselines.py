@@ -266,8 +266,8 @@ class Autoregression(WeightedSum):
     def fit(cls, horizons: Sequence[int], equations: "NormalEquations", ridge: float) -> "Autoregression":
         """For places that no training trial has: of all places together."""
         everywhere = tuple(sum(parts) for parts in zip(*equations.values(), strict=True))
-        solved = {place: solve_ridge(*each, ridge).T for place, each in {**equations, None: everywhere}.items()}
-        return cls(horizons, solved)
+        parts = {**equations, None: everywhere}.items()
+        return cls(horizons, {place: solve_ridge(gram, target, ridge).T for place, (gram, target) in parts})
 
     def coefficients(self, place: int, horizons: Sequence[int]) -> np.ndarray:
         rows = [self.horizons.index(h) for h in horizons]
