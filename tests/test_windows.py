@@ -38,7 +38,6 @@ from tipl.windows import (
     TOKENS,
     WINDOW,
     Lessons,
-    LiveWindow,
     joined,
     lessons,
     noisy,
@@ -187,29 +186,6 @@ def test_noisy_lessons_are_those_of_a_path_with_noise(tmp_path: Path, monkeypatc
     for name in ("steps", "came"):
         found, wanted = (np.square(getattr(each, name)[late]).mean(axis=(0, 1)) for each in (made, expected))
         np.testing.assert_allclose(found[:-1], wanted[:-1], rtol=0.15, err_msg=name)
-
-
-@pytest.mark.parametrize("size", [9, 5000])
-def test_the_live_window_is_that_of_the_history_at_every_origin(size: int):
-    sizes = (size - 3, 3)
-    shrinking = np.diff(path_of(341, 4, size), axis=0) * np.geomspace(1, 1e-3, 340)[:, None]
-    path = (100 + np.cumsum(np.concatenate([np.zeros((1, size)), shrinking]), axis=0)).astype(np.float32)
-    live = LiveWindow(path[0], sizes)
-    origin = 0
-    while origin < 340:
-        more = (1, 3, 70)[origin % 3]
-        live.extend(path[origin + 1 : origin + 1 + more])
-        origin = min(origin + more, 340)
-        history = History(1, origin, path[max(0, origin + 1 - WINDOW) : origin + 1], 2)
-        _, windows = windows_of(history.last(WINDOW), sizes, 2, origin)
-        found = live.windows(2, origin)
-        for field in dataclasses.fields(windows):
-            one, other = getattr(windows, field.name), getattr(found, field.name)
-            np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4 * np.abs(one).max(), err_msg=field.name)
-        for field in ("own", "whole"):  # small tokens beside large ones too, as cosines
-            one, other = getattr(windows, field), getattr(found, field)
-            length = np.sqrt(np.diagonal(one, axis1=1, axis2=2)) + 1e-12
-            np.testing.assert_allclose((other - one) / (length[:, :, None] * length[:, None, :]), 0, atol=1e-4)
 
 
 def test_a_live_run_is_forecast_as_its_history_and_goes_on_to_the_bit(model: CausalTIPL):

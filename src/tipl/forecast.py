@@ -25,7 +25,7 @@ from tipl.representation import Codes, fit_svd
 from tipl.steadiness import weight_facts
 from tipl.store import Store
 from tipl.train import CURVE_FILE
-from tipl.windows import HORIZONS, MANY, WINDOW, LiveWindow, Windows, tokens_of, windows_of
+from tipl.windows import HORIZONS, WINDOW, Windows, windows_of
 
 SHIPPED = "causal"
 """The model that comes with the package."""
@@ -121,23 +121,27 @@ class LiveRun:
 
     def __init__(self, forecaster: Forecaster, trial: int, weights_P: np.ndarray) -> None:
         self._forecaster, self._trial, self.origin = forecaster, trial, 0
-        self._path = [np.array(weights_P, np.float32)]
+        self._rows, self._end = np.array(weights_P, np.float32)[None], 1  # snapshots end to end, then room for more
 
     @property
     def now(self) -> np.ndarray:
         """φ_t"""
-        return self._path[-1]
+        return self._rows[self._end - 1]
 
     @property
     def window(self) -> np.ndarray:
         """[n, P], the snapshots that the forecaster sees, oldest first."""
-        return np.stack(self._path)
+        count = self._forecaster.context or self._end
+        return self._rows[max(0, self._end - count) : self._end]
 
     def extend(self, snapshots: np.ndarray) -> None:
         """[n, P] float32, oldest first."""
-        self._path += list(snapshots)
-        if self._forecaster.context is not None:
-            del self._path[: -self._forecaster.context]
+        if self._end + len(snapshots) > len(self._rows):
+            seen = self.window  # rows are never written twice, so that who has one keeps it
+            room = np.empty((len(snapshots) + len(seen), seen.shape[1]), np.float32)
+            self._rows, self._end = np.concatenate([seen, room]), len(seen)
+        self._rows[self._end : self._end + len(snapshots)] = snapshots
+        self._end += len(snapshots)
         self.origin += len(snapshots)
 
     def forecast(self, place: int, horizons: Sequence[int]) -> np.ndarray:
@@ -147,11 +151,12 @@ class LiveRun:
 
     def state(self) -> dict[str, np.ndarray]:
         """All that the next forecast depends on, to be given to `restore`."""
-        return {"path": self.window, "origin": np.array(self.origin)}
+        return {"path": self.window.copy(), "origin": np.array(self.origin)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on where `state` was taken."""
-        self._path, self.origin = list(np.array(state["path"])), int(state["origin"])
+        self._rows = np.array(state["path"], np.float32)
+        self._end, self.origin = len(self._rows), int(state["origin"])
 
 
 def checked_forecast(forecaster: Forecaster, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
@@ -182,9 +187,12 @@ class WeightedSum(Forecaster):
         assert self.context is not None
         out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
         for b, history in enumerate(histories):
-            window = history.last(self.context)
-            a = self.coefficients(history.place, horizons).astype(np.float32)
-            out[b] = window[-1] + a @ (window - window[-1])
+            a_HK = self.coefficients(history.place, horizons).astype(np.float32)
+            window = history.weights[-self.context :]
+            before = self.context - len(window)  # φ_0, the first one, stands for what was before it
+            a_HK = np.concatenate([a_HK[:, : before + 1].sum(axis=1, keepdims=True), a_HK[:, before + 1 :]], axis=1)
+            used = a_HK.any(axis=0)
+            out[b] = window[-1] + a_HK[:, used] @ (window[used] - window[-1])
         return out
 
 
@@ -251,7 +259,7 @@ class CausalForecaster(Forecaster):
         errors = np.empty((len(histories), len(horizons)))
         sizes = self._sizes(out.shape[2])
         for b, history in enumerate(histories):
-            tokens, windows = windows_of(history.last(WINDOW), sizes, history.place, history.origin)
+            tokens, windows = windows_of(history.weights[-WINDOW:], sizes, history.place, history.origin)
             out[b], errors[b] = self.from_window(tokens, history.weights[-1], windows, horizons)
         return out, errors
 
@@ -281,43 +289,10 @@ class CausalForecaster(Forecaster):
         square_GH = outlook.log_error_BH.exp().numpy() * np.array(HORIZONS) * windows.unit[:, None]
         return out.numpy(), np.sqrt(_at(horizons, square_GH).sum(axis=0))
 
-    def follow(self, trial: int, weights_P: np.ndarray) -> LiveRun:
-        if len(weights_P) < MANY:  # as cheap from the snapshots
-            return super().follow(trial, weights_P)
-        return _CausalRun(self, trial, weights_P, self._sizes(len(weights_P)))
-
     def _sizes(self, total: int) -> list[int]:
         sizes = [math.prod(shape) for shape in self._shapes or [(total,)]]
         assert sum(sizes) == total, f"tensors of {self._shapes} do not make {total} weights"
         return sizes
-
-
-class _CausalRun(LiveRun):
-    """Its inner products are kept up to date, so that a forecast costs the model and one pass over the tokens."""
-
-    _forecaster: CausalForecaster
-
-    def __init__(self, forecaster: CausalForecaster, trial: int, weights_P: np.ndarray, sizes: Sequence[int]) -> None:
-        super().__init__(forecaster, trial, weights_P)
-        self._sizes, self._window = sizes, LiveWindow(weights_P, sizes)
-
-    def extend(self, snapshots: np.ndarray) -> None:
-        super().extend(snapshots)
-        self._window.extend(snapshots)
-
-    def forecast(self, place: int, horizons: Sequence[int]) -> np.ndarray:
-        windows = self._window.windows(place, self.origin)
-        return self._forecaster.from_window(tokens_of(self._path), self.now, windows, horizons)[0][None]
-
-    def state(self) -> dict[str, np.ndarray]:
-        return super().state() | {"products": self._window.products.copy()}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        super().restore(state)
-        self._window = LiveWindow(self._path[0], self._sizes)
-        if len(self._path) > 1:
-            self._window.extend(np.stack(self._path[1:]))
-        self._window.products = state["products"]
 
 
 def _at(horizons: Sequence[int], known: np.ndarray) -> np.ndarray:

@@ -134,7 +134,7 @@ class Jumper:
         wanted = np.where(self._moves_P, np.float32(believed) * proposal, np.float32(0))
         if (full and trust < self._config.silent_below) or not wanted.any():
             return Jump("silent", trust=trust)
-        share, kl = self._longest(now + self._jumped, wanted, judge)
+        share, kl = self._longest(snapshots[-1].astype(np.float32), wanted, judge)
         if share == 0:
             return Jump("rejected", trust=trust)
         taken = np.float32(share) * wanted

@@ -36,10 +36,7 @@ DRAWN = 16
 NOISE = 0.1, 30.0
 """Between which the variance of the noise in `noisy` lies, in that of a window's own steps."""
 MANY = 4096
-"""Weights from which products are of float32, and a live window is worth its while."""
-_SPAN = EDGES[-1]
-_STARTS = _SPAN - np.array(EDGES[:0:-1])  # of the tokens among the last steps, the oldest first
-_ROOM = 56  # steps that a live window takes in before it moves to the front of its memory
+"""Weights from which products are of float32."""
 _BLOCK = 256  # origins whose snapshots are multiplied at once
 
 
@@ -94,14 +91,14 @@ def windows_of(weights: np.ndarray, sizes: Sequence[int], place: int, origin: in
     """The window that a history ends with.
 
     Args:
-        weights: [WINDOW, P], the last is φ_t.
+        weights: [n, P], the last is φ_t; where n is less than WINDOW the first one is φ_0.
         sizes: of the groups, which lie end to end in P.
 
     Returns:
         The tokens [J, P] as float32 differences, and the groups' windows [G − 1] (the whole policy's if it has one
         group).
     """
-    tokens = tokens_of([*weights])
+    tokens = tokens_of(weights)
     ends = np.cumsum([0, *sizes])
     products = np.stack([_product(tokens[:, start:end]) for start, end in pairwise(ends)])
     parts = np.concatenate([products, products.sum(0, keepdims=True)])[:, None]
@@ -109,73 +106,10 @@ def windows_of(weights: np.ndarray, sizes: Sequence[int], place: int, origin: in
     return tokens, _windows(parts, (*sizes, int(ends[-1])), *where, groups=slice(0, len(sizes)))
 
 
-def tokens_of(snapshots: Sequence[np.ndarray]) -> np.ndarray:
-    """[J, P] of the last snapshots of a run, oldest first; the first one stands for those before it."""
-    at = np.stack([snapshots[max(len(snapshots) - 1 - edge, 0)] for edge in EDGES])
+def tokens_of(weights: np.ndarray) -> np.ndarray:
+    """[J, P] of the last snapshots of a run [n, P], oldest first; the first one stands for those before it."""
+    at = weights[np.maximum(len(weights) - 1 - np.array(EDGES), 0)]
     return at[:-1] - at[1:]
-
-
-class LiveWindow:
-    """The window at the end of a growing run: what `windows_of` finds but for rounding, at less cost.
-
-    It keeps the last 200 steps and, for each group, their inner products, to which a snapshot adds a row. Sums of these
-    are the tokens' products, so nothing small is made a difference of something large.
-    """
-
-    def __init__(self, weights_P: np.ndarray, sizes: Sequence[int]) -> None:
-        """
-        Args:
-            weights_P: φ_0, before which the run stood still.
-            sizes: of the groups, which lie end to end in P.
-        """
-        self._sizes, self._now = tuple(sizes), np.array(weights_P, np.float32)
-        self._spans = [slice(*pair) for pair in pairwise(np.cumsum([0, *sizes]).tolist())]
-        self._steps = np.zeros((_SPAN + _ROOM, len(weights_P)), np.float32)
-        self._products = np.zeros((len(sizes), _SPAN + _ROOM, _SPAN + _ROOM))
-        self._end = _SPAN
-
-    def extend(self, snapshots: np.ndarray) -> None:
-        """[n, P] more snapshots, oldest first."""
-        steps = np.diff(np.concatenate([self._now[None], snapshots]), axis=0)
-        self._now = np.array(snapshots[-1], np.float32)
-        for start in range(0, len(steps), _ROOM):
-            self._add(steps[start : start + _ROOM])
-
-    def _add(self, new: np.ndarray) -> None:
-        if self._end + len(new) > len(self._steps):
-            kept = self._kept
-            self._steps[:_SPAN] = self._steps[kept]
-            self._products[:, :_SPAN, :_SPAN] = self._products[:, kept, kept]
-            self._end = _SPAN
-        added = slice(self._end, self._end + len(new))
-        self._steps[added] = new
-        self._end = added.stop
-        for group, span in enumerate(self._spans):
-            rows = self._steps[self._kept, span] @ new[:, span].T
-            self._products[group, self._kept, added] = rows
-            self._products[group, added, self._kept] = rows.T
-
-    @property
-    def _kept(self) -> slice:
-        return slice(self._end - _SPAN, self._end)
-
-    @property
-    def products(self) -> np.ndarray:
-        """[G, 200, 200] of the last steps, oldest first. May be set, to go on to the bit."""
-        return self._products[:, self._kept, self._kept]
-
-    @products.setter
-    def products(self, products: np.ndarray) -> None:
-        self.products[...] = products
-
-    def windows(self, place: int, origin: int) -> Windows:
-        """The groups' windows, as `windows_of` has them."""
-        rows = np.add.reduceat(self.products, _STARTS, axis=2)
-        parts = np.add.reduceat(rows, _STARTS, axis=1)[:, ::-1, ::-1]
-        parts = np.concatenate([parts, parts.sum(0, keepdims=True)])[:, None]
-        where = np.array([place]), np.array([origin])
-        sizes = (*self._sizes, sum(self._sizes))
-        return _windows(parts, sizes, *where, groups=slice(0, len(self._sizes)))
 
 
 def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Generator) -> Lessons:
