@@ -336,7 +336,7 @@ JUMPS = {
     "noise": JumpConfig(),
     "lookahead": dataclasses.replace(_UNGUARDED, every=5),  # as it is known, and so is the average
     "average": _UNGUARDED,
-    "autoregression": JumpConfig(horizon=20, max_kl=0.02),
+    "autoregression": JumpConfig(horizon=20, max_kl=0.02, max_change=0.02),
     "causal": JumpConfig(horizon=20, max_change=0.02, hindsight=True),
 }
 """How to jump with each `ForecasterName`, as `results/accelerate` has chosen."""
