@@ -23,18 +23,14 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    slopes = {
-        count: {
-            ANY if place is None else place: beta_HF.tolist()
-            for place, beta_HF in fit_autoregression(
-                asked.store, count, tuple(count * h for h in HORIZONS)
-            ).slopes.items()
-        }
-        for count in PER_ITERATION
-    }
-    trials = Store.open(asked.store)
-    trial = trials.trial(trials.split().train[0])
-    facts = {"env_id": trial.env_id, "hidden_sizes": trial.config["hidden_sizes"], "seeds": list(trials.split().train)}
+    slopes = {}
+    for count in PER_ITERATION:
+        fitted = fit_autoregression(asked.store, count, tuple(count * h for h in HORIZONS))
+        slopes[count] = {ANY if place is None else place: beta_HF.tolist() for place, beta_HF in fitted.slopes.items()}
+    data = Store.open(asked.store)
+    seeds = data.split().train
+    trial = data.trial(seeds[0])
+    facts = {"env_id": trial.env_id, "hidden_sizes": trial.config["hidden_sizes"], "seeds": list(seeds)}
     made = {"fitted_on": facts, "ridge": RIDGES[1], "horizons": HORIZONS, "slopes": slopes}
     asked.out.write_text(json.dumps(made) + "\n")
 

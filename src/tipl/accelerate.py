@@ -49,7 +49,7 @@ def accelerate(
         forecaster: a `ForecasterName`, or the folder of a causal model.
         jump: when and how far; default: `jumps_of` the forecaster.
         plain_learning_rate: of the plain trials; default: the same.
-        fit: the store whose training trials the autoregression is fitted on.
+        fit: the store whose training trials the autoregression is fitted on; default: the package's own.
         targets: returns to which the steps are counted too.
         workers: processes; default: one a core.
 

@@ -72,7 +72,7 @@ class Accelerator:
             forecaster: a Forecaster, or what `tipl accelerate --forecaster` takes.
             distribution: the policy's distribution over actions at observations; default: of CleanRL's agents.
             snapshots: of an iteration, all but the last of which the loop takes by `record`.
-            fit: the store that the autoregression is fitted on.
+            fit: the store that the autoregression is fitted on; default: the package's own.
             settings: of `JumpConfig`: every, horizon, max_kl, …; default: `jumps_of` a forecaster given by its name.
 
         Raises:

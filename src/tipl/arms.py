@@ -47,7 +47,7 @@ class Arm:
     """A `ForecasterName`, or the folder of a causal model; None: plain PPO."""
     jump: JumpConfig = JumpConfig()
     fit: Path | None = None
-    """The store that the autoregression is fitted on."""
+    """The store that the autoregression is fitted on; None: the package's own."""
 
     def facts(self) -> dict[str, Any]:
         """What makes its results, as JSON."""

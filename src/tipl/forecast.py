@@ -260,11 +260,11 @@ class CausalForecaster(Forecaster):
         sizes = self._sizes(out.shape[2])
         for b, history in enumerate(histories):
             tokens, windows = windows_of(history.weights[-WINDOW:], sizes, history.place, history.origin)
-            out[b], errors[b] = self.from_window(tokens, history.weights[-1], windows, horizons)
+            out[b], errors[b] = self._from_window(tokens, history.weights[-1], windows, horizons)
         return out, errors
 
     @torch.no_grad()
-    def from_window(
+    def _from_window(
         self, tokens_JP: np.ndarray, now_P: np.ndarray, windows: Windows, horizons: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """The forecast [H, P] from a window's tokens, φ_t and the groups' windows, and its expected error [H]."""

@@ -35,8 +35,7 @@ DRAWN = 16
 """S: weights of a group that lessons are of, drawn with replacement."""
 NOISE = 0.1, 30.0
 """Between which the variance of the noise in `noisy` lies, in that of a window's own steps."""
-MANY = 4096
-"""Weights from which products are of float32."""
+_MANY = 4096  # weights from which products are of float32
 _BLOCK = 256  # origins whose snapshots are multiplied at once
 
 
@@ -98,7 +97,7 @@ def windows_of(weights: np.ndarray, sizes: Sequence[int], place: int, origin: in
         The tokens [J, P] as float32 differences, and the groups' windows [G − 1] (the whole policy's if it has one
         group).
     """
-    tokens = tokens_of(weights)
+    tokens = _tokens(weights)
     ends = np.cumsum([0, *sizes])
     products = np.stack([_product(tokens[:, start:end]) for start, end in pairwise(ends)])
     parts = np.concatenate([products, products.sum(0, keepdims=True)])[:, None]
@@ -106,7 +105,7 @@ def windows_of(weights: np.ndarray, sizes: Sequence[int], place: int, origin: in
     return tokens, _windows(parts, (*sizes, int(ends[-1])), *where, groups=slice(0, len(sizes)))
 
 
-def tokens_of(weights: np.ndarray) -> np.ndarray:
+def _tokens(weights: np.ndarray) -> np.ndarray:
     """[J, P] of the last snapshots of a run [n, P], oldest first; the first one stands for those before it."""
     at = weights[np.maximum(len(weights) - 1 - np.array(EDGES), 0)]
     return at[:-1] - at[1:]
@@ -281,5 +280,5 @@ def _windows(
 
 def _product(rows: np.ndarray) -> np.ndarray:
     """All inner products of rows, float64; the products themselves in float32 where there are many."""
-    rows = rows.astype(np.float64) if rows.shape[1] < MANY else rows
+    rows = rows.astype(np.float64) if rows.shape[1] < _MANY else rows
     return (rows @ rows.T).astype(np.float64)
