@@ -121,7 +121,8 @@ class LiveRun:
 
     def __init__(self, forecaster: Forecaster, trial: int, weights_P: np.ndarray) -> None:
         self._forecaster, self._trial, self.origin = forecaster, trial, 0
-        self._rows, self._end = np.array(weights_P, np.float32)[None], 1  # snapshots end to end, then room for more
+        self._rows, self._end = np.empty((2 * (forecaster.context or 32), len(weights_P)), np.float32), 1
+        self._rows[0] = weights_P  # then snapshot after snapshot
 
     @property
     def now(self) -> np.ndarray:
@@ -138,8 +139,8 @@ class LiveRun:
         """[n, P] float32, oldest first."""
         if self._end + len(snapshots) > len(self._rows):
             seen = self.window  # rows are never written twice, so that who has one keeps it
-            room = np.empty((len(snapshots) + len(seen), seen.shape[1]), np.float32)
-            self._rows, self._end = np.concatenate([seen, room]), len(seen)
+            self._rows, self._end = np.empty((2 * len(seen) + len(snapshots), seen.shape[1]), np.float32), len(seen)
+            self._rows[: len(seen)] = seen
         self._rows[self._end : self._end + len(snapshots)] = snapshots
         self._end += len(snapshots)
         self.origin += len(snapshots)
