@@ -46,6 +46,7 @@ def drawn_lessons(count: int, seed: int) -> Lessons:
         toward=np.einsum("bjp,bhp->bjh", tokens, came).astype(np.float32),
         moved=np.square(came).sum(axis=2).astype(np.float32), is_whole=np.zeros(count, bool),
         weight=rng.uniform(0.1, 2, (count, len(HORIZONS))).astype(np.float32),
+        often=rng.uniform(0.5, 2, count).astype(np.float32),
         steps=rng.standard_normal((count, DRAWN, TOKENS + 1)).astype(np.float32),
         facts=rng.standard_normal((count, DRAWN, FACTS)).astype(np.float32),
         came=rng.standard_normal((count, DRAWN, len(HORIZONS))).astype(np.float32),

@@ -116,12 +116,10 @@ def history_of(weights: np.ndarray, origin: int) -> History:
 def test_lessons_are_the_inner_products_of_a_naive_loop(store: Path):
     made, weights = lessons_of(store, 2), Store.open(store).trial(2).weights().astype(np.float64)
     origins = np.unique(made.origin)
-    assert len(origins) == 40 and len(made) == 3 * 40 and origins.max() > WINDOW  # short and full windows
+    assert len(made) == 3 * len(origins) and 30 < len(origins) < 50 and origins.max() > WINDOW  # short and full windows
     groups = [slice(0, 6), slice(6, 9), slice(0, 9)]
-    displaced = {h: [] for h in HORIZONS}
-    for t in origins:
-        for h in HORIZONS:
-            displaced[h].append(np.square(weights[t + h] - weights[t]).sum())
+    displaced = {h: np.square(weights[origins + h] - weights[origins]).sum(axis=1) for h in HORIZONS}
+    mean = np.array([np.average(displaced[h], weights=1 / made.often[made.is_whole]) for h in HORIZONS])
     for b in range(len(made)):
         t, columns = int(made.origin[b]), groups[b // len(origins)]
         at = [weights[max(t - e, 0), columns] for e in EDGES]
@@ -133,7 +131,7 @@ def test_lessons_are_the_inner_products_of_a_naive_loop(store: Path):
         np.testing.assert_allclose(made.own[b], tokens @ tokens.T / unit, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(made.toward[b], tokens @ came.T / unit, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(made.moved[b], np.square(came).sum(axis=1) / unit, rtol=1e-5)
-        np.testing.assert_allclose(made.weight[b], [unit / np.mean(displaced[h]) for h in HORIZONS], rtol=1e-5)
+        np.testing.assert_allclose(made.weight[b], unit / mean, rtol=1e-5)
         length = np.sqrt(unit / made.size[b])
         by_weight = np.abs(weights[t, columns] - made.steps[b, :, -1:] * length)  # each tells which was drawn
         drawn = by_weight.argmin(axis=1)
@@ -143,7 +141,29 @@ def test_lessons_are_the_inner_products_of_a_naive_loop(store: Path):
         shape = ((3, 2), (3,), (9,))[b // len(origins)]
         np.testing.assert_allclose(made.facts[b], weight_facts(tokens.astype(np.float32), shape)[:, drawn].T, atol=1e-3)
         assert made.is_whole[b] == (columns == groups[2]) and made.size[b] == columns.stop - columns.start
-        assert made.place[b] == (4 if t == 0 else (t - 1) % 5)
+        assert made.place[b] == (t - 1) % 5
+
+
+def test_lessons_are_drawn_where_the_run_moves_and_stand_for_all_origins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of a run that moves ten times as far in its first quarter."""
+    trial, weights = Store.open(write_store(tmp_path / "store", 1, 900)).trial(1), path_of(900, 1)
+    weights[200:] = weights[200] + (weights[200:] - weights[200]) / 10
+    monkeypatch.setattr(type(trial), "weights", lambda self, first=0, last=None: weights[first:last])
+    places, last = places_in_iteration(trial), 900 - 1 - HORIZONS[-1]
+    draws = [lessons(trial, places, 60, np.random.default_rng(seed)) for seed in range(40)]
+    of_whole = joined(draws).is_whole
+    origin, often = joined(draws).origin[of_whole], joined(draws).often[of_whole]
+    assert len(origin) / 40 == pytest.approx(60, rel=0.05)
+    assert all(np.mean(1 / made.often) == pytest.approx(1, rel=1e-5) for made in draws)
+    assert np.mean(origin < 200) > 0.55  # evenly drawn: 0.25
+    assert np.mean((origin < 200) / often) == pytest.approx(199 / last, rel=0.1)
+    for h in (1, 10, 100):
+        moved = np.square(weights[1 + h : 1 + h + last].astype(np.float64) - weights[1 : 1 + last]).sum(axis=1)
+        assert np.mean(moved[origin - 1] / often) == pytest.approx(moved.mean(), rel=0.05)
+    every = lessons(trial, places, 10_000, np.random.default_rng(0))
+    assert np.array_equal(every.origin, np.tile(np.arange(1, last + 1), 3)) and np.all(every.often == 1)
 
 
 def test_the_window_of_a_history_is_that_of_the_lesson(store: Path):
@@ -161,7 +181,9 @@ def test_the_window_of_a_history_is_that_of_the_lesson(store: Path):
 
 
 def test_noisy_lessons_are_those_of_a_path_with_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Many weights, so that noise has next to no product with anything but itself; steps are stationary."""
+    """Many weights, so that noise has next to no product with anything but itself; steps are stationary, and origins
+    drawn as if they moved alike, the same of both."""
+    monkeypatch.setattr("tipl.windows._movement", lambda trial, last: np.ones(last))
     monkeypatch.setattr("tipl.windows.NOISE", (1.5, 1.5))
     sizes, length, rng = (9000, 4000), 330, np.random.default_rng(5)
     store = write_store(tmp_path / "store", 1, length, sizes)
@@ -317,12 +339,12 @@ def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, sums: Ca
     task.model = sums
     weights = Store.open(store).trial(4).weights()
     forecaster = CausalForecaster(sums, SHAPES)
-    error, moved = np.zeros(len(HORIZONS)), np.zeros(len(HORIZONS))
-    for t, place in zip(made.origin[:40], made.place[:40], strict=True):
+    error, moved, count = np.zeros(len(HORIZONS)), np.zeros(len(HORIZONS)), len(made) // 3
+    for t, place, often in zip(made.origin[:count], made.place[:count], made.often[:count], strict=True):
         history = History(4, int(t), weights[max(0, t + 1 - WINDOW) : t + 1], int(place))
         came = weights[t + np.array(HORIZONS)]
-        error += np.square(came - forecaster.forecast([history], HORIZONS)[0]).sum(axis=1)
-        moved += np.square(came - weights[t]).sum(axis=1)
+        error += np.square(came - forecaster.forecast([history], HORIZONS)[0]).sum(axis=1) / often
+        moved += np.square(came - weights[t]).sum(axis=1) / often
     skill = task.validate().skill
     assert set(skill) == {1, 2, 5, 10, 20, 50, 100}
     for h, value in skill.items():
@@ -332,7 +354,8 @@ def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, sums: Ca
 def test_drawn_weights_stand_for_all(store: Path, model: CausalTIPL, sums: CausalTIPL, monkeypatch: pytest.MonkeyPatch):
     """With many drawn, what the part for every weight does to the task's error is what it does to the forecasts'."""
     monkeypatch.setattr("tipl.windows.DRAWN", 4000)
-    made, count = lessons_of(store, 4, origins=12), 12
+    made = lessons_of(store, 4, origins=12)
+    count = len(made) // 3
     task = Displacements([made], [made], SMALL)
     weights = Store.open(store).trial(4).weights().astype(np.float64)
 
@@ -381,13 +404,13 @@ def test_before_training_it_is_a_ridge_regression_of_displacements_on_difference
     trial = Store.open(store).trial(1)
     made = lessons_of(store, 1)
     linear = Displacements([made], [made], SMALL).model.linear.detach().numpy()
-    weights, place = trial.weights().astype(np.float64), 2
+    weights, place, count = trial.weights().astype(np.float64), 2, len(made) // 3
     gram, target = np.zeros((TOKENS, TOKENS)), np.zeros((TOKENS, len(HORIZONS)))
     for b in np.flatnonzero(made.place == place):
-        t, columns = int(made.origin[b]), [slice(0, 6), slice(6, 9), slice(0, 9)][b // 40]
+        t, columns = int(made.origin[b]), [slice(0, 6), slice(6, 9), slice(0, 9)][b // count]
         at = weights[np.maximum(t - np.array(EDGES), 0), columns]
         x, y = at[:-1] - at[1:], weights[t + np.array(HORIZONS), columns] - weights[t, columns]
-        share = made.weight[b].mean() / made.unit[b]
+        share = made.weight[b].mean() / made.often[b] / made.unit[b]
         gram, target = gram + share * x @ x.T, target + share * x @ y.T
     np.testing.assert_allclose(linear[place], solve_ridge(gram, target, 1e-3).T, rtol=1e-3, atol=1e-3)
     assert linear.shape[0] == PLACES and np.array_equal(linear[7], linear[8])  # places never seen

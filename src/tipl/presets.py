@@ -200,7 +200,8 @@ class TrainConfig:
     """Optimizer steps. The paper: 50 iterations of 10k batches."""
     batch_size: int = 64
     windows: int = 5000
-    """Origins of each store that the causal model learns from, drawn once; each gives a window for every tensor."""
+    """Origins of each store, about, that the causal model learns from, drawn once; each gives a window for every
+    tensor."""
     noise: float = 0.0
     """Share of the causal model's windows to whose steps noise is added."""
     learning_rate: float = 1e-4

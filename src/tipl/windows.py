@@ -37,6 +37,8 @@ NOISE = 0.1, 30.0
 """Between which the variance of the noise in `noisy` lies, in that of a window's own steps."""
 _MANY = 4096  # weights from which products are of float32
 _BLOCK = 256  # origins whose snapshots are multiplied at once
+_WEIGHED = (1, 10, 100)  # horizons whose displacements say where lessons are drawn
+_EVENLY = 0.5  # of the lessons are drawn evenly over time, the rest where the run moves most
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class Lessons(Windows):
     weight: np.ndarray
     """[B, H] float32: `unit` over the mean of |φ_{t+h} − φ_t|² of the whole policy over the trial's origins. Times a
     squared error in `unit` and summed over the groups: the trial's 1 − skill, on average over its origins."""
+    often: np.ndarray
+    """[B] float32: how often such an origin was drawn, beside one drawn evenly over time; the mean of 1/`often` is 1.
+    The mean over windows of something over `often` stands for its mean over all origins."""
     steps: np.ndarray
     """[B, S, J + 1] what single weights did, each in the group's mean step a weight: the tokens, and φ_t itself."""
     facts: np.ndarray
@@ -112,7 +117,11 @@ def _tokens(weights: np.ndarray) -> np.ndarray:
 
 
 def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Generator) -> Lessons:
-    """Windows of a trial at `origins` origins, one drawn from each of equal spans, for every tensor and the whole.
+    """Windows of a trial at about `origins` origins, for every tensor and the whole.
+
+    Half of the origins are drawn evenly over time, half in proportion to what the weights are about to move: on
+    InvertedPendulum half of the squared displacement comes in the first tenth of a run, so that origins drawn evenly
+    would teach by a twentieth of their number.
 
     Args:
         places: [T] of every snapshot, as `places_in_iteration` has them.
@@ -126,8 +135,10 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
             f"Trial {trial.seed} has {trial.committed} snapshots; a causal model learns from at least "
             f"{HORIZONS[-1] + 2}: collect longer trials."
         )
-    spans = np.linspace(1, last + 1, min(origins, last) + 1)
-    chosen = np.unique(rng.uniform(spans[:-1], spans[1:]).astype(np.int64))
+    chance = _chances(_movement(trial, last), origins)
+    chosen = 1 + np.flatnonzero(rng.random(last) < chance)
+    if not len(chosen):
+        chosen = 1 + np.flatnonzero(chance == chance.max())[:1]
     ends = np.cumsum([0, *trial.spec.sizes])
     before, after = np.array(EDGES), np.array((0, *HORIZONS))
     past, toward, moved, singles = [], [], [], []
@@ -137,8 +148,6 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
             continue
         first = max(0, start - EDGES[-1])
         rows = trial.weights(first, min(start + _BLOCK, last + 1) + HORIZONS[-1])
-        if not np.isfinite(rows).all():
-            raise TiplError(f"Trial {trial.seed} holds weights that are not finite: the run diverged; leave it out.")
         middle = rows[len(rows) // 2]
         rows = rows - middle
         back = np.maximum(mine[:, None] - before, 0) - first  # [M, J + 1]
@@ -157,7 +166,8 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
     seen, cross, square = (np.concatenate(each, axis=1) for each in (past, toward, moved))
     windows = _windows(seen, (*trial.spec.sizes, trial.spec.size), places[chosen], chosen, groups=slice(None))
     unit = np.where(windows.unit > 0, windows.unit, 1.0)
-    mean = square[-1].mean(axis=0)
+    often = chance[chosen - 1] * (1 / chance[chosen - 1]).mean()
+    mean = (square[-1] / often[:, None]).mean(axis=0)
     weight = windows.unit[:, None] / np.where(mean > 0, mean, np.inf)
     flat = (len(unit), TOKENS, len(HORIZONS))
     # [M, G, S, …] to [G·M, S, …]
@@ -171,10 +181,40 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
         is_whole=np.repeat(np.arange(len(square)) == len(square) - 1, len(chosen)),
         moved=(square.reshape(flat[0], flat[2]) / unit[:, None]).astype(np.float32),
         weight=weight.astype(np.float32),
+        often=np.tile(often, len(square)).astype(np.float32),
         steps=steps / lengths,
         facts=facts,
         came=came / lengths,
     )
+
+
+def _movement(trial: Trial, last: int) -> np.ndarray:
+    """[last] of the origins 1 … last: how far the weights go from there, as squares, in the trial's means."""
+    squares = np.empty((last, len(_WEIGHED)))
+    for start in range(0, last, _BLOCK):
+        rows = trial.weights(start + 1, min(start + _BLOCK, last) + 1 + HORIZONS[-1])
+        if not np.isfinite(rows).all():
+            raise TiplError(f"Trial {trial.seed} holds weights that are not finite: the run diverged; leave it out.")
+        count = len(rows) - HORIZONS[-1]
+        for k, h in enumerate(_WEIGHED):
+            moved = rows[h : h + count] - rows[:count]
+            squares[start : start + count, k] = np.einsum("tp,tp->t", moved, moved)
+    mean = squares.mean(axis=0)
+    return (squares / np.where(mean > 0, mean, 1.0)).mean(axis=1)
+
+
+def _chances(movement: np.ndarray, count: int) -> np.ndarray:
+    """With which chance to draw each of n origins, so that about `count` are drawn, none twice."""
+    if count >= len(movement):
+        return np.ones(len(movement))
+    share = np.full(len(movement), 1 / len(movement))
+    if movement.any():
+        share = _EVENLY * share + (1 - _EVENLY) * movement / movement.sum()
+    factor = float(count)
+    for _ in range(50):  # those that are certain leave the others more
+        chance = np.minimum(1.0, factor * share)
+        factor *= count / chance.sum()
+    return np.minimum(1.0, factor * share)
 
 
 def _drawn(

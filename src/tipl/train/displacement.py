@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tipl.errors import TiplError
-from tipl.model.causal import PLACES, CausalConfig, CausalTIPL, Features, Outlook, features
+from tipl.model.causal import PLACES, CausalConfig, CausalTIPL, Features, Outlook, described, facts
 from tipl.presets import TrainConfig
 from tipl.train.loop import Validation
 from tipl.train.place import ALONE, Place
@@ -24,6 +24,7 @@ from tipl.windows import HORIZONS, TOKENS, Lessons, noisy
 RIDGE = 1e-3  # of the mean square of a token, for the linear part
 _ERROR_SHARE = 0.01  # of the loss that is for the expected error
 _AT_ONCE = 2048  # windows in validation
+_EVENLY = 0.5  # of the windows are drawn evenly
 
 
 class Displacements:
@@ -31,8 +32,9 @@ class Displacements:
 
     The error of a sum is a quadratic form of its coefficients, |y|² − 2 a·b + aᵀGa, so no weights are needed; how much
     the part for every weight lowers it is told by those that were drawn. Its weight is a window's unit over its trial's
-    mean displacement, which makes the sum over all windows the trial's 1 − skill. Windows are drawn with replacement,
-    stores alike.
+    mean displacement, which makes the mean over all windows the trial's 1 − skill. Stores are drawn alike, windows with
+    replacement, half of them in proportion to the displacement that came, and what they say is divided by how often
+    they are drawn: a mean as of windows drawn evenly, of far less variance.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Displacements:
         self.noisy = [_Tensors(noisy(each, rng), place.device) for each in train] if config.noise else []
         self.noise, self.ahead_H = config.noise, torch.tensor(HORIZONS, dtype=torch.float32, device=place.device)
         self.validation = [_Tensors(each, place.device) for each in validation]
-        if any(not each.all.weight_BH.any() for each in self.validation):
+        if any(not each.moves for each in self.validation):
             raise TiplError("The weights of the validation trials never change: there is nothing to forecast.")
 
     def loss(self, batches: torch.Generator) -> Tensor:
@@ -61,7 +63,7 @@ class Displacements:
             of_noisy = round(self.noise * count)
             for data, share in ((self.train, count - of_noisy), (self.noisy, of_noisy)):
                 if share:
-                    index_B = torch.randint(len(data[store]), (share,), generator=batches)
+                    index_B = data[store].draw(share, batches)
                     drawn.append(data[store].batch(self.place.share(index_B, before)))
                     before += share
         batch = _Batch(*map(torch.cat, zip(*drawn, strict=True)))
@@ -71,7 +73,7 @@ class Displacements:
             share_BH = error_BH.detach() / self.ahead_H
             likely_BH = outlook.log_error_BH + share_BH / outlook.log_error_BH.exp()
             loss_B = (batch.weight_BH * error_BH).mean(1) + _ERROR_SHARE * likely_BH.mean(1).clamp(max=100)
-            return loss_B.sum() / self.batch_size
+            return (loss_B / batch.often_B).sum() / self.batch_size
 
     @torch.no_grad()
     def validate(self) -> Validation:
@@ -97,6 +99,8 @@ class _Batch(NamedTuple):
     toward_BJH: Tensor
     moved_BH: Tensor
     weight_BH: Tensor
+    often_B: Tensor
+    """How often a window is drawn, beside one drawn evenly."""
     steps_BSJ: Tensor
     facts_BSF: Tensor
     came_BSH: Tensor
@@ -117,21 +121,37 @@ class _Batch(NamedTuple):
 
 
 class _Tensors:
-    """The lessons of one store, read by index."""
+    """The lessons of one store, read by index. What the model reads of tokens is made anew for every batch, of a third
+    of the memory."""
 
     def __init__(self, lessons: Lessons, device: torch.device) -> None:
+        weight = lessons.weight / lessons.often[:, None]
+        came = (weight * lessons.moved).mean(axis=1, dtype=np.float64)
+        evenly = np.full(len(came), 1 / len(came))
+        chance = _EVENLY * evenly + (1 - _EVENLY) * (came / came.sum() if came.any() else evenly)
+        self.until_B = torch.from_numpy(chance.cumsum() / chance.sum())
         arrays = (
-            lessons.own, lessons.toward, lessons.moved, lessons.weight, lessons.steps, lessons.facts, lessons.came
+            lessons.own, lessons.whole, lessons.toward, lessons.moved, weight, (chance * len(came)).astype(np.float32),
+            lessons.steps, lessons.facts, lessons.came,
         )  # fmt: skip
-        tensors = *features(lessons), *map(torch.from_numpy, arrays)
-        self.all = _Batch(*(each.to(device) for each in tensors))
+        tensors = (*facts(lessons), *map(torch.from_numpy, arrays))
+        self.fact_BF, self.place_B, self.own_BJJ, self.whole_BJJ, *self.rest = (each.to(device) for each in tensors)
+        self.moves = bool(came.any())
         self.whole_B = torch.from_numpy(lessons.is_whole).to(device)
 
     def __len__(self) -> int:
         return len(self.whole_B)
 
+    def draw(self, count: int, batches: torch.Generator) -> Tensor:
+        """Windows by their chance, as indices [count]."""
+        at_B = torch.rand(count, generator=batches, dtype=torch.float64)
+        return torch.searchsorted(self.until_B, at_B).clamp(max=len(self) - 1)
+
     def batch(self, index_B: Tensor) -> _Batch:
-        return _Batch(*(each[index_B] for each in self.all))
+        own_BJJ = self.own_BJJ[index_B]
+        token_BJF = described(own_BJJ, self.whole_BJJ[index_B])
+        rest = (each[index_B] for each in self.rest)
+        return _Batch(token_BJF, self.fact_BF[index_B], self.place_B[index_B], own_BJJ, *rest)
 
     def skill(self, model: CausalTIPL) -> Tensor:
         """[H] with every tensor forecast apart; without the windows of the policies as a whole."""
@@ -148,7 +168,7 @@ def _linear_part(train: Sequence[Lessons]) -> np.ndarray:
     that was not seen."""
     gram, target = np.zeros((PLACES, TOKENS, TOKENS)), np.zeros((PLACES, TOKENS, len(HORIZONS)))
     for lessons in train:
-        weight = lessons.weight.mean(axis=1).astype(np.float64) / len(lessons)
+        weight = lessons.weight.mean(axis=1).astype(np.float64) / lessons.often / len(lessons)
         places = np.where(lessons.place < 0, PLACES - 1, np.minimum(lessons.place, PLACES - 2))
         for place in np.unique(places):
             mine = places == place

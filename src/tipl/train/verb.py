@@ -28,6 +28,8 @@ from tipl.train.place import Place, process_group
 from tipl.windows import Lessons, joined, lessons, places_in_iteration
 
 CODES_FOLDER = "codes.zarr"
+VALIDATED = 2000
+"""Origins of each store at which the causal model is validated, if it learns from as many."""
 _FIRST_SETTINGS = {"model": TIPL.kind, "windows": TrainConfig.windows, "cosine": False, "noise": 0.0}
 """What a checkpoint was made with whose settings do not name these: there was nothing else then."""
 
@@ -90,22 +92,21 @@ def _train_causal(
             raise TiplError(
                 f"{store} has {len(split.train)} training trial(s) and none to validate; collect 3 or more."
             )
-    train = [_lessons(store, split.train, config) for store, split in zip(stores, splits, strict=True)]
-    validation = [_lessons(store, split.validation, config) for store, split in zip(stores, splits, strict=True)]
-    trials = {
-        str(store): {"train": [*split.train], "validation": [*split.validation]}
-        for store, split in zip(stores, splits, strict=True)
-    }
+    pairs = [*zip(stores, splits, strict=True)]
+    train = [_lessons(store, split.train, config.windows, config.seed) for store, split in pairs]
+    few = min(config.windows, VALIDATED)
+    validation = [_lessons(store, split.validation, few, config.seed) for store, split in pairs]
+    trials = {str(store): {"train": [*split.train], "validation": [*split.validation]} for store, split in pairs}
     fit_causal(train, validation, config, out, resume=resume, trials=trials, write=write, device=device)
 
 
-def _lessons(store: Path, seeds: Sequence[int], config: TrainConfig) -> Lessons:
-    """Windows of these trials, `config.windows` origins of a store in all."""
+def _lessons(store: Path, seeds: Sequence[int], origins: int, seed: int) -> Lessons:
+    """Windows of these trials at about `origins` origins in all."""
     data, parts = Store.open(store), []
     with steps_progress(f"train: windows of {store.name}", len(seeds)) as advance:
-        for seed in seeds:
-            trial, rng = data.trial(seed), np.random.default_rng([config.seed, seed])
-            parts.append(lessons(trial, places_in_iteration(trial), -(-config.windows // len(seeds)), rng))
+        for number in seeds:
+            trial, rng = data.trial(number), np.random.default_rng([seed, number])
+            parts.append(lessons(trial, places_in_iteration(trial), -(-origins // len(seeds)), rng))
             advance(1, "")
     return joined(parts)
 
