@@ -23,6 +23,7 @@ from tipl.windows import HORIZONS, TOKENS, Lessons, noisy
 
 RIDGE = 1e-3  # of the mean square of a token, for the linear part
 _ERROR_SHARE = 0.01  # of the loss that is for the expected error
+_LEAST_SHARE = 1e-4  # of an error in the likelihood
 _AT_ONCE = 2048  # windows in validation
 _EVENLY = 0.5  # of the windows are drawn evenly
 
@@ -70,7 +71,8 @@ class Displacements:
         outlook = self.model(batch.features)
         with torch.autocast(self.place.device.type, enabled=False):
             error_BH = batch.error(self.model, outlook)
-            share_BH = error_BH.detach() / self.ahead_H
+            # What drawn weights tell of an error may lie below 0, of which there is no likelihood.
+            share_BH = (error_BH.detach() / self.ahead_H).clamp(min=_LEAST_SHARE)
             likely_BH = outlook.log_error_BH + share_BH / outlook.log_error_BH.exp()
             loss_B = (batch.weight_BH * error_BH).mean(1) + _ERROR_SHARE * likely_BH.mean(1).clamp(max=100)
             return (loss_B / batch.often_B).sum() / self.batch_size
