@@ -1,8 +1,7 @@
 """What a causal forecast costs in a live run.
 
 In: nothing; a random path of P weights in MuJoCo-sized tensors, or of a small policy.  Out: OUT, JSON: milliseconds of
-five snapshots taken in and of a forecast: of the model that comes with the package, and of one of its shape with a part
-for every weight (drawn, not trained, which costs the same).
+five snapshots taken in and of a forecast, of the model that comes with the package.
 
     OMP_NUM_THREADS=1 python benchmarks/forecast.py --out results/train/forecast.json
 """
@@ -13,14 +12,13 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tipl.forecast import CausalForecaster
-from tipl.model.causal import CausalTIPL
 from tipl.policy import ParamSpec, policy_spec
 from tipl.windows import WINDOW
 
@@ -36,13 +34,6 @@ def milliseconds(run: Callable[[], object], times: int) -> dict[str, float]:
         run()
         took.append(1e3 * (time.perf_counter() - began))
     return {"median": round(statistics.median(took), 3), "least": round(min(took), 3)}
-
-
-def with_parts(shapes: Sequence[Sequence[int]]) -> CausalForecaster:
-    torch.manual_seed(0)
-    model = CausalTIPL()
-    torch.nn.init.normal_(model.single.to_horizons)
-    return CausalForecaster(model, shapes)
 
 
 def measure(forecaster: CausalForecaster, spec: ParamSpec, times: int) -> dict[str, dict[str, float]]:
@@ -67,7 +58,6 @@ def main() -> None:
     took = {}
     for name, spec in POLICIES.items():
         took[name] = measure(CausalForecaster.from_pretrained(shapes=spec.shapes), spec, asked.times)
-        took[f"{name}, a part for each"] = measure(with_parts(spec.shapes), spec, asked.times)
     found = {
         "milliseconds": took,
         "threads": 1,

@@ -13,10 +13,9 @@ import torch
 
 from tipl.errors import TiplError
 from tipl.presets import CausalTrainConfig, TrainConfig
-from tipl.steadiness import FACTS
 from tipl.train import fit, fit_causal, loop
 from tipl.train.place import process_group
-from tipl.windows import DRAWN, HORIZONS, TOKENS, Lessons
+from tipl.windows import HORIZONS, TOKENS, Lessons
 
 STEPS = 30
 PAPER = TrainConfig(
@@ -47,9 +46,6 @@ def drawn_lessons(count: int, seed: int) -> Lessons:
         moved=np.square(came).sum(axis=2).astype(np.float32), is_whole=np.zeros(count, bool),
         weight=rng.uniform(0.1, 2, (count, len(HORIZONS))).astype(np.float32),
         often=rng.uniform(0.5, 2, count).astype(np.float32),
-        steps=rng.standard_normal((count, DRAWN, TOKENS + 1)).astype(np.float32),
-        facts=rng.standard_normal((count, DRAWN, FACTS)).astype(np.float32),
-        came=rng.standard_normal((count, DRAWN, len(HORIZONS))).astype(np.float32),
     )  # fmt: skip
 
 

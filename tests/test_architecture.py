@@ -32,7 +32,6 @@ ORDER = [
     "walks",
     "representation",
     "compact",
-    "steadiness",
     "windows",
     "model",
     "train",

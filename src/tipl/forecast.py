@@ -22,7 +22,6 @@ from tipl.model import CausalTIPL, CodeModel, load, read_record
 from tipl.model.causal import features
 from tipl.presets import SVDConfig
 from tipl.representation import Codes, fit_svd
-from tipl.steadiness import weight_facts
 from tipl.store import Store
 from tipl.train import CURVE_FILE
 from tipl.windows import HORIZONS, WINDOW, Windows, windows_of
@@ -234,7 +233,7 @@ class ModelForecaster(Forecaster):
 class CausalForecaster(Forecaster):
     """Causal TIPL: any policy, from its last 201 snapshots.
 
-    Every tensor is forecast apart, as a weighted sum of the differences of its snapshots and a part for each weight.
+    Every tensor is forecast apart, as a weighted sum of the differences of its snapshots.
     Horizons between those that the model was trained for are interpolated; later ones get the displacement of the last.
     """
 
@@ -269,24 +268,13 @@ class CausalForecaster(Forecaster):
         self, tokens_JP: np.ndarray, now_P: np.ndarray, windows: Windows, horizons: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """The forecast [H, P] from a window's tokens, φ_t and the groups' windows, and its expected error [H]."""
-        outlook, single = self._model(features(windows)), self._model.single
-        a_GHJ = _at(horizons, outlook.coefficients_BHJ.numpy())
-        filters_MJ, v_MH = single.filters(), _at(horizons, single.horizons().numpy())
+        outlook = self._model(features(windows))
+        a_GHJ = torch.from_numpy(_at(horizons, outlook.coefficients_BHJ.numpy()))
         out, start = torch.empty(len(horizons), len(now_P)), 0
-        all_JP, all_P = torch.from_numpy(tokens_JP), torch.from_numpy(now_P.copy())
-        for g, shape in enumerate(self._shapes or [now_P.shape]):
-            mine = slice(start, start := start + math.prod(shape))
-            tokens, now = all_JP[:, mine], all_P[mine]
-            if not v_MH.any():  # the model has no part for single weights
-                torch.mm(torch.from_numpy(a_GHJ[g]), tokens, out=out[:, mine]).add_(now)
-                continue
-            length = math.sqrt(windows.unit[g] / len(now))  # of the tensor's mean step, a weight
-            filters = filters_MJ / (length or 1.0)
-            both = torch.cat([torch.from_numpy(a_GHJ[g]), filters[:, :-1]]) @ tokens  # one pass over the tokens
-            u_MP = both[len(horizons) :].addmm_(filters[:, -1:], now[None])
-            facts_FP = torch.from_numpy(weight_facts(tokens_JP[:, mine], shape))
-            added_HP = torch.from_numpy(length * v_MH.T) @ single.gated(u_MP, facts_FP, outlook.mean_BC[g])
-            torch.add(both[: len(horizons)], added_HP, out=out[:, mine]).add_(now)
+        tokens, now = torch.from_numpy(tokens_JP), torch.from_numpy(now_P.copy())
+        for g, size in enumerate(self._sizes(len(now_P))):
+            mine = slice(start, start := start + size)
+            torch.mm(a_GHJ[g], tokens[:, mine], out=out[:, mine]).add_(now[mine])
         square_GH = outlook.log_error_BH.exp().numpy() * np.array(HORIZONS) * windows.unit[:, None]
         return out.numpy(), np.sqrt(_at(horizons, square_GH).sum(axis=0))
 

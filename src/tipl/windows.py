@@ -1,16 +1,14 @@
-"""A window of snapshots by its inner products and some single weights: what the causal model sees and learns from.
+"""A window of snapshots by its inner products: what the causal model sees and learns from.
 
 In: weights, or a store's trials.  Out: for each origin and tensor the Gram matrix of the window's differences, and
-their products with what came; of some single weights what they did, and what came of it.
+their products with what came.
 
 The window ends at the origin t. Its tokens are differences of snapshots, the newest first: 20 single steps, then spans
 of 5 up to 100 snapshots back, then spans of 25 up to 200. A forecast is a weighted sum of them, so that no more than
 their inner products is needed to find the weights, whatever the policy; and these do not change when weight space is
-rotated, nor, when units of a hidden layer change places, does anything but the forecast's own units. What is seen of
-single weights besides is in `steadiness`.
+rotated, nor, when units of a hidden layer change places, does anything but the forecast's own units.
 
-Shapes: B windows, J tokens, H horizons, G groups (the tensors of a policy, then the policy as a whole), P weights,
-S single weights drawn from a group, F facts of each (`steadiness`).
+Shapes: B windows, J tokens, H horizons, G groups (the tensors of a policy, then the policy as a whole), P weights.
 """
 
 from collections.abc import Sequence
@@ -20,19 +18,17 @@ from itertools import pairwise
 import numpy as np
 
 from tipl.errors import TiplError
-from tipl.policy import ParamSpec
-from tipl.steadiness import SINGLE, weight_facts, with_noise
 from tipl.store import Trial
 
 EDGES = (*range(21), *range(25, 101, 5), *range(125, 201, 25))
 """Snapshots before the origin between which the tokens lie."""
 TOKENS = len(EDGES) - 1
+SINGLE = 20
+"""The first tokens are single steps."""
 WINDOW = EDGES[-1] + 1
 """Snapshots that a window takes; before φ_0 the run stood still."""
 HORIZONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50, 100)
 """Snapshots ahead that a causal model forecasts; those between are interpolated."""
-DRAWN = 16
-"""S: weights of a group that lessons are of, drawn with replacement."""
 NOISE = 0.1, 30.0
 """Between which the variance of the noise in `noisy` lies, in that of a window's own steps."""
 _MANY = 4096  # weights from which products are of float32
@@ -83,12 +79,6 @@ class Lessons(Windows):
     often: np.ndarray
     """[B] float32: how often such an origin was drawn, beside one drawn evenly over time; the mean of 1/`often` is 1.
     The mean over windows of something over `often` stands for its mean over all origins."""
-    steps: np.ndarray
-    """[B, S, J + 1] what single weights did, each in the group's mean step a weight: the tokens, and φ_t itself."""
-    facts: np.ndarray
-    """[B, S, F] of these weights."""
-    came: np.ndarray
-    """[B, S, H] their φ_{t+h} − φ_t."""
 
 
 def windows_of(weights: np.ndarray, sizes: Sequence[int], place: int, origin: int) -> tuple[np.ndarray, Windows]:
@@ -141,15 +131,14 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
         chosen = 1 + np.flatnonzero(chance == chance.max())[:1]
     ends = np.cumsum([0, *trial.spec.sizes])
     before, after = np.array(EDGES), np.array((0, *HORIZONS))
-    past, toward, moved, singles = [], [], [], []
+    past, toward, moved = [], [], []
     for start in range(0, last + 1, _BLOCK):
         mine = chosen[(chosen >= start) & (chosen < start + _BLOCK)]
         if not len(mine):
             continue
         first = max(0, start - EDGES[-1])
         rows = trial.weights(first, min(start + _BLOCK, last + 1) + HORIZONS[-1])
-        middle = rows[len(rows) // 2]
-        rows = rows - middle
+        rows = rows - rows[len(rows) // 2]
         back = np.maximum(mine[:, None] - before, 0) - first  # [M, J + 1]
         ahead = mine[:, None] + after - first  # [M, H + 1]
         parts = []
@@ -162,7 +151,6 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
         for into, of_groups in zip((past, toward, moved), zip(*parts, strict=True), strict=True):
             grouped = np.stack(of_groups)
             into.append(np.concatenate([grouped, grouped.sum(0, keepdims=True)]))
-        singles += [_drawn(rows, middle, trial.spec, *each, rng) for each in zip(back, ahead, strict=True)]
     seen, cross, square = (np.concatenate(each, axis=1) for each in (past, toward, moved))
     windows = _windows(seen, (*trial.spec.sizes, trial.spec.size), places[chosen], chosen, groups=slice(None))
     unit = np.where(windows.unit > 0, windows.unit, 1.0)
@@ -170,11 +158,6 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
     mean = (square[-1] / often[:, None]).mean(axis=0)
     weight = windows.unit[:, None] / np.where(mean > 0, mean, np.inf)
     flat = (len(unit), TOKENS, len(HORIZONS))
-    # [M, G, S, …] to [G·M, S, …]
-    steps, facts, came = (
-        np.stack(each, axis=1).reshape(len(unit), *each[0].shape[1:]) for each in zip(*singles, strict=True)
-    )
-    lengths = np.sqrt(unit / windows.size)[:, None, None].astype(np.float32)
     return Lessons(
         **{field.name: getattr(windows, field.name) for field in fields(Windows)},
         toward=(cross.reshape(flat) / unit[:, None, None]).astype(np.float32),
@@ -182,9 +165,6 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
         moved=(square.reshape(flat[0], flat[2]) / unit[:, None]).astype(np.float32),
         weight=weight.astype(np.float32),
         often=np.tile(often, len(square)).astype(np.float32),
-        steps=steps / lengths,
-        facts=facts,
-        came=came / lengths,
     )
 
 
@@ -217,29 +197,6 @@ def _chances(movement: np.ndarray, count: int) -> np.ndarray:
     return np.minimum(1.0, factor * share)
 
 
-def _drawn(
-    rows: np.ndarray, middle: np.ndarray, spec: ParamSpec, back: np.ndarray, ahead: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Single weights of every group at one origin: [G, S, J + 1], [G, S, F], [G, S, H], not yet in units.
-
-    Args:
-        rows: [n, P] snapshots less `middle` [P].
-        back: [J + 1] rows of the edges of the tokens; ahead: [1 + H] of the origin and the horizons.
-    """
-    at = rows[back]
-    tokens = at[:-1] - at[1:]
-    groups = zip((*spec.offsets, 0), (*spec.sizes, spec.size), (*spec.shapes, (spec.size,)), strict=True)
-    parts = []
-    for start, size, shape in groups:
-        chosen = start + rng.integers(size, size=DRAWN)
-        facts = weight_facts(tokens[:, start : start + size], shape)[:, chosen - start].T
-        now = rows[ahead[0], chosen]
-        steps = np.concatenate([tokens[:, chosen], (now + middle[chosen])[None]])
-        parts.append((steps.T, facts, (rows[ahead[1:, None], chosen] - now).T))
-    steps, facts, came = (np.stack(each).astype(np.float32) for each in zip(*parts, strict=True))
-    return steps, facts, came
-
-
 def joined(parts: Sequence[Lessons]) -> Lessons:
     """The lessons of several trials, one after another."""
     return Lessons(**{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(Lessons)})
@@ -264,10 +221,6 @@ def noisy(lessons: Lessons, rng: np.random.Generator) -> Lessons:
         products[:, diagonal, diagonal] += variance[:, None] * spans
         products /= unit[:, None, None]
     added = variance[:, None] * ahead
-    steps, came = lessons.steps.copy(), lessons.came.copy()
-    for array, square in ((steps[:, :, :-1], variance[:, None] * spans), (came, added)):
-        array += np.sqrt(square)[:, None] * rng.standard_normal(array.shape, np.float32)
-    root = np.sqrt(unit)[:, None, None]
     share = np.maximum(lessons.share, np.finfo(np.float32).tiny).astype(np.float32)[:, None]
     return replace(
         lessons,
@@ -276,9 +229,6 @@ def noisy(lessons: Lessons, rng: np.random.Generator) -> Lessons:
         toward=lessons.toward / unit[:, None, None],
         moved=(lessons.moved + added) / unit[:, None],
         weight=lessons.weight * unit[:, None] / (1 + added * lessons.weight / share),
-        steps=steps / root,
-        facts=with_noise(lessons.facts, variance[:, None]),
-        came=came / root,
     )
 
 

@@ -1,23 +1,19 @@
 """Causal TIPL: from the inner products of a window's tokens to how much of each token a forecast takes.
 
-In: `Windows`, and what single weights did.  Out: coefficients over the tokens at every horizon, what is added to that
-for each weight, and how far off the forecast will be.
+In: `Windows`.  Out: coefficients over the tokens at every horizon, and how far off the forecast will be.
 
-φ̃_{t+h} − φ_t = Σ_j a_{h,j} x_j + c_h, with a = (1 + gate_h) · linear_{place,h} + network_{h,j}: a linear
-autoregression, on which the network leans more or less and to which it adds. The network is a Transformer over the
-tokens; a token is described by its cosines with all tokens and its length, of its own tensor and of the whole policy.
-c is the same small network for every weight: it filters what the weight did and takes more or less of each filter, by
-how strong they are and how steadily the weight, its row and its column move. The number of weights never enters, so the
-model is one for all policies; it is blind to their scale because all is in units of the window's steps, and odd, so
-that turning all signs turns the forecast.
+φ̃_{t+h} − φ_t = Σ_j a_{h,j} x_j, with a = (1 + gate_h) · linear_{place,h} + network_{h,j}: a linear autoregression, on
+which the network leans more or less and to which it adds. The network is a Transformer over the tokens; a token is
+described by its cosines with all tokens and its length, of its own tensor and of the whole policy. The number of
+weights never enters, so the model is one for all policies; it is blind to their scale because all is in units of the
+window's steps, and odd, so that turning all signs turns the forecast.
 
-Shapes: B windows, J tokens, H horizons, C width, S single weights, F facts of each, M filters.
+Shapes: B windows, J tokens, H horizons, C width, F features of a token or facts of a window.
 """
 
 import math
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -26,16 +22,11 @@ from torch.nn import functional as F
 
 from tipl.errors import TiplError
 from tipl.model.files import SavedModel
-from tipl.steadiness import FACTS
-from tipl.windows import EDGES, HORIZONS, TOKENS, Windows
+from tipl.windows import HORIZONS, TOKENS, Windows
 
 PLACES = 9
 """Places in the iteration that are told apart: 0 … 7 (later ones count as 7), and unknown."""
 _FACTS = PLACES + 4
-# By which a weight's tokens, the roots of whose spans they grow with, and itself, some thirty steps, come to about 1.
-_SCALE_J = torch.tensor([*((end - start) ** -0.5 for start, end in pairwise(EDGES)), 0.03])
-_TOGETHER = 4096  # weights that go through a layer at once
-_ROOT_H = torch.tensor(HORIZONS, dtype=torch.float32).sqrt()
 _SHORTEST = 1e-6  # of a unit: a token whose length, in steps, is below this has not moved
 
 
@@ -50,19 +41,12 @@ class CausalConfig:
     num_layers: int = 2
     num_heads: int = 4
     width: int = 64
-    filters: int = 8
-    """M, of what a single weight did."""
-    single_width: int = 24
-    """Of the layers of the network for single weights."""
     tokens: int = TOKENS
     horizons: tuple[int, ...] = HORIZONS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "horizons", tuple(self.horizons))
-        fits = (
-            min(self.num_layers, self.num_heads, self.width, self.filters, self.single_width) >= 1
-            and self.width % self.num_heads == 0
-        )
+        fits = min(self.num_layers, self.num_heads, self.width) >= 1 and self.width % self.num_heads == 0
         if not fits or self.tokens != TOKENS or self.horizons != HORIZONS:
             raise TiplError(f"These settings describe no causal model; check them: {asdict(self)}.")
 
@@ -81,8 +65,6 @@ class Outlook(NamedTuple):
     coefficients_BHJ: Tensor
     log_error_BH: Tensor
     """Logarithm of the expected squared error, as a share of h squared steps."""
-    mean_BC: Tensor
-    """What the network knows of the window, for its single weights."""
 
 
 def features(windows: Windows) -> Features:
@@ -136,7 +118,6 @@ class CausalTIPL(SavedModel):
         self.to_gate = nn.Linear(width, horizons)
         self.to_log_error = nn.Linear(width, horizons)
         self.linear = nn.Parameter(torch.zeros(PLACES, horizons, TOKENS))
-        self.single = _SingleWeights(config)
         for head in (self.to_coefficients, self.to_gate, self.to_log_error):  # begins as the linear autoregression
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -151,65 +132,7 @@ class CausalTIPL(SavedModel):
         own_BHJ = (self.to_coefficients(x_BJC) * moves_BJ1).transpose(1, 2).float()
         linear_BHJ = self.linear[seen.place_B]
         gate_BH1 = 1 + self.to_gate(mean_BC).float()[..., None]
-        return Outlook(gate_BH1 * linear_BHJ + own_BHJ, self.to_log_error(mean_BC).float(), mean_BC.float())
-
-
-class _SingleWeights(nn.Module):
-    """c [B, S, H]: what is added to the forecast of each weight, in the window's mean step a weight.
-
-    u = U x filters what a weight did, x [J + 1] (its tokens by the roots of their spans, and itself); a network of |u|,
-    u², the weight's facts and the window's mean gives a gate for every filter: c_h = √h Σ_m v_{m,h} gate_m u_m, with
-    u pressed to u / (1 + |u|/4). Begins at 0.
-    """
-
-    def __init__(self, config: CausalConfig) -> None:
-        super().__init__()
-        width, filters = config.single_width, config.filters
-        self.filter = nn.Linear(TOKENS + 1, filters, bias=False)
-        self.from_filters = nn.Linear(2 * filters, width)
-        self.from_facts = nn.ModuleList(nn.Linear(FACTS, width) for _ in range(2))
-        self.from_window = nn.ModuleList(nn.Linear(config.width, width) for _ in range(2))
-        self.hidden = nn.Linear(width, width)
-        self.to_gates = nn.Linear(width, filters)
-        self.to_horizons = nn.Parameter(torch.zeros(filters, len(config.horizons)))
-
-    def forward(self, steps_BSJ: Tensor, facts_BSF: Tensor, mean_BC: Tensor) -> Tensor:
-        u_BSM = F.linear(steps_BSJ, self.filters())
-        u_BSM = u_BSM / (1 + u_BSM.abs() / 4)
-        x_BSC = self.from_filters(torch.cat([u_BSM.abs(), u_BSM.square()], dim=-1))
-        for again, (facts, window) in enumerate(zip(self.from_facts, self.from_window, strict=True)):
-            x_BSC = F.relu((self.hidden(x_BSC) if again else x_BSC) + facts(facts_BSF) + window(mean_BC)[:, None])
-        return (u_BSM * self.to_gates(x_BSC)) @ self.horizons()
-
-    def filters(self) -> Tensor:
-        """[M, J + 1]: U, for a weight's tokens and itself."""
-        return self.filter.weight * _SCALE_J.to(self.filter.weight.device)
-
-    def horizons(self) -> Tensor:
-        """[M, H]: √h v."""
-        return self.to_horizons * _ROOT_H.to(self.to_horizons.device)
-
-    def gated(self, u_MP: Tensor, facts_FP: Tensor, mean_C: Tensor) -> Tensor:
-        """[M, P]: gate · u of all weights of one tensor, u not yet pressed: the same as in `forward`, but for rounding.
-
-        Weights lie along the rows and go through the layers some thousands at a time, which stay in the cache: a
-        quarter of the time.
-        """
-        of_facts, of_window = (cast("list[nn.Linear]", list(each)) for each in (self.from_facts, self.from_window))
-        layers = [
-            (torch.cat([layer.weight, facts.weight], dim=1), (layer.bias + facts.bias + window(mean_C))[:, None])
-            for layer, facts, window in zip((self.from_filters, self.hidden), of_facts, of_window, strict=True)
-        ]
-        out_MP = torch.empty_like(u_MP)
-        for start in range(0, u_MP.shape[1], _TOGETHER):
-            block = slice(start, start + _TOGETHER)
-            u, facts = u_MP[:, block], facts_FP[:, block]
-            u = u / (1 + u.abs() / 4)
-            x = torch.cat([u.abs(), u.square()])
-            for weight, bias in layers:
-                x = torch.addmm(bias, weight, torch.cat([x, facts])).relu_()
-            out_MP[:, block] = u * torch.addmm(self.to_gates.bias[:, None], self.to_gates.weight, x)
-        return out_MP
+        return Outlook(gate_BH1 * linear_BHJ + own_BHJ, self.to_log_error(mean_BC).float())
 
 
 class _Block(nn.Module):

@@ -1,9 +1,9 @@
-"""The causal task: displacements at many horizons, from inner products and some single weights.
+"""The causal task: displacements at many horizons, from inner products.
 
 In: `Lessons` of the training and validation trials of one or several stores.  Out: the loss of random batches,
 validation, the model.
 
-Shapes: B windows, J tokens, H horizons, S single weights, F facts of each.
+Shapes: B windows, J tokens, H horizons, F facts of a window.
 """
 
 from collections.abc import Sequence
@@ -31,11 +31,10 @@ _EVENLY = 0.5  # of the windows are drawn evenly
 class Displacements:
     """Weighted sums of tokens fitted to what came, each window's squared error as a share of its trial's displacements.
 
-    The error of a sum is a quadratic form of its coefficients, |y|² − 2 a·b + aᵀGa, so no weights are needed; how much
-    the part for every weight lowers it is told by those that were drawn. Its weight is a window's unit over its trial's
-    mean displacement, which makes the mean over all windows the trial's 1 − skill. Stores are drawn alike, windows with
-    replacement, half of them in proportion to the displacement that came, and what they say is divided by how often
-    they are drawn: a mean as of windows drawn evenly, of far less variance.
+    The error of a sum is a quadratic form of its coefficients, |y|² − 2 a·b + aᵀGa, so no weights are needed. Its weight
+    is a window's unit over its trial's mean displacement, which makes the mean over all windows the trial's 1 − skill.
+    Stores are drawn alike, windows with replacement, half of them in proportion to the displacement that came, and what
+    they say is divided by how often they are drawn: a mean as of windows drawn evenly, of far less variance.
     """
 
     def __init__(
@@ -70,8 +69,8 @@ class Displacements:
         batch = _Batch(*map(torch.cat, zip(*drawn, strict=True)))
         outlook = self.model(batch.features)
         with torch.autocast(self.place.device.type, enabled=False):
-            error_BH = batch.error(self.model, outlook)
-            # What drawn weights tell of an error may lie below 0, of which there is no likelihood.
+            error_BH = batch.error(outlook)
+            # Rounding may leave an error below 0, of which there is no likelihood.
             share_BH = (error_BH.detach() / self.ahead_H).clamp(min=_LEAST_SHARE)
             likely_BH = outlook.log_error_BH + share_BH / outlook.log_error_BH.exp()
             loss_B = (batch.weight_BH * error_BH).mean(1) + _ERROR_SHARE * likely_BH.mean(1).clamp(max=100)
@@ -103,23 +102,16 @@ class _Batch(NamedTuple):
     weight_BH: Tensor
     often_B: Tensor
     """How often a window is drawn, beside one drawn evenly."""
-    steps_BSJ: Tensor
-    facts_BSF: Tensor
-    came_BSH: Tensor
 
     @property
     def features(self) -> Features:
         return Features(self.token_BJF, self.fact_BF, self.place_B)
 
-    def error(self, model: CausalTIPL, outlook: Outlook) -> Tensor:
-        """[B, H] squared errors in the windows' units: of the weighted sum of tokens exactly, and how much less of it
-        is left by what is added for single weights, estimated by those drawn."""
+    def error(self, outlook: Outlook) -> Tensor:
+        """[B, H] squared errors of the weighted sums of tokens, in the windows' units."""
         a_BHJ = outlook.coefficients_BHJ
         crossed_BH = torch.einsum("bhj,bjh->bh", a_BHJ, self.toward_BJH)
-        of_sum_BH = self.moved_BH - 2 * crossed_BH + (a_BHJ @ self.own_BJJ * a_BHJ).sum(2)
-        left_BSH = self.came_BSH - self.steps_BSJ[..., :-1] @ a_BHJ.mT
-        added_BSH = model.single(self.steps_BSJ, self.facts_BSF, outlook.mean_BC)
-        return of_sum_BH + (added_BSH * (added_BSH - 2 * left_BSH)).mean(1)
+        return self.moved_BH - 2 * crossed_BH + (a_BHJ @ self.own_BJJ * a_BHJ).sum(2)
 
 
 class _Tensors:
@@ -134,7 +126,6 @@ class _Tensors:
         self.until_B = torch.from_numpy(chance.cumsum() / chance.sum())
         arrays = (
             lessons.own, lessons.whole, lessons.toward, lessons.moved, weight, (chance * len(came)).astype(np.float32),
-            lessons.steps, lessons.facts, lessons.came,
         )  # fmt: skip
         tensors = (*facts(lessons), *map(torch.from_numpy, arrays))
         self.fact_BF, self.place_B, self.own_BJJ, self.whole_BJJ, *self.rest = (each.to(device) for each in tensors)
@@ -160,7 +151,7 @@ class _Tensors:
         error_H, moved_H = (torch.zeros(len(HORIZONS), device=self.whole_B.device) for _ in range(2))
         for index_B in torch.nonzero(~self.whole_B)[:, 0].split(_AT_ONCE):
             batch = self.batch(index_B)
-            error_H += (batch.weight_BH * batch.error(model, model(batch.features))).sum(0)
+            error_H += (batch.weight_BH * batch.error(model(batch.features))).sum(0)
             moved_H += (batch.weight_BH * batch.moved_BH).sum(0)
         return 1 - error_H / moved_H
 
