@@ -3,7 +3,6 @@
 In: random paths of two tensors.  Out: failures that name the product, the symmetry or the file.
 """
 
-import copy
 import dataclasses
 import json
 import math
@@ -27,7 +26,6 @@ from tipl.policy import ParamSpec
 from tipl.predict import forecast_policy
 from tipl.presets import CausalTrainConfig, EvaluateConfig
 from tipl.returns import Policies, policy_returns
-from tipl.steadiness import weight_facts
 from tipl.store import Store, TrialWriter, create_store
 from tipl.train import CHECKPOINT_FILE, Displacements, fit_causal, train
 from tipl.walks import random_walk
@@ -94,16 +92,7 @@ def model() -> CausalTIPL:
     with torch.no_grad():
         for weights in (drawn.linear, *drawn.to_coefficients.parameters(), *drawn.to_gate.parameters()):
             weights.normal_(std=0.05)
-        drawn.single.to_horizons.normal_()
     return drawn.eval()
-
-
-@pytest.fixture(scope="module")
-def sums(model: CausalTIPL) -> CausalTIPL:
-    """The same without what is added for single weights."""
-    copied = copy.deepcopy(model)
-    torch.nn.init.zeros_(copied.single.to_horizons)
-    return copied
 
 
 def history_of(weights: np.ndarray, origin: int) -> History:
@@ -132,14 +121,6 @@ def test_lessons_are_the_inner_products_of_a_naive_loop(store: Path):
         np.testing.assert_allclose(made.toward[b], tokens @ came.T / unit, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(made.moved[b], np.square(came).sum(axis=1) / unit, rtol=1e-5)
         np.testing.assert_allclose(made.weight[b], unit / mean, rtol=1e-5)
-        length = np.sqrt(unit / made.size[b])
-        by_weight = np.abs(weights[t, columns] - made.steps[b, :, -1:] * length)  # each tells which was drawn
-        drawn = by_weight.argmin(axis=1)
-        np.testing.assert_allclose(by_weight.min(axis=1), 0, atol=1e-4)
-        np.testing.assert_allclose(made.steps[b, :, :-1], tokens[:, drawn].T / length, rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(made.came[b], came[:, drawn].T / length, rtol=1e-3, atol=1e-3)
-        shape = ((3, 2), (3,), (9,))[b // len(origins)]
-        np.testing.assert_allclose(made.facts[b], weight_facts(tokens.astype(np.float32), shape)[:, drawn].T, atol=1e-3)
         assert made.is_whole[b] == (columns == groups[2]) and made.size[b] == columns.stop - columns.start
         assert made.place[b] == (t - 1) % 5
 
@@ -205,9 +186,6 @@ def test_noisy_lessons_are_those_of_a_path_with_noise(tmp_path: Path, monkeypatc
         np.testing.assert_allclose(found, wanted, atol=0.15, err_msg=name)
     np.testing.assert_allclose(made.weight[late], expected.weight[late], rtol=0.1)
     np.testing.assert_allclose(made.moved[late], expected.moved[late], rtol=0.1)
-    for name in ("steps", "came"):
-        found, wanted = (np.square(getattr(each, name)[late]).mean(axis=(0, 1)) for each in (made, expected))
-        np.testing.assert_allclose(found[:-1], wanted[:-1], rtol=0.15, err_msg=name)
 
 
 def test_a_live_run_is_forecast_as_its_history_and_goes_on_to_the_bit(model: CausalTIPL):
@@ -259,40 +237,12 @@ def test_permuting_and_flipping_hidden_units_does_so_to_the_forecast(model: Caus
     made = forecaster.forecast([history_of(weights, 240)], HORIZONS)[0]
     turned = forecaster.forecast([history_of(np.stack([other(row) for row in weights]), 240)], HORIZONS)[0]
     without = CausalForecaster(model, [(spec.size,)]).forecast([history_of(weights, 240)], HORIZONS)[0]
-    assert np.abs(made - without).max() > 0.1  # rows and columns matter
+    assert np.abs(made - without).max() > 0.1  # it matters which weights make a tensor
     np.testing.assert_allclose(turned, np.stack([other(row) for row in made]), rtol=1e-3, atol=2e-3)
 
 
-def test_what_is_added_for_single_weights_follows_its_formula(model: CausalTIPL, sums: CausalTIPL):
-    weights, single = path_of(260, 7), model.single
-    history = history_of(weights, 250)
-    tokens, windows = windows_of(history.last(WINDOW), SIZES, history.place, 250)
-    mean = model(features(windows)).mean_BC.detach().numpy().astype(np.float64)
-    made, without = (CausalForecaster(each, SHAPES).forecast([history], HORIZONS)[0] for each in (model, sums))
-    state = {name: value.numpy().astype(np.float64) for name, value in single.state_dict().items()}
-
-    for i in (1, 4, 7):
-        g, first = (0, 0) if i < 6 else (1, 6)
-        length = math.sqrt(windows.unit[g] / SIZES[g])
-        facts = weight_facts(tokens[:, first : first + SIZES[g]], SHAPES[g])[:, i - first]
-        spans = [newer - older for older, newer in pairwise(EDGES)]
-        x = np.array([*(tokens[:, i] / np.sqrt(spans)), 0.03 * weights[250, i]]) / length
-        u = state["filter.weight"] @ x
-        u = u / (1 + np.abs(u) / 4)
-        hidden = state["from_filters.weight"] @ [*np.abs(u), *u**2] + state["from_filters.bias"]
-        for again in range(2):
-            if again:
-                hidden = state["hidden.weight"] @ hidden + state["hidden.bias"]
-            for name, seen in (("facts", facts), ("window", mean[g])):
-                hidden = hidden + state[f"from_{name}.{again}.weight"] @ seen + state[f"from_{name}.{again}.bias"]
-            hidden = np.maximum(hidden, 0)
-        gates = state["to_gates.weight"] @ hidden + state["to_gates.bias"]
-        expected = [length * math.sqrt(h) * (gates * u) @ state["to_horizons"][:, k] for k, h in enumerate(HORIZONS)]
-        np.testing.assert_allclose((made - without)[:, i], expected, rtol=1e-3, atol=2e-3)
-
-
-def test_turning_the_weights_of_a_tensor_turns_the_forecast(sums: CausalTIPL):
-    weights, forecaster = path_of(260, 2), CausalForecaster(sums, SHAPES)
+def test_turning_the_weights_of_a_tensor_turns_the_forecast(model: CausalTIPL):
+    weights, forecaster = path_of(260, 2), CausalForecaster(model, SHAPES)
     turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))
     turned = weights.copy()
     turned[:, :6] = weights[:, :6] @ turn
@@ -303,17 +253,17 @@ def test_turning_the_weights_of_a_tensor_turns_the_forecast(sums: CausalTIPL):
     np.testing.assert_allclose(other[:, 6:], -made[:, [7, 8, 6]], rtol=1e-3, atol=2e-3)
 
 
-def test_the_forecast_is_the_sum_of_differences_that_the_coefficients_say(sums: CausalTIPL):
+def test_the_forecast_is_the_sum_of_differences_that_the_coefficients_say(model: CausalTIPL):
     weights = path_of(260, 3)
     history = history_of(weights, 255)
     _, windows = windows_of(history.last(WINDOW), SIZES, history.place, 255)
-    a_GHJ = sums(features(windows)).coefficients_BHJ.detach().numpy()
+    a_GHJ = model(features(windows)).coefficients_BHJ.detach().numpy()
     expected = np.repeat(weights[255][None].astype(np.float64), len(HORIZONS), axis=0)
     for j in range(TOKENS):
         token = weights[255 - EDGES[j]].astype(np.float64) - weights[255 - EDGES[j + 1]]
         expected[:, :6] += a_GHJ[0, :, j, None] * token[:6]
         expected[:, 6:] += a_GHJ[1, :, j, None] * token[6:]
-    np.testing.assert_allclose(CausalForecaster(sums, SHAPES).forecast([history], HORIZONS)[0], expected, atol=1e-4)
+    np.testing.assert_allclose(CausalForecaster(model, SHAPES).forecast([history], HORIZONS)[0], expected, atol=1e-4)
 
 
 def test_horizons_between_are_interpolated_and_later_ones_held(model: CausalTIPL):
@@ -332,13 +282,13 @@ def test_a_run_that_stands_still_is_forecast_to_stand_still(model: CausalTIPL):
 # What it learns
 
 
-def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, sums: CausalTIPL):
+def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, model: CausalTIPL):
     """The quadratic form in inner products against forecasts and what came: the skill that `evaluate` would find."""
     made = lessons_of(store, 4)
     task = Displacements([made], [made], SMALL)
-    task.model = sums
+    task.model = model
     weights = Store.open(store).trial(4).weights()
-    forecaster = CausalForecaster(sums, SHAPES)
+    forecaster = CausalForecaster(model, SHAPES)
     error, moved, count = np.zeros(len(HORIZONS)), np.zeros(len(HORIZONS)), len(made) // 3
     for t, place, often in zip(made.origin[:count], made.place[:count], made.often[:count], strict=True):
         history = History(4, int(t), weights[max(0, t + 1 - WINDOW) : t + 1], int(place))
@@ -349,54 +299,6 @@ def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, sums: Ca
     assert set(skill) == {1, 2, 5, 10, 20, 50, 100}
     for h, value in skill.items():
         assert value == pytest.approx(1 - error[HORIZONS.index(h)] / moved[HORIZONS.index(h)], abs=1e-4)
-
-
-def test_drawn_weights_stand_for_all(store: Path, model: CausalTIPL, sums: CausalTIPL, monkeypatch: pytest.MonkeyPatch):
-    """With many drawn, what the part for every weight does to the task's error is what it does to the forecasts'."""
-    monkeypatch.setattr("tipl.windows.DRAWN", 4000)
-    made = lessons_of(store, 4, origins=12)
-    count = len(made) // 3
-    task = Displacements([made], [made], SMALL)
-    weights = Store.open(store).trial(4).weights().astype(np.float64)
-
-    def task_error(each: CausalTIPL) -> np.ndarray:
-        with torch.no_grad():
-            batch = task.train[0].batch(torch.arange(2 * count))  # the two tensors, without the policy as a whole
-            return batch.error(each, each(batch.features)).numpy() * made.unit[: 2 * count, None]
-
-    def forecast_error(each: CausalTIPL) -> np.ndarray:
-        found = []
-        for t, place in zip(made.origin[:count], made.place[:count], strict=True):
-            history = History(4, int(t), weights[max(0, t + 1 - WINDOW) : t + 1].astype(np.float32), int(place))
-            off = weights[t + np.array(HORIZONS)] - CausalForecaster(each, SHAPES).forecast([history], HORIZONS)[0]
-            found.append((np.square(off[:, :6]).sum(axis=1), np.square(off[:, 6:]).sum(axis=1)))
-        return np.concatenate([np.array(found)[:, group] for group in range(2)])
-
-    told, true = task_error(model) - task_error(sums), forecast_error(model) - forecast_error(sums)
-    assert np.abs(true).mean() > 10
-    assert np.abs(told - true).mean() < 0.1 * np.abs(true).mean()
-
-
-def test_the_error_of_drawn_weights_is_estimated_from_what_is_left_of_them(store: Path, model: CausalTIPL):
-    """Of each window: what single weights add to the squared error of the sum, S of them standing for all."""
-    made = lessons_of(store, 4)
-    task = Displacements([made], [made], SMALL)
-    index = torch.arange(20, 60)
-    with torch.no_grad():
-        batch = task.train[0].batch(index)
-        outlook = model(batch.features)
-        found = batch.error(model, outlook).numpy()
-    for row, b in enumerate(index.tolist()):
-        a_HJ = outlook.coefficients_BHJ[row].numpy()
-        of_sum = (
-            made.moved[b] - 2 * (a_HJ * made.toward[b].T).sum(1) + np.einsum("hj,jk,hk->h", a_HJ, made.own[b], a_HJ)
-        )
-        with torch.no_grad():
-            added = model.single(*(torch.from_numpy(each[b : b + 1]) for each in (made.steps, made.facts)),
-                                 outlook.mean_BC[row : row + 1])[0].numpy()  # fmt: skip
-        left = made.came[b] - made.steps[b][:, :-1] @ a_HJ.T
-        expected = of_sum + (np.square(left - added) - np.square(left)).mean(0)
-        np.testing.assert_allclose(found[row], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_before_training_it_is_a_ridge_regression_of_displacements_on_differences(store: Path):

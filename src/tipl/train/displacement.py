@@ -31,10 +31,11 @@ _EVENLY = 0.5  # of the windows are drawn evenly
 class Displacements:
     """Weighted sums of tokens fitted to what came, each window's squared error as a share of its trial's displacements.
 
-    The error of a sum is a quadratic form of its coefficients, |y|² − 2 a·b + aᵀGa, so no weights are needed. Its weight
-    is a window's unit over its trial's mean displacement, which makes the mean over all windows the trial's 1 − skill.
-    Stores are drawn alike, windows with replacement, half of them in proportion to the displacement that came, and what
-    they say is divided by how often they are drawn: a mean as of windows drawn evenly, of far less variance.
+    The error of a sum is a quadratic form of its coefficients, |y|² − 2 a·b + aᵀGa, so no weights are needed. Its
+    weight is a window's unit over its trial's mean displacement, which makes the mean over all windows the trial's
+    1 − skill. Stores are drawn alike, windows with replacement, half of them in proportion to the displacement that
+    came, and what they say is divided by how often they are drawn: a mean as of windows drawn evenly, of far less
+    variance.
     """
 
     def __init__(
