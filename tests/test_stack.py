@@ -88,11 +88,16 @@ def test_two_iterations_equal_a_plain_trial(config: CollectConfig) -> None:
     assert len(episodes) > 3 and stack.dones[1].any()
     np.testing.assert_array_equal(episodes[:, [0, 2]], np.array(plain.episodes)[:, [0, 2]])
     np.testing.assert_array_equal(stack.dones[1], plain.dones)
+    # A swinging pendulum multiplies a last bit by thousands within its 200 steps; on some processors it shows.
+    motion = 2e-3 if config.env_id == "Pendulum-v1" else TOLERANCE
     for ours, theirs in (
-        (episodes[:, 1], np.array(plain.episodes)[:, 1]),
         (stack.actions[1], plain.actions),
         (stack.obs[1], plain.obs),
         (stack.rewards[1], plain.rewards),
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=motion, atol=motion)
+    for ours, theirs in (
+        (episodes[:, 1], np.array(plain.episodes)[:, 1]),
         (stack.obs_mean[1], plain.obs_moments.mean),
         (stack.obs_var[1], plain.obs_moments.var),
         (stack.obs_count[1], plain.obs_moments.count + 1e-4),
