@@ -6,12 +6,14 @@ The other side is the same architecture built on `transformers`' GPT2Model, its 
 embedding of the timestep added; a batch is put together segment by segment in Python: draw a trial and an origin,
 slice, pad on the left, and join. Both have AdamW, a linear warm-up and clipping. Rounds of the two alternate in one
 process on one thread; the ratio is the median over rounds of each round's own. Ours trains in bfloat16 where the
-processor multiplies it, as `tipl train` does; it is timed in float32, too.
+processor multiplies it, as `tipl train` does; it is timed in float32, too. With --device cuda both models are on the
+GPU, and ours is also timed with its kernels launched one by one instead of replayed from a recording.
 
 `transformers` is needed here and nowhere else: install it in an environment of its own; -P keeps it from taking
 `benchmarks/accelerate.py` for a package of that name.
 
     OMP_NUM_THREADS=1 python -P benchmarks/train.py --out results/train/benchmark.json
+    OMP_NUM_THREADS=1 python -P benchmarks/train.py --device cuda --out results/train/benchmark-gpu.json
 """
 
 import argparse
@@ -30,7 +32,7 @@ import transformers  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 
 from tipl.presets import TrainConfig
-from tipl.train import NextCode
+from tipl.train import NextCode, Place
 from tipl.train.loop import Training
 
 TRIALS, SNAPSHOTS, DIM = 40, 1951, 32
@@ -61,11 +63,11 @@ class OnGPT2(nn.Module):
 class SegmentBySegment:
     """Its training, with batches joined in a Python loop."""
 
-    def __init__(self, trials: list[np.ndarray], config: TrainConfig) -> None:
-        self.trials, self.config, self.rng = trials, config, np.random.default_rng(config.seed)
+    def __init__(self, trials: list[np.ndarray], config: TrainConfig, device: str) -> None:
+        self.trials, self.config, self.rng, self.device = trials, config, np.random.default_rng(config.seed), device
         rows = np.concatenate(trials)
         self.mean_D, self.std_D = rows.mean(axis=0), rows.std(axis=0)
-        self.model = OnGPT2(config).train()
+        self.model = OnGPT2(config).train().to(device)
         self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
         warm = config.warmup_steps
@@ -90,7 +92,7 @@ class SegmentBySegment:
         return seen, targets, times, masks
 
     def step(self) -> None:
-        codes_BKD, targets_BKD, times_BK, mask_BK = self.batch()
+        codes_BKD, targets_BKD, times_BK, mask_BK = (each.to(self.device) for each in self.batch())
         predicted = self.model(codes_BKD, times_BK, mask_BK)[mask_BK > 0]
         loss = torch.mean((predicted - targets_BKD[mask_BK > 0]) ** 2)
         self.optimizer.zero_grad()
@@ -105,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=100, help="of each side in a round")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -113,19 +116,24 @@ def main() -> None:
     trials = [rng.standard_normal((SNAPSHOTS, DIM)).cumsum(axis=0).astype(np.float32) for _ in range(TRIALS + 2)]
 
     def training(out: str) -> Training:
-        task = NextCode(trials[:TRIALS], trials[TRIALS:], [np.ones(DIM)] * 2, CONFIG, {})
+        place = Place.of(asked.device, CONFIG.batch_size)
+        task = NextCode(trials[:TRIALS], trials[TRIALS:], [np.ones(DIM)] * 2, CONFIG, {}, place)
         task.model.train()
-        return Training(task, CONFIG, Path(out), {}, False, lambda name, value, step: None)
+        return Training(task, CONFIG, Path(out), {}, False, lambda name, value, step: None, place)
 
     with tempfile.TemporaryDirectory() as scratch:
         ours, slow = training(scratch), training(scratch)
         slow.precision = torch.float32
-        other = SegmentBySegment(trials[:TRIALS], CONFIG)
+        other = SegmentBySegment(trials[:TRIALS], CONFIG, asked.device)
         sides: dict[str, Callable[[], object]] = {
             "ours": ours._update,
             "other": other.step,
             "ours, float32": slow._update,
         }
+        if asked.device == "cuda":
+            launched = training(scratch)
+            launched.learn = launched._learn
+            sides["ours, launched one by one"] = launched._update
         rates: dict[str, list[float]] = {name: [] for name in sides}
         load = os.getloadavg()[0]
         for number in range(asked.rounds + 1):
@@ -133,6 +141,8 @@ def main() -> None:
                 began = time.perf_counter()
                 for _ in range(asked.steps):
                     step()
+                if asked.device == "cuda":
+                    torch.cuda.synchronize()
                 rate = CONFIG.batch_size * asked.steps / (time.perf_counter() - began)
                 if number:  # the first round warms up
                     rates[name].append(rate)
@@ -158,7 +168,10 @@ def main() -> None:
             "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
             "transformers": transformers.__version__,
         },
-        "machine": {"processor": processor(), "cores": os.cpu_count()},
+        "machine": {
+            "processor": processor(), "cores": os.cpu_count(),
+            **({"gpu": torch.cuda.get_device_name()} if asked.device == "cuda" else {}),
+        },
     }  # fmt: skip
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(found, indent=2) + "\n")

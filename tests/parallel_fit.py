@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tipl.errors import TiplError
-from tipl.presets import CausalTrainConfig, TrainConfig
+from tipl.presets import CausalTrainConfig, Device, TrainConfig
 from tipl.train import fit, fit_causal, loop
 from tipl.train.place import process_group
 from tipl.windows import HORIZONS, TOKENS, Lessons
@@ -49,13 +49,13 @@ def drawn_lessons(count: int, seed: int) -> Lessons:
     )  # fmt: skip
 
 
-def train_here(model: str, out: Path, *, resume: bool = False, batch_size: int = 6, steps: int = STEPS) -> None:
-    config = dataclasses.replace(PAPER if model == "paper" else CAUSAL, batch_size=batch_size, steps=steps)
+def train_here(model: str, out: Path, *, resume: bool = False, batch_size: int = 6, device: Device = "cpu") -> None:
+    config = dataclasses.replace(PAPER if model == "paper" else CAUSAL, batch_size=batch_size)
     if model == "paper":
-        fit(paths(3, 12, 1), paths(2, 20, 2), config, out, progress=False, resume=resume)
+        fit(paths(3, 12, 1), paths(2, 20, 2), config, out, progress=False, resume=resume, device=device)
     else:
         stores = [drawn_lessons(50, 1), drawn_lessons(30, 2)]
-        fit_causal(stores, [drawn_lessons(20, 3)], config, out, progress=False, resume=resume)
+        fit_causal(stores, [drawn_lessons(20, 3)], config, out, progress=False, resume=resume, device=device)
 
 
 if __name__ == "__main__":

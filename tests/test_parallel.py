@@ -4,6 +4,7 @@ In: small trainings under `torchrun`, gloo.  Out: failures that name the model.
 """
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from parallel_fit import PAPER, paths, train_here
+from parallel_fit import CAUSAL, PAPER, drawn_lessons, paths, train_here
 
 from tipl.cli import main
 from tipl.errors import TiplError
-from tipl.train import CHECKPOINT_FILE, NextCode, Place, fit, loop
+from tipl.train import CHECKPOINT_FILE, NextCode, Place, fit, fit_causal, loop
+from tipl.train.recorded import Recorded
 
 MODELS = "paper", "causal"
 SCRIPT = Path(__file__).with_name("parallel_fit.py")
@@ -48,7 +50,7 @@ def test_two_processes_make_the_models_of_one_and_go_on_from_its_checkpoints(
     monkeypatch.setattr(loop, "fast_precision", lambda: torch.float32)
     update = loop.Training._update
 
-    def stop(self: loop.Training) -> float:
+    def stop(self: loop.Training) -> torch.Tensor:
         loss = update(self)
         self.stops = self.step == 13
         return loss
@@ -71,7 +73,7 @@ def test_the_shares_of_a_batch_add_up_to_its_loss_where_valid_positions_are_uneq
         torch.manual_seed(0)
         place = Place(rank=rank, ranks=ranks)
         task = NextCode(paths(3, 12, 1), paths(2, 20, 2), [np.ones(4)] * 2, PAPER, {}, place)
-        value = task.loss(torch.Generator().manual_seed(1))
+        value = task.loss(task.draw(torch.Generator().manual_seed(1)))
         value.backward()
         gradients = [weight.grad for weight in task.model.parameters() if weight.grad is not None]
         return value.item(), torch.cat([grad.reshape(-1) for grad in gradients])
@@ -79,15 +81,6 @@ def test_the_shares_of_a_batch_add_up_to_its_loss_where_valid_positions_are_uneq
     whole, parts = loss(0, 1), [loss(rank, 3) for rank in range(3)]
     assert sum(value for value, _ in parts) == pytest.approx(whole[0], rel=1e-6)
     np.testing.assert_allclose(sum(gradient for _, gradient in parts), whole[1], atol=1e-6)
-
-
-def test_a_part_of_a_batch_is_shared_as_if_the_batch_were_whole():
-    batch = torch.arange(12)
-    for ranks in (1, 2, 3):
-        for rank in range(ranks):
-            place = Place(rank=rank, ranks=ranks)
-            parts = [place.share(batch[:5]), place.share(batch[5:6], 5), place.share(batch[6:], 6)]
-            assert torch.equal(torch.cat(parts), batch[rank::ranks])
 
 
 def test_a_batch_that_does_not_split_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -115,7 +108,10 @@ def test_without_a_cuda_device_asking_for_it_is_one_line(tmp_path: Path, capsys:
     assert "no CUDA device" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@needs_cuda
 def test_on_cuda_it_learns_as_on_the_cpu(tmp_path: Path):
     config = dataclasses.replace(PAPER, steps=300, validate_every=300)
     cpu, cuda = (
@@ -124,4 +120,64 @@ def test_on_cuda_it_learns_as_on_the_cpu(tmp_path: Path):
     )
     for one, other in zip(cpu.parameters(), cuda.parameters(), strict=True):
         assert one.device == other.device
+        np.testing.assert_allclose(one.detach(), other.detach(), atol=0.05)
+
+
+@needs_cuda
+@pytest.mark.parametrize("cosine", [False, True])
+def test_a_recorded_training_is_that_of_kernels_launched_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cosine: bool
+):
+    config = dataclasses.replace(PAPER, steps=200, validate_every=50, cosine=cosine)
+    fit(paths(3, 200, 1), paths(2, 40, 2), config, tmp_path / "recorded", device="cuda", progress=False)
+    monkeypatch.setattr(NextCode, "one_shape", False)
+    fit(paths(3, 200, 1), paths(2, 40, 2), config, tmp_path / "launched", device="cuda", progress=False)
+    one, two = weights_of(tmp_path / "recorded"), weights_of(tmp_path / "launched")
+    for name in one:
+        if name.startswith("model."):
+            np.testing.assert_allclose(one[name], two[name], atol=1e-3, err_msg=name)
+    curves = [json.loads((tmp_path / name / "training.json").read_text())["curve"] for name in ("recorded", "launched")]
+    for mine, other in zip(*curves, strict=True):
+        assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-2)
+
+
+@needs_cuda
+def test_a_recording_draws_its_dropout_anew():
+    place = Place.of("cuda", 6)
+    task = NextCode(
+        paths(3, 200, 1), paths(2, 40, 2), [np.ones(4)] * 2, dataclasses.replace(PAPER, dropout=0.5), {}, place
+    )
+    recorded, index_B = Recorded(task.loss, place.device), task.draw(torch.Generator().manual_seed(0))
+    assert len({recorded(index_B).item() for _ in range(8)}) == 8
+
+
+@needs_cuda
+def test_on_cuda_a_training_is_stopped_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    update = loop.Training._update
+
+    def stop(self: loop.Training) -> torch.Tensor:
+        loss = update(self)
+        self.stops = self.step == 13
+        return loss
+
+    train_here("paper", tmp_path / "whole", device="cuda")
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_update", stop)
+        train_here("paper", tmp_path / "parts", device="cuda")
+    train_here("paper", tmp_path / "parts", device="cuda", resume=True)
+    one, two = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    assert torch.equal(one["random.batches"], two["random.batches"])
+    for name in one:
+        if name.startswith("model."):
+            np.testing.assert_allclose(one[name], two[name], atol=1e-3, err_msg=name)
+
+
+@needs_cuda
+def test_the_causal_model_learns_on_cuda_as_on_the_cpu(tmp_path: Path):
+    lessons, config = [drawn_lessons(50, 1), drawn_lessons(30, 2)], dataclasses.replace(CAUSAL, steps=100)
+    cpu, cuda = (
+        fit_causal(lessons, [drawn_lessons(20, 3)], config, tmp_path / device, device=device, progress=False)
+        for device in ("cpu", "cuda")
+    )
+    for one, other in zip(cpu.parameters(), cuda.parameters(), strict=True):
         np.testing.assert_allclose(one.detach(), other.detach(), atol=0.05)

@@ -104,7 +104,7 @@ def test_batches_hold_padded_starts_as_often_as_other_origins():
         return gather(index_B)
 
     task.train.gather = watched
-    task.loss(torch.Generator().manual_seed(0))
+    task.loss(task.draw(torch.Generator().manual_seed(0)))
     counts = np.bincount(drawn[0].numpy(), minlength=6)
     assert counts[0] == 0
     np.testing.assert_allclose(counts[1:5] / 500, 1 / 29, atol=0.03)
@@ -118,7 +118,7 @@ def test_the_loss_is_the_mean_over_valid_positions_of_standardized_codes(standar
     sequences = unequal_sequences()
     config = dataclasses.replace(SMALL, model=model, dropout=0.0, standardize=standardize, batch_size=40)
     task = NextCode(sequences, [sequences[2]], [np.ones(3)], config, {})
-    loss = task.loss(torch.Generator().manual_seed(3)).item()
+    loss = task.loss(task.draw(torch.Generator().manual_seed(3))).item()
 
     everything = np.concatenate(sequences)
     std = everything.std(0) if standardize else np.ones(3)
@@ -202,7 +202,7 @@ def test_the_learning_rate_warms_up_and_the_optimizer_is_adamw(tmp_path: Path):
     for rate in (config.learning_rate / 2, config.learning_rate, config.learning_rate):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
-        task.loss(batches).backward()
+        task.loss(task.draw(batches)).backward()
         norm = torch.stack([(w.grad**2).sum() for w in task.model.parameters() if w.grad is not None]).sum().sqrt()
         assert norm > config.max_grad_norm
         for weight in task.model.parameters():
@@ -229,7 +229,7 @@ def interrupted_at(step: int) -> Iterator[None]:
     """Press Ctrl-C, really, in the middle of an update."""
     update = loop.Training._update
 
-    def update_and_press(self: loop.Training) -> float:
+    def update_and_press(self: loop.Training) -> torch.Tensor:
         if self.step == step - 1:
             signal.raise_signal(signal.SIGINT)
         return update(self)

@@ -335,11 +335,11 @@ def test_stopped_and_resumed_is_never_stopped_to_the_bit(store: Path, tmp_path: 
     whole = train([store], tmp_path / "whole", SMALL)
     calls, loss = [], Displacements.loss
 
-    def loss_until_interrupted(self: Displacements, batches: torch.Generator) -> torch.Tensor:
+    def loss_until_interrupted(self: Displacements, index_B: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return loss(self, batches)
+        return loss(self, index_B)
 
     monkeypatch.setattr(Displacements, "loss", loss_until_interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -8,7 +8,7 @@ Shapes: B windows, J tokens, H horizons, F facts of a window.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class Displacements:
     variance.
     """
 
+    one_shape: ClassVar = False  # as many windows of each store as are drawn
+
     def __init__(
         self, train: Sequence[Lessons], validation: Sequence[Lessons], config: TrainConfig, place: Place = ALONE
     ) -> None:
@@ -47,26 +49,29 @@ class Displacements:
             self.model.linear.copy_(torch.from_numpy(_linear_part(train)))
         self.model.to(place.device)
         self.place, self.batch_size = place, config.batch_size
-        self.train = [_Tensors(each, place.device) for each in train]
-        rng = np.random.default_rng(config.seed)
-        self.noisy = [_Tensors(noisy(each, rng), place.device) for each in train] if config.noise else []
-        self.noise, self.ahead_H = config.noise, torch.tensor(HORIZONS, dtype=torch.float32, device=place.device)
+        parts, rng = [(each, 1 - config.noise) for each in train], np.random.default_rng(config.seed)
+        if config.noise:
+            parts += [(noisy(each, rng), config.noise) for each in train]
+        self.train = [_Tensors(each, place.device) for each, _ in parts]
+        chance_W = torch.cat([share * each.chance_B for each, (_, share) in zip(self.train, parts, strict=True)])
+        self.until_W = chance_W.cumsum(0) / chance_W.sum()
+        """Of the windows of all parts, end to end: the chance of these and those before."""
+        self.ahead_H = torch.tensor(HORIZONS, dtype=torch.float32, device=place.device)
         self.validation = [_Tensors(each, place.device) for each in validation]
         if any(not each.moves for each in self.validation):
             raise TiplError("The weights of the validation trials never change: there is nothing to forecast.")
 
-    def loss(self, batches: torch.Generator) -> Tensor:
-        parts = torch.randint(len(self.train), (self.batch_size,), generator=batches).bincount(
-            minlength=len(self.train)
-        )
-        drawn, before = [], 0
-        for store, count in enumerate(parts.tolist()):
-            of_noisy = round(self.noise * count)
-            for data, share in ((self.train, count - of_noisy), (self.noisy, of_noisy)):
-                if share:
-                    index_B = data[store].draw(share, batches)
-                    drawn.append(data[store].batch(self.place.share(index_B, before)))
-                    before += share
+    def draw(self, batches: torch.Generator) -> Tensor:
+        at_B = torch.rand(self.batch_size, generator=batches, dtype=torch.float64)
+        return torch.searchsorted(self.until_W, at_B).clamp(max=len(self.until_W) - 1)
+
+    def loss(self, index_B: Tensor) -> Tensor:
+        mine_B, first, drawn = self.place.share(index_B), 0, []
+        for data in self.train:
+            of_these_B = mine_B[(mine_B >= first) & (mine_B < first + len(data))]
+            if len(of_these_B):
+                drawn.append(data.batch(of_these_B - first))
+            first += len(data)
         batch = _Batch(*map(torch.cat, zip(*drawn, strict=True)))
         outlook = self.model(batch.features)
         with torch.autocast(self.place.device.type, enabled=False):
@@ -124,7 +129,8 @@ class _Tensors:
         came = (weight * lessons.moved).mean(axis=1, dtype=np.float64)
         evenly = np.full(len(came), 1 / len(came))
         chance = _EVENLY * evenly + (1 - _EVENLY) * (came / came.sum() if came.any() else evenly)
-        self.until_B = torch.from_numpy(chance.cumsum() / chance.sum())
+        self.chance_B = torch.from_numpy(chance)
+        """Of a window among these: they add up to 1."""
         arrays = (
             lessons.own, lessons.whole, lessons.toward, lessons.moved, weight, (chance * len(came)).astype(np.float32),
         )  # fmt: skip
@@ -135,11 +141,6 @@ class _Tensors:
 
     def __len__(self) -> int:
         return len(self.whole_B)
-
-    def draw(self, count: int, batches: torch.Generator) -> Tensor:
-        """Windows by their chance, as indices [count]."""
-        at_B = torch.rand(count, generator=batches, dtype=torch.float64)
-        return torch.searchsorted(self.until_B, at_B).clamp(max=len(self) - 1)
 
     def batch(self, index_B: Tensor) -> _Batch:
         own_BJJ = self.own_BJJ[index_B]

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import safetensors.torch
 import torch
@@ -23,6 +23,7 @@ from tipl.model import write_file
 from tipl.presets import TrainConfig
 from tipl.progress import console, steps_progress
 from tipl.train.place import ALONE, Place
+from tipl.train.recorded import Recorded
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CURVE_FILE = "training.json"
@@ -49,11 +50,18 @@ class Validation(NamedTuple):
 class Task(Protocol):
     """A model and what it learns from: all that the training loop knows of either."""
 
+    one_shape: ClassVar[bool]
+    """Whether every batch has the same shapes, as a recording of a step needs."""
+
     @property
     def model(self) -> nn.Module: ...
 
-    def loss(self, batches: torch.Generator) -> Tensor:
-        """This process's share of the loss of a random batch, in training mode; the shares add up to the loss."""
+    def draw(self, batches: torch.Generator) -> Tensor:
+        """A random batch, as numbers [batch_size] of what there is to learn from, on the CPU."""
+        ...
+
+    def loss(self, index_B: Tensor) -> Tensor:
+        """This process's share of the loss of a batch, in training mode; the shares add up to the loss."""
         ...
 
     def validate(self) -> Validation: ...
@@ -112,15 +120,20 @@ class Training:
         self.task, self.config, self.out, self.facts = task, config, out, facts
         self.progress, self.write, self.place = progress, write, place
         self.weights = list(task.model.parameters())
+        on_gpu = place.device.type == "cuda"
+        # A recording replays the rate that it finds in the device's memory.
+        rate = torch.tensor(config.learning_rate, device=place.device) if on_gpu else config.learning_rate
         self.optimizer = torch.optim.AdamW(
-            self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            self.weights, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
         )
+        recorded = on_gpu and place.ranks == 1 and task.one_shape
+        self.learn: Callable[[Tensor], Tensor] = Recorded(self._learn, place.device) if recorded else self._learn
         self.batches = torch.Generator().manual_seed(config.seed)
-        self.precision = torch.bfloat16 if place.device.type == "cuda" else fast_precision()
+        self.precision = torch.bfloat16 if on_gpu else fast_precision()
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, Any]] = []
-        self.loss_sum, self.loss_count = 0.0, 0
+        self.loss_sum, self.loss_count = torch.zeros((), dtype=torch.float64, device=place.device), 0
         self.interrupted: Callable[[], bool] = lambda: False
         self.stops = False
         """Whether any process was interrupted: all stop after the same step."""
@@ -146,8 +159,8 @@ class Training:
                     self._plot(entry)
                     self._say(f"step {self.step:,} of {self.config.steps:,}, {self.seconds:.0f} s, {note}")
                 if self.step % SCALARS_EVERY == 0:
-                    self.write("loss/batch", loss, self.step)
-                    self.write("learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
+                    self.write("loss/batch", loss.item(), self.step)
+                    self.write("learning_rate", float(self.optimizer.param_groups[0]["lr"]), self.step)
                 advance(1, note)
                 if self.stops or (self.place.ranks == 1 and self.interrupted()):
                     self.write_checkpoint()
@@ -155,37 +168,49 @@ class Training:
         best = max(self.curve, key=_choice)
         self._say(f"kept the model of step {best['step']:,}, {_describe(best)}")
 
-    def _update(self) -> float:
-        """One step; returns the loss of its batch."""
+    def _update(self) -> Tensor:
+        """One step; returns the loss of its batch, which on a GPU need not be known yet."""
         rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
         if self.config.cosine:
             rate *= (1 + math.cos(math.pi * self.step / self.config.steps)) / 2
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        loss = self.learn(self.task.draw(self.batches))
+        self.step += 1
+        self.loss_sum += loss
+        self.loss_count += 1
+        if self.place.device.type == "cpu" or self.step % SCALARS_EVERY == 0:  # a GPU is not waited for at every step
+            self._check_finite(self.loss_sum.item())
+        return loss
+
+    def _learn(self, index_B: Tensor) -> Tensor:
+        """Gradients of a batch's loss, and AdamW's step; returns the loss."""
         with torch.autocast(self.place.device.type, self.precision, enabled=self.precision != torch.float32):
-            loss = self.task.loss(self.batches)
+            loss = self.task.loss(index_B)
         self.optimizer.zero_grad()
         loss.backward()
         # The fused optimizer walks a gradient's memory in the order of its weight's.
         gradients = [weight.grad for weight in self.weights if weight.grad is not None and weight.grad.is_contiguous()]
         assert len(gradients) == len(self.weights)
-        value, stops = self.place.sum_up(gradients, loss, loss.new_tensor(float(self.interrupted())))
+        loss = loss.detach()
+        if self.place.ranks > 1:
+            loss, stops = self.place.sum_up(gradients, loss, loss.new_tensor(float(self.interrupted())))
+            self.stops = stops.item() > 0
         nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)
         self.optimizer.step()
-        self.step += 1
-        self.loss_sum += value
-        self.loss_count += 1
-        self._check_finite(self.loss_sum)
-        self.stops = stops > 0
-        return value
+        return loss
 
     def _validate(self) -> dict[str, Any]:
         """Measure the model, keep it if it is the best so far, and add an entry to the curve."""
         loss, skill = self.task.validate()
-        self._check_finite(loss, *skill.values())
+        summed = self.loss_sum.item()
+        self._check_finite(summed, loss, *skill.values())
         entry = {
             "step": self.step,
-            "train_loss": self.loss_sum / self.loss_count,
+            "train_loss": summed / self.loss_count,
             "validation_loss": loss,
             "skill": {str(h): value for h, value in skill.items()},
             "seconds": round(self.seconds, 3),
@@ -193,7 +218,8 @@ class Training:
         if self.place.is_first and all(_choice(entry) > _choice(earlier) for earlier in self.curve):
             self.task.save(self.out)
         self.curve.append(entry)
-        self.loss_sum, self.loss_count = 0.0, 0
+        self.loss_sum.zero_()
+        self.loss_count = 0
         return entry
 
     def _plot(self, entry: Mapping[str, Any]) -> None:
@@ -231,7 +257,7 @@ class Training:
             "precision": _name(self.precision),
             "seconds": self.seconds,
             "curve": self.curve,
-            "loss_sum": self.loss_sum,
+            "loss_sum": self.loss_sum.item(),
             "loss_count": self.loss_count,
         }
         Checkpoint(self.facts, progress, tensors).write(self.out)
@@ -255,7 +281,8 @@ class Training:
         else:
             self.precision = getattr(torch, progress["precision"])
         self.step, self.seconds = progress["step"], progress["seconds"]
-        self.loss_sum, self.loss_count = progress["loss_sum"], progress["loss_count"]
+        self.loss_sum.fill_(progress["loss_sum"])
+        self.loss_count = progress["loss_count"]
         self.curve = progress["curve"]
 
 

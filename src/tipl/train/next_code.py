@@ -8,7 +8,7 @@ L = K + ahead rows of a segment.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -70,6 +70,8 @@ class NextCode:
     raw codes. Segments are drawn with replacement, all origins of all training trials alike.
     """
 
+    one_shape: ClassVar = True
+
     def __init__(
         self,
         train: Sequence[np.ndarray],
@@ -114,8 +116,10 @@ class NextCode:
         if not all(self.persistence_H[h - 1] > 0 for h in SKILL_HORIZONS):
             raise TiplError("The codes of the validation trials never change: there is nothing to forecast.")
 
-    def loss(self, batches: torch.Generator) -> Tensor:
-        index_B = torch.randint(len(self.train), (self.batch_size,), generator=batches)
+    def draw(self, batches: torch.Generator) -> Tensor:
+        return torch.randint(len(self.train), (self.batch_size,), generator=batches)
+
+    def loss(self, index_B: Tensor) -> Tensor:
         codes_BLD, timesteps_BL, valid_BL = self.train.gather(self.place.share(index_B))
         predicted_BKD = self.model.predict(codes_BLD[:, :-1], timesteps_BL[:, :-1], valid_BL[:, :-1])
         mine_BK, all_BK = valid_BL[:, :-1], valid_BL[:, :-1]

@@ -56,13 +56,9 @@ class Place:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def share(self, batch: Tensor, before: int = 0) -> Tensor:
-        """Every `ranks`-th entry of (a part of) a batch, on the device.
-
-        Args:
-            before: entries of the batch that come before this part.
-        """
-        return batch[(self.rank - before) % self.ranks :: self.ranks].to(self.device)
+    def share(self, batch: Tensor) -> Tensor:
+        """Every `ranks`-th entry of a batch, on the device."""
+        return batch[self.rank :: self.ranks].to(self.device)
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -74,17 +70,16 @@ class Place:
             for tensor in tensors:
                 distributed.broadcast(tensor, 0)
 
-    def sum_up(self, gradients: Sequence[Tensor], *numbers: Tensor) -> list[float]:
+    def sum_up(self, gradients: Sequence[Tensor], *numbers: Tensor) -> tuple[Tensor, ...]:
         """Put the sums over all processes into the gradients; return those of the numbers."""
-        if self.ranks > 1:
-            parts = [*gradients, *(number.detach().reshape(1) for number in numbers)]
-            flat = torch.cat([part.reshape(-1) for part in parts])
-            distributed.all_reduce(flat)
-            summed = flat.split([part.numel() for part in parts])
-            for gradient, whole in zip(gradients, summed, strict=False):
-                gradient.copy_(whole.view_as(gradient))
-            numbers = summed[len(gradients) :]
-        return [number.item() for number in numbers]
+        parts = [*gradients, *numbers]
+        flat = torch.cat([part.reshape(-1) for part in parts])
+        distributed.all_reduce(flat)
+        wholes = flat.split([part.numel() for part in parts])
+        summed = [whole.view_as(part) for whole, part in zip(wholes, parts, strict=True)]
+        for gradient, whole in zip(gradients, summed, strict=False):
+            gradient.copy_(whole)
+        return tuple(summed[len(gradients) :])
 
 
 ALONE = Place()
