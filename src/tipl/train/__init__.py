@@ -4,7 +4,8 @@ In: codes of training and validation trials, TrainConfig.  Out: a folder with th
 (`checkpoint.safetensors`) and the curve (`training.json`).
 
 The loop (loop.py) knows a model only as a `Task`: the paper's is `NextCode` (next_code.py), the causal model's is
-`Displacements` (displacement.py). It runs where a `Place` (place.py) says: on which device, in how many processes.
+`Displacements` (displacement.py). It runs where a `Place` (place.py) says: on which device, in how many processes. On a
+GPU a step whose batches have one shape is recorded and replayed (recorded.py).
 """
 
 from tipl.train.displacement import Displacements
