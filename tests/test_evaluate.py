@@ -108,10 +108,28 @@ def test_the_other_ways_to_run_policies_are_what_they_say(small_store: Path, met
     assert set(metrics["variants"]) == {"oracle_normalizer", "sampled_actions"}
     assert metrics["variants"]["oracle_normalizer"]["noise_floor"] == metrics["noise_floor"]
     for h in (1, ahead):
+        perfect = mean_return(weights[at + h], at) - mean_return(weights[at], at)
+        assert metrics["true_weights"]["gain"][str(h)] == pytest.approx(perfect.mean())
         there = weights[at + h], at + h
         floor = np.abs(mean_return(*there) - mean_return(*there, seed=1)).mean()
         assert metrics["noise_floor_by_horizon"][str(h)] == pytest.approx(floor)
     assert metrics["noise_floor"] == metrics["noise_floor_by_horizon"][str(ahead)]
+
+
+def test_a_stretched_forecaster_goes_on_in_its_direction(small_store: Path, tmp_path: Path):
+    run = ("damped-line", "autoregression")
+    config = replace(
+        CONFIG, stretch=(2.0, 0.5), return_horizons=(10,), return_forecasters=run, episodes=2, spectrum_trials=0
+    )
+    found = json.loads((evaluate(small_store, tmp_path / "a", config) / "metrics.json").read_text())["forecasters"]
+    assert {name for name in found if "-x" in name} == {f"{name}-x{factor}" for name in run for factor in ("2", "0.5")}
+    for name in run:
+        for factor in (2.0, 0.5):
+            one, other = found[name], found[f"{name}-x{factor:g}"]
+            for h in ("1", "10"):
+                assert other["cosine"][h] == pytest.approx(one["cosine"][h], abs=1e-5)
+                assert other["length_ratio"][h] == pytest.approx(factor * one["length_ratio"][h], rel=1e-4)
+            assert "repw" in other and other["causal"] and not other["model"]
 
 
 def test_variants_and_spectra_are_left_out_on_request(small_store: Path, tmp_path: Path):

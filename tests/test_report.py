@@ -164,6 +164,7 @@ def evaluation_of_walks(env_id: str, trials: int = 8, snapshots: int = 161, dim:
                 [np.mean([np.mean(((u[j] * (np.arange(dim) >= 6)) * s[j] @ v[j]) ** 2) for j in tests])] * len(HORIZONS)
             )
         },
+        "true_weights": {"gain": {"1": 3.0, "5": 9.5, "10": 21.0}, "by_phase": {"rising": {"gain": {"10": 30.0}}}},
         "noise_floor_by_horizon": {str(h): float(np.mean(floors) * (1 + h)) for h in (1, 5, 10)},
         "noise_floor_by_horizon_ci": {
             str(h): [float(np.mean(floors) * h), float(np.mean(floors) * (2 + h))] for h in (1, 5, 10)
@@ -491,6 +492,7 @@ def test_the_figures_of_returns_and_spectra_hold_the_numbers_of_the_file(page: P
     gained = drawn["inverted-pendulum-v4-return-gained"]["panels"][0]["series"]
     expected = {name: list(metrics["forecasters"][name]["gain"].values()) for name in names}
     expected["Training itself"] = list(tipl["true_gain"].values())
+    expected["True weights, origin’s normalizer"] = [3.0, 9.5, 21.0]
     assert {series["key"] for series in gained} == set(expected)
     for series in gained:
         np.testing.assert_allclose(series["y"], expected[series["key"]], rtol=1e-6)

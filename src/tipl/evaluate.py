@@ -24,7 +24,7 @@ import numpy as np
 import tipl
 from tipl.baselines import fitted_baselines
 from tipl.errors import TiplError
-from tipl.forecast import Forecaster, checked_forecast, load_forecaster, model_folder
+from tipl.forecast import Forecaster, Stretched, checked_forecast, load_forecaster, model_folder
 from tipl.forecast_returns import measure_returns, why_not_run
 from tipl.origins import choose_origins, history, join_origins, learning_curve, read_only_weights
 from tipl.presets import EvaluateConfig
@@ -92,6 +92,10 @@ def evaluate(
     _require_names([*asked, *lines.values()])  # before the baselines, which take their time
     judged = [*fitted_baselines(data, split, config.horizons, config.seed), *asked, *lines.values()]
     _require_names(judged, config.return_forecasters)
+    run = [f for f in judged if f in asked or f.name in config.return_forecasters]
+    stretched = [Stretched(f, factor) for f in run if f.name != "persistence" for factor in config.stretch]
+    judged, run = [*judged, *stretched], [*run, *stretched]
+    _require_names(judged)
     origins = join_origins([choose_origins(trial, config) for trial in trials])
     compared = compare_weights(trials, origins, judged, config.horizons)
     rivals = [f.name for f in judged if f.causal and not f.is_model]
@@ -122,8 +126,7 @@ def evaluate(
         "spectrum": spectra(trials[: config.spectrum_trials], config.seed) if config.spectrum_trials else None,
     }
     if returns:
-        measured = [f for f in judged if f in asked or f.name in config.return_forecasters]
-        metrics |= measure_returns(trials, origins, measured, config, scores, out / PARTS_FOLDER)
+        metrics |= measure_returns(trials, origins, run, config, scores, out / PARTS_FOLDER)
     metrics |= {
         "training": {Path(model).name: json.loads((Path(model) / CURVE_FILE).read_text()) for model in models},
         "config": {"evaluate": dataclasses.asdict(config), "trial": trials[0].config},

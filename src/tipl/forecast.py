@@ -196,6 +196,24 @@ class WeightedSum(Forecaster):
         return out
 
 
+class Stretched(Forecaster):
+    """Another forecaster's displacements from φ_t, times a factor.
+
+    The forecast with the least expected error in weights is short where much is unknown. A policy may gain by going on
+    in its direction.
+    """
+
+    def __init__(self, forecaster: Forecaster, factor: float) -> None:
+        self.name, self.label = f"{forecaster.name}-x{factor:g}", f"{forecaster.label}, times {factor:g}"
+        self.basis, self.causal = forecaster.basis, forecaster.causal
+        self.is_model, self.context = forecaster.is_model, forecaster.context
+        self._forecaster, self._factor = forecaster, factor
+
+    def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+        now = np.stack([history.weights[-1] for history in histories])[:, None]
+        return now + np.float32(self._factor) * (self._forecaster.forecast(histories, horizons) - now)
+
+
 class ModelForecaster(Forecaster):
     """A trained model over the codes of each trial's own temporal SVD, step after step.
 

@@ -4,7 +4,8 @@ In: trials, origins, forecasters.  Out: the scores of returns, their noise floor
 interrupted measurement goes on.
 
 Policies are run with their mean actions; a forecast has the observation normalizer of its origin, the true policy its
-own. Two variants say, at the last return horizon, what hangs on that: the true policy's normalizer for the forecast as
+own. The true weights under the origin's normalizer say what a perfect forecast of weights would have. Two variants say,
+at the last return horizon, what hangs on that: the true policy's normalizer for the forecast as
 well (an oracle), and sampled actions. Shapes: M origins, H horizons, P weights.
 """
 
@@ -28,6 +29,8 @@ from tipl.progress import steps_progress
 from tipl.returns import Policies, policy_returns
 from tipl.score import Origins, Returns, floor_scores, gap_scores, return_scores
 from tipl.store import Trial
+
+_TRUE_WEIGHTS = ""  # φ_{t+h} itself, among the names of forecasters
 
 
 def why_not_run(trial: Trial) -> str | None:
@@ -80,10 +83,15 @@ def measure_returns(
             for variant in runs[0] if variant != "mean_actions"
         }  # fmt: skip
     floors = {variant: _floor([run[variant] for run in runs], chosen, config) for variant in runs[0]}
+    perfect = return_scores(
+        _joined([run["mean_actions"] for run in runs], _TRUE_WEIGHTS), chosen, config.return_horizons, config.seed
+    )
+    del perfect["scatter"]
     return {
         "return_horizons": list(config.return_horizons),
         "return_origins": len(chosen.trial),
         "episodes": config.episodes,
+        "true_weights": perfect,
         **floors.pop("mean_actions"),
         "variants": floors,
     }
@@ -97,7 +105,7 @@ class _Runs(NamedTuple):
     true: np.ndarray
     """[M, H]"""
     predicted: dict[str, np.ndarray]
-    """By forecaster, [M, H]."""
+    """By forecaster, and with mean actions of the true weights under the origin's normalizer, [M, H]."""
     again: np.ndarray
     """[M, H], of the true policies on other episodes."""
 
@@ -138,7 +146,8 @@ def _trial_returns(
         return _mean_returns(policies, trial, config.episodes, seed, sampled, parts, advance).reshape(snapshot.shape)
 
     origin, true = run(weights[at], at), run(weights[future], future)
-    mean = _Runs(origin, true, {}, run(weights[future], future, seed=config.seed + 1))
+    again = run(weights[future], future, seed=config.seed + 1)
+    mean = _Runs(origin, true, {_TRUE_WEIGHTS: run(weights[future], here)}, again)
     oracle = _Runs(origin, true[:, -1:], {}, mean.again[:, -1:])
     if config.sampled_actions:
         origin, true = run(weights[at], at, sampled=True), run(weights[last], last, sampled=True)
@@ -206,5 +215,6 @@ def _mean_returns(
 def _policies_an_origin(config: EvaluateConfig, names: Sequence[str]) -> int:
     """How many policies are run for one origin and these forecasters."""
     others = sum(name != "persistence" for name in names)
-    count = 1 + len(config.return_horizons) * (2 + others)  # the origin; true, on other episodes too, and predicted
+    # The origin; true, on other episodes and under the origin's normalizer too, and predicted.
+    count = 1 + len(config.return_horizons) * (3 + others)
     return count + config.oracle_normalizer * len(names) + config.sampled_actions * (3 + others)

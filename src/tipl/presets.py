@@ -4,6 +4,7 @@ In: nothing.  Out: frozen dataclasses that the functions of the package take and
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -254,6 +255,8 @@ class EvaluateConfig:
     """Origins a test trial for the return measures, half of them by time, half by return gained."""
     return_forecasters: tuple[str, ...] = ("persistence", "damped-line", "autoregression")
     """Baselines whose policies are run; those of models always are."""
+    stretch: tuple[float, ...] = ()
+    """Also judge the forecasters whose policies are run with their displacements times these."""
     episodes: int = 20
     """Episodes that estimate the return of one policy."""
     oracle_normalizer: bool = True
@@ -278,6 +281,10 @@ class EvaluateConfig:
         _require(
             min(self.origins, self.return_origins, self.episodes) >= 1,
             "--origins, --return-origins and --episodes take at least 1.",
+        )
+        _require(
+            all(0 < factor < math.inf and factor != 1 for factor in self.stretch),
+            "--stretch takes factors above 0 other than 1.",
         )
         _require(self.spectrum_trials >= 0, f"--spectrum-trials is {self.spectrum_trials}; give 0 or more.")
 

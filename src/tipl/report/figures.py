@@ -295,14 +295,18 @@ def _gained(evaluation: Evaluation) -> Figure | None:
         return None
     styles = styles_of(evaluation.forecasters)
     panels = []
-    for title, scores in (
-        ("All origins", {f.name: f.returns for f in rivals}),
-        ("While the return rises", {f.name: s for f in rivals if (s := f.returns_by_phase.get("rising"))}),
+    for phase, title, scores in (
+        ("all", "All origins", {f.name: f.returns for f in rivals}),
+        ("rising", "While the return rises", {f.name: s for f in rivals if (s := f.returns_by_phase.get("rising"))}),
     ):
         lines = []
         first = next(iter(scores.values()), None)
         if first and first.true_gain:
             lines.append(replace(_series("Training itself", first.true_gain, first.true_gain_ci, NEUTRAL), dash=1))
+        if true := evaluation.true_weights.get(phase):
+            lines.append(
+                replace(_series("True weights, origin’s normalizer", true.gain, true.gain_ci, NEUTRAL), dash=2)
+            )
         lines += [_styled(styles, f, scores[f.name].gain, scores[f.name].gain_ci) for f in rivals if f.name in scores]
         lines = [line for line in lines if line.x]
         if not lines:
@@ -315,6 +319,8 @@ def _gained(evaluation: Evaluation) -> Figure | None:
         return None
     caption = "Mean return of the predicted policies less that of their origins, on common episodes. Shaded: 95% "
     caption += "intervals by trial."
+    if evaluation.true_weights:
+        caption += " Forecasts run under the observation normalizer of their origin; so do the true weights, dotted."
     return Figure("return-gained", "Return gained", caption + look_ahead_note(rivals), tuple(panels))
 
 

@@ -154,6 +154,8 @@ class Evaluation:
     noise_floor: Curve
     noise_floor_ci: Intervals
     """By return horizon."""
+    true_weights: dict[str, ReturnScores]
+    """Phase, or all → returns of the true policies under the origin's normalizer."""
     variant_floors: dict[str, tuple[float | None, tuple[float, float] | None]]
     """How else policies were run → the noise floor there and its interval."""
     learning_curves: dict[str, tuple[list[float], list[float]]]
@@ -222,6 +224,12 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
         },
         noise_floor=_curve(metrics.get("noise_floor_by_horizon", at_last.get("noise_floor"))),
         noise_floor_ci=_intervals(metrics.get("noise_floor_by_horizon_ci", at_last.get("noise_floor_ci"))),
+        true_weights={
+            "all": _return_scores(metrics["true_weights"]),
+            **{phase: _return_scores(scores) for phase, scores in metrics["true_weights"]["by_phase"].items()},
+        }
+        if "true_weights" in metrics
+        else {},
         variant_floors={
             variant: (_number(entry.get("noise_floor")), _interval(entry.get("noise_floor_ci")))
             for variant, entry in (metrics.get("variants") or {}).items()
