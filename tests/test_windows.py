@@ -393,6 +393,9 @@ def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(sma
     now, came = trial.weights(40, 41)[0], trial.weights(50, 51)[0]
     assert made.skill == pytest.approx(1 - np.square(came - expected).sum() / np.square(came - now).sum(), rel=1e-4)
     assert made.expected_error is not None and made.expected_error > 0
+    forecast_policy(small_store, 2, 40, 10, out, stretch=3.0, episodes=0)
+    stretched = trial.spec.flatten(safetensors.numpy.load_file(out))
+    np.testing.assert_allclose(stretched - now, 3 * (expected - now), rtol=1e-4, atol=1e-6)
     last = forecast_policy(small_store, 2, 80, 10, out, episodes=0)
     assert last.skill is None and last.true_return is None and last.predicted_return is None
 
@@ -400,7 +403,8 @@ def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(sma
 @pytest.mark.parametrize(
     "change, says",
     [({"trial": 99}, "has no trial 99"), ({"origin": 81}, "snapshots 0 to 80"), ({"horizon": 0}, "--horizon is 0"),
-     ({"episodes": -1}, "--episodes is -1"), ({"model": "nowhere"}, "There is no model in nowhere")],
+     ({"episodes": -1}, "--episodes is -1"), ({"stretch": 0.0}, "--stretch is 0.0"),
+     ({"model": "nowhere"}, "There is no model in nowhere")],
 )  # fmt: skip
 def test_what_cannot_be_forecast_is_one_clear_line(change: dict, says: str, small_store: Path, tmp_path: Path):
     asked: dict[str, Any] = {"trial": 1, "origin": 5, "horizon": 1, "episodes": 0} | change

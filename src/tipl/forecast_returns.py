@@ -5,8 +5,8 @@ interrupted measurement goes on.
 
 Policies are run with their mean actions; a forecast has the observation normalizer of its origin, the true policy its
 own. The true weights under the origin's normalizer say what a perfect forecast of weights would have. Two variants say,
-at the last return horizon, what hangs on that: the true policy's normalizer for the forecast as
-well (an oracle), and sampled actions. Shapes: M origins, H horizons, P weights.
+at the last return horizon, what hangs on that: the true policy's normalizer for the forecast as well (an oracle), and
+sampled actions. Shapes: M origins, H horizons, P weights.
 """
 
 import hashlib

@@ -5,6 +5,7 @@ of the origin; the returns of the policies at the origin, predicted and, where i
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 
 from tipl.errors import TiplError
-from tipl.forecast import SHIPPED, CausalForecaster, History, checked_forecast, load_forecaster
+from tipl.forecast import SHIPPED, CausalForecaster, History, Stretched, checked_forecast, load_forecaster
 from tipl.forecast_returns import why_not_run
 from tipl.model import write_file
 from tipl.policy import OBS_CLIP
@@ -37,7 +38,7 @@ class Prediction:
     skill: float | None
     """1 − |φ_{t+h} − φ̃|² / |φ_{t+h} − φ_t|², of this one forecast."""
     expected_error: float | None
-    """Root mean square length by which the model expects to be off; None for models over codes."""
+    """Root mean square length by which the model expects to be off, not stretched; None for models over codes."""
 
 
 def forecast_policy(
@@ -48,6 +49,7 @@ def forecast_policy(
     out: Path,
     *,
     model: str | Path = SHIPPED,
+    stretch: float = 1.0,
     episodes: int = 20,
     seed: int = 0,
 ) -> Prediction:
@@ -59,6 +61,7 @@ def forecast_policy(
         out: a .safetensors file: the tensors by the names in the store, `obs_mean` and `obs_var` of the origin, and in
             its metadata, as JSON, what it is.
         model: a folder that `train` wrote, or the name of a model that comes with the package.
+        stretch: that the displacement from the origin is multiplied by; returns gain by 2 or 3 where much is unknown.
         episodes: that a return is the mean of, the same ones for all policies; 0: none are run.
 
     Raises:
@@ -71,13 +74,16 @@ def forecast_policy(
         raise TiplError(f"Trial {trial} has snapshots 0 to {run.committed - 1}; --origin {origin} is none of them.")
     if horizon < 1:
         raise TiplError(f"--horizon is {horizon}; give at least 1.")
+    if not 0 < stretch < math.inf:
+        raise TiplError(f"--stretch is {stretch}; give more than 0.")
     if episodes < 0:
         raise TiplError(f"--episodes is {episodes}; give 0 or more.")
     forecaster = load_forecaster(Path(model), data, out.parent)
     first = 0 if forecaster.context is None else max(0, origin + 1 - forecaster.context)
     seen = run.weights(first, origin + 1)
     history = History(trial, origin, seen, int(places_in_iteration(run)[origin]))
-    made = checked_forecast(forecaster, [history], [horizon])[0, 0]
+    asked = forecaster if stretch == 1 else Stretched(forecaster, stretch)
+    made = checked_forecast(asked, [history], [horizon])[0, 0]
     expected = None
     if isinstance(forecaster, CausalForecaster):
         expected = float(forecaster.forecast_with_error([history], [horizon])[1][0, 0])
@@ -89,7 +95,7 @@ def forecast_policy(
     )  # fmt: skip
     tensors = {name: np.ascontiguousarray(each) for name, each in run.spec.unflatten(made).items()}
     tensors |= {"obs_mean": run.obs_mean[origin], "obs_var": run.obs_var[origin]}
-    facts = {"env_id": run.env_id, "config": run.config, "model": str(model), **asdict(prediction)}
+    facts = {"env_id": run.env_id, "config": run.config, "model": str(model), "stretch": stretch, **asdict(prediction)}
     write_file(out, safetensors.numpy.save(tensors, {"tipl": json.dumps(facts)}))
     return prediction
 

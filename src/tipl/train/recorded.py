@@ -2,7 +2,7 @@
 
 In: a function that launches the same kernels at every call.  Out: the same function, without Python between kernels.
 
-A step of a small Transformer is some two hundred kernels of a few microseconds each; what takes the time is to launch
+A step of a small Transformer is some three hundred kernels of a few microseconds each; what takes the time is to launch
 them one by one.
 """
 
