@@ -453,8 +453,9 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_file(
     assert len(list((tmp_path / "a" / "parts").iterdir())) == 4
     monkeypatch.setattr(forecast_returns, "policy_returns", noted)
     found = json.loads((evaluate(small_store, tmp_path / "a", CONFIG) / "metrics.json").read_text())
-    # Origins, true ones and those again, by mean and sampled actions; the damped line three times, persistence once.
-    assert len(calls) == 6 + 3 + 1
+    # Origins, true ones and those again, by mean and sampled actions; true weights under the origin's normalizer; the
+    # damped line three times, persistence once.
+    assert len(calls) == 6 + 1 + 3 + 1
     assert {**found, "seconds": None} == {**metrics, "seconds": None}
 
 
