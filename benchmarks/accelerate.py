@@ -60,7 +60,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # of jumps, which `tune` cho
         " far": {
             "horizon": 16, "max_kl": 0.02, "log_std": True, "full_trust": 1.0,
         },
-    }
+    },
+    "causal": {
+        "": {}, " free": {"max_change": 1e9},
+        " far": {"max_change": 1e9, "max_kl": 0.02, "log_std": True, "full_trust": 1.0, "hindsight": False},
+    },
 }  # fmt: skip
 
 
