@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,20 @@ def weights_of(out: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(out / CHECKPOINT_FILE)
 
 
+@contextmanager
+def stopped_at(step: int) -> Iterator[None]:
+    update = loop.Training._update
+
+    def stop(self: loop.Training) -> torch.Tensor:
+        loss = update(self)
+        self.stops = self.step == step
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Training, "_update", stop)
+        yield
+
+
 def assert_close(out: Path, other: Path) -> None:
     one, two = weights_of(out), weights_of(other)
     assert one.keys() == two.keys()
@@ -48,17 +64,9 @@ def test_two_processes_make_the_models_of_one_and_go_on_from_its_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(loop, "fast_precision", lambda: torch.float32)
-    update = loop.Training._update
-
-    def stop(self: loop.Training) -> torch.Tensor:
-        loss = update(self)
-        self.stops = self.step == 13
-        return loss
-
     for model in MODELS:
         train_here(model, tmp_path / f"{model}-one")
-        with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-            patch.setattr(loop.Training, "_update", stop)
+        with stopped_at(13):
             train_here(model, tmp_path / f"{model}-parts")
     run = torchrun(str(SCRIPT), str(tmp_path))
     assert run.returncode == 0, run.stderr
@@ -152,17 +160,9 @@ def test_a_recording_draws_its_dropout_anew():
 
 
 @needs_cuda
-def test_on_cuda_a_training_is_stopped_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    update = loop.Training._update
-
-    def stop(self: loop.Training) -> torch.Tensor:
-        loss = update(self)
-        self.stops = self.step == 13
-        return loss
-
+def test_on_cuda_a_training_is_stopped_and_gone_on_with(tmp_path: Path):
     train_here("paper", tmp_path / "whole", device="cuda")
-    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "_update", stop)
+    with stopped_at(13):
         train_here("paper", tmp_path / "parts", device="cuda")
     train_here("paper", tmp_path / "parts", device="cuda", resume=True)
     one, two = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")

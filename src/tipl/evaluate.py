@@ -91,11 +91,10 @@ def evaluate(
     lines = {line.name: line for line in map(CodeLine, coded)}  # one a basis
     _require_names([*asked, *lines.values()])  # before the baselines, which take their time
     judged = [*fitted_baselines(data, split, config.horizons, config.seed), *asked, *lines.values()]
-    _require_names(judged, config.return_forecasters)
     run = [f for f in judged if f in asked or f.name in config.return_forecasters]
     stretched = [Stretched(f, factor) for f in run if f.name != "persistence" for factor in config.stretch]
     judged, run = [*judged, *stretched], [*run, *stretched]
-    _require_names(judged)
+    _require_names(judged, config.return_forecasters)
     origins = join_origins([choose_origins(trial, config) for trial in trials])
     compared = compare_weights(trials, origins, judged, config.horizons)
     rivals = [f.name for f in judged if f.causal and not f.is_model]

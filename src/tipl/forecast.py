@@ -199,8 +199,8 @@ class WeightedSum(Forecaster):
 class Stretched(Forecaster):
     """Another forecaster's displacements from φ_t, times a factor.
 
-    The forecast with the least expected error in weights is short where much is unknown. A policy may gain by going on
-    in its direction.
+    The forecast with the least expected error in weights is short where much is unknown; going on in its direction may
+    give the better policy.
     """
 
     def __init__(self, forecaster: Forecaster, factor: float) -> None:

@@ -61,7 +61,7 @@ def forecast_policy(
         out: a .safetensors file: the tensors by the names in the store, `obs_mean` and `obs_var` of the origin, and in
             its metadata, as JSON, what it is.
         model: a folder that `train` wrote, or the name of a model that comes with the package.
-        stretch: that the displacement from the origin is multiplied by; returns gain by 2 or 3 where much is unknown.
+        stretch: that the displacement from the origin is multiplied by (`results/causal` has what that is worth).
         episodes: that a return is the mean of, the same ones for all policies; 0: none are run.
 
     Raises:
