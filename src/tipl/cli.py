@@ -127,6 +127,13 @@ def build_parser() -> ArgumentParser:
     verb.add_argument("store", type=Path, metavar="STORE")
     verb.add_argument("--model", type=Path, metavar="MODEL", dest="models", nargs="+", action="extend", default=[])
     verb.add_argument("--codes", type=Path, metavar="CODES", default=None, help="also judge a line through these codes")
+    verb.add_argument(
+        "--fit",
+        type=Path,
+        metavar="STORE",
+        default=None,
+        help="fit the baselines on this other store and judge every trial [the store itself]",
+    )
     verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
     verb.add_argument("--out", type=Path, metavar="EVAL", default=None, help="[STORE with the suffix .eval]")
     _add_settings(verb, EvaluateConfig)
@@ -269,8 +276,8 @@ def _evaluate(arguments: Namespace) -> None:
     out = arguments.out or arguments.store.with_suffix(".eval")
     from tipl.evaluate import evaluate
 
-    how = {"models": arguments.models, "codes": arguments.codes, "returns": not arguments.no_returns}
-    _wrote(evaluate(arguments.store, out, config, **how))
+    how = {name: getattr(arguments, name) for name in ("models", "codes", "fit")}
+    _wrote(evaluate(arguments.store, out, config, **how, returns=not arguments.no_returns))
 
 
 def _forecast(arguments: Namespace) -> None:

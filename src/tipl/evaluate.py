@@ -50,6 +50,7 @@ def evaluate(
     models: Sequence[Path] = (),
     forecasters: Sequence[Forecaster] = (),
     codes: Path | None = None,
+    fit: Path | None = None,
     returns: bool = True,
 ) -> Path:
     """Judge every baseline, and these models and forecasters, on the test trials of a store.
@@ -63,6 +64,8 @@ def evaluate(
         forecasters: any others of your own; one without `is_model` counts as a baseline that models have to beat.
         codes: what `fit_svd` wrote for this store, full or pooled: also judge a line through them. With the `full`
             basis it shows what look-ahead alone manufactures. Default: those of the models.
+        fit: another store, whose training and validation trials the baselines are fitted on and chosen by; every trial
+            of `store` is then judged. Default: `store` itself.
         returns: also run the true and the predicted policies.
 
     Returns:
@@ -78,10 +81,13 @@ def evaluate(
     if (out / METRICS_FILE).exists():
         raise TiplError(f"{out} holds an evaluation already; give another --out or remove it.")
     data = Store.open(store)
-    split = data.split()
+    source = data if fit is None else Store.open(fit)
+    split = source.split()
     _require_alike(data)
+    if source is not data:
+        _require_apart(data, source, config)
     _require_room(data, config)
-    chosen = split.train[-len(split.test) :] if config.seen else split.test
+    chosen = split.train[-len(split.test) :] if config.seen else split.test if source is data else tuple(data.seeds)
     if returns:
         _require_policies(data, chosen)
     out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +96,7 @@ def evaluate(
     coded = [each.codes for each in asked if each.codes] if codes is None else [_codes_of(data, codes)]
     lines = {line.name: line for line in map(CodeLine, coded)}  # one a basis
     _require_names([*asked, *lines.values()])  # before the baselines, which take their time
-    judged = [*fitted_baselines(data, split, config.horizons, config.seed), *asked, *lines.values()]
+    judged = [*fitted_baselines(source, split, config.horizons, config.seed), *asked, *lines.values()]
     run = [f for f in judged if f in asked or f.name in config.return_forecasters]
     stretched = [Stretched(f, factor) for f in run if f.name != "persistence" for factor in config.stretch]
     judged, run = [*judged, *stretched], [*run, *stretched]
@@ -113,6 +119,7 @@ def evaluate(
         "env_id": trials[0].env_id,
         "hidden_sizes": trials[0].config.get("hidden_sizes"),
         "num_weights": trials[0].spec.size,
+        "fit": None if fit is None else str(fit),
         "train_trials": list(split.train),
         "validation_trials": list(split.validation),
         "test_trials": list(chosen),
@@ -237,6 +244,26 @@ def _require_alike(data: Store) -> None:
                 f"The trials of {data.path} differ in their {what} ({', '.join(map(str, sorted(found)))}); "
                 "give each its own store."
             )
+
+
+def _require_apart(data: Store, source: Store, config: EvaluateConfig) -> None:
+    """Policies of one shape, and no trial that was both fitted on and judged."""
+    if config.seen:
+        raise TiplError("--seen judges training trials of the store itself; leave out --fit.")
+    first, other = data.trial(data.seeds[0]), source.trial(source.seeds[0])
+    if first.spec.shapes != other.spec.shapes:
+        raise TiplError(
+            f"Policies of {source.path} have {other.spec.size} weights, those of {data.path} {first.spec.size}, or in "
+            "other layers; fit on a store of the same environment and network."
+        )
+    _require_alike(source)
+    both = [seed for seed in data.seeds if seed in source.seeds]
+    same = [seed for seed in both if data.trial(seed).config == source.trial(seed).config]
+    if same:
+        raise TiplError(
+            f"Trial {same[0]} is in {data.path} and in {source.path}; judge trials that nothing was fitted on: collect "
+            "some with another --seed."
+        )
 
 
 def _require_room(data: Store, config: EvaluateConfig) -> None:
