@@ -27,7 +27,6 @@ ELSEWHERE = "autoregression elsewhere"
 RATES = (3e-4, 6e-4, 1e-3, 2e-3, 3e-3)
 BASE = RATES[0]
 TUNING_SEED = 1001
-GROWTHS = (1.5, 3.0)
 ABLATION = {
     "as it is": {},
     "trust in proportion": {"full_trust": 1.0},
@@ -62,12 +61,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # of jumps, which `tune` cho
             "horizon": 16, "max_kl": 0.02, "log_std": True, "full_trust": 1.0,
         },
     },
-    "autoregression": {
-        "": {}, **{f" growth {c:g}": {"max_change": 1e9, "max_growth": c} for c in GROWTHS},
-    },
     "causal": {
-        "": {}, **{f" growth {c:g}": {"max_change": 1e9, "max_growth": c} for c in GROWTHS},
-        " free": {"max_change": 1e9},
+        "": {}, " free": {"max_change": 1e9},
         " far": {"max_change": 1e9, "max_kl": 0.02, "log_std": True, "full_trust": 1.0, "hindsight": False},
     },
 }  # fmt: skip
@@ -103,13 +98,13 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=None, metavar="NAME", help="of line jumps ['' and all others]")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--target", type=float, default=None, help="return to count steps to [90%% of plain PPO's way]")
-    parser.add_argument("--fit", type=Path, default=None, help="store for the autoregression [the package's own]")
+    parser.add_argument("--fit", type=Path, default=None, help="store for the autoregression")
     parser.add_argument("--elsewhere", type=Path, default=None, help=f"store of another environment, for {ELSEWHERE}")
     parser.add_argument("--stages", nargs="+", choices=("ablate", "tune", "judge"), default=("tune", "judge"))
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     fits = {"autoregression": asked.fit, ELSEWHERE: asked.elsewhere}
-    names = [name for name in dict.fromkeys((*asked.arms, *asked.controls)) if name != ELSEWHERE or asked.elsewhere]
+    names = [name for name in dict.fromkeys((*asked.arms, *asked.controls)) if fits.get(name, True)]
     judged = CollectConfig(
         env_id=asked.env_id, hidden_sizes=tuple(asked.hidden_sizes), total_steps=asked.total_steps, trials=asked.seeds,
         seed=asked.first_seed,

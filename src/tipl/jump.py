@@ -19,7 +19,6 @@ from tipl.presets import JumpConfig
 _TRIES = 8  # lengths that are judged
 _SHORTEST = 0.01  # share of a proposal below which it is rejected
 _MOST_PATIENT = 16  # times `every`
-_USUAL = 0.9  # how much of an average of updates is kept from one proposal to the next
 
 _LOG_STDS = ("logstd", "log_std")  # how names of log standard deviations end, in CleanRL and Stable-Baselines3
 
@@ -91,7 +90,6 @@ class Jumper:
         self._expected: np.ndarray | None = None  # where the path was forecast to be at the next iteration's end
         self._from: np.ndarray | None = None  # and where it was then
         self._toward = self._square = 0.0  # Σ d̂ · d and Σ d̂ · d̂, the older the lighter
-        self._usual = 0.0  # what updates change the policy by, in nats; 0: not known yet
         self._last: np.ndarray | None = None  # the last jump, while it may be taken back
         self._departed: np.ndarray | None = None  # the weights that it went from
         self._before: list[float] = []  # returns before it
@@ -198,9 +196,7 @@ class Jumper:
         it: this says by how much to shrink.
         """
         now, bound = judge(weights), self._config.max_kl
-        self._usual = _USUAL * self._usual + (1 - _USUAL) * now.change if self._usual else now.change
-        most = min(self._config.max_change, self._config.max_growth * self._usual or np.inf)
-        left = most - now.change  # by the iteration's update
+        left = self._config.max_change - now.change  # by the iteration's update
         floor = now.surrogate if self._config.surrogate else -np.inf
         share = 1.0 if left > 0 else 0.0
         for _ in range(_TRIES):
@@ -222,7 +218,7 @@ class Jumper:
         optional = {"expected": self._expected, "from": self._from, "last": self._last,
                     "departed": self._departed}  # fmt: skip
         arrays |= {name: np.array(value) for name, value in optional.items() if value is not None}
-        numbers = np.array([self._toward, self._square, self._usual])
+        numbers = np.array([self._toward, self._square])
         counts = np.array([self._patience, self._waited])
         return arrays | {"evidence": numbers, "counts": counts, "before": np.array(self._before, np.float64)}
 
@@ -236,7 +232,7 @@ class Jumper:
         self._expected, self._from, self._last, self._departed = (
             np.array(state[name]) if name in state else None for name in ("expected", "from", "last", "departed")
         )
-        self._toward, self._square, self._usual = map(float, (*state["evidence"], 0.0)[:3])
+        self._toward, self._square = map(float, state["evidence"])
         self._patience, self._waited = map(int, state["counts"])
         self._before = np.array(state["before"]).tolist()
 

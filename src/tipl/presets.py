@@ -303,9 +303,6 @@ class JumpConfig:
     max_change: float = 1e9
     """Most that an update and the jump after it may change the policy together: mean KL(π_batch ‖ π̃) from the policy
     that made the batch, in nats; the default never binds."""
-    max_growth: float = 0.0
-    """As `max_change`, in units of what the run's own updates change the policy by, averaged over those before; 0: no
-    such bound."""
     surrogate: bool = True
     """Also refuse a jump that lowers the surrogate objective, the mean of ratio × advantage, on the batch."""
     full_trust: float = 0.2
@@ -333,7 +330,6 @@ class JumpConfig:
         _require(self.every >= 1, f"--every is {self.every}; give at least 1.")
         _require(self.horizon >= 1, f"--horizon is {self.horizon}; give at least 1.")
         _require(self.max_change > 0, f"--max-change is {self.max_change}; give more than 0.")
-        _require(self.max_growth >= 0, f"--max-growth is {self.max_growth}; give 0 or more.")
         _require(self.max_kl > 0, f"--max-kl is {self.max_kl}; give more than 0.")
         _require(0 <= self.full_trust <= 1, f"--full-trust is {self.full_trust}; give 0 to 1.")
         _require(0 <= self.memory < 1, f"--memory is {self.memory}; give 0 <= memory < 1.")
