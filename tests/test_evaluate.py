@@ -154,6 +154,29 @@ def test_seen_trials_are_training_trials_and_called_so(small_store: Path, tmp_pa
     assert "trials seen in training" in page
 
 
+def test_baselines_of_another_store_judge_every_trial(small_store: Path, tmp_path: Path):
+    paths = {seed: walk(seed, 40, 4) for seed in range(8)}
+    here = made_up_store(tmp_path / "here", {seed: paths[seed] for seed in (6, 7)})
+    there = made_up_store(tmp_path / "there", {seed: paths[seed] for seed in range(6)})
+    config = replace(CONFIG, spectrum_trials=0)
+    out = evaluate(here, tmp_path / "out", config, fit=there, returns=False)
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["fit"] == str(there) and found["test_trials"] == [6, 7] and found["train_trials"] == [0, 1, 2, 3]
+    mean = np.mean([paths[seed] for seed in range(4)], axis=0)
+    wrong = []
+    for seed in (6, 7):
+        w = paths[seed].astype(np.float64)
+        origins = choose_origins(Store.open(here).trial(seed), config)
+        wrong += [((w[t] + mean[t + 10] - mean[t] - w[t + 10]) ** 2).mean() for t in origins.snapshot[origins.by_time]]
+    assert found["forecasters"]["train-mean"]["wpe"]["10"] == pytest.approx(np.mean(wrong), rel=1e-5)
+    with pytest.raises(TiplError, match=r"Policies of .* have 4 weights, those of .*; fit on a store of the same"):
+        evaluate(small_store, tmp_path / "other", CONFIG, fit=there)
+    with pytest.raises(TiplError, match=r"Trial 0 is in .* judge trials that nothing was fitted on"):
+        evaluate(there, tmp_path / "same", CONFIG, fit=there)
+    with pytest.raises(TiplError, match="leave out --fit"):
+        evaluate(here, tmp_path / "seen", replace(config, seen=True), fit=there)
+
+
 def test_spectra_are_measured_on_the_first_test_trials(metrics: dict):
     assert metrics["spectrum"]["displacements"]["trials"] == [6]
     assert set(metrics["spectrum"]["displacements"]["by_tensor"]) >= {"actor_mean.0.weight", "actor_logstd"}

@@ -94,6 +94,8 @@ def evaluate(
     trials = [data.trial(seed) for seed in chosen]
     asked = [*(load_forecaster(model, data, out) for model in models), *forecasters]
     coded = [each.codes for each in asked if each.codes] if codes is None else [_codes_of(data, codes)]
+    if source is not data and any(each.config.basis == "pooled" for each in coded):
+        raise TiplError("A pooled basis is fitted on trials of the store, all of which --fit judges; leave one out.")
     lines = {line.name: line for line in map(CodeLine, coded)}  # one a basis
     _require_names([*asked, *lines.values()])  # before the baselines, which take their time
     judged = [*fitted_baselines(source, split, config.horizons, config.seed), *asked, *lines.values()]
