@@ -185,7 +185,8 @@ def _curves(metrics: Mapping[str, Any]) -> Figure:
         bounds = (tuple(curve["low"]), tuple(curve["high"])) if len(metrics["arms"]) <= MOST_BANDS else ((), ())
         series.append(Series(name, name, color, x, tuple(curve["iqm"]), *bounds, dash=dash, marker="none"))
     values = [v for line in series for v in (*line.y, *line.low, *line.high) if v is not None]
-    rules = tuple(Rule(f"{level} of the gain", value) for level, value in metrics["thresholds"].items() if "%" in level)
+    shares = {level: value for level, value in metrics["thresholds"].items() if "%" in level}
+    rules = tuple(Rule(f"{', '.join(shares)} of the gain", value) for value in shares.values())
     x = linear_axis("Environment step", [0, *(v for line in series for v in line.x)], is_tight=True)
     panel = Panel("", x, linear_axis("Return while training", values), tuple(series), rules=rules)
     caption = "Interquartile mean over seeds of the mean return of the episodes that ended in an iteration."

@@ -161,7 +161,8 @@ class PanelView {
     const left = this.rowWise ? Math.min(width * 0.46, names(panel.y) * 6.3 + 14) : names(panel.y) * 7 + 12;
     const right = panel.right ? names(panel.right) * 7 + 14 : Math.max(14, panel.x.ticks.at(-1)[1].length * 3.5);
     const top = this.rowWise ? 6 : 24;
-    const rows = panel.y.ticks.length * (10 + 14 * Math.max(...panel.y.ticks.map(([, text]) => text.split("\n").length)));
+    const lines = Math.max(...panel.y.ticks.map(([, text]) => text.split("\n").length));
+    const rows = panel.y.ticks.length * (10 + Math.max(14 * lines, 7 * panel.series.length));
     const inner = width - left - right;
     // Beside a square panel the others are as tall as it is.
     const square = panel.diagonal || (this.parent.isWide && this.parent.figure.panels.some((other) => other.diagonal));

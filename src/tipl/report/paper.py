@@ -91,12 +91,12 @@ def _panel_height(panel: Panel) -> float:
     if not panel.y.categorical:
         return 2.4
     lines = max(1 + text.count("\n") for _, text in panel.y.ticks)
-    return 0.75 + len(panel.y.ticks) * (0.04 + 0.125 * lines)
+    return 0.75 + len(panel.y.ticks) * (0.04 + max(0.125 * lines, 0.06 * len(panel.series)))
 
 
 def _draw(axes: Axes, panel: Panel) -> dict[str, Line2D]:
     """Draw a panel; its legend's entries by label."""
-    axes.set_title(panel.title)
+    axes.set_title(panel.title if panel.title != panel.x.label else "")
     _scale(axes, panel.x, "x")
     _scale(axes, panel.y, "y")
     right = axes.twinx() if panel.right else None
