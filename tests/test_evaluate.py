@@ -175,6 +175,9 @@ def test_baselines_of_another_store_judge_every_trial(small_store: Path, tmp_pat
         evaluate(there, tmp_path / "same", CONFIG, fit=there)
     with pytest.raises(TiplError, match="leave out --fit"):
         evaluate(here, tmp_path / "seen", replace(config, seen=True), fit=there)
+    learned = made_up_store(tmp_path / "swimmer64", {6: paths[6]})  # as a store is called that this model learned on
+    with pytest.raises(TiplError, match=r"learned on trials of .*swimmer64, all of which --fit judges"):
+        evaluate(learned, tmp_path / "learned", config, models=[Path("causal")], fit=there, returns=False)
 
 
 def test_spectra_are_measured_on_the_first_test_trials(metrics: dict):

@@ -86,6 +86,7 @@ def evaluate(
     _require_alike(data)
     if source is not data:
         _require_apart(data, source, config)
+        _require_unlearned(data, models)
     _require_room(data, config)
     chosen = split.train[-len(split.test) :] if config.seen else split.test if source is data else tuple(data.seeds)
     if returns:
@@ -266,6 +267,17 @@ def _require_apart(data: Store, source: Store, config: EvaluateConfig) -> None:
             f"Trial {same[0]} is in {data.path} and in {source.path}; judge trials that nothing was fitted on: collect "
             "some with another --seed."
         )
+
+
+def _require_unlearned(data: Store, models: Sequence[Path]) -> None:
+    for model in models:
+        trials = json.loads((model / CURVE_FILE).read_text())["codes"]["trials"]
+        stores = [trials["store"]] if isinstance(trials.get("store"), str) else trials  # of a model of codes, or causal
+        if data.path.name in {Path(store).name for store in stores}:
+            raise TiplError(
+                f"{model} learned on trials of {data.path}, all of which --fit judges; leave out --fit to judge the "
+                "test trials alone."
+            )
 
 
 def _require_room(data: Store, config: EvaluateConfig) -> None:
