@@ -17,12 +17,11 @@ import numpy as np
 
 from tipl.baselines import RIDGES, Autoregression, difference_features, normal_equations, persistence
 from tipl.evaluate import compare_weights
-from tipl.forecast import load_forecaster, model_folder
+from tipl.forecast import load_forecaster, stores_learned_on
 from tipl.origins import choose_origins, join_origins
 from tipl.presets import EvaluateConfig
 from tipl.score import weight_scores
 from tipl.store import Store
-from tipl.train import CURVE_FILE
 
 HORIZONS = (1, 2, 5, 10, 20, 50, 100)
 KEPT = ("skill", "skill_ci", "skill_minus_best_baseline", "skill_minus_best_baseline_ci")
@@ -31,8 +30,7 @@ KEPT = ("skill", "skill_ci", "skill_minus_best_baseline", "skill_minus_best_base
 def judge(source: Path, target: Path, model: Path, autoregression: Autoregression, origins: int) -> dict[str, Any]:
     """The model and the autoregression of `source` on the trials of `target`."""
     data = Store.open(target)
-    learned = json.loads((model_folder(model) / CURVE_FILE).read_text())["codes"]["trials"]
-    seen = target.name in {Path(store).name for store in learned} or target.resolve() == source.resolve()
+    seen = target.name in stores_learned_on(model) or target.resolve() == source.resolve()
     seeds = data.split().test if seen else data.seeds
     trials = [data.trial(seed) for seed in seeds]
     config = EvaluateConfig(horizons=HORIZONS, return_horizons=(1,), origins=origins)

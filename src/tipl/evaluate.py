@@ -24,7 +24,7 @@ import numpy as np
 import tipl
 from tipl.baselines import fitted_baselines
 from tipl.errors import TiplError
-from tipl.forecast import Forecaster, Stretched, checked_forecast, load_forecaster, model_folder
+from tipl.forecast import Forecaster, Stretched, checked_forecast, load_forecaster, model_folder, stores_learned_on
 from tipl.forecast_returns import measure_returns, why_not_run
 from tipl.origins import choose_origins, history, join_origins, learning_curve, read_only_weights
 from tipl.presets import EvaluateConfig
@@ -73,8 +73,9 @@ def evaluate(
 
     Raises:
         TiplError: the store or a model cannot be used, its policies cannot be run, the horizons do not fit into the
-            trials, two forecasters have one name, one returns what is no forecast (another shape, fewer horizons, not
-            finite), or `out` holds the metrics of an earlier evaluation.
+            trials, `fit` holds other policies or trials that would be judged, two forecasters have one name, one
+            returns what is no forecast (another shape, fewer horizons, not finite), or `out` holds the metrics of an earlier
+            evaluation.
     """
     store, out, began = Path(store), Path(out), time.monotonic()
     models = [model_folder(model) for model in models]
@@ -270,10 +271,9 @@ def _require_apart(data: Store, source: Store, config: EvaluateConfig) -> None:
 
 
 def _require_unlearned(data: Store, models: Sequence[Path]) -> None:
+    """No model that has seen trials of this store; by its name, which is what a model keeps."""
     for model in models:
-        trials = json.loads((model / CURVE_FILE).read_text())["codes"]["trials"]
-        stores = [trials["store"]] if isinstance(trials.get("store"), str) else trials  # of a model of codes, or causal
-        if data.path.name in {Path(store).name for store in stores}:
+        if data.path.name in stores_learned_on(model):
             raise TiplError(
                 f"{model} learned on trials of {data.path}, all of which --fit judges; leave out --fit to judge the "
                 "test trials alone."

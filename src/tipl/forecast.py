@@ -319,6 +319,13 @@ def model_folder(name_or_path: str | Path) -> Path:
     return PRETRAINED / path if not path.exists() and str(path) == SHIPPED else path
 
 
+def stores_learned_on(folder: Path) -> set[str]:
+    """Names of the stores that a trained model learned on, as its training.json has them."""
+    trials = json.loads((model_folder(folder) / CURVE_FILE).read_text())["codes"]["trials"]
+    stores = [trials["store"]] if isinstance(trials.get("store"), str) else trials  # of a model of codes, or causal
+    return {Path(store).name for store in stores}
+
+
 def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaster | CausalForecaster:
     """A trained model, for the store that it is judged on.
 
