@@ -74,8 +74,8 @@ def evaluate(
     Raises:
         TiplError: the store or a model cannot be used, its policies cannot be run, the horizons do not fit into the
             trials, `fit` holds other policies or trials that would be judged, two forecasters have one name, one
-            returns what is no forecast (another shape, fewer horizons, not finite), or `out` holds the metrics of an earlier
-            evaluation.
+            returns what is no forecast (another shape, fewer horizons, not finite), or `out` holds the metrics of an
+            earlier evaluation.
     """
     store, out, began = Path(store), Path(out), time.monotonic()
     models = [model_folder(model) for model in models]
