@@ -55,6 +55,8 @@ ORDER = [
     "sb3",
     "report",
     "reproduce",
+    "flags",
+    "show",
     "cli",
     "__main__",
 ]

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tipl.cli import build_parser, collect_settings, exit_code, main, with_flags
+from tipl.cli import build_parser, collect_settings, exit_code, main
 from tipl.errors import TiplError
+from tipl.flags import with_flags
 from tipl.presets import (
     CollectConfig,
     CompactConfig,

@@ -1,4 +1,4 @@
-"""The command line: a verb for every stage, made from the settings in presets.py.
+"""The command line: a verb for every stage, with the settings in presets.py as its flags.
 
 In: the command line.  Out: files, a line that says where they are, and an exit code (0 done, 1 a bug, 2 the user's
 input, 130 interrupted).
@@ -8,20 +8,17 @@ here: a stage that starts processes gives each of them one, a stage that does no
 """
 
 import argparse
-import ast
 import dataclasses
 import errno
-import inspect
-import json
 import sys
-from argparse import SUPPRESS, ArgumentParser, Namespace
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args
 
 from tipl import __version__
 from tipl.errors import TiplError
+from tipl.flags import add_settings, with_flags
 from tipl.presets import (
     EXPERIMENTS,
     CausalTrainConfig,
@@ -36,11 +33,7 @@ from tipl.presets import (
     TrainConfig,
     jumps_of,
 )
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Settings = TypeVar("Settings", bound="DataclassInstance")
+from tipl.show import show
 
 PRESETS = tuple(dict.fromkeys(preset for presets in EXPERIMENTS.values() for preset in presets))
 INTERRUPTED = "tipl: interrupted; what was committed stays readable, the same command goes on (train: with --resume)"
@@ -81,6 +74,28 @@ def _refuse(message: str) -> int:
     return 2
 
 
+class _Parser(ArgumentParser):
+    """Takes no abbreviated flags, which would change their meaning when a flag is added; fails with one line."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog=prog, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise TiplError(f"{message}; see {self.prog} --help")
+
+
+def _add_verb(verbs: Any, name: str, run: Callable[[Namespace], None], what: str) -> ArgumentParser:
+    verb = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
+
+
 # The verbs, in the order in which the data flows.
 
 
@@ -106,12 +121,12 @@ def build_parser() -> ArgumentParser:
         help="of the policies and updates [cpu]",
     )
     verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
-    _add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
+    add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
 
     verb = _add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
     verb.add_argument("store", type=Path, metavar="STORE")
     verb.add_argument("--out", type=Path, metavar="CODES", required=True)
-    _add_settings(verb, SVDConfig)
+    add_settings(verb, SVDConfig)
 
     verb = _add_verb(verbs, "train", _train, "train a model on a store's training trials")
     verb.add_argument("store", type=Path, metavar="STORE", nargs="+", help="several with --model causal")
@@ -120,8 +135,8 @@ def build_parser() -> ArgumentParser:
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
     verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
     verb.add_argument("--device", choices=get_args(Device), default="cpu", help="that trains [cpu]")
-    _add_settings(verb, TrainConfig, other=("--model causal", CausalTrainConfig()))
-    _add_settings(verb.add_argument_group("the SVD, where no --codes are given"), SVDConfig)
+    add_settings(verb, TrainConfig, other=("--model causal", CausalTrainConfig()))
+    add_settings(verb.add_argument_group("the SVD, where no --codes are given"), SVDConfig)
 
     verb = _add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials")
     verb.add_argument("store", type=Path, metavar="STORE")
@@ -136,7 +151,7 @@ def build_parser() -> ArgumentParser:
     )
     verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
     verb.add_argument("--out", type=Path, metavar="EVAL", default=None, help="[STORE with the suffix .eval]")
-    _add_settings(verb, EvaluateConfig)
+    add_settings(verb, EvaluateConfig)
 
     verb = _add_verb(verbs, "forecast", _forecast, "write one predicted policy and run it")
     verb.add_argument("--store", type=Path, metavar="STORE", required=True)
@@ -177,8 +192,8 @@ def build_parser() -> ArgumentParser:
     told = (
         "Defaults are those for a line; other forecasters have their own where nothing is given (tipl.presets.JUMPS)."
     )
-    _add_settings(verb.add_argument_group("the jumps", told), JumpConfig)
-    _add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
+    add_settings(verb.add_argument_group("the jumps", told), JumpConfig)
+    add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
 
     verb = _add_verb(verbs, "report", _report, "write evaluations and accelerations as one self-contained page")
     verb.add_argument("evals", type=Path, metavar="EVAL", nargs="+")
@@ -195,7 +210,7 @@ def build_parser() -> ArgumentParser:
     verb = _add_verb(data, "compact", _compact, "write a store again in a fifth of its bytes, the weights rounded")
     verb.add_argument("store", type=Path, metavar="STORE")
     verb.add_argument("--out", type=Path, metavar="STORE2", required=True, help="a new store, or one to go on with")
-    _add_settings(verb, CompactConfig)
+    add_settings(verb, CompactConfig)
 
     verb = _add_verb(data, "random-walk", _random_walk, "write random walks, of which is known what can be forecast")
     verb.add_argument("--out", type=Path, metavar="STORE", required=True)
@@ -285,7 +300,7 @@ def _forecast(arguments: Namespace) -> None:
 
     names = "store", "trial", "origin", "horizon", "out", "model", "stretch", "episodes"
     prediction = forecast_policy(**{name: getattr(arguments, name) for name in names})
-    _show(dataclasses.asdict(prediction), arguments.json)
+    show(dataclasses.asdict(prediction), arguments.json)
 
 
 def _accelerate(arguments: Namespace) -> None:
@@ -307,7 +322,7 @@ def _report(arguments: Namespace) -> None:
 def _data_info(arguments: Namespace) -> None:
     from tipl.store import data_info
 
-    _show(data_info(arguments.store), arguments.json)
+    show(data_info(arguments.store), arguments.json)
 
 
 def _compact(arguments: Namespace) -> None:
@@ -328,7 +343,7 @@ def _data_verify(arguments: Namespace) -> None:
     from tipl.store import data_verify
 
     facts = data_verify(arguments.store)
-    _show(facts, arguments.json)
+    show(facts, arguments.json)
     if not facts["ok"]:
         trials = ", ".join(map(str, sorted({part["trial"] for part in facts["damage"]})))
         raise TiplError(f"{arguments.store} is damaged in the trials {trials}: remove their folders and collect again")
@@ -336,145 +351,3 @@ def _data_verify(arguments: Namespace) -> None:
 
 def _wrote(path: Path) -> None:
     print(f"wrote {path}")
-
-
-def _show(facts: Mapping[str, Any], as_json: bool) -> None:
-    """Print facts as JSON, or line by line, with a table for every list of rows."""
-    if as_json:
-        print(json.dumps(facts, indent=2))
-        return
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    for name, value in facts.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            _show_table(console, name, value)
-        else:
-            console.print(f"{_words(name)}: {_cell(name, value)}", soft_wrap=True)
-
-
-def _show_table(console: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """What is the same in every row is said once, above the table."""
-    from rich.table import Table
-
-    same = [name for name in rows[0] if len(rows) > 1 and all(row[name] == rows[0][name] for row in rows)]
-    for name in same:
-        console.print(f"all {_words(title)}: {_words(name)} {_cell(name, rows[0][name])}", soft_wrap=True)
-    names = [name for name in rows[0] if name not in same]
-    table = Table(*map(_words, names), title=_words(title))
-    for row in rows:
-        table.add_row(*(_cell(name, row[name]) for name in names))
-    console.print(table)
-
-
-def _words(name: str) -> str:
-    return name.removesuffix("_bytes").replace("_", " ")
-
-
-def _cell(name: str, value: Any) -> str:
-    match value:
-        case int() if name.endswith("bytes"):
-            return f"{value / 1e6:,.1f} MB"
-        case float():
-            return f"{value:.4g}"
-        case dict():
-            return ", ".join(f"{key} {item}" for key, item in value.items())
-        case list():
-            return ", ".join(map(str, value)) or "none"
-    return str(value)
-
-
-# Flags from settings: a field is a flag, its type is the flag's, the string under it is the help.
-
-
-class _Parser(ArgumentParser):
-    """Takes no abbreviated flags, which would change their meaning when a flag is added; fails with one line."""
-
-    def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog=prog, allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        raise TiplError(f"{message}; see {self.prog} --help")
-
-
-def _add_verb(verbs: Any, name: str, run: Callable[[Namespace], None], what: str) -> ArgumentParser:
-    verb = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
-    verb.set_defaults(run=run)
-    return verb
-
-
-def _add_settings(parser: Any, settings: Any, prefix: str = "", *, other: tuple[str, Any] | None = None) -> None:
-    """A flag for every field of a settings class; `--ppo.learning-rate` for a field of the field `ppo`.
-
-    Args:
-        other: a case in which other settings are the defaults, and these.
-    """
-    kinds = get_type_hints(settings)
-    notes = _field_notes(settings)
-    for field in dataclasses.fields(settings):
-        kind = kinds[field.name]
-        name = prefix + field.name
-        if dataclasses.is_dataclass(kind):
-            within = other and (other[0], getattr(other[1], name))
-            _add_settings(parser.add_argument_group(name), kind, prefix=f"{name}.", other=within)
-            continue
-        defaults = f"[{_as_flag(field.default)}]"
-        if other and field.name not in ("env_id", "model") and getattr(other[1], field.name) != field.default:
-            defaults += f", with {other[0]} [{_as_flag(getattr(other[1], field.name))}]"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=name,
-            default=SUPPRESS,
-            help=f"{notes.get(field.name, '')} {defaults}".lstrip().replace("%", "%%"),
-            **_parsing(kind),
-        )
-
-
-def _as_flag(value: Any) -> str:
-    """As it is given on the command line."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _parsing(kind: Any) -> dict[str, Any]:
-    """How argparse reads a field of this type."""
-    if kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if get_origin(kind) is Literal:
-        return {"choices": get_args(kind)}
-    if get_origin(kind) is tuple:
-        return {**_parsing(get_args(kind)[0]), "nargs": "+"}
-    return {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
-
-
-def _field_notes(settings: type) -> dict[str, str]:
-    """The string that stands under a field of a dataclass, for every field that has one."""
-    (definition,) = ast.parse(inspect.getsource(settings)).body
-    assert isinstance(definition, ast.ClassDef)
-    notes = {}
-    for statement, note in pairwise(definition.body):
-        match statement, note:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                notes[name] = " ".join(text.split())
-    return notes
-
-
-def with_flags(settings: Settings, given: Mapping[str, Any], prefix: str = "") -> Settings:
-    """`settings` with every field replaced that `given`, a parsed command line, has a value for.
-
-    Raises:
-        TiplError: the values do not make settings.
-    """
-    changes = {}
-    for field in dataclasses.fields(settings):
-        value, name = getattr(settings, field.name), prefix + field.name
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            changes[field.name] = with_flags(value, given, prefix=f"{name}.")
-        elif name in given:
-            changes[field.name] = tuple(given[name]) if isinstance(value, tuple) else given[name]
-    return dataclasses.replace(settings, **changes)

@@ -1,0 +1,89 @@
+"""Flags from settings, and settings from flags: a field is a flag, its type the flag's, the string under it the help.
+
+In: dataclasses of presets.py.  Out: an argparse parser's flags; the settings with what the command line gave.
+"""
+
+import argparse
+import ast
+import dataclasses
+import inspect
+from argparse import SUPPRESS
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+
+def add_settings(parser: Any, settings: Any, prefix: str = "", *, other: tuple[str, Any] | None = None) -> None:
+    """A flag for every field of a settings class; `--ppo.learning-rate` for a field of the field `ppo`.
+
+    Args:
+        other: a case in which other settings are the defaults, and these.
+    """
+    kinds = get_type_hints(settings)
+    notes = _field_notes(settings)
+    for field in dataclasses.fields(settings):
+        kind = kinds[field.name]
+        name = prefix + field.name
+        if dataclasses.is_dataclass(kind):
+            within = other and (other[0], getattr(other[1], name))
+            add_settings(parser.add_argument_group(name), kind, prefix=f"{name}.", other=within)
+            continue
+        defaults = f"[{_as_flag(field.default)}]"
+        if other and field.name not in ("env_id", "model") and getattr(other[1], field.name) != field.default:
+            defaults += f", with {other[0]} [{_as_flag(getattr(other[1], field.name))}]"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=SUPPRESS,
+            help=f"{notes.get(field.name, '')} {defaults}".lstrip().replace("%", "%%"),
+            **_parsing(kind),
+        )
+
+
+def _as_flag(value: Any) -> str:
+    """As it is given on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _parsing(kind: Any) -> dict[str, Any]:
+    """How argparse reads a field of this type."""
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    if get_origin(kind) is tuple:
+        return {**_parsing(get_args(kind)[0]), "nargs": "+"}
+    return {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
+
+
+def _field_notes(settings: type) -> dict[str, str]:
+    """The string that stands under a field of a dataclass, for every field that has one."""
+    (definition,) = ast.parse(inspect.getsource(settings)).body
+    assert isinstance(definition, ast.ClassDef)
+    notes = {}
+    for statement, note in pairwise(definition.body):
+        match statement, note:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                notes[name] = " ".join(text.split())
+    return notes
+
+
+def with_flags(settings: Settings, given: Mapping[str, Any], prefix: str = "") -> Settings:
+    """`settings` with every field replaced that `given`, a parsed command line, has a value for.
+
+    Raises:
+        TiplError: the values do not make settings.
+    """
+    changes = {}
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            changes[field.name] = with_flags(value, given, prefix=f"{name}.")
+        elif name in given:
+            changes[field.name] = tuple(given[name]) if isinstance(value, tuple) else given[name]
+    return dataclasses.replace(settings, **changes)
