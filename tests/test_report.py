@@ -24,7 +24,8 @@ from tipl.presets import CollectConfig
 from tipl.report import report
 from tipl.report.acceleration import read_acceleration
 from tipl.report.figure import DARK, LIGHT, Figure, Panel, Series, linear_axis, log_axis
-from tipl.report.figures import REPW_COLOR, WPE_COLOR, figures
+from tipl.report.figure2 import REPW_COLOR, WPE_COLOR
+from tipl.report.figures import figures
 from tipl.report.paper import print_figure
 from tipl.report.read import read_evaluation
 from tipl.report.verdict import verdict
