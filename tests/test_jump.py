@@ -255,13 +255,14 @@ def test_a_fall_in_return_takes_the_jump_back_and_makes_patient() -> None:
 
 
 def test_a_jump_that_its_own_batch_is_against_is_taken_back() -> None:
-    """The objective falls by the distance from where the jump began: the next batch is for going back."""
+    """The objective falls by the distance from where the jump began, and is 0 where it arrived: the next batch is for
+    going back."""
     run = Run(Jumper(line(6), JumpConfig(hindsight=True, fall=0.0), everything()))
     run.iterate()
     jump = run.iterate()
     assert jump.displacement is not None
-    departed = run.weights - jump.displacement
-    back = run.iterate(lambda w: Judgment(0.0, -float(np.square(w - departed).sum())))
+    departed, far = run.weights - jump.displacement, float(np.square(jump.displacement).sum())
+    back = run.iterate(lambda w: Judgment(0.0, far - float(np.square(w - departed).sum())))
     assert back.kind == "taken back"
     np.testing.assert_array_equal(back.displacement, -jump.displacement)
     assert [run.iterate().kind for _ in range(3)] == ["waited", "accepted", "accepted"]
@@ -273,8 +274,9 @@ def test_a_jump_that_its_batch_is_for_stays(hindsight: bool, sign: int) -> None:
     run.iterate()
     jump = run.iterate()
     assert jump.displacement is not None
-    departed = run.weights - jump.displacement
-    assert run.iterate(lambda w: Judgment(0.0, sign * float(np.square(w - departed).sum()))).kind == "accepted"
+    departed, far = run.weights - jump.displacement, float(np.square(jump.displacement).sum())
+    judge = lambda w: Judgment(0.0, sign * (float(np.square(w - departed).sum()) - far))  # noqa: E731
+    assert run.iterate(judge).kind == "accepted"
 
 
 def test_an_update_that_uses_up_the_change_leaves_none_for_a_jump() -> None:

@@ -32,7 +32,7 @@ class Judgment(NamedTuple):
     kl: float
     """Mean KL divergence, in nats, of their policy from the current one."""
     surrogate: float
-    """Mean of ratio × advantage; the higher the better."""
+    """Mean of ratio × (advantage − mean advantage): 0 for the policy that made the batch; the higher the better."""
     change: float = 0.0
     """Mean KL divergence, in nats, of their policy from the one that made the batch."""
 
@@ -116,7 +116,7 @@ class Jumper:
         self._learn(now)
         trust = self.trust
         taken, self._last = self._last, None
-        if taken is not None and (self._is_regretted(taken, judge) or self._has_fallen(returns)):
+        if taken is not None and (self._is_regretted(judge) or self._has_fallen(returns)):
             self._patience, self._waited = min(2 * self._patience, _MOST_PATIENT), 0
             self._jumped -= taken
             return Jump("taken back", -taken, trust=trust)
@@ -157,7 +157,7 @@ class Jumper:
         self._square = self._config.memory * self._square + float(foreseen @ foreseen)
         self._expected = self._from = None
 
-    def _is_regretted(self, taken: np.ndarray, judge: Judge) -> bool:
+    def _is_regretted(self, judge: Judge) -> bool:
         """Whether the batch that the last jump's policy has made is rather for the weights from before the jump.
 
         Their surrogate objective on it is, to first order in the policy's change, how much higher their return is than
@@ -165,7 +165,7 @@ class Jumper:
         """
         if not self._config.hindsight or self._departed is None:  # None: a state of an earlier version
             return False
-        return judge(self._departed).surrogate > judge(self._departed + taken).surrogate
+        return judge(self._departed).surrogate > 0
 
     def _has_fallen(self, after: Sequence[float]) -> bool:
         """Whether the return is lower than before the last jump, beyond `fall` standard errors (Welch)."""

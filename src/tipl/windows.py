@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import numpy as np
+import torch
 
 from tipl.errors import TiplError
 from tipl.store import Trial
@@ -102,8 +103,11 @@ def windows_of(weights: np.ndarray, sizes: Sequence[int], place: int, origin: in
 
 def _tokens(weights: np.ndarray) -> np.ndarray:
     """[J, P] of the last snapshots of a run [n, P], oldest first; the first one stands for those before it."""
-    at = weights[np.maximum(len(weights) - 1 - np.array(EDGES), 0)]
-    return at[:-1] - at[1:]
+    rows = np.maximum(len(weights) - 1 - np.array(EDGES), 0).tolist()
+    tokens = np.empty((TOKENS, weights.shape[1]), weights.dtype)
+    for token, (newer, older) in zip(tokens, pairwise(rows), strict=True):  # a gather would copy the weights once more
+        np.subtract(weights[newer], weights[older], out=token)
+    return tokens
 
 
 def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Generator) -> Lessons:
@@ -270,5 +274,10 @@ def _windows(
 
 def _product(rows: np.ndarray) -> np.ndarray:
     """All inner products of rows, float64; the products themselves in float32 where there are many."""
-    rows = rows.astype(np.float64) if rows.shape[1] < _MANY else rows
-    return (rows @ rows.T).astype(np.float64)
+    if rows.shape[1] < _MANY:
+        rows = rows.astype(np.float64)
+        return rows @ rows.T
+    if len(rows) > TOKENS:  # numpy sees the symmetry and does half the work
+        return (rows @ rows.T).astype(np.float64)
+    few = torch.from_numpy(rows)
+    return (few @ few.T).double().numpy()  # which for few rows still takes a third less time
