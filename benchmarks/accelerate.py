@@ -79,8 +79,9 @@ def say(metrics: dict[str, Any], measure: str) -> None:
         row = f"{name:28} {found[measure]['mean']:10,.0f}  final {found['final return']['mean']:8,.0f}"
         for beside in ("beside", "beside_best"):
             if beside in found:
-                ratio, (low, high) = found[beside][measure]["ratio"], found[beside][measure]["ratio_ci"]
-                row += f"  {beside} {ratio:.3f} [{low:.3f}, {high:.3f}]"
+                row += f"  {beside} {found[beside][measure]['ratio']:.3f}"
+                if interval := found[beside][measure].get("ratio_ci"):  # one seed has none
+                    row += " [{:.3f}, {:.3f}]".format(*interval)
         print(row + f"  overhead {found['overhead']:.3f}", flush=True)
 
 

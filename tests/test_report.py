@@ -409,6 +409,15 @@ def test_accelerations_in_several_environments_are_taken_together(accelerated: P
     assert dots["All environments"] == pytest.approx([expected["steps to 90%"]["value"]], rel=1e-5)
     again = Page(report([accelerated, write(tmp_path / "again", metrics)], tmp_path / "again.html"))
     assert "all-environments-accelerated-steps" not in json.loads(again.data)  # twice the same environment
+    assert f"InvertedPendulum-v4 ({accelerated.name})" in again.text and "InvertedPendulum-v4 (again)" in again.text
+
+
+def test_folders_of_one_name_are_numbered(accelerated: Path, tmp_path: Path):
+    folders = [
+        write(tmp_path / which / "runs", json.loads((accelerated / "metrics.json").read_text())) for which in "ab"
+    ]
+    text = Page(report(folders, tmp_path / "out.html")).text
+    assert "InvertedPendulum-v4 (1)" in text and "InvertedPendulum-v4 (2)" in text
 
 
 def test_the_table_holds_the_numbers_of_the_file(page: Path, metrics: dict[str, Any]):

@@ -38,11 +38,12 @@ def report(evals: Sequence[Path], out: Path) -> Path:
     if out.is_dir():
         raise TiplError(f"{out} is a folder; give a file to write, such as {out / 'report.html'}.")
     accelerated = [folder for folder in evals if is_acceleration(folder)]
-    runs = _with_own_titles([read_acceleration(folder) for folder in accelerated])
+    runs = _with_own_titles([read_acceleration(folder) for folder in accelerated], accelerated)
     if len(runs) > 1 and (together := read_together(accelerated)):
         runs.insert(0, together)
     sections = []
-    for evaluation in _with_own_titles([read_evaluation(folder) for folder in evals if not is_acceleration(folder)]):
+    evaluated = [folder for folder in evals if folder not in accelerated]
+    for evaluation in _with_own_titles([read_evaluation(folder) for folder in evaluated], evaluated):
         drawn, left_out = figures(evaluation)
         sections.append(Section(evaluation, verdict(evaluation), tuple(drawn), tuple(left_out)))
     folder = out.with_name(f"{out.stem}-figures")
@@ -61,12 +62,13 @@ def report(evals: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def _with_own_titles(parts: Sequence[_Part]) -> list[_Part]:
-    """Number those whose environments are the same, so that no two share a heading or a file."""
+def _with_own_titles(parts: Sequence[_Part], folders: Sequence[Path]) -> list[_Part]:
+    """Name the folder of those whose environments are the same, or number them where folders share a name, so that no
+    two share a heading or a file."""
     titles = [part.title for part in parts]
+    names = [folder.resolve().name for folder in folders]
+    own = names if len(set(names)) == len(names) else [str(place) for place in range(1, len(names) + 1)]
     return [
-        replace(part, title=f"{part.title} ({titles[:place].count(part.title) + 1})")
-        if titles.count(part.title) > 1
-        else part
-        for place, part in enumerate(parts)
+        replace(part, title=f"{part.title} ({name})") if titles.count(part.title) > 1 else part
+        for part, name in zip(parts, own, strict=True)
     ]
