@@ -745,7 +745,7 @@ def test_two_models_of_one_kind_have_their_names(tmp_path: Path):
 def test_evaluations_of_one_environment_keep_apart(tmp_path: Path):
     folders = [write(tmp_path / name, smallest()) for name in ("first", "second")]
     out = report(folders, tmp_path / "both.html")
-    assert set(json.loads(Page(out).data)) == {"walk-1-skill", "walk-2-skill"}
+    assert set(json.loads(Page(out).data)) == {"walk-first-skill", "walk-second-skill"}
     assert len(list((tmp_path / "both-figures").iterdir())) == 4
 
 
