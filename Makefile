@@ -26,7 +26,7 @@ reproduce: setup
 	$(VENV)/bin/tipl reproduce inverted-pendulum --preset quick
 
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check
