@@ -31,9 +31,9 @@ WINDOW = EDGES[-1] + 1
 HORIZONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50, 100)
 """Snapshots ahead that a causal model forecasts; those between are interpolated."""
 NOISE = 0.1, 1000.0
-"""Between which the variance of the noise in `noisy` lies, in that of a window's own steps. On HalfCheetah 256-256 steps of
-different iterations have cosines of 0.001 to 0.004, as those of a straight path have under noise of some hundred times
-their own."""
+"""Between which the variance of the noise in `noisy` lies, in that of a window's own steps. On HalfCheetah 256-256
+steps of different iterations have cosines of 0.001 to 0.004, as those of a straight path have under noise of some
+hundred times their own."""
 _MANY = 4096  # weights from which products are of float32
 _BLOCK = 256  # origins whose snapshots are multiplied at once
 _WEIGHED = (1, 10, 100)  # horizons whose displacements say where lessons are drawn
