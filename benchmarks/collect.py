@@ -47,9 +47,10 @@ from torch.distributions import Normal
 import tipl.collect
 import tipl.stack
 from tipl.envs import _quiet_making, _quiet_mujoco, chosen_backend, engine_versions, make_env
+from tipl.experiments import experiment
 from tipl.policy import forward_batch
 from tipl.ppo import adam_step, backward_batch, kernel_settings, loss_gradients
-from tipl.presets import CollectConfig, experiment
+from tipl.presets import CollectConfig
 from tipl.stack import Iteration, Stack
 from tipl.store import TrialWriter, create_store
 

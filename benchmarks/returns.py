@@ -33,8 +33,9 @@ import numpy as np
 
 import tipl.returns
 from tipl.envs import VectorEnv, chosen_backend, engine_versions, make_env
+from tipl.experiments import experiment
 from tipl.policy import layer_sizes
-from tipl.presets import CollectConfig, experiment
+from tipl.presets import CollectConfig
 from tipl.returns import Policies, act_frozen, policy_returns
 from tipl.stack import Stack
 

@@ -22,6 +22,7 @@ ORDER = [
     "stats",
     "progress",
     "presets",
+    "experiments",
     "device",
     "envs",
     "policy",

@@ -19,11 +19,12 @@ from tipl import forecast_returns
 from tipl.baselines import damped_line, line, persistence
 from tipl.errors import TiplError
 from tipl.evaluate import evaluate
+from tipl.experiments import EXPERIMENTS
 from tipl.forecast import Forecaster, History, checked_forecast, load_forecaster
 from tipl.model import load
 from tipl.origins import choose_origins, return_progress, some_origins
 from tipl.policy import ParamSpec
-from tipl.presets import EXPERIMENTS, EvaluateConfig, SVDConfig, TrainConfig
+from tipl.presets import EvaluateConfig, SVDConfig, TrainConfig
 from tipl.report import report
 from tipl.representation import Codes, fit_svd
 from tipl.returns import Policies, policy_returns

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tipl import presets, reproduce
+from tipl import experiments, reproduce
 from tipl.errors import TiplError
-from tipl.presets import CollectConfig, EvaluateConfig, Experiment, SVDConfig, TrainConfig
+from tipl.experiments import Experiment
+from tipl.presets import CollectConfig, EvaluateConfig, SVDConfig, TrainConfig
 
 TINY = Experiment(
     CollectConfig(trials=4, total_steps=16 * 2048),
@@ -23,7 +24,7 @@ TINY = Experiment(
 def test_an_experiment_from_collection_to_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setitem(presets.EXPERIMENTS, "inverted-pendulum", {"quick": TINY})
+    monkeypatch.setitem(experiments.EXPERIMENTS, "inverted-pendulum", {"quick": TINY})
     out = tmp_path / "run"
     page = reproduce.reproduce("inverted-pendulum", "quick", out)
     assert page == out / "report.html"

@@ -11,20 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tipl.errors import TiplError
+from tipl.experiments import EXPERIMENTS, Experiment, experiment
 from tipl.presets import (
-    EXPERIMENTS,
     CausalTrainConfig,
     CollectConfig,
     CompactConfig,
     DiscreteCollectConfig,
     DiscretePPOConfig,
     EvaluateConfig,
-    Experiment,
     JumpConfig,
     PPOConfig,
     SVDConfig,
     TrainConfig,
-    experiment,
 )
 
 if TYPE_CHECKING:

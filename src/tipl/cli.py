@@ -18,9 +18,9 @@ from typing import Any, NoReturn, get_args
 
 from tipl import __version__
 from tipl.errors import TiplError
+from tipl.experiments import EXPERIMENTS
 from tipl.flags import add_settings, with_flags
 from tipl.presets import (
-    EXPERIMENTS,
     CausalTrainConfig,
     CollectConfig,
     CompactConfig,

@@ -1,11 +1,10 @@
-"""Every setting and its default, and the paper's two experiments in two sizes.
+"""Every setting and its default.
 
 In: nothing.  Out: frozen dataclasses that the functions of the package take and the command line is made from.
 """
 
-import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from tipl.errors import TiplError
@@ -15,8 +14,6 @@ Activation = Literal["tanh", "relu", "elu"]
 BasisName = Literal["full", "prefix", "window", "pooled"]
 ModelName = Literal["paper", "gru", "mlp", "causal"]
 Device = Literal["cpu", "cuda"]
-
-
 ForecasterName = Literal["line", "lookahead", "average", "noise", "autoregression", "causal"]
 
 
@@ -342,7 +339,7 @@ _UNGUARDED = JumpConfig(full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0)
 JUMPS = {
     "line": JumpConfig(),
     "noise": JumpConfig(),
-    "lookahead": dataclasses.replace(_UNGUARDED, every=5),  # as it is known, and so is the average
+    "lookahead": replace(_UNGUARDED, every=5),  # as it is known, and so is the average
     "average": _UNGUARDED,
     "autoregression": JumpConfig(horizon=20, max_kl=0.02, max_change=0.02),
     "causal": JumpConfig(horizon=20, max_change=0.02, hindsight=True),
@@ -353,51 +350,3 @@ JUMPS = {
 def jumps_of(forecaster: str) -> JumpConfig:
     """How to jump with a forecaster of this name, or with a causal model in this folder."""
     return JUMPS.get(forecaster, JUMPS["causal"])
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Everything that ``tipl reproduce`` runs, stage by stage."""
-
-    collect: CollectConfig
-    svd: SVDConfig
-    train: TrainConfig
-    evaluate: EvaluateConfig
-
-
-_PENDULUM = CollectConfig(env_id="InvertedPendulum-v4", trials=50, total_steps=800_000, hidden_sizes=(8, 8))
-_CHEETAH = CollectConfig(env_id="HalfCheetah-v4", trials=50, total_steps=2_000_000, hidden_sizes=(256, 256))
-_QUICK_TRAIN = TrainConfig(steps=700, warmup_steps=100, learning_rate=1e-3, validate_every=100)
-
-EXPERIMENTS: dict[str, dict[str, Experiment]] = {
-    "inverted-pendulum": {
-        "quick": Experiment(
-            collect=dataclasses.replace(_PENDULUM, trials=16, total_steps=200_000),
-            svd=SVDConfig(),
-            train=_QUICK_TRAIN,
-            evaluate=EvaluateConfig(return_origins=6, episodes=10),
-        ),
-        "paper": Experiment(_PENDULUM, SVDConfig(), TrainConfig(), EvaluateConfig()),
-    },
-    "half-cheetah": {
-        "quick": Experiment(
-            collect=dataclasses.replace(_CHEETAH, trials=6, total_steps=100_000, hidden_sizes=(64, 64)),
-            svd=SVDConfig(),
-            train=_QUICK_TRAIN,
-            evaluate=EvaluateConfig(return_origins=4, episodes=5),
-        ),
-        "paper": Experiment(_CHEETAH, SVDConfig(), TrainConfig(), EvaluateConfig()),
-    },
-}
-
-
-def experiment(name: str, preset: str) -> Experiment:
-    """The settings of one of the paper's experiments in one of its sizes.
-
-    Raises:
-        TiplError: there is no such experiment or preset.
-    """
-    _require(name in EXPERIMENTS, f"Unknown experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}.")
-    presets = EXPERIMENTS[name]
-    _require(preset in presets, f"Unknown preset {preset!r}; choose one of {', '.join(presets)}.")
-    return presets[preset]

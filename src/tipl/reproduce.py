@@ -16,7 +16,7 @@ from pathlib import Path
 from tipl.collect import collect
 from tipl.errors import TiplError
 from tipl.evaluate import METRICS_FILE, evaluate
-from tipl.presets import experiment
+from tipl.experiments import experiment
 from tipl.progress import console
 from tipl.report import report
 from tipl.representation import fit_svd
