@@ -13,6 +13,7 @@ Shapes: B windows, J tokens, H horizons, G groups (the tensors of a policy, then
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -30,10 +31,16 @@ WINDOW = EDGES[-1] + 1
 """Snapshots that a window takes; before φ_0 the run stood still."""
 HORIZONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50, 100)
 """Snapshots ahead that a causal model forecasts; those between are interpolated."""
-NOISE = 0.1, 1000.0
-"""Between which the variance of the noise in `noisy` lies, in that of a window's own steps. On HalfCheetah 256-256
+WHITE = 0.1, 1000.0
+"""Between which the variance of white noise in `noisy` lies, in that of a window's own steps. On HalfCheetah 256-256
 steps of different iterations have cosines of 0.001 to 0.004, as those of a straight path have under noise of some
 hundred times their own."""
+COLORED = 0.1, 30.0
+"""Between which that of colored noise lies. On InvertedPendulum 8-8 neighbouring steps have cosines of 0.83, as
+HalfCheetah's would beside others that are ten times as long and agree with one another."""
+TIMES = (0.0, *np.geomspace(1.0, 1000.0, 16).tolist())
+"""After how many steps the noise has forgotten its direction (to 1/e); 0: at once, which is white noise."""
+_WHITE = 0.5  # of the windows with noise have white noise
 _MANY = 4096  # weights from which products are of float32
 _BLOCK = 256  # origins whose snapshots are multiplied at once
 _WEIGHED = (1, 10, 100)  # horizons whose displacements say where lessons are drawn
@@ -211,31 +218,58 @@ def joined(parts: Sequence[Lessons]) -> Lessons:
 def noisy(lessons: Lessons, rng: np.random.Generator) -> Lessons:
     """The lessons of runs that step as these and, besides, at random in directions of their own.
 
-    Every window is given steps of independent noise, of a variance between `NOISE` of its own steps' (log-uniform). In
-    many dimensions noise has no product with anything but itself: it adds its variance times the span to a token's
-    square and times h to that of what comes, and nothing to the products of tokens with it. Every window keeps its
-    share of the trial's displacement. So a small policy, whose steps agree, teaches by what a large one, whose steps
-    hardly do, can be forecast.
+    Every window is given steps of noise, of a variance c² between `WHITE` or `COLORED` of its own steps' (log-uniform).
+    Half of them have white noise, the others noise whose steps agree for a while, those of an Ornstein-Uhlenbeck
+    velocity: steps k apart have the inner product c² exp(−k / τ), τ among `TIMES`. In many dimensions noise has no
+    product with anything but itself, so that these add up over the spans of two tokens, or over a token's and what
+    comes, and are added to the products that were there. Every window keeps its share of the trial's displacement. So
+    a small policy, whose steps agree, teaches by what a large one, whose steps hardly do, can be forecast, and the
+    other way round.
     """
-    least, most = np.log(NOISE)
-    variance = np.exp(rng.uniform(least, most, len(lessons))).astype(np.float32)
-    unit = 1 + variance  # the new one, in the old
-    spans = np.diff(np.minimum(EDGES, lessons.origin[:, None]), axis=1).astype(np.float32)  # 0 before φ_0
-    ahead, diagonal = np.array(HORIZONS, np.float32), np.arange(TOKENS)
-    own, whole = lessons.own.copy(), lessons.whole.copy()
-    for products in (own, whole):
-        products[:, diagonal, diagonal] += variance[:, None] * spans
-        products /= unit[:, None, None]
-    added = variance[:, None] * ahead
-    share = np.maximum(lessons.share, np.finfo(np.float32).tiny).astype(np.float32)[:, None]
-    return replace(
-        lessons,
-        own=own,
-        whole=whole,
-        toward=lessons.toward / unit[:, None, None],
-        moved=(lessons.moved + added) / unit[:, None],
-        weight=lessons.weight * unit[:, None] / (1 + added * lessons.weight / share),
-    )
+    count = len(lessons)
+    time_B = np.where(rng.random(count) < _WHITE, 0, rng.integers(1, len(TIMES), count))
+    least_B, most_B = np.log(np.where(time_B[:, None] == 0, WHITE, COLORED)).T
+    variance_B = np.exp(rng.uniform(least_B, most_B)).astype(np.float32)
+    unit_B = 1 + variance_B  # the new one, in the old
+    share_B = np.maximum(lessons.share, np.finfo(np.float32).tiny).astype(np.float32)
+    made = {name: getattr(lessons, name).copy() for name in ("own", "whole", "toward", "moved", "weight")}
+    for start in range(0, count, _BLOCK):  # all at once would be as much memory as the lessons take
+        of = slice(start, start + _BLOCK)
+        seen, toward, moved = _noise_products(time_B[of], lessons.origin[of])
+        for name, products in ("own", seen), ("whole", seen), ("toward", toward), ("moved", moved):
+            each = (-1, *[1] * (products.ndim - 1))
+            made[name][of] = (made[name][of] + variance_B[of].reshape(each) * products) / unit_B[of].reshape(each)
+        added = variance_B[of, None] * moved / share_B[of, None]
+        made["weight"][of] *= unit_B[of, None] / (1 + added * lessons.weight[of])
+    return replace(lessons, **made)
+
+
+def _noise_products(time_B: np.ndarray, origin_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Expected inner products of noise of variance 1: of tokens [B, J, J], of tokens and what comes [B, J, H], of what
+    comes with itself [B, H]; float32.
+
+    Args:
+        time_B: the number of its time among `TIMES`.
+        origin_B: steps before φ_0 are zero.
+    """
+    until, now = _noise_until(TIMES), HORIZONS[-1]
+    time_B1, time_B11 = time_B[:, None], time_B[:, None, None]
+    edge_BE = now + np.minimum(EDGES, origin_B[:, None])
+    ahead_H = now - np.array(HORIZONS)
+    seen = np.diff(np.diff(until[time_B11, edge_BE[:, :, None], edge_BE[:, None, :]], axis=1), axis=2)
+    toward = until[time_B11, edge_BE[:, :, None], now] - until[time_B11, edge_BE[:, :, None], ahead_H]
+    moved = until[time_B1, now, now] - 2 * until[time_B1, ahead_H, now] + until[time_B1, ahead_H, ahead_H]
+    return seen.astype(np.float32), np.diff(toward, axis=1).astype(np.float32), moved.astype(np.float32)
+
+
+@cache
+def _noise_until(times: tuple[float, ...]) -> np.ndarray:
+    """[times, N + 1, N + 1] for the N steps about an origin, the latest to come first: the sum of exp(−|i − j| / τ)
+    over the steps i before the one index and j before the other."""
+    step = np.arange(HORIZONS[-1] + EDGES[-1])
+    apart = np.abs(step[:, None] - step)
+    products = [np.exp(-apart / time) if time else np.eye(len(step)) for time in times]
+    return np.pad(np.stack(products).cumsum(axis=1).cumsum(axis=2), ((0, 0), (1, 0), (1, 0)))
 
 
 def places_in_iteration(trial: Trial) -> np.ndarray:
