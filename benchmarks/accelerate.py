@@ -99,13 +99,13 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=None, metavar="NAME", help="of line jumps ['' and all others]")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--target", type=float, default=None, help="return to count steps to [90%% of plain PPO's way]")
-    parser.add_argument("--fit", type=Path, default=None, help="store for the autoregression")
+    parser.add_argument("--fit", type=Path, default=None, help="store for the autoregression [the package's own]")
     parser.add_argument("--elsewhere", type=Path, default=None, help=f"store of another environment, for {ELSEWHERE}")
     parser.add_argument("--stages", nargs="+", choices=("ablate", "tune", "judge"), default=("tune", "judge"))
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     fits = {"autoregression": asked.fit, ELSEWHERE: asked.elsewhere}
-    names = [name for name in dict.fromkeys((*asked.arms, *asked.controls)) if fits.get(name, True)]
+    names = [each for each in dict.fromkeys((*asked.arms, *asked.controls)) if each != ELSEWHERE or asked.elsewhere]
     judged = CollectConfig(
         env_id=asked.env_id, hidden_sizes=tuple(asked.hidden_sizes), total_steps=asked.total_steps, trials=asked.seeds,
         seed=asked.first_seed,
