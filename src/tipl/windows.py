@@ -35,7 +35,7 @@ WHITE = 0.1, 1000.0
 """Between which the variance of white noise in `noisy` lies, in that of a window's own steps. On HalfCheetah 256-256
 steps of different iterations have cosines of 0.001 to 0.004, as those of a straight path have under noise of some
 hundred times their own."""
-COLORED = 0.1, 30.0
+COLORED = 0.1, 10.0
 """Between which that of colored noise lies. On InvertedPendulum 8-8 neighbouring steps have cosines of 0.83, as
 HalfCheetah's would beside others that are ten times as long and agree with one another."""
 TIMES = (0.0, *np.geomspace(1.0, 1000.0, 16).tolist())
@@ -220,14 +220,16 @@ def noisy(lessons: Lessons, rng: np.random.Generator) -> Lessons:
 
     Every window is given steps of noise, of a variance c² between `WHITE` or `COLORED` of its own steps' (log-uniform).
     Half of them have white noise, the others noise whose steps agree for a while, those of an Ornstein-Uhlenbeck
-    velocity: steps k apart have the inner product c² exp(−k / τ), τ among `TIMES`. In many dimensions noise has no
+    velocity: steps k apart have the inner product c² exp(−k / τ), τ among `TIMES` and no more than the run's age: what has
+    gone straight for all of a young run is not told to go on so for long. In many dimensions noise has no
     product with anything but itself, so that these add up over the spans of two tokens, or over a token's and what
     comes, and are added to the products that were there. Every window keeps its share of the trial's displacement. So
     a small policy, whose steps agree, teaches by what a large one, whose steps hardly do, can be forecast, and the
     other way round.
     """
     count = len(lessons)
-    time_B = np.where(rng.random(count) < _WHITE, 0, rng.integers(1, len(TIMES), count))
+    young_B = np.searchsorted(TIMES, np.maximum(lessons.origin, 1), side="right")  # times that the run has lasted
+    time_B = np.where(rng.random(count) < _WHITE, 0, rng.integers(1, np.maximum(young_B, 2)))
     least_B, most_B = np.log(np.where(time_B[:, None] == 0, WHITE, COLORED)).T
     variance_B = np.exp(rng.uniform(least_B, most_B)).astype(np.float32)
     unit_B = 1 + variance_B  # the new one, in the old
