@@ -5,7 +5,8 @@ In: the store that the autoregression is fitted on, the model, other stores.  Ou
 
     python benchmarks/transfer.py SOURCE --model MODEL --target STORE [STORE …] --out FILE.json
 
-Of a target that the model was trained on (its training.json says so) only the test trials are judged, of others all.
+Of a target that the model was trained on (its training.json says so) only the test trials are judged, of others all
+or, with --held-out, the test trials as well.
 """
 
 import argparse
@@ -27,11 +28,13 @@ HORIZONS = (1, 2, 5, 10, 20, 50, 100)
 KEPT = ("skill", "skill_ci", "skill_minus_best_baseline", "skill_minus_best_baseline_ci")
 
 
-def judge(source: Path, target: Path, model: Path, autoregression: Autoregression, origins: int) -> dict[str, Any]:
+def judge(
+    source: Path, target: Path, model: Path, autoregression: Autoregression, origins: int, held_out: bool
+) -> dict[str, Any]:
     """The model and the autoregression of `source` on the trials of `target`."""
     data = Store.open(target)
     seen = target.name in stores_learned_on(model) or target.resolve() == source.resolve()
-    seeds = data.split().test if seen else data.seeds
+    seeds = data.split().test if seen or held_out else data.seeds
     trials = [data.trial(seed) for seed in seeds]
     config = EvaluateConfig(horizons=HORIZONS, return_horizons=(1,), origins=origins)
     at = join_origins([choose_origins(trial, config) for trial in trials])
@@ -51,6 +54,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--target", type=Path, nargs="+", required=True)
     parser.add_argument("--origins", type=int, default=64, help="of each trial [64]")
+    parser.add_argument("--held-out", action="store_true", help="only the test trials, also of targets not trained on")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     data = Store.open(arguments.source)
@@ -59,7 +63,9 @@ def main() -> None:
     autoregression = Autoregression.fit(HORIZONS, equations, RIDGES[1])
     found = {}
     for target in arguments.target:
-        found[target.name] = judge(arguments.source, target, arguments.model, autoregression, arguments.origins)
+        found[target.name] = judge(
+            arguments.source, target, arguments.model, autoregression, arguments.origins, arguments.held_out
+        )
         for name, scores in found[target.name]["scores"].items():
             row = ", ".join(f"{h}: {value:.3f}" for h, value in scores["skill"].items())
             print(f"{target.name:20} {name:15} {row}", flush=True)

@@ -220,12 +220,12 @@ def noisy(lessons: Lessons, rng: np.random.Generator) -> Lessons:
 
     Every window is given steps of noise, of a variance c² between `WHITE` or `COLORED` of its own steps' (log-uniform).
     Half of them have white noise, the others noise whose steps agree for a while, those of an Ornstein-Uhlenbeck
-    velocity: steps k apart have the inner product c² exp(−k / τ), τ among `TIMES` and no more than the run's age: what has
-    gone straight for all of a young run is not told to go on so for long. In many dimensions noise has no
-    product with anything but itself, so that these add up over the spans of two tokens, or over a token's and what
-    comes, and are added to the products that were there. Every window keeps its share of the trial's displacement. So
-    a small policy, whose steps agree, teaches by what a large one, whose steps hardly do, can be forecast, and the
-    other way round.
+    velocity: steps k apart have the inner product c² exp(−k / τ), τ among `TIMES` and no more than the run's age, so
+    that what has gone straight for all of a young run is not expected to go on for long. In many dimensions noise has
+    no product with anything but itself: these products, summed over the spans of two tokens, or over a token's and what
+    comes, are added to those that were there. Every window keeps its share of the trial's displacement. So a small
+    policy, whose steps agree, teaches by what a large one, whose steps hardly do, can be forecast, and the other way
+    round.
     """
     count = len(lessons)
     young_B = np.searchsorted(TIMES, np.maximum(lessons.origin, 1), side="right")  # times that the run has lasted
