@@ -339,9 +339,10 @@ def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaste
         return CausalForecaster.from_pretrained(folder, store.trial(store.seeds[0]).spec.shapes)
     model = load(folder)
     learned_on = json.loads((folder / CURVE_FILE).read_text())["codes"]
-    path = Path(learned_on["trials"]["codes"])
+    fitted = scratch / f"{folder.name}-codes.zarr"
+    path = Path(learned_on["trials"].get("codes", fitted))  # which `fit` is told by its caller, or not
     if not path.exists() or Codes.open(path).store != store.path.resolve():
-        path = scratch / f"{folder.name}-codes.zarr"
+        path = fitted
         known = {"basis": model.config.basis or "full", "dim": model.config.dim, "centered": model.config.centered}
         fit_svd(store.path, path, SVDConfig(**(known | learned_on["basis"])))
     codes = Codes.open(path)
