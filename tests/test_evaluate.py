@@ -30,7 +30,7 @@ from tipl.representation import Codes, fit_svd
 from tipl.returns import Policies, policy_returns
 from tipl.score import Comparison, Origins, Returns, return_scores, weight_scores
 from tipl.store import Store, TrialWriter, create_store
-from tipl.train import train
+from tipl.train import fit, train
 
 CONFIG = EvaluateConfig(
     horizons=(1, 2, 5, 10), return_horizons=(1, 10), origins=12, return_origins=4, episodes=4,
@@ -228,6 +228,19 @@ def test_models_of_every_kind_are_judged_under_names_that_say_what_they_are(smal
     forecaster = load_forecaster(folders[1], Store.open(small_store), tmp_path)
     forecast = forecaster.forecast([History(6, 20, weights[20:21], 0)], [2, 7])[0]
     np.testing.assert_allclose(forecast, opened.basis(6).decode(steps)[[1, 6]], rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_of_codes_alone_is_judged_on_codes_fitted_for_it(small_store: Path, tmp_path: Path):
+    codes = Codes.open(fit_svd(small_store, tmp_path / "codes", SVDConfig(dim=4)))
+    small = TrainConfig(context=5, num_layers=1, width=8, steps=2, warmup_steps=1)
+    model = fit([codes.codes(1), codes.codes(2)], [codes.codes(3)], small, tmp_path / "model", progress=False)
+    (tmp_path / "scratch").mkdir()
+    forecaster = load_forecaster(tmp_path / "model", Store.open(small_store), tmp_path / "scratch")
+    weights = Store.open(small_store).trial(6).weights()
+    forecast = forecaster.forecast([History(6, 20, weights[20:21], 0)], [2, 7])[0]
+    seen = torch.from_numpy(codes.codes(6)[None, 16:21])
+    steps = model.rollout(seen, torch.arange(16, 21)[None], torch.ones(1, 5, dtype=torch.bool), 7)[0].numpy()
+    np.testing.assert_allclose(forecast, codes.basis(6).decode(steps)[[1, 6]], rtol=1e-4, atol=1e-5)
 
 
 def table(trial: list[int], by_time: list[bool], rising: list[bool]) -> Origins:
