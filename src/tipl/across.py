@@ -47,7 +47,7 @@ def across(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 pairs = [
                     (each["arms"][r[role]], each["arms"][r[reference]]) for each, r in zip(found, roles, strict=True)
                 ]
-                beside[reference][role] = {measure: _beside(measure, pairs, found, count) for measure in SHARED}
+                beside[reference][role] = {measure: paired(measure, pairs, found, count) for measure in SHARED}
     return {"environments": [environment(each) for each in found], "beside": beside}
 
 
@@ -67,9 +67,10 @@ def _forecaster(found: Mapping[str, Any], roles: Mapping[str, str], role: str) -
     return str(found["arms"][roles[role]]["forecaster"]) if role in roles else "no such arm"
 
 
-def _beside(
+def paired(
     measure: str, pairs: Sequence[tuple[Any, Any]], found: Sequence[Mapping[str, Any]], count: int
 ) -> dict[str, Any]:
+    """One measure of an arm beside a reference, (arm, reference) of every environment, over `count` seeds: `across`."""
     values = [[np.array(arm[measure]["by_seed"][:count]) for arm in arms] for arms in pairs]
     statistic: Statistic = ratio_of_iqms if measure.startswith("steps") else iqm
     if measure.startswith("steps"):
