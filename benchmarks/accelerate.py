@@ -7,7 +7,8 @@ that are done are not run again.
 of --fit should hold them. `tune` runs every arm on the same grid of learning rates, annealing kept, and line jumps in a
 few variants, and takes for each arm what has the fewest mean steps to --target, or to 90% of the way to plain PPO's
 final return at 3e-4. `judge` runs plain PPO at every rate and every other arm at 3e-4 and as it was chosen, beside
-plain PPO at 3e-4 (`beside`) and beside plain PPO at the rate that was chosen for it (`beside_best`).
+plain PPO at 3e-4 (`beside`) and beside plain PPO at the rate that was chosen for it (`beside_best`). What was tuned
+before is judged by `--chosen` alone, without its tuning.json.
 
     python benchmarks/accelerate.py InvertedPendulum-v4 --hidden-sizes 8 8 --total-steps 200000 --seeds 30 \\
         --target 900 --fit STORE --stages ablate tune judge --out OUT
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=None, help="return to count steps to [90%% of plain PPO's way]")
     parser.add_argument("--fit", type=Path, default=None, help="store for the autoregression [the package's own]")
     parser.add_argument("--elsewhere", type=Path, default=None, help=f"store of another environment, for {ELSEWHERE}")
+    parser.add_argument("--chosen", nargs="+", default=[], metavar="ARM=RATE", help="to judge [from tuning.json]")
     parser.add_argument("--stages", nargs="+", choices=("ablate", "tune", "judge"), default=("tune", "judge"))
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
@@ -155,11 +157,15 @@ def main() -> None:
             grid |= choices(name)
         write("tuning.json", settle(grid))
     if "judge" in asked.stages:
-        found = json.loads((asked.out / "tuning.json").read_text())["arms"]
+        chosen = {name: f"{name}, {float(rate):g}" for name, rate in (each.split("=") for each in asked.chosen)}
+        found = {} if chosen else json.loads((asked.out / "tuning.json").read_text())["arms"]
         arms, best = {}, {}
         for name in ("plain", *names):
             tried = choices(name)
-            best[name] = next(iter(tried)) if len(tried) == 1 else min(tried, key=lambda t: found[t][measure]["mean"])
+            if name in chosen or len(tried) == 1:
+                best[name] = chosen.get(name) or next(iter(tried))
+            else:
+                best[name] = min(tried, key=lambda t: found[t][measure]["mean"])
             for key in tried if name == "plain" else dict.fromkeys((f"{name}, {BASE:g}", best[name])):
                 config = dataclasses.replace(tried[key].config, trials=judged.trials, seed=judged.seed)
                 arms[key] = dataclasses.replace(tried[key], config=config)
