@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tipl.adapt import Adapted
 from tipl.baselines import RIDGES, Autoregression, difference_features, normal_equations, persistence
 from tipl.evaluate import compare_weights
 from tipl.forecast import load_forecaster, stores_learned_on
@@ -23,13 +24,14 @@ from tipl.origins import choose_origins, join_origins
 from tipl.presets import EvaluateConfig
 from tipl.score import weight_scores
 from tipl.store import Store
+from tipl.windows import places_in_iteration
 
 HORIZONS = (1, 2, 5, 10, 20, 50, 100)
 KEPT = ("skill", "skill_ci", "skill_minus_best_baseline", "skill_minus_best_baseline_ci")
 
 
 def judge(
-    source: Path, target: Path, model: Path, autoregression: Autoregression, origins: int, held_out: bool
+    source: Path, target: Path, model: Path, autoregression: Autoregression, origins: int, held_out: bool, adapt: bool
 ) -> dict[str, Any]:
     """The model and the autoregression of `source` on the trials of `target`."""
     data = Store.open(target)
@@ -39,12 +41,19 @@ def judge(
     config = EvaluateConfig(horizons=HORIZONS, return_horizons=(1,), origins=origins)
     at = join_origins([choose_origins(trial, config) for trial in trials])
     forecasters = [persistence(), autoregression, load_forecaster(model, data, Path())]
-    compared = compare_weights(trials, at, forecasters, HORIZONS)
     rivals = ["persistence", "autoregression"]
+    if adapt:
+        per_iteration = int(places_in_iteration(trials[0]).max()) + 1
+        forecasters += [Adapted(f, per_iteration) for f in forecasters]
+    compared = compare_weights(trials, at, forecasters, HORIZONS)
     scores = {}
     for forecaster in forecasters[1:]:
         found = weight_scores(forecaster.name, compared, rivals, at, HORIZONS, trials[0].spec.size, config.seed)
         scores[forecaster.name] = {name: found[name] for name in KEPT if name in found}
+        if isinstance(forecaster, Adapted):  # beside what the run alone teaches, and the adapted autoregression too
+            also = ["persistence-adapted", "autoregression-adapted"]
+            found = weight_scores(forecaster.name, compared, also, at, HORIZONS, trials[0].spec.size, config.seed)
+            scores[forecaster.name] |= {f"{name}_adapted": found[name] for name in KEPT[2:] if name in found}
     return {"env_id": trials[0].env_id, "trained_on": seen, "trials": list(map(int, seeds)), "scores": scores}
 
 
@@ -55,6 +64,7 @@ def main() -> None:
     parser.add_argument("--target", type=Path, nargs="+", required=True)
     parser.add_argument("--origins", type=int, default=64, help="of each trial [64]")
     parser.add_argument("--held-out", action="store_true", help="only the test trials, also of targets not trained on")
+    parser.add_argument("--adapt", action="store_true", help="also each of them adapted in the run, persistence too")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     data = Store.open(arguments.source)
@@ -64,7 +74,13 @@ def main() -> None:
     found = {}
     for target in arguments.target:
         found[target.name] = judge(
-            arguments.source, target, arguments.model, autoregression, arguments.origins, arguments.held_out
+            arguments.source,
+            target,
+            arguments.model,
+            autoregression,
+            arguments.origins,
+            arguments.held_out,
+            arguments.adapt,
         )
         for name, scores in found[target.name]["scores"].items():
             row = ", ".join(f"{h}: {value:.3f}" for h, value in scores["skill"].items())

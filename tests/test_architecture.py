@@ -37,6 +37,7 @@ ORDER = [
     "model",
     "train",
     "forecast",
+    "adapt",
     "subspace",
     "baselines",
     "jump",

@@ -254,6 +254,9 @@ class EvaluateConfig:
     """Baselines whose policies are run; those of models always are."""
     stretch: tuple[float, ...] = ()
     """Also judge the forecasters whose policies are run with their displacements times these."""
+    adapt: bool = False
+    """Also judge every model over weights, the autoregression and persistence, adapted in the run by how their
+    forecasts came out."""
     episodes: int = 20
     """Episodes that estimate the return of one policy."""
     oracle_normalizer: bool = True

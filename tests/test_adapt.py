@@ -1,0 +1,113 @@
+"""Forecasts corrected in the run, beside a plain least-squares fit of the same regressors.
+
+In: paths drawn here.  Out: failures where the recursion, its memory or its invariances are off.
+"""
+
+import numpy as np
+import pytest
+
+from tipl.adapt import FORGETTING, LAGS, RIDGE, Adapted
+from tipl.baselines import damped_line, line, persistence
+from tipl.forecast import Forecaster, History
+
+HORIZONS = (1, 4, 10)
+
+
+def path(snapshots: int = 120, weights: int = 12, seed: int = 0) -> np.ndarray:
+    """Steps that are like the ones before, and noise."""
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(size=(snapshots, weights))
+    for t in range(1, snapshots):
+        steps[t] += 0.8 * steps[t - 1]
+    return np.cumsum(steps, axis=0).astype(np.float32)
+
+
+def ask(forecaster: Forecaster, weights: np.ndarray, t: int, place: int = -1) -> np.ndarray:
+    return forecaster.forecast([History(7, t, weights[: t + 1], place)], HORIZONS)[0]
+
+
+def regressors(forecaster: Forecaster, weights: np.ndarray, s: int, i: int) -> np.ndarray:
+    """[P, M] at snapshot s for horizon i, one by one."""
+    columns = [ask(forecaster, weights, s)[i] - weights[s]]
+    columns += [(weights[s] - weights[max(s - k, 0)]) / np.sqrt(k) for k in LAGS]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+@pytest.mark.parametrize("base", [line(5), persistence()], ids=lambda each: each.name)
+@pytest.mark.parametrize("t", [30, 119])
+def test_it_is_weighted_ridge_regression_on_the_run_so_far(base: Forecaster, t: int):
+    weights = path()
+    made = ask(Adapted(base), weights, t)
+    for i, h in enumerate(HORIZONS):
+        rows, came, total = [], [], 0.0
+        for s in range(t - h + 1):
+            true = (weights[s + h] - weights[s]).astype(np.float64)
+            weight = FORGETTING ** (t - h - s)
+            scale = np.sqrt(weight / (true @ true))
+            rows.append(scale * regressors(base, weights, s, i))
+            came.append(scale * true)
+            total += weight
+        design, prior = np.concatenate(rows), np.eye(1 + len(LAGS))[0]
+        ridge = np.sqrt(RIDGE * h * np.square(design).sum(axis=0) / total)
+        ridge[ridge == 0] = 1
+        stacked = np.concatenate([design, np.diag(ridge)])
+        a = np.linalg.lstsq(stacked, np.concatenate([*came, ridge * prior]), rcond=None)[0]
+        wanted = weights[t] + regressors(base, weights, t, i) @ a
+        np.testing.assert_allclose(made[i], wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_before_any_future_is_known_it_is_the_forecaster():
+    weights = path()
+    base = damped_line(5, 0.9)
+    for t, known in ((0, 0), (3, 1), (9, 2)):  # at t = 3 the first horizon alone has seen what came
+        np.testing.assert_allclose(ask(Adapted(base), weights, t)[known:], ask(base, weights, t)[known:], rtol=1e-5)
+
+
+def test_a_run_that_goes_straight_teaches_it_to_go_on():
+    weights = np.outer(np.arange(400), np.linspace(-1, 2, 6)).astype(np.float32)
+    made = ask(Adapted(persistence()), weights, 399)
+    true = np.stack([weights[-1] * (399 + h) / 399 for h in HORIZONS])
+    error = np.linalg.norm(made - true, axis=1) / np.linalg.norm(true - weights[-1], axis=1)
+    # Ridge shrinks: with 100 snapshots' worth of past to RIDGE × h of belief in no move, and eight regressors alike.
+    assert (error < RIDGE * np.array(HORIZONS) / 100 / len(LAGS) * 1.5).all(), error
+
+
+def test_on_noise_it_is_silent():
+    rng = np.random.default_rng(3)
+    weights = np.cumsum(rng.normal(size=(600, 200)), axis=0).astype(np.float32)
+    displacement = ask(Adapted(line(5)), weights, 599) - weights[-1]
+    plain = ask(line(5), weights, 599) - weights[-1]
+    assert np.linalg.norm(displacement[0]) < 0.2 * np.linalg.norm(plain[0])
+
+
+def test_scales_and_orders_of_the_weights_do_not_matter():
+    weights = path()
+    made, order = ask(Adapted(line(5)), weights, 100), np.random.default_rng(1).permutation(weights.shape[1])
+    np.testing.assert_allclose(ask(Adapted(line(5)), 1000 * weights, 100), 1000 * made, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(ask(Adapted(line(5)), weights[:, order], 100), made[:, order], rtol=1e-4, atol=1e-3)
+
+
+def test_the_order_of_the_questions_does_not_matter():
+    weights, other = path(), path(seed=1)
+    once = Adapted(line(5))
+    late, early = ask(once, weights, 100), ask(once, weights, 40)
+    np.testing.assert_array_equal(early, ask(Adapted(line(5)), weights, 40))
+    np.testing.assert_array_equal(late, ask(Adapted(line(5)), weights, 100))
+    np.testing.assert_array_equal(ask(once, other, 60), ask(Adapted(line(5)), other, 60))  # another run, same trial
+    np.testing.assert_array_equal(late, ask(once, weights, 100))
+
+
+def test_earlier_origins_have_their_own_places():
+    class Places(Forecaster):
+        name = label = "places"
+
+        def __init__(self) -> None:
+            self.seen: dict[int, int] = {}
+
+        def forecast(self, histories, horizons):
+            self.seen |= {history.origin: history.place for history in histories}
+            return np.repeat(histories[0].weights[None, -1:], len(horizons), axis=1)
+
+    base = Places()
+    ask(Adapted(base, per_iteration=5), path(30), 12, place=1)  # φ_1, φ_6, φ_11 are the first of an iteration
+    assert base.seen == {s: (s - 1) % 5 for s in range(13)}
