@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tipl.adapt import Adapted
+from tipl.adapt import Adapted, adapted
 from tipl.baselines import RIDGES, Autoregression, difference_features, normal_equations, persistence
 from tipl.evaluate import compare_weights
 from tipl.forecast import load_forecaster, stores_learned_on
@@ -24,7 +24,6 @@ from tipl.origins import choose_origins, join_origins
 from tipl.presets import EvaluateConfig
 from tipl.score import weight_scores
 from tipl.store import Store
-from tipl.windows import places_in_iteration
 
 HORIZONS = (1, 2, 5, 10, 20, 50, 100)
 KEPT = ("skill", "skill_ci", "skill_minus_best_baseline", "skill_minus_best_baseline_ci")
@@ -43,8 +42,7 @@ def judge(
     forecasters = [persistence(), autoregression, load_forecaster(model, data, Path())]
     rivals = ["persistence", "autoregression"]
     if adapt:
-        per_iteration = int(places_in_iteration(trials[0]).max()) + 1
-        forecasters += [Adapted(f, per_iteration) for f in forecasters]
+        forecasters += [adapted(f, trials[0]) for f in forecasters]
     compared = compare_weights(trials, at, forecasters, HORIZONS)
     scores = {}
     for forecaster in forecasters[1:]:

@@ -16,13 +16,14 @@ import torch
 
 from tipl import evaluate as evaluation
 from tipl import forecast_returns
+from tipl.adapt import adapted
 from tipl.baselines import damped_line, line, persistence
 from tipl.errors import TiplError
-from tipl.evaluate import evaluate
+from tipl.evaluate import compare_weights, evaluate
 from tipl.experiments import EXPERIMENTS
 from tipl.forecast import Forecaster, History, checked_forecast, load_forecaster
 from tipl.model import load
-from tipl.origins import choose_origins, return_progress, some_origins
+from tipl.origins import choose_origins, join_origins, return_progress, some_origins
 from tipl.policy import ParamSpec
 from tipl.presets import EvaluateConfig, SVDConfig, TrainConfig
 from tipl.report import report
@@ -131,6 +132,22 @@ def test_a_stretched_forecaster_goes_on_in_its_direction(small_store: Path, tmp_
                 assert other["cosine"][h] == pytest.approx(one["cosine"][h], abs=1e-5)
                 assert other["length_ratio"][h] == pytest.approx(factor * one["length_ratio"][h], rel=1e-4)
             assert "repw" in other and other["causal"] and not other["model"]
+
+
+def test_adapted_forecasters_are_judged_beside_their_own(small_store: Path, tmp_path: Path):
+    config = replace(CONFIG, adapt=True, spectrum_trials=0)
+    out = evaluate(small_store, tmp_path / "a", config, models=[Path("causal")], returns=False)
+    found = json.loads((out / "metrics.json").read_text())["forecasters"]
+    kinds = {name: each["model"] for name, each in found.items() if name.endswith("-adapted")}
+    assert kinds == {"persistence-adapted": False, "autoregression-adapted": False, "causal-adapted": True}
+    store = Store.open(small_store)
+    trials = [store.trial(seed) for seed in store.split().test]
+    origins = join_origins([choose_origins(trial, config) for trial in trials])
+    forecaster = adapted(load_forecaster(Path("causal"), store, tmp_path), trials[0])
+    compared = compare_weights(trials, origins, [forecaster], config.horizons)["causal-adapted"]
+    timed = origins.by_time
+    skill = 1 - compared.error[timed].sum(axis=0) / compared.moved[timed].sum(axis=0)
+    np.testing.assert_allclose(list(found["causal-adapted"]["skill"].values()), skill, rtol=1e-5)
 
 
 def test_variants_and_spectra_are_left_out_on_request(small_store: Path, tmp_path: Path):

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tipl.forecast import Forecaster, History
+from tipl.store import Trial
+from tipl.windows import places_in_iteration
 
 LAGS = (1, 2, 3, 5, 10, 20, 50, 100)
 FORGETTING = 0.99  # a snapshot
@@ -69,6 +71,11 @@ class Adapted(Forecaster):
         now = history.weights[s]
         earlier = History(history.trial, s, history.weights[first : s + 1], place)
         return self._forecaster.forecast([earlier], horizons)[0] - now
+
+
+def adapted(forecaster: Forecaster, trial: Trial) -> Adapted:
+    """For runs that are made as this trial is."""
+    return Adapted(forecaster, int(places_in_iteration(trial).max()) + 1)
 
 
 class _Run:

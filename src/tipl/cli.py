@@ -168,6 +168,7 @@ def build_parser() -> ArgumentParser:
     verb.add_argument(
         "--stretch", type=float, metavar="X", default=1.0, help="that the displacement from φ_t is multiplied by [1]"
     )
+    verb.add_argument("--adapt", action="store_true", help="correct it by what came of earlier forecasts in the trial")
     verb.add_argument("--episodes", type=int, metavar="N", default=20, help="that a return is the mean of [20]")
     verb.add_argument("--json", action="store_true", help="print JSON")
 
@@ -298,7 +299,7 @@ def _evaluate(arguments: Namespace) -> None:
 def _forecast(arguments: Namespace) -> None:
     from tipl.predict import forecast_policy
 
-    names = "store", "trial", "origin", "horizon", "out", "model", "stretch", "episodes"
+    names = "store", "trial", "origin", "horizon", "out", "model", "stretch", "adapt", "episodes"
     prediction = forecast_policy(**{name: getattr(arguments, name) for name in names})
     show(dataclasses.asdict(prediction), arguments.json)
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import tipl
-from tipl.adapt import Adapted
+from tipl.adapt import adapted
 from tipl.baselines import Autoregression, fitted_baselines, persistence
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster, Stretched, checked_forecast, load_forecaster, model_folder, stores_learned_on
@@ -35,7 +35,6 @@ from tipl.score import Comparison, Origins, weight_scores
 from tipl.store import Store, Trial
 from tipl.subspace import CodeLine
 from tipl.train import CURVE_FILE
-from tipl.windows import places_in_iteration
 
 SCHEMA = 1
 METRICS_FILE = "metrics.json"
@@ -104,10 +103,9 @@ def evaluate(
     _require_names([*asked, *lines.values()])  # before the baselines, which take their time
     judged = [*fitted_baselines(source, split, config.horizons, config.seed), *asked, *lines.values()]
     if config.adapt:
-        per_iteration = int(places_in_iteration(trials[0]).max()) + 1
         learned = [f for f in judged if f.codes is None and (f.is_model or isinstance(f, Autoregression))]
-        adapted = [Adapted(f, per_iteration) for f in (persistence(), *learned)]
-        judged, asked = [*judged, *adapted], [*asked, *(each for each in adapted if each.is_model)]
+        corrected = [adapted(f, trials[0]) for f in (persistence(), *learned)]
+        judged, asked = [*judged, *corrected], [*asked, *(each for each in corrected if each.is_model)]
     run = [f for f in judged if f in asked or f.name in config.return_forecasters]
     stretched = [Stretched(f, factor) for f in run if f.name != "persistence" for factor in config.stretch]
     judged, run = [*judged, *stretched], [*run, *stretched]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from tipl.adapt import adapted
 from tipl.errors import TiplError
 from tipl.forecast import SHIPPED, CausalForecaster, History, Stretched, checked_forecast, load_forecaster
 from tipl.forecast_returns import why_not_run
@@ -38,7 +39,8 @@ class Prediction:
     skill: float | None
     """1 − |φ_{t+h} − φ̃|² / |φ_{t+h} − φ_t|², of this one forecast."""
     expected_error: float | None
-    """Root mean square length by which the model expects to be off, not stretched; None for models over codes."""
+    """Root mean square length by which the model expects to be off, neither stretched nor adapted; None for models over
+    codes."""
 
 
 def forecast_policy(
@@ -50,6 +52,7 @@ def forecast_policy(
     *,
     model: str | Path = SHIPPED,
     stretch: float = 1.0,
+    adapt: bool = False,
     episodes: int = 20,
     seed: int = 0,
 ) -> Prediction:
@@ -62,6 +65,7 @@ def forecast_policy(
             its metadata, as JSON, what it is.
         model: a folder that `train` wrote, or the name of a model that comes with the package.
         stretch: that the displacement from the origin is multiplied by (`results/causal` has what that is worth).
+        adapt: correct it by what came of the model's forecasts from every earlier snapshot.
         episodes: that a return is the mean of, the same ones for all policies; 0: none are run.
 
     Raises:
@@ -79,10 +83,11 @@ def forecast_policy(
     if episodes < 0:
         raise TiplError(f"--episodes is {episodes}; give 0 or more.")
     forecaster = load_forecaster(Path(model), data, out.parent)
-    first = 0 if forecaster.context is None else max(0, origin + 1 - forecaster.context)
+    chosen = adapted(forecaster, run) if adapt else forecaster
+    first = 0 if chosen.context is None else max(0, origin + 1 - chosen.context)
     seen = run.weights(first, origin + 1)
     history = History(trial, origin, seen, int(places_in_iteration(run)[origin]))
-    asked = forecaster if stretch == 1 else Stretched(forecaster, stretch)
+    asked = chosen if stretch == 1 else Stretched(chosen, stretch)
     made = checked_forecast(asked, [history], [horizon])[0, 0]
     expected = None
     if isinstance(forecaster, CausalForecaster):
@@ -95,7 +100,14 @@ def forecast_policy(
     )  # fmt: skip
     tensors = {name: np.ascontiguousarray(each) for name, each in run.spec.unflatten(made).items()}
     tensors |= {"obs_mean": run.obs_mean[origin], "obs_var": run.obs_var[origin]}
-    facts = {"env_id": run.env_id, "config": run.config, "model": str(model), "stretch": stretch, **asdict(prediction)}
+    facts = {
+        "env_id": run.env_id,
+        "config": run.config,
+        "model": str(model),
+        "stretch": stretch,
+        "adapt": adapt,
+        **asdict(prediction),
+    }
     write_file(out, safetensors.numpy.save(tensors, {"tipl": json.dumps(facts)}))
     return prediction
 
