@@ -42,7 +42,8 @@ def judge(
     forecasters = [persistence(), autoregression, load_forecaster(model, data, Path())]
     rivals = ["persistence", "autoregression"]
     if adapt:
-        forecasters += [adapted(f, trials[0]) for f in forecasters]
+        still, linear, model_itself = forecasters
+        forecasters += [adapted(each, trials[0]) for each in ([still], [linear], [model_itself, linear])]
     compared = compare_weights(trials, at, forecasters, HORIZONS)
     scores = {}
     for forecaster in forecasters[1:]:
@@ -62,7 +63,11 @@ def main() -> None:
     parser.add_argument("--target", type=Path, nargs="+", required=True)
     parser.add_argument("--origins", type=int, default=64, help="of each trial [64]")
     parser.add_argument("--held-out", action="store_true", help="only the test trials, also of targets not trained on")
-    parser.add_argument("--adapt", action="store_true", help="also each of them adapted in the run, persistence too")
+    parser.add_argument(
+        "--adapt",
+        action="store_true",
+        help="also the model with the autoregression, adapted in the run, and that and persistence alone",
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     data = Store.open(arguments.source)

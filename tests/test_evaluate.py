@@ -143,7 +143,7 @@ def test_adapted_forecasters_are_judged_beside_their_own(small_store: Path, tmp_
     store = Store.open(small_store)
     trials = [store.trial(seed) for seed in store.split().test]
     origins = join_origins([choose_origins(trial, config) for trial in trials])
-    forecaster = adapted(load_forecaster(Path("causal"), store, tmp_path), trials[0])
+    forecaster = adapted([load_forecaster(Path("causal"), store, tmp_path)], trials[0])
     compared = compare_weights(trials, origins, [forecaster], config.horizons)["causal-adapted"]
     timed = origins.by_time
     skill = 1 - compared.error[timed].sum(axis=0) / compared.moved[timed].sum(axis=0)

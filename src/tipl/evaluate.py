@@ -104,7 +104,7 @@ def evaluate(
     judged = [*fitted_baselines(source, split, config.horizons, config.seed), *asked, *lines.values()]
     if config.adapt:
         learned = [f for f in judged if f.codes is None and (f.is_model or isinstance(f, Autoregression))]
-        corrected = [adapted(f, trials[0]) for f in (persistence(), *learned)]
+        corrected = [adapted([f], trials[0]) for f in (persistence(), *learned)]
         judged, asked = [*judged, *corrected], [*asked, *(each for each in corrected if each.is_model)]
     run = [f for f in judged if f in asked or f.name in config.return_forecasters]
     stretched = [Stretched(f, factor) for f in run if f.name != "persistence" for factor in config.stretch]

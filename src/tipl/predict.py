@@ -83,7 +83,7 @@ def forecast_policy(
     if episodes < 0:
         raise TiplError(f"--episodes is {episodes}; give 0 or more.")
     forecaster = load_forecaster(Path(model), data, out.parent)
-    chosen = adapted(forecaster, run) if adapt else forecaster
+    chosen = adapted([forecaster], run) if adapt else forecaster
     first = 0 if chosen.context is None else max(0, origin + 1 - chosen.context)
     seen = run.weights(first, origin + 1)
     history = History(trial, origin, seen, int(places_in_iteration(run)[origin]))
