@@ -28,6 +28,7 @@ from tipl.presets import (
 if TYPE_CHECKING:
     from tipl import accelerate, collect, compact, evaluate, report, reproduce, train
     from tipl.accelerator import Accelerator, Batch, JumpingOptimizer
+    from tipl.adapt import Adapted
     from tipl.forecast import CausalForecaster, Forecaster, History
     from tipl.model import TIPL
     from tipl.predict import forecast_policy
@@ -42,6 +43,7 @@ __all__ = [
     "EXPERIMENTS",
     "TIPL",
     "Accelerator",
+    "Adapted",
     "Batch",
     "CausalForecaster",
     "CausalTrainConfig",
@@ -85,6 +87,7 @@ __all__ = [
 _MODULES = ("accelerate", "collect", "compact", "evaluate", "report", "reproduce", "train")
 _MODULE_OF = {
     "Accelerator": "accelerator",
+    "Adapted": "adapt",
     "Batch": "accelerator",
     "CausalForecaster": "forecast",
     "Codes": "representation",
