@@ -162,10 +162,9 @@ def main() -> None:
         arms, best = {}, {}
         for name in ("plain", *names):
             tried = choices(name)
-            if name in chosen or len(tried) == 1:
-                best[name] = chosen.get(name) or next(iter(tried))
-            else:
-                best[name] = min(tried, key=lambda t: found[t][measure]["mean"])
+            best[name] = chosen.get(name) or (
+                next(iter(tried)) if len(tried) == 1 else min(tried, key=lambda t: found[t][measure]["mean"])
+            )
             for key in tried if name == "plain" else dict.fromkeys((f"{name}, {BASE:g}", best[name])):
                 config = dataclasses.replace(tried[key].config, trials=judged.trials, seed=judged.seed)
                 arms[key] = dataclasses.replace(tried[key], config=config)

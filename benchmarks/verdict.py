@@ -42,7 +42,7 @@ def main() -> None:
         for arm, mine in arms.items():
             pairs = [(e["arms"][m], e["arms"][t]) for e, m, t in zip(found, mine, theirs, strict=True)]
             steps, final = (paired(measure, pairs, found, seeds) for measure in (MEASURE, "final return"))
-            each = ", ".join(f"{one['value']:.3f}" for one in steps["by_environment"])
+            each = ", ".join(map(_text, steps["by_environment"]))
             print(f"{arm:34} {_text(steps)}  final {_text(final)}  {each}")
 
 

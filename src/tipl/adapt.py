@@ -59,10 +59,12 @@ class Adapted(Forecaster):
                 if len(self._runs) == _RUNS:
                     del self._runs[next(iter(self._runs))]
                 run = self._runs[key] = _Run(len(self._forecasters), horizons)
-            for s in range(run.seen, history.origin + 1):
+            for s in range(run.seen, history.origin):
                 run.learn(history.weights[: s + 1], self._displacements(history, s, horizons))
-            a_HM = run.solved[history.origin].astype(np.float32)
-            made_FHP, lags_LP = self._displacements(history, history.origin, horizons), _lags(history.weights)
+            made_FHP = self._displacements(history, history.origin, horizons)
+            if run.seen == history.origin:
+                run.learn(history.weights, made_FHP)
+            a_HM, lags_LP = run.solved[history.origin].astype(np.float32), _lags(history.weights)
             out[b] = history.weights[-1] + np.einsum("hf,fhp->hp", a_HM[:, : len(made_FHP)], made_FHP)
             out[b] += a_HM[:, len(made_FHP) :] @ lags_LP
         return out
