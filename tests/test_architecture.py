@@ -19,6 +19,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A module imports only from modules that stand above it. A package counts as one module.
 ORDER = [
     "errors",
+    "checks",
     "stats",
     "progress",
     "presets",

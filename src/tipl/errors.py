@@ -4,5 +4,5 @@ In: what the user gave, or a Ctrl-C.  Out: one clear line and an exit code (see 
 """
 
 
-class TiplError(Exception):
+class TiplError(ValueError):
     """The user's input cannot be used. The message says what is wrong and what to do (exit code 2)."""
