@@ -18,8 +18,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # A module imports only from modules that stand above it. A package counts as one module.
 ORDER = [
+    "text",
     "errors",
     "checks",
+    "shapes",
+    "files",
     "stats",
     "progress",
     "presets",

@@ -34,6 +34,7 @@ from tipl.presets import (
     jumps_of,
 )
 from tipl.show import show
+from tipl.text import printable
 
 PRESETS = tuple(dict.fromkeys(preset for presets in EXPERIMENTS.values() for preset in presets))
 INTERRUPTED = "tipl: interrupted; what was committed stays readable, the same command goes on (train: with --resume)"
@@ -70,7 +71,7 @@ def exit_code(run: Callable[[], None]) -> int:
 
 
 def _refuse(message: str) -> int:
-    print(f"tipl: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"tipl: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return 2
 
 
@@ -351,4 +352,4 @@ def _data_verify(arguments: Namespace) -> None:
 
 
 def _wrote(path: Path) -> None:
-    print(f"wrote {path}")
+    print(f"wrote {printable(path)}")

@@ -7,15 +7,29 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tipl.errors import TiplError
+from tipl.text import printable
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
 _PLAIN_SECONDS = 15.0
+
+
+class PlainConsole(Console):
+    """A terminal that shows text as it is: brackets and colons mean nothing, and escape sequences are written out."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def print(self, *shown: Any, **options: Any) -> None:
+        super().print(*(printable(each) if isinstance(each, str) else each for each in shown), **options)
+
+
+console = PlainConsole(stderr=True, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -30,18 +44,18 @@ def steps_progress(
     began = shown = time.monotonic()
     done = 0
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        _plain("{task.description}"), BarColumn(), MofNCompleteColumn(), _plain("{task.fields[rate]}"),
+        _plain("{task.fields[note]}"), TimeElapsedColumn(), _plain("left"), TimeRemainingColumn(),
     )  # fmt: skip
     bar = Progress(*columns, console=console)
-    task = bar.add_task(label, total=total, rate="", note="")
+    task = bar.add_task(printable(label), total=total, rate="", note="")
 
     def advance(steps: int, note: str = "") -> None:
         nonlocal done, shown
         done += steps
         now = time.monotonic()
         rate = done / max(now - began, 1e-9)
-        bar.update(task, completed=done, rate=f"{rate:,.0f}/s", note=note)
+        bar.update(task, completed=done, rate=f"{rate:,.0f}/s", note=printable(note))
         if not console.is_terminal and (now - shown > _PLAIN_SECONDS or done == total):
             shown = now
             left = (total - done) / rate
@@ -53,6 +67,10 @@ def steps_progress(
     shown_live = Live(get_renderable=picture, console=console) if console.is_terminal else contextlib.nullcontext()
     with shown_live:
         yield advance
+
+
+def _plain(text: str) -> TextColumn:
+    return TextColumn(text, markup=False)
 
 
 @contextlib.contextmanager

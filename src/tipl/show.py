@@ -7,15 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tipl.text import printable
+
 
 def show(facts: Mapping[str, Any], as_json: bool) -> None:
     """Print facts as JSON, or line by line, with a table for every list of rows."""
     if as_json:
         print(json.dumps(facts, indent=2))
         return
-    from rich.console import Console
+    from tipl.progress import PlainConsole
 
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     for name, value in facts.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             _show_table(console, name, value)
@@ -26,6 +28,7 @@ def show(facts: Mapping[str, Any], as_json: bool) -> None:
 def _show_table(console: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """What is the same in every row is said once, above the table."""
     from rich.table import Table
+    from rich.text import Text
 
     same = [name for name in rows[0] if len(rows) > 1 and all(row[name] == rows[0][name] for row in rows)]
     for name in same:
@@ -33,7 +36,7 @@ def _show_table(console: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> 
     names = [name for name in rows[0] if name not in same]
     table = Table(*map(_words, names), title=_words(title))
     for row in rows:
-        table.add_row(*(_cell(name, row[name]) for name in names))
+        table.add_row(*(Text(printable(_cell(name, row[name]))) for name in names))
     console.print(table)
 
 
