@@ -260,8 +260,21 @@ def _quiet_making() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_mujoco() -> Iterator[None]:
-    """MuJoCo, unless someone listens, puts what it has against HalfCheetah's XML into ./MUJOCO_LOG.TXT."""
-    mujoco: Any = importlib.import_module("mujoco")  # its type stubs lack these two functions
+    """MuJoCo, unless someone listens, puts what it has against HalfCheetah's XML into ./MUJOCO_LOG.TXT.
+
+    Raises:
+        TiplError: MuJoCo is needed within, and cannot be loaded, as on a machine without the OpenGL of MUJOCO_GL.
+    """
+    try:
+        mujoco: Any = importlib.import_module("mujoco")  # its type stubs lack these two functions
+    except Exception as missing:  # whatever the search for OpenGL ran into; most environments can do without
+        try:
+            yield
+        except Exception as error:
+            if repr(error) != repr(missing):
+                raise
+            raise TiplError(f"MuJoCo cannot be loaded here: {missing}; unset MUJOCO_GL, or set it to egl.") from error
+        return
     listener = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)
     try:

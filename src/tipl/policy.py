@@ -8,8 +8,11 @@ two apart. Beside it a critic of the same widths. All networks live in flat vect
 weight [out, in] before its bias [out], as `torch.nn.Linear` has them.
 """
 
+import functools
 import hashlib
 import math
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -44,21 +47,50 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     those that load.
 
     x / 0 is infinite. Python's rule, an exception, is a branch that LLVM does not vectorize: with it the update takes
-    twice as long.
+    twice as long. A kernel runs without Python's lock, so a Ctrl-C is answered while it does.
     """
-    package = Path(__file__).parent
-    state = hashlib.sha256(b"".join((package / name).read_bytes() for name in _INLINED)).hexdigest()[:16]
+    folder = _kernels_folder()
+    options = {"nogil": True, "error_model": "numpy", "forceinline": True, **options}
 
     def compile_later(function: Callable[..., Any]) -> Callable[..., Any]:
         config: Any = numba.config  # pyright: ignore[reportPrivateImportUsage]
         users = config.CACHE_DIR
-        config.CACHE_DIR = str(Path(users or package / "__pycache__") / f"tipl-{state}")
+        config.CACHE_DIR = str(folder)
         try:
-            return njit(cache=True, error_model="numpy", forceinline=True, **options)(function)
+            return njit(cache=folder is not None, **options)(function)
         finally:
             config.CACHE_DIR = users
 
     return compile_later
+
+
+@functools.cache
+def _kernels_folder() -> Path | None:
+    """The first of these folders that can be written to, for kernels that are compiled once on a machine.
+
+    NUMBA_CACHE_DIR where the user has set it, beside the package, in the user's cache, in the folder for temporary
+    files; None: every process compiles for itself. What is kept there is code, so a folder in a place that is open to
+    all has to be the user's own and closed to others.
+    """
+    package, home = Path(__file__).parent, Path(os.path.expanduser("~"))
+    state = hashlib.sha256(b"".join((package / name).read_bytes() for name in _INLINED)).hexdigest()[:16]
+    users = numba.config.CACHE_DIR  # pyright: ignore[reportAttributeAccessIssue]
+    private = Path(tempfile.gettempdir()) / f"tipl-{os.getuid()}"
+    places = [Path(users)] if users else []
+    places += [package / "__pycache__", Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "tipl", private]
+    for place in places:
+        folder = place / f"tipl-{state}"
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = place.lstat()
+            if place == private and (found.st_uid != os.getuid() or found.st_mode & 0o22):
+                continue
+            folder.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return None
 
 
 @dataclass(frozen=True)

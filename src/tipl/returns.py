@@ -152,7 +152,7 @@ def _noise(seeds: np.ndarray, env: VectorEnv) -> Iterator[np.ndarray]:
         yield from (noise[which] for noise in drawn)
 
 
-@kernel(nogil=True, fastmath=FASTMATH)
+@kernel(fastmath=FASTMATH)
 def act_frozen(weights, policy, obs, obs_mean, obs_var, sizes, noise, actions, clip=OBS_CLIP, activation=TANH):
     """Actions of policy[j] on raw observation obs[j] under its frozen normalizer: μ(s) + σ · noise, or, of discrete
     ones, argmax(z(s) + noise) of logits z.
