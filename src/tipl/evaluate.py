@@ -25,7 +25,15 @@ import tipl
 from tipl.adapt import adapted
 from tipl.baselines import Autoregression, fitted_baselines, persistence
 from tipl.errors import TiplError
-from tipl.forecast import Forecaster, Stretched, checked_forecast, load_forecaster, model_folder, stores_learned_on
+from tipl.forecast import (
+    Forecaster,
+    Stretched,
+    checked_forecast,
+    load_forecaster,
+    model_folder,
+    model_name,
+    stores_learned_on,
+)
 from tipl.forecast_returns import measure_returns, why_not_run
 from tipl.origins import choose_origins, history, join_origins, learning_curve, read_only_weights
 from tipl.presets import EvaluateConfig
@@ -143,7 +151,7 @@ def evaluate(
     if returns:
         metrics |= measure_returns(trials, origins, run, config, scores, out / PARTS_FOLDER)
     metrics |= {
-        "training": {Path(model).name: json.loads((Path(model) / CURVE_FILE).read_text()) for model in models},
+        "training": {model_name(model): json.loads((Path(model) / CURVE_FILE).read_text()) for model in models},
         "config": {"evaluate": dataclasses.asdict(config), "trial": trials[0].config},
         "versions": _versions(trials[0]),
         "seconds": {"evaluate": round(time.monotonic() - began, 1)},

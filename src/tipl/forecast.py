@@ -23,7 +23,7 @@ from tipl.model.causal import features
 from tipl.presets import SVDConfig
 from tipl.representation import Codes, fit_svd
 from tipl.store import Store
-from tipl.train import CURVE_FILE
+from tipl.train import CURVE_FILE, LAST
 from tipl.windows import HORIZONS, WINDOW, Windows, windows_of
 
 SHIPPED = "causal"
@@ -91,7 +91,7 @@ class Forecaster(ABC):
         if read_record(folder)[0] == CausalTIPL.kind:
             if codes is not None:
                 raise TiplError(f"{folder} holds a causal model, which sees weights; leave `codes` out.")
-            made: Forecaster = CausalForecaster(CausalTIPL.load(folder), shapes, name=folder.name)
+            made: Forecaster = CausalForecaster(CausalTIPL.load(folder), shapes, name=model_name(folder))
         else:
             model = load(folder)
             if codes is None:
@@ -102,7 +102,7 @@ class Forecaster(ABC):
                 raise TiplError(
                     f"{folder} takes codes of {model.config.dim} numbers, not {codes.config.dim}; give others."
                 )
-            made = ModelForecaster(model, codes, name=folder.name)
+            made = ModelForecaster(model, codes, name=model_name(folder))
         if not isinstance(made, cls):
             raise TiplError(f"{folder} holds a {type(made).__name__}, not a {cls.__name__}; give another folder.")
         return made
@@ -319,11 +319,16 @@ def model_folder(name_or_path: str | Path) -> Path:
     return PRETRAINED / path if not path.exists() and str(path) == SHIPPED else path
 
 
+def model_name(folder: Path) -> str:
+    """What a trained model is called: its folder's name, and MODEL-last for the last one of a training, MODEL/last."""
+    folder = Path(folder).resolve()
+    return f"{folder.parent.name}-{LAST}" if folder.name == LAST else folder.name
+
+
 def stores_learned_on(folder: Path) -> set[str]:
     """Names of the stores that a trained model learned on, as its training.json has them."""
     trials = json.loads((model_folder(folder) / CURVE_FILE).read_text())["codes"]["trials"]
-    stores = [trials["store"]] if isinstance(trials.get("store"), str) else trials  # of a model of codes, or causal
-    return {Path(store).name for store in stores}
+    return {store["name"] for store in trials["stores"]}
 
 
 def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaster | CausalForecaster:
@@ -339,7 +344,7 @@ def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaste
         return CausalForecaster.from_pretrained(folder, store.trial(store.seeds[0]).spec.shapes)
     model = load(folder)
     learned_on = json.loads((folder / CURVE_FILE).read_text())["codes"]
-    fitted = scratch / f"{folder.name}-codes.zarr"
+    fitted = scratch / f"{model_name(folder)}-codes.zarr"
     path = Path(learned_on["trials"].get("codes", fitted))  # which `fit` is told by its caller, or not
     if not path.exists() or Codes.open(path).store != store.path.resolve():
         path = fitted
@@ -352,4 +357,4 @@ def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaste
             f"{folder} learned on codes of {model.config.dim} numbers, those of {store.path} have {size}: with a basis "
             "by tensor a model is for policies of one shape; train one on this store."
         )
-    return ModelForecaster(model, codes, name=folder.name)
+    return ModelForecaster(model, codes, name=model_name(folder))

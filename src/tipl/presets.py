@@ -14,6 +14,8 @@ Backend = Literal["auto", "envpool", "gymnasium"]
 Activation = Literal["tanh", "relu", "elu"]
 BasisName = Literal["full", "prefix", "window", "pooled"]
 ModelName = Literal["paper", "gru", "mlp", "causal"]
+LossName = Literal["weights", "standardized", "codes"]
+Precision = Literal["float32", "bfloat16", "fast"]
 Device = Literal["cpu", "cuda"]
 ForecasterName = Literal["line", "lookahead", "average", "noise", "autoregression", "causal"]
 
@@ -175,7 +177,11 @@ class TrainConfig:
     width: Count = 128
     dropout: Part = 0.1
     standardize: bool = True
-    """Scale every code dimension by its mean and standard deviation over the training trials."""
+    """Give the network codes scaled by their mean and standard deviation over the training trials. What the loss weighs
+    is another setting, `loss`."""
+    loss: LossName = "weights"
+    """Whose squared error is minimized: that of weights (the paper's Equation 1), of standardized codes (every
+    dimension alike) or of codes as they are. It has no effect on the causal model."""
     absolute_time: bool = True
     """A learned embedding of the snapshot's number t."""
     residual: bool = False
@@ -194,6 +200,9 @@ class TrainConfig:
     cosine: bool = False
     """Let the learning rate fall to 0 along half a cosine."""
     max_grad_norm: Positive = 0.25
+    precision: Precision = "float32"
+    """Of the products in the network: float32, as the Decision Transformer has it, bfloat16, or fast: bfloat16 on a GPU
+    and where the processor multiplies it itself, else float32."""
     validate_every: Count = 10_000
     """Steps between two validations, each of which is also a checkpoint."""
     seed: Whole = 0
@@ -201,6 +210,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         require(self.width % self.num_heads == 0, f"--width {self.width} does not split into {self.num_heads} heads.")
+        require(
+            self.model != "gru" or self.precision != "bfloat16",
+            "--precision bfloat16 has no effect on a GRU, which carries its state in float32; leave it out.",
+        )
 
 
 @dataclass(frozen=True)
@@ -217,6 +230,7 @@ class CausalTrainConfig(TrainConfig):
     weight_decay: NotNegative = 1e-2
     warmup_steps: Whole = 100
     cosine: bool = True
+    precision: Precision = "fast"
     validate_every: Count = 250
 
 

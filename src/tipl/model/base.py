@@ -62,7 +62,8 @@ class CodeModel(SavedModel, ABC):
     """At every position of a window, the code after it, from that position and those before it alone.
 
     Callers deal in raw codes. The model holds the mean and the standard deviation of the training codes (buffers, 0
-    and 1 until they are set) and standardizes on the way in and back on the way out. A subclass is a `network`.
+    and 1 until they are set) and standardizes on the way in and back on the way out: a code that never moved, of
+    deviation 0, is forecast as its mean. A subclass is a `network`.
     """
 
     settings = TIPLConfig
@@ -86,8 +87,8 @@ class CodeModel(SavedModel, ABC):
         """`predict` before `residual` is heeded. Padded codes are 0. At padded positions it is finite."""
 
     def standardize(self, codes: Tensor) -> Tensor:
-        """(c - mean) / std, for codes of shape [..., D]."""
-        return (codes - self.mean_D) / self.std_D
+        """(c - mean) / std, for codes of shape [..., D]; 1 stands for a std of 0."""
+        return (codes - self.mean_D) / torch.where(self.std_D > 0, self.std_D, 1.0)
 
     def predict(self, codes_BKD: Tensor, timesteps_BK: Tensor, valid_BK: Tensor) -> Tensor:
         """`forward` on standardized codes, to standardized codes [B, K, D]."""

@@ -1,7 +1,7 @@
 """Training: one loop for every model, seeded, stopped at any moment and resumed to the bit.
 
 In: codes of training and validation trials, TrainConfig.  Out: a folder with the best model, the last checkpoint
-(`checkpoint.safetensors`) and the curve (`training.json`).
+(`checkpoint.safetensors`), the curve (`training.json`), and in `last` the model as the last step left it.
 
 The loop (loop.py) knows a model only as a `Task`: the paper's is `NextCode` (next_code.py), the causal model's is
 `Displacements` (displacement.py). It runs where a `Place` (place.py) says: on which device, in how many processes. On a
@@ -9,7 +9,7 @@ GPU a step whose batches have one shape is recorded and replayed (recorded.py).
 """
 
 from tipl.train.displacement import Displacements
-from tipl.train.loop import CHECKPOINT_FILE, CURVE_FILE, SKILL_HORIZONS, VERSION, Task, Validation, fast_precision
+from tipl.train.loop import CHECKPOINT_FILE, CURVE_FILE, LAST, SKILL_HORIZONS, VERSION, Task, Validation, fast_precision
 from tipl.train.next_code import VALIDATION_SEGMENTS, NextCode, Segments
 from tipl.train.place import Place, started_first
 from tipl.train.verb import CODES_FOLDER, check_out, fit, fit_causal, train
@@ -18,6 +18,7 @@ __all__ = [
     "CHECKPOINT_FILE",
     "CODES_FOLDER",
     "CURVE_FILE",
+    "LAST",
     "SKILL_HORIZONS",
     "VALIDATION_SEGMENTS",
     "VERSION",

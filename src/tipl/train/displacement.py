@@ -39,6 +39,7 @@ class Displacements:
     """
 
     one_shape: ClassVar = False  # as many windows of each store as are drawn
+    unit: ClassVar = 1.0
 
     def __init__(
         self, train: Sequence[Lessons], validation: Sequence[Lessons], config: TrainConfig, place: Place = ALONE

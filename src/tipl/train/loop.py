@@ -1,6 +1,7 @@
 """The training loop with its checkpoint: a model is known here only as a `Task`.
 
-In: a Task, TrainConfig.  Out: the best model, the last checkpoint and the curve in a folder.
+In: a Task, TrainConfig.  Out: in a folder the best model, the last checkpoint and the curve, and in LAST below it the
+last model.
 """
 
 import contextlib
@@ -20,17 +21,22 @@ from torch import Tensor, nn
 
 from tipl.errors import TiplError
 from tipl.model import write_file
-from tipl.presets import TrainConfig
+from tipl.presets import Precision, TrainConfig
 from tipl.progress import console, steps_progress
 from tipl.train.place import ALONE, Place
 from tipl.train.recorded import Recorded
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CURVE_FILE = "training.json"
+LAST = "last"
+"""The folder, below the best model's, of the model as the last step left it."""
 VERSION = 1
 
 SKILL_HORIZONS = (1, 10)
 """Codes ahead at which validation skill is measured. The model with the best skill at the last of them is kept."""
+
+CHOSEN_BY = f"best validation skill at h = {SKILL_HORIZONS[-1]}"
+"""How the kept model was chosen, in words."""
 
 SCALARS_EVERY = 100
 """Steps between two points of the curves that need no validation."""
@@ -62,6 +68,11 @@ class Task(Protocol):
 
     def loss(self, index_B: Tensor) -> Tensor:
         """This process's share of the loss of a batch, in training mode; the shares add up to the loss."""
+        ...
+
+    @property
+    def unit(self) -> float:
+        """What a loss of 1 is, in the task's own measure."""
         ...
 
     def validate(self) -> Validation: ...
@@ -129,7 +140,7 @@ class Training:
         recorded = on_gpu and place.ranks == 1 and task.one_shape
         self.learn: Callable[[Tensor], Tensor] = Recorded(self._learn, place.device) if recorded else self._learn
         self.batches = torch.Generator().manual_seed(config.seed)
-        self.precision = torch.bfloat16 if on_gpu else fast_precision()
+        self.precision = _precision(config.precision, place.device)
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, Any]] = []
@@ -166,7 +177,8 @@ class Training:
                     self.write_checkpoint()
                     raise KeyboardInterrupt
         best = max(self.curve, key=_choice)
-        self._say(f"kept the model of step {best['step']:,}, {_describe(best)}")
+        self._say(f"kept the model of step {best['step']:,}: {CHOSEN_BY}; {_describe(best)}")
+        self._say(f"the model of the last step, {self.step:,}, is in {self.out / LAST}")
 
     def _update(self) -> Tensor:
         """One step; returns the loss of its batch, which on a GPU need not be known yet."""
@@ -245,6 +257,8 @@ class Training:
         """Write the checkpoint, and after it the curve, which is there to be read and not needed to go on."""
         if not self.place.is_first:
             return
+        if self.step > 0:
+            self.task.save(self.out / LAST)
         state = self.optimizer.state_dict()["state"]
         tensors = {f"model.{name}": tensor for name, tensor in self.task.model.state_dict().items()}
         tensors |= {f"optimizer.{i}.{name}": value for i, values in state.items() for name, value in values.items()}
@@ -261,8 +275,20 @@ class Training:
             "loss_count": self.loss_count,
         }
         Checkpoint(self.facts, progress, tensors).write(self.out)
-        summary = {"version": VERSION, **self.facts, "precision": progress["precision"], "curve": self.curve}
-        write_file(self.out / CURVE_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+        self.write_curves()
+
+    def write_curves(self) -> None:
+        """What is told of the best model, beside it, and of the last one."""
+        best = max(self.curve, key=_choice)["step"] if self.curve else None
+        kept = {self.out: {"step": best, "by": CHOSEN_BY}, self.out / LAST: {"step": self.step, "by": "last step"}}
+        for folder, which in kept.items():
+            if which["step"]:
+                told = {"precision": _name(self.precision), "loss_unit": self.task.unit, "kept": which}
+                summary = {"version": VERSION, **self.facts, **told, "curve": self.curve}
+                content = (json.dumps(summary, indent=2) + "\n").encode()
+                path = folder / CURVE_FILE
+                if not path.is_file() or path.read_bytes() != content:
+                    write_file(path, content)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on where the checkpoint was written, on a CPU in its precision even where another would be faster."""
@@ -284,6 +310,14 @@ class Training:
         self.loss_sum.fill_(progress["loss_sum"])
         self.loss_count = progress["loss_count"]
         self.curve = progress["curve"]
+        if self.place.is_first:
+            self.write_curves()  # a crash may have come between the checkpoint and these
+
+
+def _precision(asked: Precision, device: torch.device) -> torch.dtype:
+    if asked == "fast":
+        return torch.bfloat16 if device.type == "cuda" else fast_precision()
+    return torch.bfloat16 if asked == "bfloat16" else torch.float32
 
 
 def fast_precision() -> torch.dtype:

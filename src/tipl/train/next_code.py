@@ -1,8 +1,15 @@
 """The paper's task: the next code at every position of a segment, and skill over ten codes ahead.
 
-In: sequences of codes [T, D], TrainConfig.  Out: the loss of random batches, validation, the model.
+In: sequences of codes [T, D] with their singular values, TrainConfig.  Out: the loss of random batches, validation, the
+model.
 
-Shapes: B batch, K context, T snapshots, D code, H horizons, S segments, R rows of all trials laid end to end,
+The paper's loss, its Equation 1, is the squared error in weights. With φ = mean + c Σ Vᵀ and orthonormal rows of Vᵀ,
+
+    |φ − φ̃|² = Σ_d σ_d² (c_d − c̃_d)² + what lies outside the basis,
+
+where σ are the trial's own singular values and the last term is no model's doing. So no weights are needed.
+
+Shapes: B batch, K context, T snapshots, D code, H horizons, J trials, S segments, R rows of all trials laid end to end,
 L = K + ahead rows of a segment.
 """
 
@@ -17,7 +24,7 @@ from torch import Tensor
 
 from tipl.errors import TiplError
 from tipl.model import KINDS, CodeModel, TIPLConfig
-from tipl.presets import TrainConfig
+from tipl.presets import LossName, TrainConfig
 from tipl.train.loop import SKILL_HORIZONS, Validation
 from tipl.train.place import ALONE, Place
 
@@ -71,8 +78,12 @@ class Segments:
 class NextCode:
     """The paper's task: predict the code after every position of a segment, by mean squared error.
 
-    The error is that of standardized codes, meant over valid positions and dimensions; with `standardize` off, of
-    raw codes. Segments are drawn with replacement, all origins of all training trials alike.
+    The loss is Σ_d s_d² (c_d − c̃_d)², meant over valid positions and divided by `unit`, one number for all trials. s is
+    σ of the trial, 1 / standard deviation over the training trials, or 1, as `config.loss` says. Segments are drawn
+    with replacement, all origins of all training trials alike.
+
+    unit: what the mean code of the training trials as a forecast would cost, so that a loss of 1 is that. Where `loss`
+        is weights, loss · unit / P is the mean squared error in weights less the reconstruction floor.
     """
 
     one_shape: ClassVar = True
@@ -86,6 +97,10 @@ class NextCode:
         basis: Mapping[str, Any],
         place: Place = ALONE,
     ) -> None:
+        """
+        Args:
+            scales: the singular values σ [D] of each training trial, then of each validation trial.
+        """
         self.model: CodeModel = KINDS[config.model](
             TIPLConfig(
                 dim=train[0].shape[1],
@@ -101,11 +116,15 @@ class NextCode:
                 centered=basis.get("centered", False),
             )
         )
+        mean_D, std_D = _moments(train)
         if config.standardize:
-            all_TD = np.concatenate(train).astype(np.float64)
-            std_D = all_TD.std(0)
-            self.model.mean_D.copy_(torch.from_numpy(all_TD.mean(0)))
-            self.model.std_D.copy_(torch.from_numpy(np.where(std_D > 0, std_D, 1.0)))
+            self.model.mean_D.copy_(torch.from_numpy(mean_D))
+            self.model.std_D.copy_(torch.from_numpy(std_D))
+        errors_JD = _error_scales(config.loss, scales, std_D)
+        squares = [np.square(s_D * (codes - mean_D)).sum(1) for s_D, codes in zip(errors_JD, train, strict=False)]
+        self.unit = float(np.concatenate(squares).mean()) or 1.0
+        errors_JD = torch.from_numpy(errors_JD / self.unit**0.5).float().to(place.device)
+        self.train_errors_JD, validation_errors_JD = errors_JD[: len(train)], errors_JD[len(train) :]
         self.place, self.batch_size = place, config.batch_size
         standardized = [self.model.standardize(_tensor(codes)) for codes in train]
         self.train = Segments(standardized, config.context, 1).to(place.device)
@@ -118,7 +137,9 @@ class NextCode:
         codes_BLD, timesteps_BL, valid_BL = (each.to(place.device) for each in segments.gather(chosen_B))
         self.window = codes_BLD[:, : config.context], timesteps_BL[:, : config.context], valid_BL[:, : config.context]
         self.future_BHD = codes_BLD[:, config.context :]
-        scale_B1D = torch.stack([_tensor(scale) for scale in scales])[segments.trials_S[chosen_B], None]
+        trials_B = segments.trials_S[chosen_B]
+        self.validation_errors_B1D = validation_errors_JD[trials_B.to(place.device), None]
+        scale_B1D = torch.stack([_tensor(scale) for scale in scales[len(train) :]])[trials_B, None]
         self.scale_B1D = scale_B1D.to(place.device)
         self.persistence_H = self._squared_errors(codes_BLD[:, config.context - 1, None])
         if not all(self.persistence_H[h - 1] > 0 for h in SKILL_HORIZONS):
@@ -128,24 +149,23 @@ class NextCode:
         return torch.randint(len(self.train), (self.batch_size,), generator=batches)
 
     def loss(self, index_B: Tensor) -> Tensor:
-        codes_BLD, timesteps_BL, valid_BL = self.train.gather(self.place.share(index_B))
+        mine_B = self.place.share(index_B)
+        codes_BLD, timesteps_BL, valid_BL = self.train.gather(mine_B)
         predicted_BKD = self.predict(codes_BLD[:, :-1], timesteps_BL[:, :-1], valid_BL[:, :-1])
         mine_BK, all_BK = valid_BL[:, :-1], valid_BL[:, :-1]
         if self.place.ranks > 1:  # the mean is over the valid positions of the whole batch
             all_BK = self.train.gather(index_B.to(self.place.device))[2][:, :-1]
-        return _mean_squared_error(predicted_BKD, codes_BLD[:, 1:], mine_BK, all_BK)
+        # An error of a standardized code times the standard deviation is that of the code.
+        errors_B1D = self.train_errors_JD[self.train.trials_S[mine_B], None] * self.model.std_D
+        return _mean_squared_error(predicted_BKD - codes_BLD[:, 1:], errors_B1D, mine_BK, all_BK)
 
     @torch.no_grad()
     def validate(self) -> Validation:
         self.model.eval()
         codes_BKD, timesteps_BK, valid_BK = self.window
         next_BKD = torch.cat([codes_BKD[:, 1:], self.future_BHD[:, :1]], 1)
-        loss = _mean_squared_error(
-            self.model.standardize(self.model(codes_BKD, timesteps_BK, valid_BK)),
-            self.model.standardize(next_BKD),
-            valid_BK,
-            valid_BK,
-        )
+        error_BKD = self.model(codes_BKD, timesteps_BK, valid_BK) - next_BKD
+        loss = _mean_squared_error(error_BKD, self.validation_errors_B1D, valid_BK, valid_BK)
         predicted_BHD = self.model.rollout(codes_BKD, timesteps_BK, valid_BK, SKILL_HORIZONS[-1])
         skill_H = (1 - self._squared_errors(predicted_BHD) / self.persistence_H).tolist()
         self.model.train()
@@ -159,10 +179,27 @@ class NextCode:
         self.model.save(out)
 
 
-def _mean_squared_error(predicted_BKD: Tensor, true_BKD: Tensor, valid_BK: Tensor, all_BK: Tensor) -> Tensor:
-    """Summed over the valid positions, over how many there are in `all_BK`."""
-    squared_BKD = (predicted_BKD - true_BKD).square() * valid_BK[..., None]
-    return squared_BKD.sum() / (all_BK.sum() * predicted_BKD.shape[-1])
+def _mean_squared_error(error_BKD: Tensor, scale_B1D: Tensor, valid_BK: Tensor, all_BK: Tensor) -> Tensor:
+    """Summed over dimensions and valid positions, over how many positions there are in `all_BK`."""
+    return ((error_BKD * scale_B1D).square() * valid_BK[..., None]).sum() / all_BK.sum()
+
+
+def _moments(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [D] of all rows; 0 for what only rounding moves."""
+    all_TD = np.concatenate(sequences).astype(np.float64)
+    std_D = all_TD.std(0)
+    return all_TD.mean(0), np.where(std_D > 1e-12 * np.abs(all_TD).max(0), std_D, 0.0)
+
+
+def _error_scales(loss: LossName, scales: Sequence[np.ndarray], std_D: np.ndarray) -> np.ndarray:
+    """s [J, D]: what a code's error is multiplied by before it is squared."""
+    match loss:
+        case "weights":
+            return np.stack([np.asarray(scale, np.float64) for scale in scales])
+        case "standardized":
+            return np.tile(np.divide(1.0, std_D, out=np.zeros_like(std_D), where=std_D > 0), (len(scales), 1))
+        case "codes":
+            return np.ones((len(scales), len(std_D)))
 
 
 def _tensor(codes: np.ndarray) -> Tensor:

@@ -20,7 +20,7 @@ from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE, CausalTIPL, CodeModel, l
 from tipl.presets import Device, SVDConfig, TrainConfig
 from tipl.progress import console, scalars, steps_progress
 from tipl.representation import Codes, fit_svd
-from tipl.store import Store
+from tipl.store import Split, Store
 from tipl.train.displacement import Displacements
 from tipl.train.loop import CHECKPOINT_FILE, SKILL_HORIZONS, Checkpoint, Task, Training, Write
 from tipl.train.next_code import NextCode
@@ -30,8 +30,6 @@ from tipl.windows import Lessons, joined, lessons, places_in_iteration
 CODES_FOLDER = "codes.zarr"
 VALIDATED = 2000
 """Origins of each store at which the causal model is validated, if it learns from as many."""
-_FIRST_SETTINGS = {"model": TIPL.kind, "windows": TrainConfig.windows, "cosine": False, "noise": 0.0}
-"""What a checkpoint was made with whose settings do not name these: there was nothing else then."""
 
 
 def train(
@@ -54,7 +52,8 @@ def train(
         out: the model's folder, made if missing.
         codes: what `fit-svd` wrote for this store; without it the SVD `svd` is fitted to `out`/codes.zarr. The causal
             model takes none.
-        resume: go on from the checkpoint in `out`.
+        resume: go on from the checkpoint in `out`, to more steps than it was begun with if `config` says so and its
+            learning rate does not depend on their number (`cosine`).
         tensorboard: also write the curves there, for TensorBoard.
         device: that the model, its batches and its data are on.
 
@@ -86,18 +85,31 @@ def train(
 def _train_causal(
     stores: Sequence[Path], out: Path, config: TrainConfig, resume: bool, write: Write, device: Device
 ) -> None:
-    splits = [Store.open(store).split() for store in stores]
-    for store, split in zip(stores, splits, strict=True):
-        if not split.validation:
-            raise TiplError(
-                f"{store} has {len(split.train)} training trial(s) and none to validate; collect 3 or more."
-            )
+    splits = [_split(store) for store in stores]
     pairs = [*zip(stores, splits, strict=True)]
     train = [_lessons(store, split.train, config.windows, config.seed) for store, split in pairs]
     few = min(config.windows, VALIDATED)
     validation = [_lessons(store, split.validation, few, config.seed) for store, split in pairs]
-    trials = {str(store): {"train": [*split.train], "validation": [*split.validation]} for store, split in pairs}
+    trials = {"stores": [_learned_from(store, split) for store, split in pairs]}
     fit_causal(train, validation, config, out, resume=resume, trials=trials, write=write, device=device)
+
+
+def _split(store: Path) -> Split:
+    """The split of a store that can be learned from.
+
+    Raises:
+        TiplError: it has no validation trial.
+    """
+    split = Store.open(store).split()
+    if not split.validation:
+        raise TiplError(f"{store} has {len(split.train)} training trial(s) and none to validate; collect 3 or more.")
+    return split
+
+
+def _learned_from(store: Path, split: Split) -> dict[str, Any]:
+    """What a model remembers of a store, so that it is never judged on trials that it has seen."""
+    seen = {"train": [*split.train], "validation": [*split.validation]}
+    return {"id": getattr(Store.open(store), "id", None), "name": store.resolve().name, **seen}
 
 
 def _lessons(store: Path, seeds: Sequence[int], origins: int, seed: int) -> Lessons:
@@ -121,7 +133,7 @@ def _train_on_codes(
     write: Write,
     device: Device,
 ) -> None:
-    split, place = Store.open(store).split(), Place.of(device, config.batch_size)
+    split, place = _split(store), Place.of(device, config.batch_size)
     if codes is None:
         codes = out / CODES_FOLDER
         if place.is_first:
@@ -131,16 +143,15 @@ def _train_on_codes(
             fit_svd(store, codes, svd)
         place.wait()
     opened = _open_codes(codes, store, [*split.train, *split.validation])
-    where = {"store": str(store), "codes": str(codes)}
     fit(
         [opened.codes(seed) for seed in split.train],
         [opened.codes(seed) for seed in split.validation],
         config,
         out,
         resume=resume,
-        scales=[opened.basis(seed).scale_D for seed in split.validation],
+        scales=[opened.basis(seed).scale_D for seed in (*split.train, *split.validation)],
         basis=dataclasses.asdict(opened.config),
-        trials={**where, "train": [*split.train], "validation": [*split.validation]},
+        trials={"codes": str(codes), "stores": [_learned_from(store, split)]},
         write=write,
         device=device,
     )
@@ -196,8 +207,9 @@ def fit(
         validation: likewise, T > 10.
         out: the folder, made if missing.
         resume: go on from the checkpoint in `out`, if there is one.
-        scales: the singular values [D] of each validation trial, by which its skill is measured in weights (a code
-            times these is a displacement in orthonormal directions); without them in codes, each dimension alike.
+        scales: the singular values [D] of each training trial, then of each validation trial. A code times these is a
+            displacement in orthonormal directions, so by them loss and skill are measured in weights. Without them all
+            are 1.
         basis: the SVDConfig that made the codes, as a dict; kept in the model's config.
         trials: where the sequences come from; kept in the curve's file.
         progress: show progress on standard error.
@@ -219,8 +231,8 @@ def fit(
     if len(dims := {codes.shape[1] for codes in (*train, *validation)}) > 1:
         raise TiplError(f"The codes of the trials differ in size, {sorted(dims)}; give one d for all.")
     if scales is None:
-        scales = [np.ones(codes.shape[1]) for codes in validation]
-    assert [scale.shape for scale in scales] == [codes.shape[1:] for codes in validation], "one scale [D] a trial"
+        scales = [np.ones(codes.shape[1]) for codes in (*train, *validation)]
+    assert [scale.shape for scale in scales] == [codes.shape[1:] for codes in (*train, *validation)], "[D] a trial"
     facts = {
         "config": dataclasses.asdict(config),
         "codes": {
@@ -291,7 +303,7 @@ def train_task(
         progress, write = False, lambda name, value, step: None
     if (out / CHECKPOINT_FILE).exists():
         checkpoint = Checkpoint.read(out)
-        _check_same(checkpoint.facts, facts, out)
+        _check_same(checkpoint.facts, checkpoint.progress["step"], facts, out)
     place.wait()  # before the first process writes what the others look for
     # Dropout draws from torch's own generators: leave the caller's as they were.
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
@@ -336,13 +348,23 @@ def _check_codes(sequences: Sequence[np.ndarray], kind: str, shortest: int) -> N
             raise TiplError(f"The codes of {which} are not all finite; verify the data set and fit the SVD again.")
 
 
-def _check_same(then: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    was = {**_FIRST_SETTINGS, **then["config"]}
-    before = [f"{name} {was.get(name)}" for name, value in now["config"].items() if was.get(name) != value]
-    if before:
+def _check_same(then: Mapping[str, Any], step: int, now: Mapping[str, Any], out: Path) -> None:
+    """Raises TiplError unless a training of these facts can go on, as `now`, after so many steps.
+
+    It may be given another number of steps, where the learning rate does not depend on it.
+    """
+    was, asked = then["config"], now["config"]
+    other = [name for name, value in asked.items() if was.get(name) != value]
+    if other == ["steps"] and asked["cosine"]:
         raise TiplError(
-            f"{out} was begun with other settings ({', '.join(before)}); resume with those, or give another --out."
+            f"{out} was begun with steps {was['steps']}, at whose end its learning rate is 0 (cosine); resume with "
+            "those, or give another --out."
         )
+    if other == ["steps"] and asked["steps"] < step:
+        raise TiplError(f"{out} has {step:,} steps already; give --steps {step} or more, or another --out.")
+    if other and other != ["steps"]:
+        before = ", ".join(f"{name} {was.get(name)}" for name in other)
+        raise TiplError(f"{out} was begun with other settings ({before}); resume with those, or give another --out.")
     if then["codes"]["sha256"] != now["codes"]["sha256"]:
         raise TiplError(f"{out} was begun on other codes; resume with those, or give another --out.")
 
