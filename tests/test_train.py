@@ -46,6 +46,7 @@ from tipl.train import (
     Segments,
     fast_precision,
     fit,
+    kept,
     loop,
     train,
 )
@@ -388,10 +389,12 @@ def test_the_best_and_the_last_model_are_kept_and_told_apart(tmp_path: Path, cap
     for name, weight in last.state_dict().items():
         assert torch.equal(weight, checkpoint[f"model.{name}"])
     assert not torch.equal(last.head.weight, best.head.weight)
-    kept, kept_last = (json.loads((folder / CURVE_FILE).read_text()) for folder in (tmp_path, tmp_path / LAST))
-    assert kept["kept"] == {"step": step, "by": "best validation skill at h = 10"}
-    assert kept_last["kept"] == {"step": 40, "by": "last step"}
-    assert kept["curve"] == kept_last["curve"]
+    told, told_last = (json.loads((folder / CURVE_FILE).read_text()) for folder in (tmp_path, tmp_path / LAST))
+    assert kept(tmp_path) == f"the model of step {step}: best validation skill at h = 10"
+    assert kept(tmp_path / LAST) == "the model of step 40: last step"
+    assert told["kept"] == {"step": step, "by": "best validation skill at h = 10"}
+    assert told_last["kept"] == {"step": 40, "by": "last step"}
+    assert told["curve"] == told_last["curve"]
 
 
 def test_a_crash_between_a_checkpoint_and_its_curve_is_mended_by_resuming(tmp_path: Path):
@@ -491,8 +494,8 @@ def test_off_a_terminal_a_validation_is_a_line(tmp_path: Path, capsys: pytest.Ca
         (line,) = [line for line in lines if f"step {step} of 12" in line]
         assert "skill" in line and "at h=10" in line
     assert lines[1].endswith(str(tmp_path))
-    assert "kept the model of step" in lines[-2]
-    assert lines[-1] == f"train: the model of the last step, 12, is in {tmp_path / LAST}"
+    assert lines[-2] == f"train: the model of the last step, 12, is in {tmp_path / LAST}"
+    assert "kept the model of step" in lines[-1]
     small_fit(tmp_path / "silent")
     assert capsys.readouterr() == ("", "")
 

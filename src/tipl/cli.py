@@ -281,11 +281,11 @@ def _train(arguments: Namespace) -> None:
     config = with_flags(CausalTrainConfig() if causal else TrainConfig(), vars(arguments))
     svd = with_flags(SVDConfig(), vars(arguments))
     how = {name: getattr(arguments, name) for name in ("codes", "resume", "tensorboard", "device")}
-    from tipl.train import started_first, train
+    from tipl.train import kept, started_first, train
 
     out = train(arguments.store, arguments.out, config, svd, **how)
     if started_first():
-        _wrote(out)
+        _wrote(out, f" ({kept(out)})")
 
 
 def _evaluate(arguments: Namespace) -> None:
@@ -351,5 +351,5 @@ def _data_verify(arguments: Namespace) -> None:
         raise TiplError(f"{arguments.store} is damaged in the trials {trials}: remove their folders and collect again")
 
 
-def _wrote(path: Path) -> None:
-    print(f"wrote {printable(path)}")
+def _wrote(path: Path, what: str = "") -> None:
+    print(f"wrote {printable(path)}{printable(what)}")

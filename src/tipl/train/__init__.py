@@ -9,7 +9,17 @@ GPU a step whose batches have one shape is recorded and replayed (recorded.py).
 """
 
 from tipl.train.displacement import Displacements
-from tipl.train.loop import CHECKPOINT_FILE, CURVE_FILE, LAST, SKILL_HORIZONS, VERSION, Task, Validation, fast_precision
+from tipl.train.loop import (
+    CHECKPOINT_FILE,
+    CURVE_FILE,
+    LAST,
+    SKILL_HORIZONS,
+    VERSION,
+    Task,
+    Validation,
+    fast_precision,
+    kept,
+)
 from tipl.train.next_code import VALIDATION_SEGMENTS, NextCode, Segments
 from tipl.train.place import Place, started_first
 from tipl.train.verb import CODES_FOLDER, check_out, fit, fit_causal, train
@@ -32,6 +42,7 @@ __all__ = [
     "fast_precision",
     "fit",
     "fit_causal",
+    "kept",
     "started_first",
     "train",
 ]

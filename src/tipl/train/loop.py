@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tipl.errors import TiplError
+from tipl.files import read_json
 from tipl.model import write_file
 from tipl.presets import Precision, TrainConfig
 from tipl.progress import console, steps_progress
@@ -176,9 +177,9 @@ class Training:
                 if self.stops or (self.place.ranks == 1 and self.interrupted()):
                     self.write_checkpoint()
                     raise KeyboardInterrupt
+        self._say(f"the model of the last step, {self.step:,}, is in {self.out / LAST}")
         best = max(self.curve, key=_choice)
         self._say(f"kept the model of step {best['step']:,}: {CHOSEN_BY}; {_describe(best)}")
-        self._say(f"the model of the last step, {self.step:,}, is in {self.out / LAST}")
 
     def _update(self) -> Tensor:
         """One step; returns the loss of its batch, which on a GPU need not be known yet."""
@@ -312,6 +313,12 @@ class Training:
         self.curve = progress["curve"]
         if self.place.is_first:
             self.write_curves()  # a crash may have come between the checkpoint and these
+
+
+def kept(out: Path) -> str:
+    """Which model of a training `out` holds, in words."""
+    which = read_json(out / CURVE_FILE, {"kept": {"step": int, "by": str}})["kept"]
+    return f"the model of step {which['step']:,}: {which['by']}"
 
 
 def _precision(asked: Precision, device: torch.device) -> torch.dtype:
