@@ -562,6 +562,21 @@ def test_bfloat16_is_used_only_where_the_processor_has_it(monkeypatch: pytest.Mo
 # What it refuses
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "causal", "loss": "codes"},
+        {"model": "causal", "context": 5},
+        {"model": "causal", "residual": True},
+        {"model": "gru", "noise": 0.5},
+        {"model": "paper", "windows": 10},
+    ],
+)
+def test_settings_that_a_model_does_not_heed_are_refused(settings: dict):
+    with pytest.raises(TiplError, match=f"has no effect on --model {settings['model']}"):
+        TrainConfig(**settings)
+
+
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path):
     small_fit(tmp_path)
     before = (tmp_path / CHECKPOINT_FILE).read_bytes()
@@ -709,3 +724,10 @@ def test_what_the_verb_cannot_use_is_refused_before_anything_is_written(store: P
     assert not (tmp_path / "out").exists(), "told before an SVD is fitted"
     with pytest.raises(TiplError, match="fit the full or the pooled basis"):
         train(store, tmp_path / "out", SMALL, SVDConfig("window", 4))
+
+
+def test_flags_of_an_svd_are_refused_where_no_codes_are_made(capsys: pytest.CaptureFixture[str]):
+    from tipl.cli import main
+
+    assert main(["train", "store", "--model", "causal", "--dim", "8", "--out", "model"]) == 2
+    assert "--dim has no effect on --model causal" in capsys.readouterr().err

@@ -278,6 +278,8 @@ def _train(arguments: Namespace) -> None:
     if arguments.codes and spare:
         raise TiplError(f"--{spare[0]} has no effect on --codes that were fitted before; leave one of the two out")
     causal = getattr(arguments, "model", None) == CausalTrainConfig.model
+    if causal and spare:
+        raise TiplError(f"--{spare[0]} has no effect on --model causal, which takes no codes; leave it out")
     config = with_flags(CausalTrainConfig() if causal else TrainConfig(), vars(arguments))
     svd = with_flags(SVDConfig(), vars(arguments))
     how = {name: getattr(arguments, name) for name in ("codes", "resume", "tensorboard", "device")}

@@ -181,7 +181,7 @@ class TrainConfig:
     is another setting, `loss`."""
     loss: LossName = "weights"
     """Whose squared error is minimized: that of weights (the paper's Equation 1), of standardized codes (every
-    dimension alike) or of codes as they are. It has no effect on the causal model."""
+    dimension alike) or of codes as they are."""
     absolute_time: bool = True
     """A learned embedding of the snapshot's number t."""
     residual: bool = False
@@ -210,15 +210,27 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         require(self.width % self.num_heads == 0, f"--width {self.width} does not split into {self.num_heads} heads.")
+        for name in _WITHOUT_EFFECT["causal" if self.model == "causal" else "codes"]:
+            require(
+                getattr(self, name) == getattr(TrainConfig, name),
+                f"--{name.replace('_', '-')} has no effect on --model {self.model}; leave it out.",
+            )
         require(
             self.model != "gru" or self.precision != "bfloat16",
             "--precision bfloat16 has no effect on a GRU, which carries its state in float32; leave it out.",
         )
 
 
+_WITHOUT_EFFECT = {
+    "causal": ("context", "dropout", "standardize", "loss", "absolute_time", "residual"),
+    "codes": ("windows", "noise"),
+}
+"""Settings that a kind of model does not heed."""
+
+
 @dataclass(frozen=True)
 class CausalTrainConfig(TrainConfig):
-    """The causal model's settings where they are others. Those that are about codes have no effect on it."""
+    """The causal model's settings where they are others. Those that are about codes it does not take."""
 
     model: ModelName = "causal"
     num_layers: Count = 2
