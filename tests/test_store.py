@@ -5,9 +5,11 @@ In: small made-up trials.  Out: what was committed reads back, what was not is g
 Run as a script, the file is the process that is killed or runs out of room: see `_main`.
 """
 
+import dataclasses
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -15,9 +17,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -26,7 +29,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 
 from tipl.errors import TiplError
 from tipl.policy import ParamSpec, policy_spec
-from tipl.store import FORMAT_VERSION, Store, TrialWriter, create_store, data_info, data_verify
+from tipl.store import FORMAT_VERSION, Split, Store, TrialWriter, create_store, data_info, data_verify, plan_trials
+from tipl.store.root import given_parts
 
 SPEC = ParamSpec(("layer.weight", "layer.bias", "logstd"), ((2, 3), (4,), (1,)))
 OBS = 3
@@ -68,10 +72,8 @@ def checkpoint_at(t: int) -> dict[str, np.ndarray]:
 
 def begin(path: Path, seed: int = SEED, spec: ParamSpec = SPEC, obs_dim: int = OBS, **options: Any) -> TrialWriter:
     options = {"num_snapshots": LENGTH, "chunk_snapshots": CHUNK, **options}
-    return TrialWriter.create(
-        path, seed, env_id="Env-v0", config={"layers": [2, 3]}, spec=spec, versions={"numpy": "2"}, obs_dim=obs_dim,
-        **options,
-    )  # fmt: skip
+    made_by = {"env_id": "Env-v0", "config": {"layers": [2, 3]}, "spec": spec}
+    return TrialWriter.create(path, seed, **{**made_by, "versions": {"numpy": "2"}, "obs_dim": obs_dim, **options})
 
 
 def append(writer: TrialWriter, trial: dict[str, np.ndarray], start: int, stop: int) -> None:
@@ -117,6 +119,11 @@ def assert_equal(actual: dict[str, np.ndarray], desired: dict[str, np.ndarray]) 
 
 def files(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """What is in the files but what belongs to one store alone: its id."""
+    return {name: content.replace(Store.open(path).id.encode(), b"id") for name, content in files(path).items()}
 
 
 @pytest.fixture
@@ -266,7 +273,7 @@ def test_killed_at_a_file_operation(tmp_path: Path, begun: bool, stride: int) ->
     A trial that has begun is killed in its later commits, one that has not anywhere, from the making of the store on.
     """
     collect(tmp_path / "whole", made_up(SEED), KILLED_COMMITS)
-    whole = files(tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
     if begun:
         create_store(tmp_path / "begun")
         with begin(tmp_path / "begun") as writer:
@@ -286,7 +293,7 @@ def test_killed_at_a_file_operation(tmp_path: Path, begun: bool, stride: int) ->
             if store.seeds:
                 assert_equal(read(path), cut(made_up(SEED), committed[-1]))
         collect(path, made_up(SEED), KILLED_COMMITS)
-        left = files(path)
+        left = contents(path)
         # Killed after the last commit, a trial keeps what nobody needs any more.
         assert {name: left[name] for name in left if "resume" not in name} == whole
     assert committed == sorted(committed)
@@ -360,6 +367,21 @@ def test_one_writer_a_trial(tmp_path: Path) -> None:
     with run_this_file("resume", tmp_path / "store") as process:
         process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+def test_one_writer_a_trial_within_a_process_too(tmp_path: Path) -> None:
+    create_store(tmp_path / "store")
+    with begin(tmp_path / "store") as writer:
+        append(writer, made_up(SEED), 0, 3)
+        writer.commit(checkpoint_at(3))
+        with pytest.raises(TiplError, match="another writer of this one"):
+            TrialWriter.resume(tmp_path / "store", SEED)
+        shutil.copytree(tmp_path / "store", tmp_path / "backup")  # opens and closes the lock's file
+        with run_this_file("resume", tmp_path / "store") as process:
+            process.communicate(timeout=60)
+        assert process.returncode == 2
+    TrialWriter.resume(tmp_path / "store", SEED)
+    TrialWriter.resume(tmp_path / "store", SEED)[0].close()  # the one before was let go of
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
@@ -488,20 +510,116 @@ def test_info_without_episodes(tmp_path: Path) -> None:
 # The split.
 
 
+def plan(path: Path, seeds: Iterable[int], **other: Any) -> None:
+    plan_trials(path, seeds, **{"env_id": "Env-v0", "config": {"layers": [2, 3]}, "spec": SPEC, **other})
+
+
+def write_one(path: Path, seed: int) -> None:
+    with begin(path, seed) as writer:
+        append(writer, made_up(seed), 0, 1)
+        writer.commit({}, complete=True)
+
+
 @pytest.mark.parametrize(
     ("trials", "train", "validation", "test"),
     [(2, 1, 0, 1), (3, 1, 1, 1), (4, 2, 1, 1), (10, 7, 1, 2), (16, 11, 2, 3), (50, 34, 6, 10)],
 )
-def test_split(tmp_path: Path, trials: int, train: int, validation: int, test: int) -> None:
-    create_store(tmp_path / "store")
-    with begin(tmp_path / "store", 95) as writer:
-        append(writer, made_up(SEED), 0, 1)
-        writer.commit({}, complete=True)
-    for seed in range(96, 95 + trials):  # seeds of two and of three digits: numbers are sorted, not names
-        shutil.copytree(tmp_path / "store/trials/95", tmp_path / f"store/trials/{seed}")
-    split = Store.open(tmp_path / "store").split()
+def test_trials_planned_together_are_split_among_themselves(
+    tmp_path: Path, trials: int, train: int, validation: int, test: int
+) -> None:
+    seeds = range(95, 95 + trials)  # seeds of two and of three digits: numbers are sorted, not names
+    path = create_store(tmp_path / "store").path
+    plan(path, reversed(seeds))
+    assert Store.open(path).seeds == []
+    for seed in seeds:
+        write_one(path, seed)
+    split = Store.open(path).split()
     assert (len(split.train), len(split.validation), len(split.test)) == (train, validation, test)
-    assert split.train + split.validation + split.test == tuple(range(95, 95 + trials))
+    assert split.train + split.validation + split.test == tuple(seeds)
+
+
+def test_a_trial_keeps_its_part_whatever_comes_later(tmp_path: Path) -> None:
+    """Issue 27: train on 11 to 14, add 1 to 10, and trials that were learned from were to judge by."""
+    path = create_store(tmp_path / "store").path
+    plan(path, range(11, 15))
+    for seed in (*range(11, 15), *range(1, 11)):
+        if seed == 1:
+            assert Store.open(path).split() == Split((11, 12), (13,), (14,))
+            plan(path, range(1, 11))
+        write_one(path, seed)
+    split = Split((1, 2, 3, 4, 5, 6, 7, 11, 12), (8, 13), (9, 10, 14))
+    assert Store.open(path).split() == split
+    plan(path, range(1, 15))
+    assert Store.open(path).split() == split
+    write_one(path, 0)
+    assert Store.open(path).split() == dataclasses.replace(split, train=(0, *split.train))
+
+
+def test_trials_that_come_one_by_one_go_where_most_is_missing() -> None:
+    taken: list[str] = []
+    for seed in range(200):
+        taken += given_parts(taken, [seed]).values()
+    assert taken[:5] == ["train", "test", "validation", "train", "train"]
+    for count in range(10, 201):
+        now = taken[:count]
+        assert abs(now.count("test") - count / 5) <= 1 and abs(now.count("validation") - count / 8) <= 1
+
+
+def test_a_split_takes_trials_to_fit_on_and_to_judge_by(tmp_path: Path) -> None:
+    path = create_store(tmp_path / "store").path
+    plan(path, range(3))
+    for seed in (0, 1):
+        write_one(path, seed)
+        with pytest.raises(TiplError, match=r"has 1 trial\(s\) to train on and 0 to test.* collect more trials"):
+            Store.open(path).split()
+    write_one(path, 2)
+    assert Store.open(path).split() == Split((0,), (1,), (2,))
+
+
+# Whose trials these are, and what made them.
+
+
+def test_an_id_is_made_once_and_kept_by_copies(complete_store: Path, tmp_path: Path) -> None:
+    store = Store.open(complete_store)
+    assert re.fullmatch("[0-9a-f]{32}", store.id) and store.ids == (store.id,) and store.name == "store"
+    assert zarr.open_group(complete_store, mode="r").attrs["id"] == store.id
+    assert create_store(complete_store).id == store.id != create_store(tmp_path / "other").id
+    shutil.copytree(complete_store, tmp_path / "copy")
+    copy = Store.open(tmp_path / "copy")
+    assert (copy.id, copy.name, copy.incomplete) == (store.id, "copy", [8])
+
+
+def test_processes_that_make_a_store_at_once_make_one(tmp_path: Path) -> None:
+    processes = [run_this_file("create", tmp_path / "store", str(seed)) for seed in range(4)]
+    ids = {process.communicate(timeout=120)[0] for process in processes}
+    assert len(ids) == 1 and ids == {Store.open(tmp_path / "store").id + "\n"}
+    assert Store.open(tmp_path / "store").root.parts == {0: ANY, 1: ANY, 2: ANY, 3: ANY}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"env_id": "Env-v1"}, r"holds trials with env_id = Env-v0, not Env-v1\. A store holds .* give another store"),
+        ({"config": {"layers": [2, 3], "ppo": {"clip": 0.1}}}, "holds trials with ppo.clip = None, not 0.1"),
+        ({"config": {"layers": [4]}}, r"holds trials with layers = \[2, 3\], not \[4\]"),
+        ({"spec": ParamSpec(("w",), ((3,),))}, r"parameters = .*, not {'w': \[3\]}"),
+    ],
+)
+def test_one_configuration_a_store(complete_store: Path, other: dict[str, Any], message: str) -> None:
+    before = files(complete_store)
+    for bring in (lambda: plan(complete_store, [9, 10], **other), lambda: begin(complete_store, 9, **other)):
+        with pytest.raises(TiplError, match=message):
+            bring()
+    assert files(complete_store) == before
+    plan(complete_store, [9], config={"layers": [2, 3], "seed": 9})  # a seed is no setting
+
+
+@pytest.mark.parametrize("seed", [1.5, "7", -1, True, None, 2**63])
+def test_a_seed_is_a_whole_number(complete_store: Path, seed: Any) -> None:
+    before = files(complete_store)
+    with pytest.raises(TiplError, match="give a whole number"):
+        begin(complete_store, seed)
+    assert files(complete_store) == before
 
 
 # What the user can get wrong.
@@ -547,7 +665,7 @@ def _a_file(path: Path) -> None:
         (shutil.rmtree, "does not exist"),
         (_a_file, "is not a tipl store"),
         (_not_a_store, "is not a tipl store"),
-        (_other_version, "has format version 99, this program reads 1"),
+        (_other_version, "has format version 99, this program reads 2"),
         (_short_root, r"store/zarr.json is damaged"),
         (_short_record, r"trials/8/zarr.json is damaged"),
         (_record_without_committed, r"trials/8/zarr.json lacks 'committed'"),
@@ -590,9 +708,6 @@ def test_user_errors_about_trials(complete_store: Path, tmp_path: Path) -> None:
     with pytest.raises(TiplError, match="does not exist"):
         begin(tmp_path / "nowhere")
     assert files(complete_store) == before
-    shutil.rmtree(complete_store / "trials/8")
-    with pytest.raises(TiplError, match=r"has 1 trial.* collect more trials"):
-        Store.open(complete_store).split()
 
 
 # The processes that the tests above kill or run out of room.
@@ -679,6 +794,9 @@ def _main(mode: str, path: Path, *arguments: str) -> None:
             _killed_at_random(path)
         elif mode == "full-disk":
             _full_disk(path)
+        elif mode == "create":
+            print(create_store(path).id)
+            begin(path, *map(int, arguments)).close()
         elif mode == "resume":
             TrialWriter.resume(path, SEED)[0].close()
     except TiplError as error:

@@ -89,5 +89,16 @@ def test_what_makes_no_walk_is_said(tmp_path: Path):
     with pytest.raises(TiplError, match="take at least 1"):
         random_walk(tmp_path / "a", trials=0)
     path = random_walk(tmp_path / "b", trials=1, snapshots=10, dim=2)
-    with pytest.raises(TiplError, match="holds trial 1 already"):
-        random_walk(path, trials=1, snapshots=10, dim=2)
+    with pytest.raises(TiplError, match=r"holds trials with drift = 0\.0, not 0\.1"):
+        random_walk(path, trials=1, snapshots=10, dim=2, drift=0.1)
+    for seed in (-1, 1.5, True, "1"):
+        with pytest.raises(TiplError, match="whole number"):
+            random_walk(path, trials=1, snapshots=10, dim=2, seed=seed)  # pyright: ignore[reportArgumentType]
+
+
+def test_walks_that_are_there_are_kept_and_others_added(tmp_path: Path):
+    path = random_walk(tmp_path / "walk", trials=2, snapshots=10, dim=2)
+    before = {file: file.stat().st_mtime_ns for file in path.glob("trials/*/*")}
+    random_walk(path, trials=4, snapshots=10, dim=2)
+    assert Store.open(path).seeds == [1, 2, 3, 4]
+    assert {file: file.stat().st_mtime_ns for file in path.glob("trials/[12]/*")}.items() <= before.items()

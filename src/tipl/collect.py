@@ -33,7 +33,7 @@ from tipl.policy import OBS_CLIP
 from tipl.presets import Backend, CollectConfig, Device, DiscreteCollectConfig
 from tipl.progress import console, scalars, steps_progress
 from tipl.stack import Iteration, Stack
-from tipl.store import Store, TrialWriter, create_store
+from tipl.store import Store, TrialWriter, create_store, plan_trials
 
 COMMIT_SECONDS = 60.0
 # What stores from before there were these settings were made with.
@@ -72,9 +72,10 @@ def collect(
         from tipl.device import require_device
 
         require_device(device)
-    Stack(config, config.seeds[-1:])  # what cannot be collected is told before there is a store
+    stack = Stack(config, config.seeds[-1:])  # what cannot be collected is told before there is a store
     store = create_store(out)
     waiting = [seed for seed in config.seeds if not _is_complete(store, seed, config)]
+    plan_trials(out, config.seeds, env_id=config.env_id, config=trial_config(config), spec=stack.spec)
     if len(waiting) < config.trials:
         console.print(f"collect: {config.trials - len(waiting)} of {config.trials} trials are already complete.")
     if waiting:
@@ -134,6 +135,9 @@ def run_stack(
         make_stack: from the config and seeds.
     """
     recorded = set(Store.open(out).seeds)
+    if new := [seed for seed in seeds if seed not in recorded]:
+        spec = make_stack(config, new[:1]).spec
+        plan_trials(out, new, env_id=config.env_id, config=trial_config(config), spec=spec)
     begun: dict[int, list[tuple[int, TrialWriter, Mapping[str, np.ndarray]]]] = {}
     for seed in seeds:
         if seed in recorded:

@@ -52,7 +52,7 @@ def compact(store_path: Path, out: Path, config: CompactConfig = CompactConfig()
     unfinished = [trial.seed for trial in trials if not trial.complete]
     if len(unfinished) == len(trials):
         raise TiplError(f"{store_path} has no complete trial; collect its trials to the end first.")
-    target = create_store(out, config.error)
+    target = create_store(out, config.error, made_of=source)
     waiting = [trial for trial in trials if trial.complete and not _holds(target, trial)]
     kept = len(trials) - len(unfinished) - len(waiting)
     if kept:

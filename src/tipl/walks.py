@@ -16,8 +16,8 @@ import numpy as np
 import tipl
 from tipl.errors import TiplError
 from tipl.policy import ParamSpec
-from tipl.progress import steps_progress
-from tipl.store import TrialWriter, create_store
+from tipl.progress import console, steps_progress
+from tipl.store import TrialWriter, create_store, plan_trials
 
 ENV_ID = "random-walk"
 _BLOCK = 256  # snapshots drawn at once
@@ -33,7 +33,7 @@ def random_walk(
     seed: int = 1,
     anneal: bool = False,
 ) -> Path:
-    """Write a store of random walks.
+    """Write a store of random walks; those that it holds already are kept.
 
     Args:
         trials, snapshots, dim: N, T and P.
@@ -42,19 +42,23 @@ def random_walk(
         anneal: let the steps shrink linearly to 0, as PPO's learning rate does.
 
     Raises:
-        TiplError: a size is not positive, or `out` holds any of these trials.
+        TiplError: a size is not positive, or `out` holds other trials than such walks.
     """
     if min(trials, snapshots, dim) < 1 or drift < 0:
         raise TiplError("--trials, --snapshots and --dim take at least 1, --drift 0 or more.")
-    store = create_store(out)
-    taken = sorted(set(store.seeds) & set(range(seed, seed + trials)))
-    if taken:
-        raise TiplError(f"{out} holds trial {taken[0]} already; give another --out or --seed.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise TiplError(f"--seed is {seed}; give a whole number of 0 or more.")
     config = {"kind": ENV_ID, "snapshots": snapshots, "dim": dim, "drift": drift, "anneal": anneal}
-    with steps_progress("random-walk", trials * snapshots) as advance:
-        for number in range(seed, seed + trials):
+    spec = ParamSpec(("walk",), ((dim,),))
+    there = set(create_store(out).seeds)
+    plan_trials(out, range(seed, seed + trials), env_id=ENV_ID, config=config, spec=spec)
+    waiting = [number for number in range(seed, seed + trials) if number not in there]
+    if len(waiting) < trials:
+        console.print(f"random-walk: {trials - len(waiting)} of {trials} trials are already there.")
+    with steps_progress("random-walk", len(waiting) * snapshots) as advance:
+        for number in waiting:
             writer = TrialWriter.create(
-                out, number, env_id=ENV_ID, config=config, spec=ParamSpec(("walk",), ((dim,),)),
+                out, number, env_id=ENV_ID, config=config, spec=spec,
                 versions={"tipl": tipl.__version__, "numpy": np.__version__}, obs_dim=1, num_snapshots=snapshots,
             )  # fmt: skip
             for start, weights in _walk(snapshots, dim, drift, number, anneal):

@@ -19,6 +19,7 @@ from tipl.store.arrays import CODEC
 from tipl.store.inspect import data_info, data_verify
 from tipl.store.layout import EPISODE_ARRAYS, FORMAT_VERSION, SNAPSHOT_ARRAYS
 from tipl.store.read import Episodes, Split, Store, Trial
+from tipl.store.root import plan_trials
 from tipl.store.write import TrialWriter, create_store
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "create_store",
     "data_info",
     "data_verify",
+    "plan_trials",
 ]

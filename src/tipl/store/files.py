@@ -36,14 +36,41 @@ def replace_file(path: Path, *parts: bytes, sync: bool = True) -> None:
 
 
 def lock_trial(trial: Path) -> int:
-    """Keep other processes from writing a trial until the descriptor returned is closed or the process ends."""
-    descriptor = os.open(trial / "resume" / "lock", os.O_RDWR | os.O_CREAT)
+    """Keep all others from writing a trial until the descriptor returned is unlocked or the process ends.
+
+    The lock belongs to the descriptor: another one in this process does not get it, and nobody loses it because the
+    file is opened and closed elsewhere, as a backup does.
+    """
+    descriptor = os.open(trial / "resume" / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         os.close(descriptor)
-        raise TiplError(f"{trial} is being written by another process; wait for it or stop it.") from None
+        raise TiplError(
+            f"{trial} is being written by another process or another writer of this one; wait for it or stop it."
+        ) from None
     return descriptor
+
+
+def unlock(descriptor: int) -> None:
+    """Give a lock back, even if a process that was forked meanwhile has the descriptor too."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked_file(path: Path, content: bytes) -> Iterator[None]:
+    """Hold the lock on a file, which is made with this content where it is missing; wait for others who hold it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_size != len(content):  # new, or its writer was killed
+            os.pwrite(descriptor, content, 0)
+            os.ftruncate(descriptor, len(content))
+            os.fsync(descriptor)
+        yield
+    finally:
+        unlock(descriptor)
 
 
 @contextlib.contextmanager

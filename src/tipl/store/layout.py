@@ -15,7 +15,7 @@ import google_crc32c
 from tipl.errors import TiplError
 from tipl.store.files import DAMAGE, replace_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 SNAPSHOT_ARRAYS = (
     "weights", "env_step", "iteration", "epoch", "learning_rate", "obs_mean", "obs_var", "obs_count",

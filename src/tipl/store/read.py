@@ -18,7 +18,8 @@ from tipl.errors import TiplError
 from tipl.policy import ParamSpec
 from tipl.store.arrays import chunk_range, open_array, require_chunk
 from tipl.store.files import DAMAGE
-from tipl.store.layout import EPISODE_ARRAYS, Record, check_root, read_record, trial_path, trial_seeds
+from tipl.store.layout import EPISODE_ARRAYS, Record, read_record, trial_path, trial_seeds
+from tipl.store.root import PARTS, Root
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,14 @@ class Episodes(NamedTuple):
 class Store:
     """The reading side of a data set: its trials as they were when it was opened."""
 
-    def __init__(self, path: Path, records: Mapping[int, Record], compact_error: float | None = None) -> None:
+    def __init__(self, path: Path, root: Root, records: Mapping[int, Record]) -> None:
         self.path = path
-        self.compact_error = compact_error
+        self.root = root
+        self.id = root.id
+        """Random, made with the store and kept by its copies: names and places of folders change."""
+        self.ids = (root.id,) if root.made_of is None else (root.id, root.made_of)
+        """Ids of all stores whose trials these are: its own, and of a compact store that of the one it was made of."""
+        self.compact_error = root.compact_error
         """What a compact store was asked for, see compact.py; None of any other."""
         self._records = records
 
@@ -58,10 +64,15 @@ class Store:
             TiplError: there is no store, it is of another version, or a record is damaged.
         """
         path = Path(path)
-        compact_error = check_root(path).get("compact_error")
+        root = Root.read(path)
         records = {seed: read_record(trial_path(path, seed)) for seed in trial_seeds(path)}
         committed = {seed: record for seed, record in records.items() if record and record.committed}
-        return cls(path, committed, compact_error)
+        return cls(path, root, committed)
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.path.resolve().name
 
     @property
     def seeds(self) -> list[int]:
@@ -78,20 +89,25 @@ class Store:
             raise TiplError(f"{self.path} has no trial {seed}; it has: {have}.")
         return Trial(trial_path(self.path, seed), self._records[seed])
 
-    def split(self) -> Split:
-        """By trial, in the order of seeds: the last fifth to test, the eighth (of all) before it to validate.
+    @property
+    def incomplete(self) -> list[int]:
+        """The trials among `seeds` that have not been written to their ends, sorted."""
+        return [seed for seed in self.seeds if not self._records[seed].complete]
 
-        At least one trial to test, and of three or more at least one to validate.
+    def split(self) -> Split:
+        """By trial, as the store has it: each trial was given its part before it began, and keeps it (`plan_trials`).
 
         Raises:
-            TiplError: there are fewer than two trials.
+            TiplError: there are no trials to fit on, or none to judge by.
         """
-        seeds = tuple(self.seeds)
-        if len(seeds) < 2:
-            raise TiplError(f"{self.path} has {len(seeds)} trial(s); a split takes 2 or more: collect more trials.")
-        test = len(seeds) - max(1, len(seeds) // 5)
-        validation = test - (max(1, len(seeds) // 8) if len(seeds) >= 3 else 0)
-        return Split(seeds[:validation], seeds[validation:test], seeds[test:])
+        parts = self.root.parts or {}
+        split = Split(*(tuple(seed for seed in self.seeds if parts.get(seed) == part) for part in PARTS))
+        if not split.train or not split.test:
+            raise TiplError(
+                f"{self.path} has {len(split.train)} trial(s) to train on and {len(split.test)} to test; a split "
+                "takes one of each at least: collect more trials."
+            )
+        return split
 
 
 class Trial:

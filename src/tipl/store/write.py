@@ -8,8 +8,8 @@ Shapes: T snapshots, P weights, obs the size of an observation, n what is append
 import contextlib
 import dataclasses
 import math
-import os
 import shutil
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,7 @@ import safetensors.numpy
 from tipl.errors import TiplError
 from tipl.policy import ParamSpec
 from tipl.store.arrays import ArrayWriter, create_array, rows_in
-from tipl.store.files import DAMAGE, lock_trial, replace_file, writing
+from tipl.store.files import DAMAGE, lock_trial, replace_file, unlock, writing
 from tipl.store.layout import (
     EPISODE_ARRAYS,
     FORMAT_VERSION,
@@ -36,36 +36,48 @@ from tipl.store.layout import (
     write_group,
 )
 from tipl.store.read import Store
+from tipl.store.root import locked, new_root, plan_trials
 
 _WEIGHTS_CHUNK = 5 << 20, 512  # most bytes and most snapshots in a chunk
 _OTHER_CHUNK_BYTES = 64 << 10  # every commit rewrites an array's last chunk: small
 
 
-def create_store(path: Path | str, compact_error: float | None = None) -> Store:
-    """A new store at `path`, or the one that is there already; with `compact_error` a compact one (see compact.py).
+def create_store(path: Path | str, compact_error: float | None = None, made_of: Store | None = None) -> Store:
+    """A new store at `path`, or the one that is there already.
+
+    Args:
+        compact_error: make a compact store (see compact.py).
+        made_of: the store whose trials this one is to hold in another form; they keep their parts of the split.
 
     Raises:
         TiplError: something else is there, a store of the other kind for one, or the disk does not take it.
     """
     path = Path(path)
     with writing(path):
-        if not (path / "zarr.json").exists():
-            # A crash between the two lines that follow leaves a temporary file at most.
-            if path.exists() and not (path.is_dir() and all(p.name == "zarr.json.partial" for p in path.iterdir())):
+        if not ((path / "zarr.json").exists() and (path / "trials" / "zarr.json").exists()):
+            if not (path / "zarr.json").exists() and path.exists() and not _is_begun(path):
                 raise TiplError(f"{path} exists and is not a tipl store; choose another path or remove it.")
-            path.mkdir(parents=True, exist_ok=True)
-            compact = {} if compact_error is None else {"compact_error": compact_error}
-            write_group(path, {"format": "tipl", "format_version": FORMAT_VERSION, **compact})
+            (path / "trials").mkdir(parents=True, exist_ok=True)
+            with locked(path):
+                if not (path / "zarr.json").exists():
+                    new_root(compact_error, made_of.root if made_of else None).write(path)
         store = Store.open(path)
         if store.compact_error is not None and compact_error is None:
             raise TiplError(f"{path} is a compact store and takes no new trials; give the path of another store.")
         if store.compact_error != compact_error:
             what = f"a compact store of error {store.compact_error}" if store.compact_error else "not a compact store"
             raise TiplError(f"{path} is {what}, not one of error {compact_error}; give another --out.")
-        if not (path / "trials" / "zarr.json").exists():
-            (path / "trials").mkdir(exist_ok=True)
-            write_group(path / "trials", {})
+        if made_of is not None and store.root.made_of != made_of.id:
+            raise TiplError(f"{path} was made of another store than {made_of.path}; give another --out.")
     return store
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether a folder holds nothing but what the making of a store leaves when it is killed."""
+    if not path.is_dir() or not {entry.name for entry in path.iterdir()} <= {"zarr.json.partial", "trials"}:
+        return False
+    trials = path / "trials"
+    return not trials.exists() or (trials.is_dir() and {entry.name for entry in trials.iterdir()} <= {"zarr.json"})
 
 
 class TrialWriter:
@@ -78,9 +90,9 @@ class TrialWriter:
     def __init__(self, path: Path, record: Record, lock: int) -> None:
         self._path = path
         self._record = record
-        self._lock: int | None = lock
         names = SNAPSHOT_ARRAYS + EPISODE_ARRAYS
         self._arrays = {name: ArrayWriter(path / name, record.rows(name)) for name in names}
+        self._unlock = weakref.finalize(self, unlock, lock)  # at the latest when nobody has the writer any more
 
     @classmethod
     def create(
@@ -108,7 +120,7 @@ class TrialWriter:
         Raises:
             TiplError: no store there, the trial has committed snapshots, another process writes it, or a full disk.
         """
-        check_root(Path(store_path))
+        plan_trials(store_path, [seed], env_id=env_id, config=config, spec=spec)
         path = trial_path(Path(store_path), seed)
         record = read_record(path)
         if record and record.committed:
@@ -116,7 +128,7 @@ class TrialWriter:
         with writing(path), contextlib.ExitStack() as on_failure:
             (path / "resume").mkdir(parents=True, exist_ok=True)
             lock = lock_trial(path)
-            on_failure.callback(os.close, lock)
+            on_failure.callback(unlock, lock)
             for leftover in path.iterdir():
                 if leftover.is_dir() and leftover.name != "resume":
                     shutil.rmtree(leftover)
@@ -158,20 +170,20 @@ class TrialWriter:
             if record.complete:
                 raise TiplError(f"{path} is complete; there is nothing to go on with.")
             lock = lock_trial(path)
-            on_failure.callback(os.close, lock)
+            on_failure.callback(unlock, lock)
             record = read_record(path)  # now nobody else commits
             assert record is not None
             try:
                 checkpoint = safetensors.numpy.load(read_checkpoint(path, record))
+                for leftover in (*path.rglob("*.partial"), *(path / "resume").glob("*.safetensors")):
+                    if leftover != checkpoint_path(path, record):
+                        leftover.unlink()
                 writer = cls(path, record, lock)
             except DAMAGE as error:
                 raise TiplError(
                     f"{path} cannot be gone on with ({error}); its {record.committed} snapshots stay readable, or "
                     "remove it and begin that trial anew."
                 ) from error
-            for leftover in (*path.rglob("*.partial"), *(path / "resume").glob("*.safetensors")):
-                if leftover != checkpoint_path(path, record):
-                    leftover.unlink()
             on_failure.pop_all()
             return writer, {name: np.array(value) for name, value in checkpoint.items()}
 
@@ -231,7 +243,7 @@ class TrialWriter:
         Raises:
             TiplError: the disk is full; the commit before stays.
         """
-        assert self._lock is not None, "the writer is closed"
+        assert self._unlock.alive, "the writer is closed"
         # safetensors writes an array's memory as it lies and takes it for C order.
         data = safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in checkpoint.items()})
         record = dataclasses.replace(
@@ -254,9 +266,7 @@ class TrialWriter:
 
     def close(self) -> None:
         """Free the trial for other writers."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._unlock()
 
     def __enter__(self) -> Self:
         return self
@@ -265,7 +275,7 @@ class TrialWriter:
         self.close()
 
     def _append(self, names: tuple[str, ...], values: tuple[np.ndarray, ...]) -> None:
-        assert self._lock is not None, "the writer is closed"
+        assert self._unlock.alive, "the writer is closed"
         assert len({len(value) for value in values}) == 1, [len(value) for value in values]
         with writing(self._path):
             for name, value in zip(names, values, strict=True):
