@@ -57,7 +57,7 @@ def summary(by_trial: np.ndarray) -> dict:
     mean = bootstrap_interval(lambda x, axis: x.mean(axis), by_trial, rng=rng)[0]
     middle = bootstrap_interval(lambda x, axis: iqm(x, axis), by_trial, rng=rng)[0]
     return {
-        "mean": mean.value, "mean_ci": [mean.low, mean.high], "iqm": middle.value, "iqm_ci": [middle.low, middle.high],
+        "mean": mean.value, "mean_ci": mean.bounds, "iqm": middle.value, "iqm_ci": middle.bounds,
         "deviation": float(by_trial.std(ddof=1)), "by_trial": by_trial.round(2).tolist(),
     }  # fmt: skip
 

@@ -45,8 +45,8 @@ def main() -> None:
     edges = np.linspace(0, total, POINTS + 1)
     curves = np.stack([curve(trial, edges) for trial in trials])
     rng = np.random.default_rng(0)
-    mean = bootstrap_interval(lambda x, axis: x.mean(axis), curves, rng=rng, resamples=2000)
-    middle = bootstrap_interval(lambda x, axis: iqm(x, axis), curves, rng=rng, resamples=2000)
+    mean = bootstrap_interval(lambda x, axis: x.mean(axis), curves, rng=rng)
+    middle = bootstrap_interval(lambda x, axis: iqm(x, axis), curves, rng=rng)
     last = np.array([trial.episodes.episode_return[-100:].mean() for trial in trials])
     final = {
         "mean": bootstrap_interval(lambda x, axis: x.mean(axis), last, rng=rng)[0],
@@ -68,7 +68,7 @@ def main() -> None:
         "curve": {
             "env_step": edges[1:].tolist(),
             "mean": [value.value for value in mean],
-            "mean_ci": [[value.low, value.high] for value in mean],
+            "mean_ci": [value.bounds for value in mean],
             "iqm": [value.value for value in middle],
         },
     }

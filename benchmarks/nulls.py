@@ -86,13 +86,13 @@ def table(found: dict[str, Any]) -> str:
     head = ["", *(f"h = {h}" if h == SHOWN[0] else str(h) for h in SHOWN), "interval at 10", "within the basis, at 10"]
     rows = [head, ["---"] * len(head)]
     for scores in found["forecasters"].values():
-        low, high = scores["skill_ci"]["10"]
+        bounds = scores["skill_ci"]["10"]
         within = scores.get("skill_in_basis")
         rows.append(
             [
                 scores["label"],
                 *(number(scores["skill"][str(h)]) for h in SHOWN),
-                f"[{number(low)}, {number(high)}]",
+                f"[{number(bounds[0])}, {number(bounds[1])}]" if bounds else "too few trials",
                 number(within["10"]) if within else "",
             ]
         )

@@ -128,16 +128,17 @@ def test_thresholds_are_shares_of_the_gain() -> None:
 def test_compare_is_paired_by_seed() -> None:
     """Twice as fast on every seed: the ratio is ½ with no width, however much seeds differ."""
     arms = {"plain": Arm(SHORT), "line": Arm(SHORT, "line")}
-    slow, fast = np.zeros((3, 6)), np.zeros((3, 6))
-    for n, at in enumerate((1, 3, 5)):
+    slow, fast = np.zeros((5, 6)), np.zeros((5, 6))
+    for n, at in enumerate((1, 3, 5, 3, 1)):
         slow[n, at:], fast[n, (at + 1) // 2 - 1 :] = 1, 1
-    zeros = {name: np.zeros((3, 6)) for name in ("shares", "kl", "trust")}
-    rest = {**zeros, "kinds": np.zeros((3, 6), np.int8), "seconds": np.ones(3), "jump_seconds": np.full(3, 0.5)}
+    zeros = {name: np.zeros((5, 6)) for name in ("shares", "kl", "trust")}
+    rest = {**zeros, "kinds": np.zeros((5, 6), np.int8), "seconds": np.ones(5), "jump_seconds": np.full(5, 0.5)}
     runs = {"plain": {"returns": slow, **rest}, "line": {"returns": fast, **rest}}
     found = compare(arms, runs, [1.0])["arms"]["line"]
     beside = found["beside"]["steps to 1"]
-    assert beside["ratio"] == 0.5 and beside["ratio_ci"] == [0.5, 0.5] and beside["seeds_improved"] == 1
-    assert found["reached"]["1"] == 3 and found["overhead"] == 1.0
+    assert beside["ratio"] == 0.5 and beside["ratio_ci"] == pytest.approx([0.5, 0.5]) and beside["seeds"] == 5
+    assert beside["seeds_improved"] == 1 and beside["seeds_improved_ci"][0] == pytest.approx(0.025**0.2)
+    assert found["reached"]["1"] == 5 and found["overhead"] == 1.0
     turned = compare(dict(reversed(arms.items())), runs, levels={"one": 1.0})
     assert turned["thresholds"] == {"one": 1.0} and turned["arms"]["plain"]["beside"]["steps to one"]["ratio"] == 2.0
 

@@ -30,6 +30,7 @@ from tipl.report import report
 from tipl.representation import Codes, fit_svd
 from tipl.returns import Policies, policy_returns
 from tipl.score import Comparison, Origins, Returns, return_scores, weight_scores
+from tipl.stats import Interval, p_value
 from tipl.store import Store, TrialWriter, create_store
 from tipl.train import fit, train
 
@@ -288,17 +289,30 @@ def test_weight_scores_by_hand():
     assert scores["length_ratio"]["3"] == pytest.approx(np.sqrt(8 / 8))
     assert scores["skill_by_phase"]["rising"]["3"] == pytest.approx(1 - 5 / 4)
     assert scores["skill_by_place"] == {"0": {"3": pytest.approx(0.5)}, "1": {"3": pytest.approx(0.5)}}
-    # Each trial's own lead over b is 1/2 and 1/6; resampled whole trials lie between.
-    low, high = scores["skill_minus_best_baseline_ci"]["3"]
-    assert low == pytest.approx(1 / 6) and high == pytest.approx(1 / 2)
+    assert scores["skill_minus_best_baseline_ci"]["3"] is scores["skill_holm"]["3"] is None  # two trials are too few
+    assert scores["trials"] == 2 and scores["skill_by_phase_trials"] == {"rising": 1, "ceiling": 1}
+    assert scores["by_trial"] == {"trial": [1, 2], "error": [[1], [3]], "moved": [[2], [6]]}
     assert scores["best_baseline"]["3"] == "b" and scores["skill_minus_best_baseline"]["3"] == pytest.approx(2 / 8)
     # Trial by trial the skills are 1/2 and 1/2; a is the better one in both, and better than nothing in both.
     assert scores["skill_iqm"]["3"] == pytest.approx(1 / 2)
     assert scores["trials_improved"]["3"] == scores["trials_ahead_of_best"]["3"] == 1
     other = weight_scores("b", compared, ["a", "b"], origins, [3], num_weights=10, seed=0)
     assert other["trials_improved"]["3"] == pytest.approx(3 / 4)  # a tie and a win
-    assert other["trials_ahead_of_best_ci"]["3"] == (0, 0)
-    assert scores["skill_by_phase_ci"]["rising"]["3"] is None  # one trial has no interval
+    assert other["trials_ahead_of_best_ci"]["3"] is scores["skill_by_phase_ci"]["rising"]["3"] is None
+
+
+def test_five_trials_have_intervals_and_p_values_for_all_horizons_at_once():
+    origins = table([1, 2, 3, 4, 5], [True] * 5, [True] * 5)
+    ones, moved = np.ones((5, 2)), np.array([[2.0, 2.0]] * 5)
+    errors = np.array([[1.0, 2.0], [1.1, 1.5], [0.9, 2.4], [1.0, 2.1], [1.2, 1.9]])
+    scores = weight_scores("a", {"a": Comparison(errors, ones, ones, moved)}, ["a"], origins, [1, 9], 10, seed=0)
+    assert scores["trials"] == 5
+    (low, high), (least, most) = scores["skill_ci"]["1"], scores["skill_ci"]["9"]
+    assert 0 < low < scores["skill"]["1"] < high < 1 and least < 0 < most
+    # Two horizons: the smaller p-value counts twice.
+    single = p_value(Interval(scores["skill"]["1"], low, high, 5), 0.0)
+    assert scores["skill_holm"]["1"] == pytest.approx(2 * single) and scores["skill_holm"]["9"] > 0.05
+    np.testing.assert_allclose(scores["trials_improved_ci"]["1"], (0.025**0.2, 1.0))
 
 
 def test_a_trial_that_never_moves_has_no_iqm_and_no_silent_number():
@@ -322,7 +336,7 @@ def test_return_scores_by_hand():
     scores = return_scores(returns, origins, [4], seed=0)
     assert scores["repw"]["4"] == pytest.approx((5 + 5 + 10) / 3)
     assert scores["true_gain"]["4"] == pytest.approx(10)
-    assert scores["gain_recovered"]["4"] is None  # trial 2 gains nothing, so a resample of it alone does neither
+    assert scores["gain_recovered"]["4"] is None  # two trials do not say whether training gains
     assert scores["by_phase"]["rising"]["gain_recovered"]["4"] is None  # one trial has no interval
     assert scores["better_than_origin"]["4"] == pytest.approx(2 / 3)
     change, forecast = np.array([10, 20, 0]), np.array([5, 15, -10])
@@ -331,16 +345,27 @@ def test_return_scores_by_hand():
     assert scores["gain"]["4"] == pytest.approx((5 + 15 - 10) / 3)
     # Doing nothing errs by 10, 20 and 0: by trial the differences add up to −20 of two origins and 10 of one.
     assert scores["repw_minus_persistence"]["4"] == pytest.approx(-10 / 3)
-    assert scores["repw_minus_persistence_ci"]["4"] == (-10, 10)
+    assert scores["repw_minus_persistence_ci"]["4"] is None and scores["trials"] == 2
+    assert scores["repw_median"]["4"] == 5 and scores["repw_largest_share"]["4"] == pytest.approx(10 / 20)
     assert scores["scatter"]["true"] == [10, 30, 100] and scores["scatter"]["origin"] == [0, 10, 100]
+    assert scores["scatter"]["trial"] == [1, 1, 2]
+
+
+def test_the_typical_origin_stands_beside_the_mean_of_all():
+    """Seven origins are wrong by 1 and one by 93: the mean is 12.5, of which it makes 93 of 100."""
+    wrong = np.array([1.0] * 7 + [93.0])
+    origins = table([1, 1, 1, 1, 2, 2, 2, 2], [True] * 8, [True] * 8)
+    scores = return_scores(Returns(np.zeros(8), np.zeros((8, 1)), wrong[:, None]), origins, [4], seed=0)
+    assert (scores["repw"]["4"], scores["repw_median"]["4"], scores["repw_iqm"]["4"]) == (12.5, 1.0, 1.0)
+    assert scores["repw_largest_share"]["4"] == pytest.approx(0.93)
 
 
 def test_gain_recovered_where_every_trial_gains():
-    origins = table([1, 2], [True] * 2, [True, True])
-    returns = Returns(np.array([0.0, 10.0]), np.array([[10.0], [40.0]]), np.array([[5.0], [25.0]]))
-    scores = return_scores(returns, origins, [4], seed=0)
-    assert scores["gain_recovered"]["4"] == pytest.approx((5 + 15) / (10 + 30))
-    assert scores["gain_recovered_ci"]["4"] == (0.5, 0.5)
+    origins = table([1, 2, 3, 4, 5], [True] * 5, [True] * 5)
+    start, gains = np.array([0.0, 10.0, 0.0, 5.0, 3.0]), np.array([[10.0], [30.0], [20.0], [16.0], [24.0]])
+    scores = return_scores(Returns(start, start[:, None] + gains, start[:, None] + gains / 2), origins, [4], seed=0)
+    assert scores["gain_recovered"]["4"] == pytest.approx(0.5)
+    assert scores["gain_recovered_ci"]["4"] == pytest.approx((0.5, 0.5))
 
 
 def test_returns_without_variance_are_null_where_they_say_nothing():

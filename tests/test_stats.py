@@ -1,13 +1,21 @@
 """Statistics against scipy, the published definitions and closed forms."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from tipl.stats import (
+    BELOW_ONE,
+    POSITIVE,
     Interval,
     bootstrap_interval,
+    holm,
     iqm,
+    p_value,
     paired_difference,
     paired_improvement,
     probability_of_improvement,
@@ -20,7 +28,7 @@ def mean(x: np.ndarray, axis: int) -> np.ndarray:
 
 
 def numbers(*intervals: Interval) -> np.ndarray:
-    """[intervals, 3], all of them defined."""
+    """[intervals, 4], all of them defined."""
     assert not any(part is None for interval in intervals for part in interval)
     return np.array(intervals, np.float64)
 
@@ -58,39 +66,81 @@ def test_paired_improvement_counts_trials_and_not_pairs() -> None:
     # Always a little better, on trials of very different height: certain when paired, hardly to be seen otherwise.
     y = np.random.default_rng(0).normal(size=50) * 100
     (found,) = bootstrap_interval(paired_improvement, y + 1, y, rng=np.random.default_rng(1))
-    assert tuple(found) == (1, 1, 1) and probability_of_improvement(y + 1, y) < 0.55
+    assert found.value == found.high == 1 and probability_of_improvement(y + 1, y) < 0.55
     np.testing.assert_array_equal(paired_improvement(np.eye(3), np.zeros((3, 3)), axis=1), np.full(3, 2 / 3))
 
 
-@pytest.mark.parametrize("statistic", [mean, iqm])
-def test_interval_equals_scipys_percentile_bootstrap(statistic) -> None:
-    """scipy draws its rows with the same call, so the same generator gives the same interval to the last digit."""
-    x = np.random.default_rng(1).gamma(2.0, size=23)
-    theirs = scipy.stats.bootstrap(
-        (x,), statistic, n_resamples=3000, method="percentile", rng=np.random.default_rng(2), vectorized=True
-    ).confidence_interval
-    ours = bootstrap_interval(statistic, x, rng=np.random.default_rng(2), resamples=3000)
-    assert len(ours) == 1
-    np.testing.assert_allclose(numbers(ours[0])[0], (statistic(x, axis=0), theirs.low, theirs.high), rtol=1e-12)
+def by_plain_loop(statistic, samples, seed: int, groups: list[list[int]], resamples: int) -> tuple[float, float]:
+    """The interval as it is defined, one resample and one left-out trial after another; both ends on a plain scale."""
+
+    def jackknife(rows: list[int]) -> float:
+        total = 0.0
+        for group in groups:  # positions, whose rows are drawn within their stratum
+            left = [statistic(*(x[np.delete(rows, i)] for x in samples), axis=0) for i in group]
+            total += (len(group) - 1) / len(group) * sum((each - np.mean(left)) ** 2 for each in left)
+        return float(np.sqrt(total))
+
+    count, rng = len(samples[0]), np.random.default_rng(seed)
+    drawn = np.empty((resamples, count), int)
+    for group in groups:
+        drawn[:, group] = np.array(group)[rng.integers(0, len(group), (resamples, len(group)))]
+    value, error = statistic(*samples, axis=0), jackknife(list(range(count)))
+    found = [statistic(*(x[rows] for x in samples), axis=0) for rows in drawn]
+    student = np.sort([(each - value) / jackknife(list(rows)) for each, rows in zip(found, drawn, strict=True)])
+    few = len(groups[0])
+    usual = scipy.stats.t.ppf(0.975, count - len(groups)) * max(error, np.std(found) * np.sqrt(few / (few - 1)))
+    most = scipy.stats.t.ppf(0.975, 2)
+    high = student[int(np.ceil(0.975 * resamples)) - 1]
+    low = student[int(np.ceil(0.025 * resamples)) - 1]
+    return value - max(usual, min(high, most) * error), value + max(usual, min(-low, most) * error)
 
 
-def test_ratio_of_sums_equals_scipys_paired_bootstrap() -> None:
-    rng = np.random.default_rng(3)
-    errors, reference = rng.gamma(2.0, size=15), rng.gamma(3.0, size=15)
-    theirs = scipy.stats.bootstrap(
-        (errors, reference),
-        skill,
-        paired=True,
-        vectorized=True,
-        axis=0,
-        n_resamples=2000,
-        confidence_level=0.9,
-        method="percentile",
-        rng=np.random.default_rng(4),
-    ).confidence_interval
-    (ours,) = bootstrap_interval(skill, errors, reference, rng=np.random.default_rng(4), resamples=2000, level=0.9)
-    assert ours.value == pytest.approx(1 - errors.sum() / reference.sum())
-    np.testing.assert_allclose(numbers(ours)[0, 1:], [theirs.low, theirs.high], rtol=1e-12)
+@pytest.mark.parametrize("statistic", [mean, iqm, skill])
+def test_interval_equals_a_plain_loop(statistic) -> None:
+    rng = np.random.default_rng(1)
+    samples = [rng.gamma(2.0, size=11) for _ in range(2 if statistic is skill else 1)]
+    (ours,) = bootstrap_interval(statistic, *samples, rng=np.random.default_rng(2), resamples=199)
+    expected = by_plain_loop(statistic, samples, 2, [list(range(11))], 199)
+    np.testing.assert_allclose(numbers(ours)[0, 1:3], expected, rtol=1e-9)
+    assert ours.trials == 11 and ours.value == pytest.approx(float(statistic(*samples, axis=0)))
+
+
+def test_stratified_interval_equals_a_plain_loop() -> None:
+    """Strata of one size and one spread, so that the degrees of freedom are those of all rows less the strata."""
+    x = np.random.default_rng(3).gamma(2.0, size=6)
+    x, labels = np.concatenate([x, x + 7.0]), np.repeat(["ant", "hopper"], 6)
+    (ours,) = bootstrap_interval(mean, x, rng=np.random.default_rng(4), strata=labels, resamples=199)
+    expected = by_plain_loop(mean, [x], 4, [list(range(6)), list(range(6, 12))], 199)
+    np.testing.assert_allclose(numbers(ours)[0, 1:3], expected, rtol=1e-9)
+
+
+def test_interval_holds_students() -> None:
+    """Of a mean it is never narrower than Student's t, and of many symmetric trials hardly wider."""
+    rng = np.random.default_rng(5)
+    for count in (5, 10, 80):
+        x = rng.standard_normal(count)
+        (ours,) = bootstrap_interval(mean, x, rng=rng)
+        theirs = scipy.stats.ttest_1samp(x, 0).confidence_interval()
+        low, high = numbers(ours)[0, 1:3]
+        assert low <= theirs.low + 1e-12 and theirs.high <= high + 1e-12
+    assert high - low < 1.2 * (theirs.high - theirs.low)
+
+
+def test_a_scale_bounds_what_it_is_of() -> None:
+    """However few and skewed the trials: an error is above 0 and a skill below 1, and both scales say the same."""
+    rng = np.random.default_rng(6)
+    errors, moved = np.exp(2 * rng.standard_normal((2, 6)))
+    (of_skill,) = bootstrap_interval(skill, errors, moved, rng=np.random.default_rng(7), scale=BELOW_ONE)
+    (of_ratio,) = bootstrap_interval(
+        lambda x, y, axis: x.sum(axis) / y.sum(axis), errors, moved, rng=np.random.default_rng(7), scale=POSITIVE
+    )
+    plain = bootstrap_interval(skill, errors, moved, rng=np.random.default_rng(7))[0]
+    assert of_skill.high < 1 < plain.high and of_ratio.low > 0
+    np.testing.assert_allclose(numbers(of_skill)[0, :3], 1 - numbers(of_ratio)[0, [0, 2, 1]], rtol=1e-9)
+    # Without errors there is no logarithm: that horizon is taken on the plain scale, the others are not.
+    both = np.stack([errors, np.zeros(6)], axis=1), np.stack([moved, moved], axis=1)
+    mine, never = bootstrap_interval(skill, *both, rng=np.random.default_rng(7), scale=BELOW_ONE)
+    assert mine == of_skill and never == Interval(1.0, 1.0, 1.0, 6)
 
 
 def test_horizons_are_vectorized_and_share_their_resamples() -> None:
@@ -111,23 +161,25 @@ def test_working_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert bootstrap_interval(iqm, x_NH, rng=np.random.default_rng(8), resamples=101) == whole
 
 
-def test_two_trials_in_closed_form() -> None:
-    # The mean of a resample is 2, 3 or 4 with probability 1/4, 1/2, 1/4: 95% of it is [2, 4], 40% of it [3, 3].
-    rng = np.random.default_rng(9)
-    assert bootstrap_interval(mean, [2.0, 4.0], rng=rng, resamples=2000) == [Interval(3.0, 2.0, 4.0)]
-    assert bootstrap_interval(mean, [2.0, 4.0], rng=rng, resamples=2000, level=0.4) == [Interval(3.0, 3.0, 3.0)]
+def coverage_module():
+    path = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
+    spec = importlib.util.spec_from_file_location("coverage_of_intervals", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_coverage_of_the_mean_interval() -> None:
-    """40 normal trials: the interval is close to mean ± 1.96 s/√n and covers the truth in about 19 of 20 data sets."""
-    rng = np.random.default_rng(10)
-    covered = 0
-    for _ in range(400):
-        x = rng.standard_normal(40) + 5
-        (interval,) = bootstrap_interval(mean, x, rng=rng, resamples=400)
-        assert interval.low is not None and interval.high is not None
-        covered += interval.low <= 5 <= interval.high
-    assert 0.91 <= covered / 400 <= 0.97
+COVERAGE = coverage_module()
+
+
+@pytest.mark.parametrize("case", COVERAGE.CASES, ids=lambda case: case.name)
+def test_intervals_cover_with_few_trials(case) -> None:
+    """At 5, 10 and 20 trials; `results/intervals` has the same simulation with more data sets."""
+    sets = {5: 500, 10: 300, 20: 100}
+    held = {n: COVERAGE.covered(case, n, count, resamples=200, seed=n)["ours"] for n, count in sets.items()}
+    wrong = sum((1 - held[n]) * count for n, count in sets.items()) / sum(sets.values())
+    assert wrong <= 0.07, held
 
 
 def test_strata_keep_their_sizes() -> None:
@@ -137,18 +189,19 @@ def test_strata_keep_their_sizes() -> None:
     (plain,) = bootstrap_interval(mean, x, rng=np.random.default_rng(11), resamples=1000)
     (stratified,) = bootstrap_interval(mean, x, rng=np.random.default_rng(11), strata=labels, resamples=1000)
     assert plain.low is not None and plain.high is not None and plain.high - plain.low > 3
-    np.testing.assert_allclose(numbers(stratified), [[4.2, 4.2, 4.2]])
+    np.testing.assert_allclose(numbers(stratified), [[4.2, 4.2, 4.2, 5]])
 
 
-def test_stratified_variance_in_closed_form() -> None:
-    """Variance of a stratified resampled mean: Σ_s n_s σ_s² / N², σ_s² the variance inside stratum s."""
+def test_stratified_interval_in_closed_form() -> None:
+    """Of a mean of two strata: Welch's standard error and degrees of freedom, weighted by the strata's sizes."""
     rng = np.random.default_rng(12)
-    x = np.concatenate([rng.normal(0, 1, 30), rng.normal(20, 3, 10)])
-    labels = np.repeat([0, 1], [30, 10])
-    (interval,) = bootstrap_interval(mean, x, rng=rng, strata=labels, resamples=20_000)
-    deviation = np.sqrt(30 * x[:30].var() + 10 * x[30:].var()) / 40
+    small, large = rng.normal(0, 1, 40), rng.normal(20, 3, 40)
+    (interval,) = bootstrap_interval(
+        mean, np.concatenate([small, large]), rng=rng, strata=np.repeat([0, 1], 40), resamples=4000
+    )
+    test = scipy.stats.ttest_ind(small, -large, equal_var=False).confidence_interval()  # of the sum of their means
     assert interval.low is not None and interval.high is not None
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * deviation, rel=0.03)
+    assert interval.high - interval.low == pytest.approx((test.high - test.low) / 2, rel=0.06)
 
 
 def test_paired_difference_cancels_what_trials_share() -> None:
@@ -183,29 +236,66 @@ def test_probability_of_improvement_takes_an_interval() -> None:
     y = rng.standard_normal((10, 2))
     x = np.stack([y[:, 0] + 100, y[:, 1]], axis=1)
     certain, even = bootstrap_interval(probability_of_improvement, x, y, rng=rng, resamples=300)
-    assert certain == Interval(1.0, 1.0, 1.0)
-    assert even == Interval(0.5, 0.5, 0.5)  # the same rows of x and y are drawn
+    assert certain == Interval(1.0, 1.0, 1.0, 10)
+    assert even == Interval(0.5, 0.5, 0.5, 10)  # the same rows of x and y are drawn
 
 
-def test_one_trial_has_a_value_and_no_interval() -> None:
-    assert bootstrap_interval(mean, [[3.0, 4.0]], rng=np.random.default_rng(0)) == [
-        Interval(3.0, None, None),
-        Interval(4.0, None, None),
-    ]
-    one_a_stratum = bootstrap_interval(mean, [3.0, 4.0], rng=np.random.default_rng(0), strata=["a", "b"])
-    assert one_a_stratum == [Interval(3.5, None, None)]
+@pytest.mark.parametrize("count", [5, 12])
+def test_a_share_of_trials_has_the_exact_interval(count: int) -> None:
+    for hits in range(count + 1):
+        x = np.arange(count) < hits
+        (ours,) = bootstrap_interval(paired_improvement, x, np.full(count, 0.5), rng=np.random.default_rng(0))
+        theirs = scipy.stats.binomtest(hits, count).proportion_ci(method="exact")
+        np.testing.assert_allclose(numbers(ours)[0], (hits / count, theirs.low, theirs.high, count), atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_too_few_trials_have_values_and_no_interval(count: int) -> None:
+    x = np.arange(2.0 * count).reshape(count, 2)
+    expected = [Interval(float(value), None, None, count) for value in x.mean(axis=0)]
+    assert bootstrap_interval(mean, x, rng=np.random.default_rng(0)) == expected
+    (share,) = bootstrap_interval(paired_improvement, x[:, 0], x[:, 1], rng=np.random.default_rng(0))
+    assert share == Interval(0.0, None, None, count)
+
+
+def test_a_stratum_of_one_trial_has_no_interval() -> None:
+    labels = ["a", "a", "a", "a", "b"]
+    found = bootstrap_interval(mean, np.arange(5.0), rng=np.random.default_rng(0), strata=labels)
+    assert found == [Interval(2.0, None, None, 5)]
 
 
 def test_a_zero_denominator_is_none_and_only_where_it_is() -> None:
-    errors_NH = np.array([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]])
-    reference_NH = np.array([[4.0, 0.0, 0.0], [4.0, 0.0, 4.0]])
+    errors_NH = np.array([[1.0] * 3] + [[2.0] * 3] * 4)
+    reference_NH = np.array([[4.0, 0.0, 4.0]] + [[4.0, 0.0, 0.0]] * 4)
     defined, never, sometimes = bootstrap_interval(
         skill, errors_NH, reference_NH, rng=np.random.default_rng(0), resamples=200
     )
-    np.testing.assert_allclose(numbers(defined), [[1 - 3 / 8, 0.5, 0.75]])
-    assert never == Interval(None, None, None)
-    # Resamples that hold the first trial alone have no reference error: the interval is unbounded.
-    assert sometimes == Interval(0.25, None, None)
+    assert defined.value == 1 - 9 / 20 and defined.low is not None and defined.low < 1 - 9 / 20
+    assert never == Interval(None, None, None, 5)
+    # Resamples without the first trial have no reference error: the interval is unbounded.
+    assert sometimes == Interval(1 - 9 / 4, None, None, 5)
+
+
+@pytest.mark.parametrize("null", [-2.0, 0.1, 5.0])
+def test_p_value_is_students_where_the_interval_is(null: float) -> None:
+    x = np.random.default_rng(18).standard_normal(9)
+    test = scipy.stats.ttest_1samp(x, null)
+    bounds = test.confidence_interval()
+    found = p_value(Interval(float(x.mean()), bounds.low, bounds.high, 9), null)
+    assert found == pytest.approx(test.pvalue, rel=1e-9)
+
+
+def test_p_value_at_the_ends_of_an_interval() -> None:
+    skewed = Interval(0.4, 0.1, 1.9, 7)
+    assert p_value(skewed, 0.1) == pytest.approx(0.05) and p_value(skewed, 1.9) == pytest.approx(0.05)
+    assert p_value(Interval(0.4, None, None, 3), 0.0) is None
+    assert p_value(Interval(1.0, 1.0, 1.0, 5), 0.0) == 0 and p_value(Interval(1.0, 1.0, 1.0, 5), 1.0) == 1
+
+
+def test_holm_by_hand() -> None:
+    # In order 0.01, 0.02, 0.03 and 0.04 count 4, 3, 2 and 1 times, and none less than the one before it.
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([0.04]) == [0.04] and holm([]) == []
 
 
 def test_what_is_not_finite_is_refused() -> None:

@@ -22,7 +22,7 @@ from tipl.errors import TiplError
 from tipl.jump import KINDS
 from tipl.model import write_file
 from tipl.presets import CollectConfig, JumpConfig, jumps_of
-from tipl.stats import bootstrap_interval, iqm, paired_improvement, ratio_of_iqms
+from tipl.stats import PLAIN, POSITIVE, bootstrap_interval, iqm, paired_improvement, ratio_of_iqms
 
 SHARES = (0.5, 0.75, 0.9)
 """Thresholds: so much of the way from plain PPO's first return to its final one."""
@@ -103,7 +103,7 @@ def compare(
             "overhead": float(run["jump_seconds"].sum()) / max(total - float(run["jump_seconds"].sum()), 1e-9),
         }
         for measure, (values, _) in measured[name].items():
-            entry[measure] = {**_summary(values), "by_seed": values.tolist()}
+            entry[measure] = {**_summary(values, measure.startswith("steps")), "by_seed": values.tolist()}
         if name != names[0]:
             entry["beside"] = {
                 measure: _beside(values, measured[names[0]][measure][0], measure.startswith("steps"))
@@ -169,16 +169,18 @@ def _curve(returns_NI: np.ndarray) -> dict[str, list[float]]:
     return {"iqm": iqm(filled, axis=0).round(3).tolist(), "low": low.round(3).tolist(), "high": high.round(3).tolist()}
 
 
-def _summary(values_N: np.ndarray) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    mean = bootstrap_interval(lambda x, axis: x.mean(axis=axis), values_N, rng=rng)[0]
-    middle = bootstrap_interval(iqm, values_N, rng=rng)[0]
-    return {"mean": mean.value, "mean_ci": mean.bounds, "iqm": middle.value, "iqm_ci": middle.bounds}
+def _summary(values_N: np.ndarray, is_cost: bool) -> dict[str, Any]:
+    rng, scale = np.random.default_rng(0), POSITIVE if is_cost else PLAIN
+    mean = bootstrap_interval(lambda x, axis: x.mean(axis=axis), values_N, rng=rng, scale=scale)[0]
+    middle = bootstrap_interval(iqm, values_N, rng=rng, scale=scale)[0]
+    return {
+        "mean": mean.value, "mean_ci": mean.bounds, "iqm": middle.value, "iqm_ci": middle.bounds, "seeds": mean.trials,
+    }  # fmt: skip
 
 
 def _beside(values_N: np.ndarray, plain_N: np.ndarray, is_cost: bool) -> dict[str, Any]:
     """Values beside the plain runs' of the same seeds."""
-    rng = np.random.default_rng(0)
+    rng, scale = np.random.default_rng(0), POSITIVE if is_cost else PLAIN
 
     def ratio(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
         return x.mean(axis=axis) / y.mean(axis=axis)
@@ -188,9 +190,10 @@ def _beside(values_N: np.ndarray, plain_N: np.ndarray, is_cost: bool) -> dict[st
 
     better = (plain_N, values_N) if is_cost else (values_N, plain_N)
     found = {
-        "ratio": bootstrap_interval(ratio, values_N, plain_N, rng=rng)[0],
-        "ratio_of_iqm": bootstrap_interval(ratio_of_iqms, values_N, plain_N, rng=rng)[0],
+        "ratio": bootstrap_interval(ratio, values_N, plain_N, rng=rng, scale=scale)[0],
+        "ratio_of_iqm": bootstrap_interval(ratio_of_iqms, values_N, plain_N, rng=rng, scale=scale)[0],
         "difference": bootstrap_interval(difference, values_N, plain_N, rng=rng)[0],
         "seeds_improved": bootstrap_interval(paired_improvement, *better, rng=rng)[0],
     }
-    return {name: each.value for name, each in found.items()} | {f"{name}_ci": e.bounds for name, e in found.items()}
+    values = {name: each.value for name, each in found.items()}
+    return values | {f"{name}_ci": each.bounds for name, each in found.items()} | {"seeds": len(values_N)}

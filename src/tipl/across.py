@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tipl.stats import Statistic, bootstrap_interval, iqm, ratio_of_iqms
+from tipl.stats import PLAIN, POSITIVE, Statistic, bootstrap_interval, iqm, ratio_of_iqms
 
 BEST = "{}, at its best rate"
 """What an arm is called whose learning rate was tuned, and so is another in every environment."""
@@ -25,12 +25,12 @@ def across(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Of every environment as many seeds count as the one with the fewest has, so that all weigh the same. Steps are
     divided by the reference's mean in the environment, a final return less the reference's by what plain training gains
-    there; then environments and seeds are one sample, whose IQM counts. The bootstrap draws seeds within each
-    environment (Agarwal et al. 2021, arXiv 2108.13264).
+    there; then environments and seeds are one sample, whose IQM counts. The interval draws seeds within each
+    environment (Agarwal et al. 2021, arXiv 2108.13264), so it is one of these environments and of no others.
 
     Returns:
         `environments`, their names, and `beside`, empty where no plain arm is shared: by reference, arm and measure a
-        `value` with its interval `ci`, and `by_environment` with each one's own.
+        `value` with its interval `ci` and the `runs` that it is of, and `by_environment` with each one's own.
     """
     roles = [_roles(each) for each in found]
     shared = [
@@ -72,15 +72,17 @@ def paired(
 ) -> dict[str, Any]:
     """One measure of an arm beside a reference, (arm, reference) of every environment, over `count` seeds: `across`."""
     values = [[np.array(arm[measure]["by_seed"][:count]) for arm in arms] for arms in pairs]
-    statistic: Statistic = ratio_of_iqms if measure.startswith("steps") else iqm
-    if measure.startswith("steps"):
+    is_cost = measure.startswith("steps")
+    statistic: Statistic = ratio_of_iqms if is_cost else iqm
+    if is_cost:
         samples = [(mine / theirs.mean(), theirs / theirs.mean()) for mine, theirs in values]
     else:
         samples = [((mine - theirs) / _gain(each),) for (mine, theirs), each in zip(values, found, strict=True)]
 
     def interval(*sample: np.ndarray, labels: np.ndarray | None = None) -> dict[str, Any]:
-        made = bootstrap_interval(statistic, *sample, rng=np.random.default_rng(0), strata=labels)[0]
-        return {"value": made.value, "ci": made.bounds}
+        scale, rng = POSITIVE if is_cost else PLAIN, np.random.default_rng(0)
+        made = bootstrap_interval(statistic, *sample, rng=rng, strata=labels, scale=scale)[0]
+        return {"value": made.value, "ci": made.bounds, "runs": made.trials}
 
     together = [np.concatenate(parts) for parts in zip(*samples, strict=True)]
     return interval(*together, labels=np.repeat(np.arange(len(found)), count)) | {

@@ -12,7 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from tipl.stats import Interval, bootstrap_interval, iqm, paired_difference, paired_improvement, skill
+from tipl.stats import (
+    BELOW_ONE,
+    PLAIN,
+    POSITIVE,
+    Interval,
+    Scale,
+    bootstrap_interval,
+    holm,
+    iqm,
+    p_value,
+    paired_difference,
+    paired_improvement,
+    skill,
+)
 
 Scores = dict[str, Any]
 
@@ -66,12 +79,16 @@ def weight_scores(
     error, moved = (by_trial(values, origins.trial, timed) for values in (own.error, own.moved))
     dot, length = own.dot[timed].sum(0), own.length[timed].sum(0)
     total = own.moved[timed].sum(0)
+    skills = _skills(own, origins, timed, seed)
     places = {str(p): timed & (origins.place == p) for p in np.unique(origins.place[timed]).tolist() if p >= 0}
     by_place = {place: _skills(own, origins, mask, seed) for place, mask in places.items()}
-    by_phase = {phase: _skills(own, origins, mask, seed) for phase, mask in origins.phases().items()}
+    phases = origins.phases()
+    by_phase = {phase: _skills(own, origins, mask, seed) for phase, mask in phases.items()}
     return {
+        "trials": len(error),
         "wpe": _row(horizons, own.error[timed].mean(0) / num_weights),
-        **_with_interval("skill", horizons, _skills(own, origins, timed, seed)),
+        **_with_interval("skill", horizons, skills),
+        "skill_holm": _row(horizons, _holm(skills)),
         **_with_interval("skill_iqm", horizons, bootstrap_interval(_iqm_of_skills, error, moved, rng=_rng(seed))),
         **_with_interval(
             "trials_improved", horizons, bootstrap_interval(paired_improvement, moved, error, rng=_rng(seed))
@@ -80,9 +97,16 @@ def weight_scores(
         "cosine": _row(horizons, _ratio(dot, np.sqrt(length * total))),
         "length_ratio": _row(horizons, np.sqrt(_ratio(length, total))),
         "skill_by_place": {place: _row(horizons, map(_value, found)) for place, found in by_place.items()},
+        "skill_by_place_trials": {place: _count(origins, mask) for place, mask in places.items()},
         "skill_by_place_ci": {place: _row(horizons, map(_bounds, found)) for place, found in by_place.items()},
         "skill_by_phase": {phase: _row(horizons, map(_value, found)) for phase, found in by_phase.items()},
         "skill_by_phase_ci": {phase: _row(horizons, map(_bounds, found)) for phase, found in by_phase.items()},
+        "skill_by_phase_trials": {phase: _count(origins, mask) for phase, mask in phases.items()},
+        "by_trial": {
+            "trial": np.unique(origins.trial[timed]).tolist(),
+            "error": error.tolist(),
+            "moved": moved.tolist(),
+        },
     }
 
 
@@ -108,6 +132,7 @@ def return_scores(returns: Returns, origins: Origins, horizons: Sequence[int], s
             "true": returns.true.reshape(-1).tolist(),
             "predicted": returns.predicted.reshape(-1).tolist(),
             "origin": np.broadcast_to(returns.origin[:, None], gap.shape).reshape(-1).tolist(),
+            "trial": np.broadcast_to(origins.trial[:, None], gap.shape).reshape(-1).tolist(),
         },
     }
 
@@ -118,6 +143,8 @@ def gap_scores(returns: Returns, origins: Origins, mask: np.ndarray, horizons: S
     Gain recovered is (mean J(φ̃) − mean J(φ_t)) / (mean J(φ_{t+h}) − mean J(φ_t)): None unless the interval of its
     denominator lies above zero, for there is nothing to recover otherwise. R² is of the change in return from φ_t; None
     where that is the same everywhere. Persistence's REPW is |J(φ_{t+h}) − J(φ_t)|, paired with the forecast's by trial.
+    A few origins can make most of a mean, so the median and the IQM of single origins stand beside REPW, and the share
+    that the worst one has in it.
     """
     now, groups = returns.origin[mask][:, None], origins.trial[mask]
     change, forecast = returns.true[mask] - now, returns.predicted[mask] - now
@@ -128,14 +155,18 @@ def gap_scores(returns: Returns, origins: Origins, mask: np.ndarray, horizons: S
     better = (forecast > 0) + 0.5 * (forecast == 0)
     sums = (by_trial(part, groups) for part in ((change - forecast) ** 2, change**2, change, np.ones_like(change)))
     return {
-        **_with_interval("repw", horizons, mean_by_trial(repw, groups, seed)),
+        "trials": len(np.unique(groups)),
+        **_with_interval("repw", horizons, mean_by_trial(repw, groups, seed, POSITIVE)),
+        "repw_median": _row(horizons, np.median(repw, axis=0)),
+        "repw_iqm": _row(horizons, iqm(repw, axis=0)),
+        "repw_largest_share": _row(horizons, _ratio(repw.max(axis=0), repw.sum(axis=0))),
         **_with_interval("repw_minus_persistence", horizons, mean_by_trial(repw - stood, groups, seed)),
         **_with_interval("true_gain", horizons, to_gain),
         **_with_interval("gain", horizons, mean_by_trial(forecast, groups, seed)),
         **_with_interval(
             "gain_recovered", horizons, [r if ok else _NONE for r, ok in zip(recovered, real, strict=True)]
         ),
-        **_with_interval("change_r2", horizons, bootstrap_interval(_r2, *sums, rng=_rng(seed))),
+        **_with_interval("change_r2", horizons, bootstrap_interval(_r2, *sums, rng=_rng(seed), scale=BELOW_ONE)),
         **_with_interval("better_than_origin", horizons, mean_by_trial(better, groups, seed)),
     }
 
@@ -143,15 +174,16 @@ def gap_scores(returns: Returns, origins: Origins, mask: np.ndarray, horizons: S
 def floor_scores(true: np.ndarray, again: np.ndarray, origins: Origins, horizons: Sequence[int], seed: int) -> Scores:
     """The noise floor of REPW: mean |difference| of the true policies' returns [M, H] and those on other episodes, at
     every horizon and, for short, at the last."""
-    found = mean_by_trial(np.abs(true - again), origins.trial, seed)
+    found = mean_by_trial(np.abs(true - again), origins.trial, seed, POSITIVE)
     last = {"noise_floor": _plain(_value(found[-1])), "noise_floor_ci": _plain(_bounds(found[-1]))}
-    return last | _with_interval("noise_floor_by_horizon", horizons, found)
+    count = {"noise_floor_trials": len(np.unique(origins.trial))}
+    return last | count | _with_interval("noise_floor_by_horizon", horizons, found)
 
 
-def mean_by_trial(values: np.ndarray, trial: np.ndarray, seed: int) -> list[Interval]:
-    """Mean over origins of values [M, H] with its interval by trial."""
+def mean_by_trial(values: np.ndarray, trial: np.ndarray, seed: int, scale: Scale = PLAIN) -> list[Interval]:
+    """Mean over origins of values [M, H] with its interval by trial, found on `scale`."""
     sums, counts = by_trial(values, trial), by_trial(np.ones_like(values), trial)
-    return bootstrap_interval(_ratio_of_sums, sums, counts, rng=_rng(seed))
+    return bootstrap_interval(_ratio_of_sums, sums, counts, rng=_rng(seed), scale=scale)
 
 
 def by_trial(values: np.ndarray, trial: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -171,7 +203,8 @@ def _against_the_best(
     if not others:
         nothing = dict.fromkeys(map(str, horizons))
         keys = ("skill_minus_best_baseline", "trials_ahead_of_best")
-        return dict.fromkeys(("best_baseline", *keys, *(f"{key}_ci" for key in keys)), nothing)
+        more = ("best_baseline", "skill_minus_best_baseline_holm", *(f"{key}_ci" for key in keys))
+        return dict.fromkeys((*keys, *more), nothing)
     sums = {n: by_trial(compared[n].error, origins.trial, origins.by_time) for n in (name, *others)}
     moved = by_trial(compared[name].moved, origins.trial, origins.by_time)
     best = [others[i] for i in np.stack([sums[other].sum(0) for other in others]).argmin(0)]
@@ -183,13 +216,25 @@ def _against_the_best(
     return {
         "best_baseline": _row(horizons, best),
         **_with_interval("skill_minus_best_baseline", horizons, leads),
+        "skill_minus_best_baseline_holm": _row(horizons, _holm(leads)),
         **_with_interval("trials_ahead_of_best", horizons, ahead),
     }
 
 
 def _skills(compared: Comparison, origins: Origins, mask: np.ndarray, seed: int) -> list[Interval]:
     error, moved = (by_trial(values, origins.trial, mask) for values in (compared.error, compared.moved))
-    return bootstrap_interval(skill, error, moved, rng=_rng(seed))
+    return bootstrap_interval(skill, error, moved, rng=_rng(seed), scale=BELOW_ONE)
+
+
+def _count(origins: Origins, mask: np.ndarray) -> int:
+    return len(np.unique(origins.trial[mask]))
+
+
+def _holm(found: Sequence[Interval]) -> list[float | None]:
+    """p-values of zero that hold at all horizons at once; None where one has no interval."""
+    single = [p_value(interval, 0.0) for interval in found]
+    adjusted = iter(holm([p for p in single if p is not None]))
+    return [None if p is None else next(adjusted) for p in single]
 
 
 def _iqm_of_skills(error: np.ndarray, moved: np.ndarray, axis: int) -> np.ndarray:
@@ -214,7 +259,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
 
 
-_NONE = Interval(None, None, None)
+_NONE = Interval(None, None, None, 0)
 
 
 def _rng(seed: int) -> np.random.Generator:
