@@ -290,7 +290,7 @@ def test_weight_scores_by_hand():
     assert scores["skill_by_phase"]["rising"]["3"] == pytest.approx(1 - 5 / 4)
     assert scores["skill_by_place"] == {"0": {"3": pytest.approx(0.5)}, "1": {"3": pytest.approx(0.5)}}
     assert scores["skill_minus_best_baseline_ci"]["3"] is scores["skill_holm"]["3"] is None  # two trials are too few
-    assert scores["trials"] == 2 and scores["skill_by_phase_trials"] == {"rising": 1, "ceiling": 1}
+    assert scores["trials"] == 2 and scores["skill_by_phase_trials"] == {"rising": 1, "ceiling": 2}
     assert scores["by_trial"] == {"trial": [1, 2], "error": [[1], [3]], "moved": [[2], [6]]}
     assert scores["best_baseline"]["3"] == "b" and scores["skill_minus_best_baseline"]["3"] == pytest.approx(2 / 8)
     # Trial by trial the skills are 1/2 and 1/2; a is the better one in both, and better than nothing in both.
