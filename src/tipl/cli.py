@@ -7,7 +7,6 @@ What a verb needs is imported when it runs, so that `--help` and a mistyped flag
 here: a stage that starts processes gives each of them one, a stage that does not uses what torch and BLAS are given.
 """
 
-import argparse
 import dataclasses
 import errno
 import sys
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from tipl import __version__
+from tipl.checks import AnyPath, Count, NotNegative, Positive, Whole
 from tipl.errors import TiplError
 from tipl.experiments import EXPERIMENTS
-from tipl.flags import add_settings, with_flags
+from tipl.flags import add_settings, reader, with_flags
 from tipl.presets import (
     CausalTrainConfig,
     CollectConfig,
@@ -40,7 +40,10 @@ PRESETS = tuple(dict.fromkeys(preset for presets in EXPERIMENTS.values() for pre
 INTERRUPTED = "tipl: interrupted; what was committed stays readable, the same command goes on (train: with --resume)"
 
 # What a disk or a path of the user's can do to any stage; every other OSError is a bug.
-_USER_OS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_USER_OS_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +67,10 @@ def exit_code(run: Callable[[], None]) -> int:
             raise
         where = f": {error.filename}" if error.filename else ""
         return _refuse(f"{error.strerror}{where}; what was committed stays readable")
+    except MemoryError:
+        return _refuse(
+            "this takes more memory than there is; make it smaller (fewer trials, steps, weights or origins)"
+        )
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         return 130
@@ -91,13 +98,13 @@ def _add_verb(verbs: Any, name: str, run: Callable[[Namespace], None], what: str
     return verb
 
 
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
+def _out_beside(store: Path, suffix: str) -> Path:
+    """The folder beside a store that has its whole name and a suffix: run-lr0.01.eval of run-lr0.01."""
+    store = store if store.name not in ("", "..") else store.resolve()
+    return store.with_name(store.name + suffix)
 
 
-# The verbs, in the order in which the data flows.
+# The verbs, in the order in which the data flows: the flags of each, and what it calls.
 
 
 def build_parser() -> ArgumentParser:
@@ -105,133 +112,46 @@ def build_parser() -> ArgumentParser:
     parser = _Parser("tipl", description="Policy weights as trajectories: collect, model, forecast, judge.")
     parser.add_argument("--version", action="version", version=f"tipl {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for flags in (
+        _reproduce_flags, _collect_flags, _fit_svd_flags, _train_flags, _evaluate_flags, _forecast_flags,
+        _accelerate_flags, _report_flags,
+    ):  # fmt: skip
+        flags(verbs)
+    data = verbs.add_parser("data", help="look at a store").add_subparsers(title="verbs", metavar="VERB", required=True)
+    for flags in (_look_flags, _compact_flags, _random_walk_flags):
+        flags(data)
+    return parser
 
+
+def _add_path(verb: ArgumentParser, name: str, metavar: str, told: str | None = None, **options: Any) -> None:
+    verb.add_argument(name, type=reader(AnyPath), metavar=metavar, help=told, **options)
+
+
+def _add_number(verb: ArgumentParser, flag: str, kind: Any, metavar: str, told: str, **options: Any) -> None:
+    verb.add_argument(flag, type=reader(kind), metavar=metavar, help=told, **options)
+
+
+def _reproduce_flags(verbs: Any) -> None:
     verb = _add_verb(verbs, "reproduce", _reproduce, "run one of the paper's experiments from collection to report")
     verb.add_argument("experiment", choices=EXPERIMENTS)
     verb.add_argument("--preset", choices=PRESETS, default="quick", help="its size [quick]")
-    verb.add_argument("--out", type=Path, metavar="DIR", default=None, help="[runs/<experiment>-<preset>]")
-
-    verb = _add_verb(verbs, "collect", _collect, "run PPO trials and store the weights that they pass through")
-    verb.add_argument("--out", type=Path, metavar="STORE", required=True, help="a new store, or one to go on with")
-    verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
-    verb.add_argument("--workers", type=_positive, metavar="N", default=None, help="processes, or threads [one a core]")
-    verb.add_argument(
-        "--device",
-        choices=get_args(Device),
-        default="cpu",
-        help="of the policies and updates [cpu]",
-    )
-    verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
-    add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
-
-    verb = _add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
-    verb.add_argument("store", type=Path, metavar="STORE")
-    verb.add_argument("--out", type=Path, metavar="CODES", required=True)
-    add_settings(verb, SVDConfig)
-
-    verb = _add_verb(verbs, "train", _train, "train a model on a store's training trials")
-    verb.add_argument("store", type=Path, metavar="STORE", nargs="+", help="several with --model causal")
-    verb.add_argument("--out", type=Path, metavar="MODEL", required=True)
-    verb.add_argument("--codes", type=Path, metavar="CODES", default=None, help="what fit-svd wrote [fit anew]")
-    verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
-    verb.add_argument("--tensorboard", type=Path, metavar="DIR", default=None, help="also write curves for TensorBoard")
-    verb.add_argument("--device", choices=get_args(Device), default="cpu", help="that trains [cpu]")
-    add_settings(verb, TrainConfig, other=("--model causal", CausalTrainConfig()))
-    add_settings(verb.add_argument_group("the SVD, where no --codes are given"), SVDConfig)
-
-    verb = _add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials")
-    verb.add_argument("store", type=Path, metavar="STORE")
-    verb.add_argument("--model", type=Path, metavar="MODEL", dest="models", nargs="+", action="extend", default=[])
-    verb.add_argument("--codes", type=Path, metavar="CODES", default=None, help="also judge a line through these codes")
-    verb.add_argument(
-        "--fit",
-        type=Path,
-        metavar="STORE",
-        default=None,
-        help="fit the baselines on this other store and judge every trial [the store itself]",
-    )
-    verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
-    verb.add_argument("--out", type=Path, metavar="EVAL", default=None, help="[STORE with the suffix .eval]")
-    add_settings(verb, EvaluateConfig)
-
-    verb = _add_verb(verbs, "forecast", _forecast, "write one predicted policy and run it")
-    verb.add_argument("--store", type=Path, metavar="STORE", required=True)
-    for flag, what in (
-        ("--trial", "its seed"),
-        ("--origin", "the last snapshot that the model sees"),
-        ("--horizon", "snapshots ahead"),
-    ):
-        verb.add_argument(flag, type=int, metavar="N", required=True, help=what)
-    verb.add_argument("--out", type=Path, metavar="FILE.safetensors", required=True)
-    verb.add_argument(
-        "--model", metavar="MODEL", default="causal", help="a folder, or the name of one shipped [causal]"
-    )
-    verb.add_argument(
-        "--stretch", type=float, metavar="X", default=1.0, help="that the displacement from φ_t is multiplied by [1]"
-    )
-    verb.add_argument("--adapt", action="store_true", help="correct it by what came of earlier forecasts in the trial")
-    verb.add_argument("--episodes", type=int, metavar="N", default=20, help="that a return is the mean of [20]")
-    verb.add_argument("--json", action="store_true", help="print JSON")
-
-    verb = _add_verb(verbs, "accelerate", _accelerate, "train with jumps to forecast weights, and plainly, and compare")
-    verb.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new folder, or one to go on with")
-    verb.add_argument(
-        "--forecaster",
-        metavar="NAME",
-        default="line",
-        help=f"{', '.join(get_args(ForecasterName))} or the folder of a causal model [line]",
-    )
-    verb.add_argument(
-        "--fit", type=Path, metavar="STORE", default=None, help="to fit the autoregression on [the package's own]"
-    )
-    verb.add_argument(
-        "--plain-learning-rate", type=float, metavar="X", default=None, help="of the plain runs [--ppo.learning-rate]"
-    )
-    verb.add_argument(
-        "--targets", type=float, metavar="RETURN", nargs="+", default=[], help="returns to count the steps to, too"
-    )
-    verb.add_argument("--workers", type=_positive, metavar="N", default=None, help="processes [one a core]")
-    told = (
-        "Defaults are those for a line; other forecasters have their own where nothing is given (tipl.presets.JUMPS)."
-    )
-    add_settings(verb.add_argument_group("the jumps", told), JumpConfig)
-    add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
-
-    verb = _add_verb(verbs, "report", _report, "write evaluations and accelerations as one self-contained page")
-    verb.add_argument("evals", type=Path, metavar="EVAL", nargs="+")
-    verb.add_argument("--out", type=Path, metavar="FILE.html", required=True)
-
-    data = verbs.add_parser("data", help="look at a store").add_subparsers(title="verbs", metavar="VERB", required=True)
-    for verb in (
-        _add_verb(data, "info", _data_info, "what a store holds"),
-        _add_verb(data, "verify", _data_verify, "read everything that was committed and say what is damaged"),
-    ):
-        verb.add_argument("store", type=Path, metavar="STORE")
-        verb.add_argument("--json", action="store_true", help="print JSON")
-
-    verb = _add_verb(data, "compact", _compact, "write a store again in a fifth of its bytes, the weights rounded")
-    verb.add_argument("store", type=Path, metavar="STORE")
-    verb.add_argument("--out", type=Path, metavar="STORE2", required=True, help="a new store, or one to go on with")
-    add_settings(verb, CompactConfig)
-
-    verb = _add_verb(data, "random-walk", _random_walk, "write random walks, of which is known what can be forecast")
-    verb.add_argument("--out", type=Path, metavar="STORE", required=True)
-    for flag, default, what in (
-        ("--trials", 50, "walks"),
-        ("--snapshots", 1951, "snapshots of each, T"),
-        ("--dim", 122, "weights of each, P"),
-        ("--seed", 1, "of the first walk; the others count up from it"),
-    ):
-        verb.add_argument(flag, type=int, metavar="N", default=default, help=f"{what} [{default}]")
-    verb.add_argument("--drift", type=float, metavar="D", default=0.0, help="length, in steps of the noise [0]")
-    verb.add_argument("--anneal", action="store_true", help="let the steps shrink linearly to 0")
-    return parser
+    _add_path(verb, "--out", "DIR", "[runs/<experiment>-<preset>]")
 
 
 def _reproduce(arguments: Namespace) -> None:
     from tipl.reproduce import reproduce
 
     _wrote(reproduce(arguments.experiment, arguments.preset, arguments.out))
+
+
+def _collect_flags(verbs: Any) -> None:
+    verb = _add_verb(verbs, "collect", _collect, "run PPO trials and store the weights that they pass through")
+    _add_path(verb, "--out", "STORE", "a new store, or one to go on with", required=True)
+    verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
+    _add_number(verb, "--workers", Count, "N", "processes, or threads [one a core]")
+    verb.add_argument("--device", choices=get_args(Device), default="cpu", help="of the policies and updates [cpu]")
+    _add_path(verb, "--tensorboard", "DIR", "also write curves for TensorBoard")
+    add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
 
 
 def _collect(arguments: Namespace) -> None:
@@ -266,11 +186,30 @@ def collect_settings(arguments: Namespace) -> CollectConfig:
     return with_flags(presets[env_id], vars(arguments))
 
 
+def _fit_svd_flags(verbs: Any) -> None:
+    verb = _add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
+    _add_path(verb, "store", "STORE")
+    _add_path(verb, "--out", "CODES", required=True)
+    add_settings(verb, SVDConfig)
+
+
 def _fit_svd(arguments: Namespace) -> None:
     config = with_flags(SVDConfig(), vars(arguments))
     from tipl.representation import fit_svd
 
     _wrote(fit_svd(arguments.store, arguments.out, config))
+
+
+def _train_flags(verbs: Any) -> None:
+    verb = _add_verb(verbs, "train", _train, "train a model on a store's training trials")
+    _add_path(verb, "store", "STORE", "several with --model causal", nargs="+")
+    _add_path(verb, "--out", "MODEL", required=True)
+    _add_path(verb, "--codes", "CODES", "what fit-svd wrote [fit anew]")
+    verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
+    _add_path(verb, "--tensorboard", "DIR", "also write curves for TensorBoard")
+    verb.add_argument("--device", choices=get_args(Device), default="cpu", help="that trains [cpu]")
+    add_settings(verb, TrainConfig, other=("--model causal", CausalTrainConfig()))
+    add_settings(verb.add_argument_group("the SVD, where no --codes are given"), SVDConfig)
 
 
 def _train(arguments: Namespace) -> None:
@@ -290,13 +229,38 @@ def _train(arguments: Namespace) -> None:
         _wrote(out, f" ({kept(out)})")
 
 
+def _evaluate_flags(verbs: Any) -> None:
+    verb = _add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials")
+    _add_path(verb, "store", "STORE")
+    _add_path(verb, "--model", "MODEL", dest="models", nargs="+", action="extend", default=[])
+    _add_path(verb, "--codes", "CODES", "also judge a line through these codes")
+    _add_path(verb, "--fit", "STORE", "fit the baselines on this other store and judge every trial [the store itself]")
+    verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
+    _add_path(verb, "--out", "EVAL", "[STORE.eval]")
+    add_settings(verb, EvaluateConfig)
+
+
 def _evaluate(arguments: Namespace) -> None:
     config = with_flags(EvaluateConfig(), vars(arguments))
-    out = arguments.out or arguments.store.with_suffix(".eval")
+    out = arguments.out or _out_beside(arguments.store, ".eval")
     from tipl.evaluate import evaluate
 
     how = {name: getattr(arguments, name) for name in ("models", "codes", "fit")}
     _wrote(evaluate(arguments.store, out, config, **how, returns=not arguments.no_returns))
+
+
+def _forecast_flags(verbs: Any) -> None:
+    verb = _add_verb(verbs, "forecast", _forecast, "write one predicted policy and run it")
+    _add_path(verb, "--store", "STORE", required=True)
+    _add_number(verb, "--trial", Whole, "N", "its seed", required=True)
+    _add_number(verb, "--origin", Whole, "N", "the last snapshot that the model sees", required=True)
+    _add_number(verb, "--horizon", Count, "N", "snapshots ahead", required=True)
+    _add_path(verb, "--out", "FILE.safetensors", required=True)
+    _add_path(verb, "--model", "MODEL", "a folder, or the name of one shipped [causal]", default="causal")
+    _add_number(verb, "--stretch", Positive, "X", "that the displacement from φ_t is multiplied by [1]", default=1.0)
+    verb.add_argument("--adapt", action="store_true", help="correct it by what came of earlier forecasts in the trial")
+    _add_number(verb, "--episodes", Whole, "N", "that a return is the mean of [20]", default=20)
+    verb.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _forecast(arguments: Namespace) -> None:
@@ -305,6 +269,22 @@ def _forecast(arguments: Namespace) -> None:
     names = "store", "trial", "origin", "horizon", "out", "model", "stretch", "adapt", "episodes"
     prediction = forecast_policy(**{name: getattr(arguments, name) for name in names})
     show(dataclasses.asdict(prediction), arguments.json)
+
+
+def _accelerate_flags(verbs: Any) -> None:
+    verb = _add_verb(verbs, "accelerate", _accelerate, "train with jumps to forecast weights, and plainly, and compare")
+    _add_path(verb, "--out", "DIR", "a new folder, or one to go on with", required=True)
+    names = f"{', '.join(get_args(ForecasterName))} or the folder of a causal model [line]"
+    verb.add_argument("--forecaster", type=reader(str), metavar="NAME", default="line", help=names)
+    _add_path(verb, "--fit", "STORE", "to fit the autoregression on [the package's own]")
+    _add_number(verb, "--plain-learning-rate", Positive, "X", "of the plain runs [--ppo.learning-rate]")
+    _add_number(verb, "--targets", float, "RETURN", "returns to count the steps to, too", nargs="+", default=[])
+    _add_number(verb, "--workers", Count, "N", "processes [one a core]")
+    told = (
+        "Defaults are those for a line; other forecasters have their own where nothing is given (tipl.presets.JUMPS)."
+    )
+    add_settings(verb.add_argument_group("the jumps", told), JumpConfig)
+    add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
 
 
 def _accelerate(arguments: Namespace) -> None:
@@ -317,30 +297,31 @@ def _accelerate(arguments: Namespace) -> None:
     _wrote(accelerate(config, arguments.out, jump=jump, **{name: getattr(arguments, name) for name in names}))
 
 
+def _report_flags(verbs: Any) -> None:
+    verb = _add_verb(verbs, "report", _report, "write evaluations and accelerations as one self-contained page")
+    _add_path(verb, "evals", "EVAL", nargs="+")
+    _add_path(verb, "--out", "FILE.html", required=True)
+
+
 def _report(arguments: Namespace) -> None:
     from tipl.report import report
 
     _wrote(report(arguments.evals, arguments.out))
 
 
+def _look_flags(verbs: Any) -> None:
+    for verb in (
+        _add_verb(verbs, "info", _data_info, "what a store holds"),
+        _add_verb(verbs, "verify", _data_verify, "read everything that was committed and say what is damaged"),
+    ):
+        _add_path(verb, "store", "STORE")
+        verb.add_argument("--json", action="store_true", help="print JSON")
+
+
 def _data_info(arguments: Namespace) -> None:
     from tipl.store import data_info
 
     show(data_info(arguments.store), arguments.json)
-
-
-def _compact(arguments: Namespace) -> None:
-    config = with_flags(CompactConfig(), vars(arguments))
-    from tipl.compact import compact
-
-    _wrote(compact(arguments.store, arguments.out, config))
-
-
-def _random_walk(arguments: Namespace) -> None:
-    from tipl.walks import random_walk
-
-    sizes = {name: getattr(arguments, name) for name in ("trials", "snapshots", "dim", "drift", "seed", "anneal")}
-    _wrote(random_walk(arguments.out, **sizes))
 
 
 def _data_verify(arguments: Namespace) -> None:
@@ -351,6 +332,41 @@ def _data_verify(arguments: Namespace) -> None:
     if not facts["ok"]:
         trials = ", ".join(map(str, sorted({part["trial"] for part in facts["damage"]})))
         raise TiplError(f"{arguments.store} is damaged in the trials {trials}: remove their folders and collect again")
+
+
+def _compact_flags(verbs: Any) -> None:
+    verb = _add_verb(verbs, "compact", _compact, "write a store again in a fifth of its bytes, the weights rounded")
+    _add_path(verb, "store", "STORE")
+    _add_path(verb, "--out", "STORE2", "a new store, or one to go on with", required=True)
+    add_settings(verb, CompactConfig)
+
+
+def _compact(arguments: Namespace) -> None:
+    config = with_flags(CompactConfig(), vars(arguments))
+    from tipl.compact import compact
+
+    _wrote(compact(arguments.store, arguments.out, config))
+
+
+def _random_walk_flags(verbs: Any) -> None:
+    verb = _add_verb(verbs, "random-walk", _random_walk, "write random walks, of which is known what can be forecast")
+    _add_path(verb, "--out", "STORE", required=True)
+    for flag, kind, default, what in (
+        ("--trials", Count, 50, "walks"),
+        ("--snapshots", Count, 1951, "snapshots of each, T"),
+        ("--dim", Count, 122, "weights of each, P"),
+        ("--seed", Whole, 1, "of the first walk; the others count up from it"),
+    ):
+        _add_number(verb, flag, kind, "N", f"{what} [{default}]", default=default)
+    _add_number(verb, "--drift", NotNegative, "D", "length, in steps of the noise [0]", default=0.0)
+    verb.add_argument("--anneal", action="store_true", help="let the steps shrink linearly to 0")
+
+
+def _random_walk(arguments: Namespace) -> None:
+    from tipl.walks import random_walk
+
+    sizes = {name: getattr(arguments, name) for name in ("trials", "snapshots", "dim", "drift", "seed", "anneal")}
+    _wrote(random_walk(arguments.out, **sizes))
 
 
 def _wrote(path: Path, what: str = "") -> None:

@@ -8,9 +8,13 @@ import ast
 import dataclasses
 import inspect
 from argparse import SUPPRESS
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from tipl.checks import AnyPath, checked
+from tipl.errors import TiplError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,7 +28,7 @@ def add_settings(parser: Any, settings: Any, prefix: str = "", *, other: tuple[s
     Args:
         other: a case in which other settings are the defaults, and these.
     """
-    kinds = get_type_hints(settings)
+    kinds = get_type_hints(settings, include_extras=True)
     notes = _field_notes(settings)
     for field in dataclasses.fields(settings):
         kind = kinds[field.name]
@@ -58,7 +62,30 @@ def _parsing(kind: Any) -> dict[str, Any]:
         return {"choices": get_args(kind)}
     if get_origin(kind) is tuple:
         return {**_parsing(get_args(kind)[0]), "nargs": "+"}
-    return {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
+    return {"type": reader(kind), "metavar": {int: "N", float: "X", str: "NAME"}[_bare(kind)]}
+
+
+def reader(kind: Any) -> Callable[[str], Any]:
+    """Return what reads a flag of this type: int, float or str, with bounds or without, or AnyPath."""
+    read = Path if kind == AnyPath else _bare(kind)
+    words = {int: "a whole number", float: "a number"}
+
+    def parse(text: str) -> Any:
+        try:
+            if read in words:
+                return checked("it", read(text), kind)
+            return read(checked("it", text, kind))
+        except TiplError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix("it is ").removesuffix(".")) from error
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is not {words[read]}") from error
+
+    return parse
+
+
+def _bare(kind: Any) -> Any:
+    """The type without its bounds."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _field_notes(settings: type) -> dict[str, str]:
