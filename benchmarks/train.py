@@ -5,8 +5,8 @@ In: random codes of the size of the quick experiment's.  Out: OUT, JSON: segment
 The other side is the same architecture built on `transformers`' GPT2Model, its position embeddings zeroed and an
 embedding of the timestep added; a batch is put together segment by segment in Python: draw a trial and an origin,
 slice, pad on the left, and join. Both have AdamW, a linear warm-up and clipping. Rounds of the two alternate in one
-process on one thread; the ratio is the median over rounds of each round's own. Ours trains in bfloat16 where the
-processor multiplies it, as `tipl train` does; it is timed in float32, too. With --device cuda both models are on the
+process on one thread; the ratio is the median over rounds of each round's own. Ours trains as with --precision fast, in
+bfloat16 where the processor multiplies it; it is timed in float32, the default of `tipl train`, too. With --device cuda both models are on the
 GPU, and ours is also timed with its kernels launched one by one instead of replayed from a recording.
 
 `transformers` is needed here and nowhere else: install it in an environment of its own; -P keeps it from taking
@@ -36,7 +36,7 @@ from tipl.train import NextCode, Place
 from tipl.train.loop import Training
 
 TRIALS, SNAPSHOTS, DIM = 40, 1951, 32
-CONFIG = TrainConfig()
+CONFIG = TrainConfig(precision="fast")
 
 
 class OnGPT2(nn.Module):
@@ -117,7 +117,7 @@ def main() -> None:
 
     def training(out: str) -> Training:
         place = Place.of(asked.device, CONFIG.batch_size)
-        task = NextCode(trials[:TRIALS], trials[TRIALS:], [np.ones(DIM)] * 2, CONFIG, {}, place)
+        task = NextCode(trials[:TRIALS], trials[TRIALS:], [np.ones(DIM)] * (TRIALS + 2), CONFIG, {}, place)
         task.model.train()
         return Training(task, CONFIG, Path(out), {}, False, lambda name, value, step: None, place)
 
