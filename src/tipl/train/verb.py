@@ -107,9 +107,13 @@ def _split(store: Path) -> Split:
 
 
 def _learned_from(store: Path, split: Split) -> dict[str, Any]:
-    """What a model remembers of a store, so that it is never judged on trials that it has seen."""
+    """What a model remembers of a store, so that it is never judged on trials that it has seen.
+
+    Of a compact store the id is that of the one it was made of: they have the same trials.
+    """
     seen = {"train": [*split.train], "validation": [*split.validation]}
-    return {"id": getattr(Store.open(store), "id", None), "name": store.resolve().name, **seen}
+    data = Store.open(store)
+    return {"id": data.ids[-1], "name": data.name, **seen}
 
 
 def _lessons(store: Path, seeds: Sequence[int], origins: int, seed: int) -> Lessons:
