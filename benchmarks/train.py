@@ -6,8 +6,9 @@ The other side is the same architecture built on `transformers`' GPT2Model, its 
 embedding of the timestep added; a batch is put together segment by segment in Python: draw a trial and an origin,
 slice, pad on the left, and join. Both have AdamW, a linear warm-up and clipping. Rounds of the two alternate in one
 process on one thread; the ratio is the median over rounds of each round's own. Ours trains as with --precision fast, in
-bfloat16 where the processor multiplies it; it is timed in float32, the default of `tipl train`, too. With --device cuda both models are on the
-GPU, and ours is also timed with its kernels launched one by one instead of replayed from a recording.
+bfloat16 where the processor multiplies it; it is timed in float32, the default of `tipl train`, too. With --device cuda
+both models are on the GPU, and ours is also timed with its kernels launched one by one instead of replayed from a
+recording.
 
 `transformers` is needed here and nowhere else: install it in an environment of its own; -P keeps it from taking
 `benchmarks/accelerate.py` for a package of that name.
