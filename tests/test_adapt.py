@@ -103,7 +103,7 @@ def test_the_order_of_the_questions_does_not_matter():
 
 def test_earlier_origins_have_their_own_places():
     class Places(Forecaster):
-        name = label = "places"
+        name, label, context = "places", "places", 1
 
         def __init__(self) -> None:
             self.seen: dict[int, int] = {}

@@ -380,7 +380,7 @@ def test_returns_without_variance_are_null_where_they_say_nothing():
 
 
 class _Broken(Forecaster):
-    name = label = "broken"
+    name, label, context = "broken", "broken", 1
 
     def __init__(self, made: Any) -> None:
         self._made = made
@@ -572,7 +572,7 @@ def test_anybodys_forecaster_is_judged_with_its_returns(small_store: Path, tmp_p
 )
 def test_a_forecaster_that_returns_no_forecast_ends_the_evaluation(tmp_path: Path, made: Any, message: str):
     class Broken(Forecaster):
-        name = label = "broken"
+        name, label, context = "broken", "broken", 1
 
         def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
             return made(len(histories), len(horizons), histories[0].weights.shape[1])

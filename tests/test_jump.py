@@ -185,7 +185,7 @@ def test_forecasters_see_the_path_less_the_jumps() -> None:
 class Broken(Forecaster):
     """Foresees what it is told to, of any kind."""
 
-    name, label = "broken", "broken"
+    name, label, context = "broken", "broken", 1
 
     def __init__(self, make) -> None:
         self._make = make

@@ -279,7 +279,7 @@ def test_the_forecast_is_the_sum_of_differences_that_the_coefficients_say(model:
 
 def test_horizons_between_are_interpolated_and_later_ones_held(model: CausalTIPL):
     weights = path_of(260, 4)
-    made = CausalForecaster(model).forecast([history_of(weights, 230)], (10, 15, 20, 100, 250))[0]
+    made = CausalForecaster(model, [(9,)]).forecast([history_of(weights, 230)], (10, 15, 20, 100, 250))[0]
     np.testing.assert_allclose(made[1], (made[0] + made[2]) / 2, atol=1e-4)
     np.testing.assert_allclose(made[3], made[4], rtol=1e-6)
 
@@ -287,7 +287,7 @@ def test_horizons_between_are_interpolated_and_later_ones_held(model: CausalTIPL
 def test_a_run_that_stands_still_is_forecast_to_stand_still(model: CausalTIPL):
     still = np.ones((30, 9), np.float32)
     made, error = CausalForecaster(model, SHAPES).forecast_with_error([history_of(still, 29)], (1, 50))
-    assert np.array_equal(made[0], still[:2]) and not error.any()
+    assert np.array_equal(made[0], still[:2]) and np.isnan(error).all()  # of what comes nothing is known
 
 
 # What it learns
@@ -393,7 +393,7 @@ def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(sma
     made = forecast_policy(small_store, 2, 40, 10, out, episodes=3)
     trial = Store.open(small_store).trial(2)
     forecaster = CausalForecaster.from_pretrained(shapes=trial.spec.shapes)
-    assert isinstance(Forecaster.from_pretrained("causal"), CausalForecaster)
+    assert isinstance(Forecaster.from_pretrained("causal", trial.spec.shapes), CausalForecaster)
     history = History(2, 40, trial.weights(0, 41), int(places_in_iteration(trial)[40]))
     expected = forecaster.forecast([history], [10])[0, 0]
     tensors = safetensors.numpy.load_file(out)

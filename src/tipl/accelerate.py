@@ -7,21 +7,20 @@ Shapes: N seeds, I iterations.
 """
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import tipl
-from tipl.arms import Arm, run_arms
+from tipl.arms import Arm, run_arms, versions
 from tipl.errors import TiplError
 from tipl.jump import KINDS
+from tipl.live import as_name, jumps_for
 from tipl.model import write_file
-from tipl.presets import CollectConfig, JumpConfig, jumps_of
+from tipl.presets import CollectConfig, JumpConfig
 from tipl.stats import PLAIN, POSITIVE, bootstrap_interval, iqm, paired_improvement, ratio_of_iqms
 
 SHARES = (0.5, 0.75, 0.9)
@@ -33,7 +32,7 @@ METRICS_FILE = "metrics.json"
 def accelerate(
     config: CollectConfig,
     out: Path,
-    forecaster: str = "line",
+    forecaster: str | Path = "line",
     jump: JumpConfig | None = None,
     *,
     plain_learning_rate: float | None = None,
@@ -47,7 +46,7 @@ def accelerate(
         config: the trials; its learning rate is that of the accelerated ones.
         out: a folder, new or of an earlier call, which goes on: seeds that are done are not run again.
         forecaster: a `ForecasterName`, or the folder of a causal model.
-        jump: when and how far; default: `jumps_of` the forecaster.
+        jump: when and how far; default: `jumps_for` the forecaster.
         plain_learning_rate: of the plain trials; default: the same.
         fit: the store whose training trials the autoregression is fitted on; default: the package's own.
         targets: returns to which the steps are counted too.
@@ -56,10 +55,14 @@ def accelerate(
     Raises:
         TiplError: the environment, the forecaster or the folder cannot be used.
     """
-    jump = jump or jumps_of(forecaster)
+    forecaster = as_name(forecaster)
+    jump = jump or jumps_for(forecaster)
+    for target in targets:
+        if not math.isfinite(target):
+            raise TiplError(f"--targets has {target}; give returns.")
     arms = {"plain": Arm(_at_rate(config, plain_learning_rate)), "accelerated": Arm(config, forecaster, jump, fit)}
     runs = run_arms(arms, out, workers)
-    write_file(Path(out) / METRICS_FILE, json.dumps(compare(arms, runs, targets), indent=1).encode())
+    write_file(Path(out) / METRICS_FILE, json.dumps(compare(arms, runs, targets), indent=1, allow_nan=False).encode())
     return Path(out)
 
 
@@ -83,11 +86,9 @@ def compare(
     """
     names = list(arms)
     for name in names:
-        nothing = np.isnan(runs[name]["returns"]).all(axis=1)
-        if nothing.any():
-            seed = arms[name].config.seeds[int(nothing.argmax())]
-            raise TiplError(f"No episode of seed {seed} ended; give more --total-steps.")
+        _check_returns(name, arms[name].config.seeds, runs[name]["returns"])
     reference = runs[names[0]]["returns"]
+    gain = _gain(reference)
     levels = dict(levels or thresholds(reference, targets))
     measured = {name: measures(arms[name].config, runs[name]["returns"], levels) for name in names}
     first = arms[names[0]].config
@@ -117,19 +118,37 @@ def compare(
                 "kl": run["kl"].mean(axis=0).tolist(),
             }
         found[name] = entry
-    packages = ("numpy", "numba", "mujoco", "envpool")
-    versions = {"tipl": tipl.__version__, "python": platform.python_version()}
-    versions |= {package: importlib.metadata.version(package) for package in packages}
     return {
         "schema": 1, "env_id": first.env_id, "seeds": list(first.seeds), "steps_per_iteration": first.ppo.batch_size,
-        "thresholds": levels, "arms": found, "versions": versions,
+        "gain": gain, "thresholds": levels, "arms": found, "versions": versions(),
     }  # fmt: skip
+
+
+def _check_returns(name: str, seeds: Sequence[int], returns_NI: np.ndarray) -> None:
+    """Every seed has a return from its first episode on; what is not finite after it is a run that diverged."""
+    for seed, returns_I in zip(seeds, returns_NI, strict=True):
+        known = np.isfinite(returns_I)
+        if np.isnan(returns_I).all():
+            raise TiplError(f"No episode of seed {seed} ended; give more --total-steps.")
+        first = int((~np.isnan(returns_I)).argmax())
+        if not known[first:].all():
+            at = first + int((~known[first:]).argmax())
+            raise TiplError(
+                f"Seed {seed} of the arm {name} diverged: its return in iteration {at + 1} is {returns_I[at]}. A "
+                "comparison without it would favor what diverges; give a lower learning rate, or other seeds to all "
+                "arms."
+            )
+
+
+def _gain(reference_NI: np.ndarray) -> float:
+    """How much the return of the first arm rises, from its mean first one to its final one (IQM over seeds)."""
+    return float(iqm(_final(reference_NI))) - float(_from_the_start(reference_NI)[:, 0].mean())
 
 
 def thresholds(reference_NI: np.ndarray, targets: Sequence[float]) -> dict[str, float]:
     """Returns to reach, by name: shares of the plain runs' gain, and the asked ones."""
-    start, final = float(_from_the_start(reference_NI)[:, 0].mean()), float(iqm(_final(reference_NI)))
-    levels = {f"{share:.0%}": start + share * (final - start) for share in SHARES}
+    start, gain = float(_from_the_start(reference_NI)[:, 0].mean()), _gain(reference_NI)
+    levels = {f"{share:.0%}": start + share * gain for share in SHARES}
     return levels | {f"{target:g}": float(target) for target in targets}
 
 
@@ -179,7 +198,7 @@ def _summary(values_N: np.ndarray, is_cost: bool) -> dict[str, Any]:
 
 
 def _beside(values_N: np.ndarray, plain_N: np.ndarray, is_cost: bool) -> dict[str, Any]:
-    """Values beside the plain runs' of the same seeds."""
+    """Values beside the plain runs' of the same seeds. A ratio has a meaning among numbers above 0 only."""
     rng, scale = np.random.default_rng(0), POSITIVE if is_cost else PLAIN
 
     def ratio(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
@@ -195,5 +214,8 @@ def _beside(values_N: np.ndarray, plain_N: np.ndarray, is_cost: bool) -> dict[st
         "difference": bootstrap_interval(difference, values_N, plain_N, rng=rng)[0],
         "seeds_improved": bootstrap_interval(paired_improvement, *better, rng=rng)[0],
     }
-    values = {name: each.value for name, each in found.items()}
-    return values | {f"{name}_ci": each.bounds for name, each in found.items()} | {"seeds": len(values_N)}
+    values: dict[str, Any] = {name: each.value for name, each in found.items()}
+    values |= {f"{name}_ci": each.bounds for name, each in found.items()} | {"seeds": len(values_N)}
+    if min(values_N.min(), plain_N.min()) <= 0:
+        values |= dict.fromkeys(("ratio", "ratio_ci", "ratio_of_iqm", "ratio_of_iqm_ci"))
+    return values

@@ -7,25 +7,44 @@ In: an actor, a forecaster, once an iteration the batch in hand.  Out: the actor
         …                                              # roll out, update
         accelerator.step(Batch(observations, actions, log_probs, advantages, returns))
 
-For loops without a policy there is `JumpingOptimizer`, a `torch.optim.Optimizer` around another one.
+For loops without a policy there is `JumpingOptimizer` (jumping.py), a `torch.optim.Optimizer` around another one.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Normal, kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
+from tipl.agent import (
+    acting_parameters,
+    by_sample,
+    check_dependence,
+    check_log_probs,
+    check_own_log_probs,
+    cleanrl_distribution,
+    unwrapped,
+)
 from tipl.errors import TiplError
+from tipl.flat import check_finite, move, trainable, tried, undisturbed
+from tipl.flat import flat as _flat
 from tipl.forecast import Forecaster
-from tipl.jump import Judgment, Jump, Jumper, may_jump
-from tipl.live import named_forecaster
-from tipl.presets import JumpConfig, jumps_of
+from tipl.jump import Judgment, Jump, Jumper, is_log_std, may_jump
+from tipl.jumping import JumpingOptimizer
+from tipl.live import as_name, jumps_for, named_forecaster, with_settings
+from tipl.presets import JumpConfig
+
+__all__ = ["Accelerator", "Batch", "JumpingOptimizer"]
+
+_OF_BATCHES = ("surrogate", "max_change", "hindsight")  # settings that look at actions, log_probs and advantages
+_FAR = 30  # times its weights a network is one that shows what it does to large outputs
+_FREE = JumpConfig().max_change  # which never binds
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,30 @@ class Batch:
     log_probs: Tensor | None = None
     advantages: Tensor | None = None
     returns: Sequence[float] = ()
+
+    def check(self, asked: Iterable[str]) -> None:
+        """
+        Args:
+            asked: settings of jumps that were asked for.
+
+        Raises:
+            TiplError: it lacks what they look at, its parts do not fit together, or a number is not finite.
+        """
+        parts = {"actions": self.actions, "log_probs": self.log_probs, "advantages": self.advantages}
+        missing = [name for name, part in parts.items() if part is None]
+        needed = next((name for name in asked if name in _OF_BATCHES), None)
+        if missing and (len(missing) < len(parts) or needed):
+            why = f"{needed} looks at" if needed else "the guard takes all or none of"
+            raise TiplError(f"The Batch has no {missing[0]}; {why} actions, log_probs and advantages.")
+        samples = len(self.observations)
+        for name, part in parts.items():
+            fits = part is None or (len(part) == samples if name == "actions" else part.numel() == samples)
+            if not fits:
+                raise TiplError(f"The Batch has {samples} observations and {name} of the shape {list(part.shape)}.")
+            if part is not None and part.is_floating_point() and not torch.isfinite(part).all():
+                raise TiplError(f"The Batch's {name} are not finite; the run diverged, or the batch is not whole.")
+        if not np.isfinite(np.asarray(self.returns, np.float64)).all():
+            raise TiplError("An episode's return is not finite; the run diverged, or the environment is at fault.")
 
 
 class Accelerator:
@@ -78,16 +121,29 @@ class Accelerator:
         Raises:
             TiplError: the settings, the forecaster or the policy cannot be used.
         """
-        config = _config(jumps_of(forecaster) if isinstance(forecaster, str) else JumpConfig(), settings)
-        named = _actor(policy)
-        self._parameters = [parameter for _, parameter in named]
-        self._distribution = distribution or _cleanrl_distribution(policy)
+        config = with_settings(jumps_for(forecaster), settings)
+        if config.reset_momentum:
+            raise TiplError("reset_momentum has no effect here, where the optimizer is not known; leave it out.")
+        policy = unwrapped(policy)
+        named = acting_parameters(policy)
+        self._named, self._parameters = named, [parameter for _, parameter in named]
+        self._policy = policy if isinstance(policy, nn.Module) else None
+        self._is_own, self._is_checked = distribution is not None, False
+        self._distribution = distribution or cleanrl_distribution(policy)
+        self._per_iteration = None
         if isinstance(forecaster, str | Path):
             shapes = [parameter.shape for parameter in self._parameters]
-            forecaster = named_forecaster(str(forecaster), shapes, config.horizon, snapshots, fit)
+            forecaster = named_forecaster(as_name(forecaster), shapes, config.horizon, snapshots, fit)
+            self._per_iteration = snapshots
+        elif fit is not None:
+            raise TiplError("fit has no effect on a forecaster that is made already; leave it out.")
         names, sizes = [name for name, _ in named], [p.numel() for p in self._parameters]
-        self._jumper = Jumper(forecaster, config, may_jump(names, sizes, config))
-        self._jumper.begin(_flat(self._parameters))
+        self._moves_P = may_jump(names, sizes, config)
+        self._is_network = np.repeat([not is_log_std(name) for name in names], sizes)
+        self._jumper = Jumper(forecaster, config, self._moves_P)
+        self._acted: np.ndarray | None = _flat(self._parameters)  # with the weights that the next batch is made with
+        self._jumper.begin(self._acted)
+        self._asked = [name for name in _OF_BATCHES if name in settings and settings[name] not in (False, _FREE)]
         self._snapshots: list[np.ndarray] = []
         self.counts: Counter[str] = Counter()
         self.last: Jump | None = None
@@ -99,224 +155,115 @@ class Accelerator:
 
     @torch.no_grad()
     def step(self, batch: Batch) -> Jump:
-        """Once an iteration, after its update: jump, or do not."""
+        """Once an iteration, after its update: jump, or do not.
+
+        Raises:
+            TiplError: weights or the batch are not finite, the batch lacks something, `record` was called another
+                number of times than the forecaster was made for, or, before a jump is judged, the distribution is not
+                the agent's own.
+        """
+        batch.check(self._asked)
         self.record()
         snapshots, self._snapshots = np.stack(self._snapshots), []
+        if self._per_iteration not in (None, len(snapshots)):
+            raise TiplError(
+                f"This iteration has {len(snapshots)} snapshots, the forecaster was made for {self._per_iteration}; "
+                f"give snapshots={len(snapshots)}, or call record() {self._per_iteration - 1} times an iteration."
+            )
+        check_finite(self._named, snapshots[-1])
+        self._jumper.moves_P = self._moves_P & trainable(self._parameters)
         jump = self._jumper.step(snapshots, self._judge(batch), batch.returns)
         if jump.displacement is not None:
-            _assign(self._parameters, snapshots[-1] + jump.displacement)
+            move(self._parameters, jump.displacement)
+        self._acted = _flat(self._parameters)
         self.counts[jump.kind] += 1
         self.last = jump
         return jump
 
     def _judge(self, batch: Batch) -> Callable[[np.ndarray], Judgment]:
-        now = _flat(self._parameters)
-        current = self._distribution(batch.observations)
-        has_surrogate = not any(each is None for each in (batch.actions, batch.log_probs, batch.advantages))
+        """What the batch says of weights; the first time it is asked, the batch is held against the policy."""
+        has_surrogate = batch.log_probs is not None
+        current: list[Distribution] = []
 
         def judge(weights_P: np.ndarray) -> Judgment:
-            _assign(self._parameters, weights_P)
+            if not current:
+                self._check(batch)
+                with undisturbed(self._parameters, self._policy):
+                    current.append(self._distribution(batch.observations))
             try:
-                other = self._distribution(batch.observations)
+                with self._with(weights_P):
+                    other = self._distribution(batch.observations)
             except ValueError:  # torch's word for parameters that make no distribution
                 return Judgment(np.inf, -np.inf)
-            finally:
-                _assign(self._parameters, now)
-            kl = float(_by_sample(kl_divergence(current, other)).mean())
+            kl = float(by_sample(kl_divergence(current[0], other)).mean())
             if not has_surrogate:
                 return Judgment(kl, 0.0)
             assert batch.actions is not None and batch.log_probs is not None and batch.advantages is not None
-            log_ratio = _by_sample(other.log_prob(batch.actions)) - batch.log_probs.reshape(-1)
+            log_ratio = by_sample(other.log_prob(batch.actions)) - batch.log_probs.reshape(-1)
             advantages = batch.advantages.reshape(-1)
             surrogate = (log_ratio.exp() * (advantages - advantages.mean())).mean()
             return Judgment(kl, float(surrogate), float((log_ratio.expm1() - log_ratio).mean()))
 
         return judge
 
+    @contextlib.contextmanager
+    def _with(self, weights_P: np.ndarray) -> Iterator[None]:
+        with undisturbed(self._parameters, self._policy), tried(self._parameters, weights_P):
+            yield
+
+    def _check(self, batch: Batch) -> None:
+        """Hold the distribution against the agent and the batch (agent.py)."""
+        observations, actions = batch.observations, batch.actions
+        if not self._is_checked:
+            with undisturbed(self._parameters, self._policy):
+                check_dependence(self._distribution, observations, self._named, self._policy)
+            if not self._is_own:
+                now = _flat(self._parameters)
+                for weights in (now, np.where(self._is_network, _FAR * now, now)):
+                    with self._with(weights):
+                        check_own_log_probs(self._policy, self._distribution, observations, actions)
+            self._is_checked = True
+        if batch.log_probs is not None and self._acted is not None:
+            with self._with(self._acted):
+                found = by_sample(self._distribution(observations).log_prob(actions))
+            check_log_probs(found, batch.log_probs, "the policy that made it, as the Accelerator knows it")
+
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, the weights apart; tensors, to go into a checkpoint."""
         state: dict[str, Any] = {name: torch.from_numpy(value.copy()) for name, value in self._jumper.state().items()}
         size = sum(parameter.numel() for parameter in self._parameters)
         within = np.array(self._snapshots, np.float32).reshape(-1, size)
-        return state | {"within": torch.from_numpy(within), "counts_by_kind": dict(self.counts)}
+        about = {"counts_by_kind": dict(self.counts), "forecaster": self._jumper.forecaster.name}
+        return state | about | {"within": torch.from_numpy(within)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken.
 
         Raises:
-            TiplError: it is of another policy.
+            TiplError: it is of another policy or forecaster.
         """
         size = sum(parameter.numel() for parameter in self._parameters)
-        if "jumped" not in state or state["jumped"].numel() != size:
+        own = "counts_by_kind" in state and self._jumper.is_of(state, size)
+        if not own:
             raise TiplError(f"This state is not of an accelerator of {size} weights; give one of the same policy.")
+        if state.get("forecaster") != self._jumper.forecaster.name:
+            raise TiplError(
+                f"This state is of the forecaster {state.get('forecaster')}, not of {self._jumper.forecaster.name}; "
+                "make the Accelerator with that one."
+            )
         arrays = {name: value.numpy() for name, value in state.items() if isinstance(value, Tensor)}
         self._snapshots = list(arrays.pop("within").copy())
         self._jumper.restore(arrays)
         self.counts = Counter(state["counts_by_kind"])
+        self._acted = None  # which weights will make the next batch is known only after it
 
-
-class JumpingOptimizer(torch.optim.Optimizer):
-    """An optimizer that jumps to forecast weights every `period` steps of another one, in the manner of NiNo
-    (Knyazev et al. 2024, arXiv 2409.04434).
-
-        optimizer = JumpingOptimizer(torch.optim.Adam(model.parameters()), "line", period=200)
-
-    Its groups are the other's, so schedulers and gradient scalers work on it. There is no policy, hence no KL: a jump
-    is as long as the forecaster's trust and `horizon` (in periods) make it, and, where `step` is handed a closure, no
-    longer than does not raise the loss.
-
-    Attributes:
-        counts: how many periods ended in each of `tipl.jump.KINDS`.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        forecaster: Forecaster | str | Path = "line",
-        *,
-        period: int = 100,
-        snapshots: int = 5,
-        **settings: Any,
-    ) -> None:
-        """
-        Args:
-            optimizer: what takes the steps.
-            forecaster: a Forecaster, or what `tipl accelerate --forecaster` takes.
-            period: steps between two proposals.
-            snapshots: of a period, evenly.
-            settings: of `JumpConfig`.
+    def __getstate__(self) -> NoReturn:
+        """Refused: a copy would move copies of the parameters, and look at the first policy.
 
         Raises:
-            TiplError: the settings or the forecaster cannot be used.
+            TiplError: always.
         """
-        config = _config(JumpConfig(horizon=1), settings)
-        if not 1 <= snapshots <= period or period % snapshots:
-            raise TiplError(
-                f"period is {period} and snapshots {snapshots}; give a multiple of the snapshots as period."
-            )
-        super().__init__(optimizer.param_groups, optimizer.defaults)
-        self._share_with(optimizer)
-        self._weights = [p for group in optimizer.param_groups for p in group["params"]]
-        if isinstance(forecaster, str | Path):
-            shapes = [parameter.shape for parameter in self._weights]
-            forecaster = named_forecaster(str(forecaster), shapes, config.horizon, snapshots)
-        size = sum(parameter.numel() for parameter in self._weights)
-        self._jumper = Jumper(forecaster, config, np.ones(size, bool))
-        self._jumper.begin(_flat(self._weights))
-        self._every, self._snapshots, self._steps, self._within = period // snapshots, snapshots, 0, []
-        self.counts: Counter[str] = Counter()
-
-    def _share_with(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self.param_groups, self.state = optimizer.param_groups, optimizer.state
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the other optimizer, after every `period` of them a jump."""
-        loss = self.optimizer.step(closure) if closure is not None else self.optimizer.step()
-        self._steps += 1
-        if self._steps % self._every == 0:
-            self._within.append(_flat(self._weights))
-        if len(self._within) == self._snapshots:
-            snapshots, self._within = np.stack(self._within), []
-            jump = self._jumper.step(snapshots, self._judge(closure))
-            if jump.displacement is not None:
-                _assign(self._weights, snapshots[-1] + jump.displacement)
-            self.counts[jump.kind] += 1
-        return loss
-
-    def _judge(self, closure: Callable[[], Any] | None) -> Callable[[np.ndarray], Judgment]:
-        def judge(weights_P: np.ndarray) -> Judgment:
-            if closure is None:
-                return Judgment(0.0, 0.0)
-            now = _flat(self._weights)
-            _assign(self._weights, weights_P)
-            with torch.enable_grad():  # a closure may compute gradients; the next step begins with its own
-                loss = float(torch.as_tensor(closure()).detach())
-            _assign(self._weights, now)
-            return Judgment(0.0, -loss if np.isfinite(loss) else -np.inf)
-
-        return judge
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As the other optimizer has it."""
-        self.optimizer.zero_grad(set_to_none)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused once jumps have begun: their weights are known from the start.
-
-        Raises:
-            TiplError: always, after `__init__`.
-        """
-        if hasattr(self, "_jumper"):
-            raise TiplError("A JumpingOptimizer takes no further parameters; give them to the optimizer before.")
-        super().add_param_group(param_group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The other optimizer's state, and what the next jump depends on under `jumps`."""
-        size = sum(parameter.numel() for parameter in self._weights)
-        arrays = self._jumper.state() | {"within": np.array(self._within, np.float32).reshape(-1, size)}
-        jumps = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
-        return self.optimizer.state_dict() | {"jumps": jumps, "steps": self._steps, "counts": dict(self.counts)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
-
-        Raises:
-            TiplError: it is no state of a JumpingOptimizer of as many weights.
-        """
-        state = dict(state_dict)
-        jumps, steps, counts = (state.pop(name, None) for name in ("jumps", "steps", "counts"))
-        if not jumps or jumps["jumped"].numel() != sum(parameter.numel() for parameter in self._weights):
-            raise TiplError("This is not the state of a JumpingOptimizer of these weights; give one that is.")
-        self.optimizer.load_state_dict(state)
-        self._share_with(self.optimizer)
-        arrays = {name: value.numpy() for name, value in jumps.items()}
-        self._within, self._steps, self.counts = list(arrays.pop("within").copy()), int(steps or 0), Counter(counts)
-        self._jumper.restore(arrays)
-
-
-def _config(default: JumpConfig, settings: Mapping[str, Any]) -> JumpConfig:
-    try:
-        return replace(default, **settings)
-    except TypeError as error:
-        known = ", ".join(JumpConfig.__dataclass_fields__)
-        raise TiplError(f"There is no such setting of jumps ({error}); there are: {known}.") from error
-
-
-def _actor(policy: nn.Module | Iterable[tuple[str, nn.Parameter]]) -> list[tuple[str, nn.Parameter]]:
-    named = list(policy.named_parameters() if isinstance(policy, nn.Module) else policy)
-    acts = [pair for pair in named if pair[0].split(".")[0] in ("actor_mean", "actor_logstd", "actor")]
-    if not named:
-        raise TiplError("There are no parameters to accelerate; give a module that has some.")
-    return acts or named
-
-
-def _cleanrl_distribution(policy: object) -> Callable[[Tensor], Distribution]:
-    """The distribution of CleanRL's agents: `ppo_continuous_action`'s or `ppo`'s."""
-    mean, log_std, logits = (getattr(policy, name, None) for name in ("actor_mean", "actor_logstd", "actor"))
-    if isinstance(mean, nn.Module) and isinstance(log_std, Tensor):
-        return lambda observations: Normal(mean(observations), log_std.exp().expand(len(observations), -1))
-    if isinstance(logits, nn.Module):
-        return lambda observations: Categorical(logits=logits(observations))
-    raise TiplError(
-        "The policy is none of CleanRL's agents; give `distribution`, observations to torch's Distribution."
-    )
-
-
-def _by_sample(values: Tensor) -> Tensor:
-    """[S] or [S, A], independent dimensions of an action, to [S]."""
-    return values.reshape(len(values), -1).sum(dim=1)
-
-
-def _flat(parameters: Sequence[Tensor]) -> np.ndarray:
-    """[P] float32 on the CPU."""
-    return torch.cat([p.detach().reshape(-1) for p in parameters]).to("cpu", torch.float32).numpy()
-
-
-@torch.no_grad()
-def _assign(parameters: Sequence[Tensor], weights_P: np.ndarray) -> None:
-    flat = torch.from_numpy(np.ascontiguousarray(weights_P))
-    start = 0
-    for parameter in parameters:
-        parameter.copy_(flat[start : start + parameter.numel()].view_as(parameter))
-        start += parameter.numel()
+        raise TiplError(
+            "An Accelerator belongs to its network and is not copied or pickled; make one for the other network and "
+            "give it state_dict()."
+        )

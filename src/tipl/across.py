@@ -28,6 +28,9 @@ def across(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     there; then environments and seeds are one sample, whose IQM counts. The interval draws seeds within each
     environment (Agarwal et al. 2021, arXiv 2108.13264), so it is one of these environments and of no others.
 
+    Where plain training gains nothing in an environment, neither its share nor a return in units of it means anything:
+    then that environment's value is None, and that of all together.
+
     Returns:
         `environments`, their names, and `beside`, empty where no plain arm is shared: by reference, arm and measure a
         `value` with its interval `ci` and the `runs` that it is of, and `by_environment` with each one's own.
@@ -71,13 +74,16 @@ def paired(
     measure: str, pairs: Sequence[tuple[Any, Any]], found: Sequence[Mapping[str, Any]], count: int
 ) -> dict[str, Any]:
     """One measure of an arm beside a reference, (arm, reference) of every environment, over `count` seeds: `across`."""
+    improves = [_gain(each) > 0 for each in found]
     values = [[np.array(arm[measure]["by_seed"][:count]) for arm in arms] for arms in pairs]
     is_cost = measure.startswith("steps")
     statistic: Statistic = ratio_of_iqms if is_cost else iqm
+    nothing = {"value": None, "ci": None, "runs": 0}
     if is_cost:
         samples = [(mine / theirs.mean(), theirs / theirs.mean()) for mine, theirs in values]
     else:
-        samples = [((mine - theirs) / _gain(each),) for (mine, theirs), each in zip(values, found, strict=True)]
+        scales = [_gain(each) if better else 1.0 for each, better in zip(found, improves, strict=True)]
+        samples = [((mine - theirs) / scale,) for (mine, theirs), scale in zip(values, scales, strict=True)]
 
     def interval(*sample: np.ndarray, labels: np.ndarray | None = None) -> dict[str, Any]:
         scale, rng = POSITIVE if is_cost else PLAIN, np.random.default_rng(0)
@@ -85,11 +91,13 @@ def paired(
         return {"value": made.value, "ci": made.bounds, "runs": made.trials}
 
     together = [np.concatenate(parts) for parts in zip(*samples, strict=True)]
-    return interval(*together, labels=np.repeat(np.arange(len(found)), count)) | {
-        "by_environment": [interval(*sample) for sample in samples]
-    }
+    whole = interval(*together, labels=np.repeat(np.arange(len(found)), count)) if all(improves) else nothing
+    each = [interval(*sample) if better else nothing for sample, better in zip(samples, improves, strict=True)]
+    return whole | {"by_environment": each}
 
 
 def _gain(found: Mapping[str, Any]) -> float:
-    """How much the return of plain training rises, from its thresholds."""
-    return (found["thresholds"]["90%"] - found["thresholds"]["50%"]) / 0.4
+    """How much the return of plain training rises; of what was written before `gain` was, 0.4 of it lie between two
+    thresholds."""
+    levels = found["thresholds"]
+    return found["gain"] if "gain" in found else (levels["90%"] - levels["50%"]) / 0.4

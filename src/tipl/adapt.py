@@ -17,21 +17,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tipl.forecast import Forecaster, History
+from tipl.errors import TiplError
+from tipl.forecast import Forecaster, History, usable
 from tipl.store import Trial
 from tipl.windows import places_in_iteration
 
 LAGS = (1, 2, 3, 5, 10, 20, 50, 100)
 FORGETTING = 0.997  # a snapshot
 RIDGE, LAG_RIDGE = 20.0, 100.0  # snapshots' worth of belief in the forecasters' mean, and in no lags; times √h
-_RUNS = 16  # that are remembered
+_BYTES = 64 << 20  # of the runs that are remembered, beside the last one
 
 
 class Adapted(Forecaster):
     """The mean of forecasters, rescaled and mixed with the run's own differences by how they did in it so far.
 
-    It goes through every run once and remembers what it found, so that forecasts from later origins are cheap; its
-    memory is that of the forecasters' displacements at the last max(h) snapshots.
+    It goes through every run once and remembers what it found, so that forecasts from later origins are cheap. Of a
+    run that are the displacements whose future is not known yet, Σh of them for each forecaster; runs that were not
+    asked about for longest are forgotten where all take more than 64 MiB.
     """
 
     context = None
@@ -41,24 +43,25 @@ class Adapted(Forecaster):
         Args:
             forecasters: at least one.
             per_iteration: snapshots of one PPO iteration, by which the places of earlier origins are known.
+
+        Raises:
+            TiplError: there is no forecaster, or one is none.
         """
+        for each in forecasters:
+            usable(each)
+        if not forecasters or per_iteration < 1:
+            raise TiplError("Adapted takes at least one forecaster, and a per_iteration of at least 1.")
         self.name = f"{'+'.join(each.name for each in forecasters)}-adapted"
         self.label = f"{' and '.join(each.label for each in forecasters)}, adapted in the run"
         self.causal = all(each.causal for each in forecasters)
         self.is_model = any(each.is_model for each in forecasters)
         self._forecasters, self._per_iteration = tuple(forecasters), per_iteration
-        self._runs: dict[tuple[int, tuple[int, ...]], _Run] = {}
+        self._runs: list[_Run] = []  # the last asked about last
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
         for b, history in enumerate(histories):
-            key = history.trial, tuple(horizons)
-            run = self._runs.get(key)
-            if run is None or not run.is_of(history.weights):
-                self._runs.pop(key, None)
-                if len(self._runs) == _RUNS:
-                    del self._runs[next(iter(self._runs))]
-                run = self._runs[key] = _Run(len(self._forecasters), horizons)
+            run = self._run_of(history, tuple(horizons))
             for s in range(run.seen, history.origin):
                 run.learn(history.weights[: s + 1], self._displacements(history, s, horizons))
             made_FHP = self._displacements(history, history.origin, horizons)
@@ -67,7 +70,34 @@ class Adapted(Forecaster):
             a_HM, lags_LP = run.solved[history.origin].astype(np.float32), _lags(history.weights)
             out[b] = history.weights[-1] + np.einsum("hf,fhp->hp", a_HM[:, : len(made_FHP)], made_FHP)
             out[b] += a_HM[:, len(made_FHP) :] @ lags_LP
+            self._forget()
         return out
+
+    def _run_of(self, history: History, horizons: tuple[int, ...]) -> "_Run":
+        """What is remembered of this very run; nothing, of a new one."""
+        if history.place >= self._per_iteration:
+            raise TiplError(
+                f"Snapshot {history.origin} has place {history.place}, and Adapted was told of {self._per_iteration} "
+                "snapshots an iteration; give per_iteration."
+            )
+        if len(history.weights) != history.origin + 1:
+            raise TiplError(
+                f"Adapted goes through a run from φ_0 on and was shown {len(history.weights)} snapshots at origin "
+                f"{history.origin}; give all {history.origin + 1}."
+            )
+        run = next((run for run in self._runs if run.horizons == horizons and run.known.is_of(history.weights)), None)
+        if run is None:
+            return self._remembered(_Run(len(self._forecasters), horizons))
+        self._runs.remove(run)
+        return self._remembered(run)
+
+    def _remembered(self, run: "_Run") -> "_Run":
+        self._runs.append(run)
+        return run
+
+    def _forget(self) -> None:
+        while len(self._runs) > 1 and sum(run.nbytes for run in self._runs) > _BYTES:
+            del self._runs[0]
 
     def _displacements(self, history: History, s: int, horizons: Sequence[int]) -> np.ndarray:
         """[F, H, P], each forecaster's from snapshot s of this history."""
@@ -77,7 +107,7 @@ class Adapted(Forecaster):
         made = []
         for forecaster in self._forecasters:
             first = 0 if forecaster.context is None else max(0, s + 1 - forecaster.context)
-            earlier = History(history.trial, s, history.weights[first : s + 1], place)
+            earlier = History(history.trial, s, history.weights[first : s + 1], place, self._per_iteration)
             made.append(forecaster.forecast([earlier], horizons)[0] - history.weights[s])
         return np.stack(made)
 
@@ -97,32 +127,28 @@ class _Run:
         count, regressors = len(horizons), forecasters + len(LAGS)
         self._prior = np.repeat((1 / forecasters, 0.0), (forecasters, len(LAGS)))
         self._ridge = np.repeat((RIDGE, LAG_RIDGE), (forecasters, len(LAGS)))
-        self._horizons = tuple(horizons)
+        self.horizons, self.known = tuple(horizons)()
         self._products = np.zeros((count, regressors, regressors))  # Σ w X Xᵀ, forgetting
         self._toward = np.zeros((count, regressors))  # Σ w X · (φ_{s+h} − φ_s)
         self._counts = np.zeros(count)
         self._waiting: list[deque[np.ndarray]] = [deque() for _ in horizons]  # [F, P] whose future comes
-        self._first = self._last = np.empty(0, np.float32)
         self.solved: list[np.ndarray] = []
 
     @property
     def seen(self) -> int:
         return len(self.solved)
 
-    def is_of(self, weights_TP: np.ndarray) -> bool:
-        """Whether it was learned from this run, as far as its first snapshot and the last that both know tell."""
-        if not np.array_equal(weights_TP[0], self._first):
-            return False
-        return len(weights_TP) < self.seen or np.array_equal(weights_TP[self.seen - 1], self._last)
+    @property
+    def nbytes(self) -> int:
+        """Of the displacements that wait."""
+        return sum(len(waiting) * waiting[0].nbytes for waiting in self._waiting if waiting)
 
     def learn(self, weights_TP: np.ndarray, made_FHP: np.ndarray) -> None:
         """Snapshot t, the last of these, has come, and the forecasters' displacements from there."""
         t = len(weights_TP) - 1
-        if t == 0:
-            self._first = weights_TP[0].copy()
-        self._last = weights_TP[t].copy()
-        solved = np.tile(self._prior, (len(self._horizons), 1))
-        for i, h in enumerate(self._horizons):
+        self.known.extend(weights_TP)
+        solved = np.tile(self._prior, (len(self.horizons), 1))
+        for i, h in enumerate(self.horizons):
             self._waiting[i].append(made_FHP[:, i].copy())
             if t >= h:
                 self._match(i, weights_TP[: t - h + 1], weights_TP[t] - weights_TP[t - h])
@@ -134,7 +160,7 @@ class _Run:
         lags_LP = _lags(before_SP)
         regressors_MP = np.concatenate([self._waiting[i].popleft(), lags_LP])
         # Origins count alike though steps shrink; one that moves by chance less than its last step not for many.
-        square = float(moved_P @ moved_P) + self._horizons[i] * float(lags_LP[0] @ lags_LP[0])
+        square = float(moved_P @ moved_P) + self.horizons[i] * float(lags_LP[0] @ lags_LP[0])
         self._products[i] *= FORGETTING
         self._toward[i] *= FORGETTING
         self._counts[i] *= FORGETTING
@@ -146,7 +172,7 @@ class _Run:
     def _solve(self, i: int) -> np.ndarray:
         """[M]"""
         sizes = np.diagonal(self._products[i]) / max(self._counts[i], 1)
-        ridge = np.where(sizes > 0, self._ridge * np.sqrt(self._horizons[i]) * sizes, 1)
+        ridge = np.where(sizes > 0, self._ridge * np.sqrt(self.horizons[i]) * sizes, 1)
         return np.linalg.solve(self._products[i] + np.diag(ridge), self._toward[i] + ridge * self._prior)
 
 

@@ -6,13 +6,16 @@ An accelerated trial is a plain one until its first jump, to the bit: same seeds
 environment steps, and their time is measured apart. Shapes: N seeds, I iterations, P weights.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import io
 import json
 import multiprocessing
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +27,12 @@ from typing import Any
 
 import numpy as np
 
+import tipl
 from tipl.collect import deaf_to_interrupts, one_thread_a_process, trial_config
+from tipl.errors import TiplError
 from tipl.forecast import Forecaster
 from tipl.jump import KINDS, Judgment, Jumper, may_jump
-from tipl.live import named_forecaster
+from tipl.live import forecaster_digest, named_forecaster
 from tipl.model import write_file
 from tipl.policy import FASTMATH, forward_batch, kernel
 from tipl.ppo import categorical_log_probs, gaussian_log_prob
@@ -53,7 +58,30 @@ class Arm:
         """What makes its results, as JSON."""
         jumps = {} if self.forecaster is None else {"jump": dataclasses.asdict(self.jump)}
         fit = {} if self.fit is None else {"fit": self.fit.name}
-        return {"config": trial_config(self.config), "forecaster": self.forecaster, **jumps, **fit}
+        made = None if self.forecaster is None else forecaster_digest(self.forecaster, self.fit)
+        of = {} if made is None else {"forecaster_digest": made}
+        return {"config": trial_config(self.config), "forecaster": self.forecaster, **jumps, **fit, **of}
+
+    def digest(self) -> str:
+        """What its parts are called by: all that makes their results, among it the forecaster's own content and the
+        programs that run them. The number of trials is no part of it: with more of them the first parts stay."""
+        facts = self.facts() | {"versions": versions()}
+        if facts.pop("forecaster_digest", None) is not None:  # then neither its place nor its store's name counts
+            facts = {name: value for name, value in facts.items() if name not in ("forecaster", "fit")}
+            assert self.forecaster is not None
+            facts["forecaster"] = forecaster_digest(self.forecaster, self.fit)
+        if self.forecaster == "noise":
+            facts["noise"] = self.config.seed
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    """Of what runs an arm."""
+    found = {"tipl": tipl.__version__, "python": platform.python_version()}
+    for package in ("numpy", "numba", "mujoco", "envpool", "gymnasium"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def run_arms(arms: Mapping[str, Arm], out: Path, workers: int | None = None) -> dict[str, dict[str, np.ndarray]]:
@@ -70,9 +98,7 @@ def run_arms(arms: Mapping[str, Arm], out: Path, workers: int | None = None) -> 
     out = Path(out)
     parts: dict[str, list[tuple[Path, list[int]]]] = {}
     for name, arm in arms.items():
-        seeds = list(arm.config.seeds)
-        # The number of trials is no part of what makes one: with more of them the first parts stay.
-        digest = hashlib.sha256(json.dumps(arm.facts(), sort_keys=True).encode()).hexdigest()[:12]
+        seeds, digest = list(arm.config.seeds), arm.digest()
         groups = [seeds[start : start + _TOGETHER] for start in range(0, len(seeds), _TOGETHER)]
         parts[name] = [(out / "parts" / f"{digest}-{group[0]}-{group[-1]}.npz", group) for group in groups]
     waiting = [(arms[name], path, group) for name in arms for path, group in parts[name] if not path.exists()]
@@ -135,6 +161,7 @@ def run_part(arm: Arm, path: Path, seeds: Sequence[int]) -> None:
         if _stop is not None and _stop.is_set():
             return
         result = stack.iterate()
+        _check_finite(arm, stack, result.episodes, at)
         for n, episodes in enumerate(result.episodes):
             found["returns"][n, at] = episodes[:, 1].mean() if len(episodes) else found["returns"][n, max(at - 1, 0)]
         jump_began = time.perf_counter()
@@ -152,6 +179,16 @@ def run_part(arm: Arm, path: Path, seeds: Sequence[int]) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **found)
     write_file(path, content.getvalue())
+
+
+def _check_finite(arm: Arm, stack: Stack, episodes: Sequence[np.ndarray], iteration: int) -> None:
+    for seed, weights, ended in zip(stack.seeds, stack.policies, episodes, strict=True):
+        if not (np.isfinite(weights).all() and np.isfinite(ended[:, 1]).all()):
+            raise TiplError(
+                f"Seed {seed} of {arm.config.env_id}, trained {'plainly' if arm.forecaster is None else 'with jumps'}, "
+                f"diverged in iteration {iteration + 1}: its weights or returns are not finite. A comparison without "
+                "it would favor what diverges; give a lower --ppo.learning-rate, or other seeds to all arms."
+            )
 
 
 def _compile(arm: Arm, seed: int) -> None:

@@ -6,6 +6,7 @@ Most are weighted sums of the snapshots seen. The linear autoregression is the o
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -166,39 +167,54 @@ class FixedSum(WeightedSum):
 
 def persistence() -> FixedSum:
     """φ̃_{t+h} = φ_t: doing nothing."""
-    return FixedSum("persistence", "persistence", 1, lambda back, h: np.zeros(len(back)))
+    return FixedSum("persistence", "persistence", 1, _nothing)
 
 
 def mean_of_last(count: int) -> FixedSum:
     """The mean of the last `count` snapshots."""
-    return FixedSum(
-        f"mean-{count}", f"mean of the last {count}", count, lambda back, h: np.full(len(back), 1 / len(back))
-    )
+    return FixedSum(f"mean-{count}", f"mean of the last {count}", count, equal_shares)
 
 
 def last_difference() -> FixedSum:
     """φ_t + h (φ_t − φ_{t−1})."""
-    return FixedSum("last-difference", "last difference × h", 2, lambda back, h: -h * (back == 1).astype(float))
+    return FixedSum("last-difference", "last difference × h", 2, _last_step)
 
 
 def line(count: int) -> FixedSum:
     """The least-squares line through the last `count` snapshots, taken h ahead."""
-
-    def weight(back: np.ndarray, h: int) -> np.ndarray:
-        time = -back - (-back).mean()
-        return 1 / len(back) + (h - (-back).mean()) * time / (time**2).sum()
-
-    return FixedSum(f"line-{count}", f"line through the last {count}", count, weight)
+    return FixedSum(f"line-{count}", f"line through the last {count}", count, _on_the_line)
 
 
 def damped_line(count: int, damping: float) -> FixedSum:
     """φ_t + (γ + … + γ^h) times the slope of the line through the last `count` (Gardner & McKenzie 1985)."""
-
-    def weight(back: np.ndarray, h: int) -> np.ndarray:
-        time = -back - (-back).mean()
-        return (damping ** np.arange(1, h + 1)).sum() * time / (time**2).sum()
-
+    weight = partial(_along_the_line, damping=damping)
     return FixedSum("damped-line", f"damped line (last {count}, γ = {damping})", count, weight)
+
+
+# Weights of the snapshots `back` before the origin, in a forecast h ahead: functions by name, which can be pickled.
+
+
+def _nothing(back: np.ndarray, h: int) -> np.ndarray:
+    return np.zeros(len(back))
+
+
+def equal_shares(back: np.ndarray, h: int) -> np.ndarray:
+    """Those of a mean, whatever the horizon."""
+    return np.full(len(back), 1 / len(back))
+
+
+def _last_step(back: np.ndarray, h: int) -> np.ndarray:
+    return -h * (back == 1).astype(float)
+
+
+def _on_the_line(back: np.ndarray, h: int) -> np.ndarray:
+    time = -back - (-back).mean()
+    return 1 / len(back) + (h - (-back).mean()) * time / (time**2).sum()
+
+
+def _along_the_line(back: np.ndarray, h: int, damping: float) -> np.ndarray:
+    time = -back - (-back).mean()
+    return (damping ** np.arange(1, h + 1)).sum() * time / (time**2).sum()
 
 
 class RandomDisplacement(Forecaster):
@@ -270,6 +286,13 @@ class Autoregression(WeightedSum):
         return cls(horizons, {place: solve_ridge(gram, target, ridge).T for place, (gram, target) in parts})
 
     def coefficients(self, place: int, horizons: Sequence[int]) -> np.ndarray:
+        """
+        Raises:
+            TiplError: it was not fitted for one of the horizons.
+        """
+        other = next((h for h in horizons if h not in self.horizons), None)
+        if other is not None:
+            raise TiplError(f"The autoregression was fitted for {self.horizons} snapshots ahead, not for {other}.")
         rows = [self.horizons.index(h) for h in horizons]
         known: int | None = place if place in self._coefficients else None
         return self._coefficients[known][rows]

@@ -127,6 +127,15 @@ def _add_path(verb: ArgumentParser, name: str, metavar: str, told: str | None = 
     verb.add_argument(name, type=reader(AnyPath), metavar=metavar, help=told, **options)
 
 
+def _add_model(verb: ArgumentParser, told: str, **options: Any) -> None:
+    def as_given(text: str) -> str:
+        """`./causal` is not the model called `causal`; a Path would drop what tells them apart."""
+        reader(AnyPath)(text)
+        return text
+
+    verb.add_argument("--model", type=as_given, metavar="MODEL", help=told, **options)
+
+
 def _add_number(verb: ArgumentParser, flag: str, kind: Any, metavar: str, told: str, **options: Any) -> None:
     verb.add_argument(flag, type=reader(kind), metavar=metavar, help=told, **options)
 
@@ -232,7 +241,8 @@ def _train(arguments: Namespace) -> None:
 def _evaluate_flags(verbs: Any) -> None:
     verb = _add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials")
     _add_path(verb, "store", "STORE")
-    _add_path(verb, "--model", "MODEL", dest="models", nargs="+", action="extend", default=[])
+    told = "a folder, or the name of one shipped; a folder called like one is ./NAME"
+    _add_model(verb, told, dest="models", nargs="+", action="extend", default=[])
     _add_path(verb, "--codes", "CODES", "also judge a line through these codes")
     _add_path(verb, "--fit", "STORE", "fit the baselines on this other store and judge every trial [the store itself]")
     verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
@@ -256,7 +266,7 @@ def _forecast_flags(verbs: Any) -> None:
     _add_number(verb, "--origin", Whole, "N", "the last snapshot that the model sees", required=True)
     _add_number(verb, "--horizon", Count, "N", "snapshots ahead", required=True)
     _add_path(verb, "--out", "FILE.safetensors", required=True)
-    _add_path(verb, "--model", "MODEL", "a folder, or the name of one shipped [causal]", default="causal")
+    _add_model(verb, "a folder, or the name of one shipped [causal]", default="causal")
     _add_number(verb, "--stretch", Positive, "X", "that the displacement from φ_t is multiplied by [1]", default=1.0)
     verb.add_argument("--adapt", action="store_true", help="correct it by what came of earlier forecasts in the trial")
     _add_number(verb, "--episodes", Whole, "N", "that a return is the mean of [20]", default=20)

@@ -33,6 +33,7 @@ from tipl.forecast import (
     model_folder,
     model_name,
     stores_learned_on,
+    usable,
 )
 from tipl.forecast_returns import measure_returns, why_not_run
 from tipl.origins import choose_origins, history, join_origins, learning_curve, read_only_weights
@@ -87,6 +88,8 @@ def evaluate(
             earlier evaluation.
     """
     store, out, began = Path(store), Path(out), time.monotonic()
+    for each in forecasters:
+        usable(each)
     models = [model_folder(model) for model in models]
     if (out / METRICS_FILE).exists():
         raise TiplError(f"{out} holds an evaluation already; give another --out or remove it.")

@@ -2,6 +2,9 @@
 
 In: histories that end at their origin.  Out: forecast weights at the asked horizons.
 
+A forecaster of your own is a subclass of `Forecaster`; its docstring is the contract, which `usable` checks before
+anything runs.
+
 Causal by construction: a forecaster is handed nothing later than the origin. One that knows the trial's own future
 through its basis (`full`, the paper's) says so by `causal = False`. Before φ_0 a run is taken to have stood still.
 """
@@ -10,7 +13,6 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -21,54 +23,48 @@ from tipl.errors import TiplError
 from tipl.model import CausalTIPL, CodeModel, load, read_record
 from tipl.model.causal import features
 from tipl.presets import SVDConfig
-from tipl.representation import Codes, fit_svd
-from tipl.store import Store
-from tipl.train import CURVE_FILE, LAST
+from tipl.representation import Basis, Codes, fit_svd
+from tipl.shipped import PRETRAINED as PRETRAINED
+from tipl.shipped import SHIPPED, model_folder, model_name
+from tipl.shipped import stores_learned_on as stores_learned_on
+from tipl.store import History, Store
+from tipl.train import CURVE_FILE
 from tipl.windows import HORIZONS, WINDOW, Windows, windows_of
-
-SHIPPED = "causal"
-"""The model that comes with the package."""
-PRETRAINED = Path(__file__).parent / "pretrained"
-
-
-@dataclass(frozen=True)
-class History:
-    """What a forecaster sees of one trial: its snapshots up to the origin t.
-
-    weights: [n, P], oldest first, the last is φ_t.
-    place: of φ_t in its PPO iteration, from 0; -1 where the trial has no iterations.
-    """
-
-    trial: int
-    origin: int
-    weights: np.ndarray
-    place: int
-
-    def last(self, count: int) -> np.ndarray:
-        """The last `count` snapshots [count, P]; φ_0 again where there are fewer."""
-        missing = count - len(self.weights)
-        if missing <= 0:
-            return self.weights[-count:]
-        return np.concatenate([np.repeat(self.weights[:1], missing, axis=0), self.weights])
 
 
 class Forecaster(ABC):
-    """History in, weights at the asked horizons out."""
+    """History in, weights at the asked horizons out.
+
+    A subclass has to set `name`, `label` and `context`, on the class or on the object, and to define `forecast`:
+
+        class Still(Forecaster):
+            name, label, context = "still", "the last weights again", 1
+
+            def forecast(self, histories, horizons):
+                now = np.stack([history.weights[-1] for history in histories])
+                return np.repeat(now[:, None], len(horizons), axis=1)
+    """
 
     name: str
+    """In metrics.json and on the command line; no other forecaster beside it may have it."""
     label: str
+    """In reports."""
+    context: int | None
+    """How many snapshots up to the origin it is given (fewer at a run's beginning); None: all of them. It has no
+    default: who needs two and is given one forecasts no movement."""
     basis: str | None = None
+    """Of forecasters in codes, the basis's name."""
     causal: bool = True
+    """False where it knows, through its basis, what came after the origin."""
     is_model: bool = False
     """Trained by train/; all others are baselines."""
     codes: Codes | None = None
     """What it forecasts in, where it forecasts codes."""
-    context: int | None = 1
-    """How many snapshots up to the origin it is given; None: all of them."""
 
     @abstractmethod
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
-        """Forecast weights [B, H, P] of B histories at H horizons, in snapshots from the origin."""
+        """Return float32 weights [B, H, P] of B histories of P weights each at H horizons, in snapshots from the
+        origin. All of them have to be finite. What a forecaster keeps between calls may change no forecast."""
 
     @classmethod
     def from_pretrained(
@@ -80,7 +76,8 @@ class Forecaster(ABC):
         """A trained model: the one that comes with the package, by its name (`causal`), or a folder's.
 
         Args:
-            shapes: of the tensors that lie end to end in the weights, which the causal model tells apart.
+            shapes: of the tensors that lie end to end in the weights (`trial.spec.shapes`), which the causal model
+                tells apart and cannot do without; [(P,)] for weights that are one vector.
             codes: what a model over codes forecasts in: `Codes.open` of what `tipl fit-svd` wrote.
 
         Raises:
@@ -119,6 +116,7 @@ class LiveRun:
     """
 
     def __init__(self, forecaster: Forecaster, trial: int, weights_P: np.ndarray) -> None:
+        usable(forecaster)
         self._forecaster, self._trial, self.origin = forecaster, trial, 0
         self._rows, self._end = np.empty((2 * (forecaster.context or 32), len(weights_P)), np.float32), 1
         self._rows[0] = weights_P  # then snapshot after snapshot
@@ -146,7 +144,7 @@ class LiveRun:
 
     def forecast(self, place: int, horizons: Sequence[int]) -> np.ndarray:
         """[1, H, P]"""
-        history = History(self._trial, self.origin, self.window, place)
+        history = History(self._trial, self.origin, self.window, place, place + 1 or None)
         return np.asarray(self._forecaster.forecast([history], horizons))
 
     def state(self) -> dict[str, np.ndarray]:
@@ -157,6 +155,32 @@ class LiveRun:
         """Go on where `state` was taken."""
         self._rows = np.array(state["path"], np.float32)
         self._end, self.origin = len(self._rows), int(state["origin"])
+
+
+def usable(forecaster: Forecaster) -> Forecaster:
+    """Return the forecaster if it keeps the contract that `Forecaster` states.
+
+    Raises:
+        TiplError: it lacks something, or something is of the wrong kind.
+    """
+    who = f"Forecaster {getattr(forecaster, 'name', None) or type(forecaster).__name__}"
+    if not isinstance(forecaster, Forecaster):
+        raise TiplError(f"{type(forecaster).__name__} is no Forecaster; make it a subclass of tipl.Forecaster.")
+    for what, kinds, wanted in (
+        ("name", str, "a word"),
+        ("label", str, "what reports call it"),
+        ("context", int | None, "how many snapshots it is given, or None for all of them"),
+        ("basis", str | None, "the name of its basis, or None"),
+        ("causal", bool, "False where it has seen the future"),
+        ("is_model", bool, "True or False"),
+        ("codes", Codes | None, "Codes, or None"),
+    ):
+        if not hasattr(forecaster, what):
+            raise TiplError(f"{who} has no `{what}`; set it: {wanted}.")
+        value = getattr(forecaster, what)
+        if not isinstance(value, kinds) or value == "" or (what == "context" and value is not None and value < 1):
+            raise TiplError(f"{who} has {value!r} as `{what}`; give {wanted}.")
+    return forecaster
 
 
 def checked_forecast(forecaster: Forecaster, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
@@ -200,10 +224,11 @@ class Stretched(Forecaster):
     """Another forecaster's displacements from φ_t, times a factor.
 
     The forecast with the least expected error in weights is short where much is unknown; going on in its direction may
-    give the better policy.
+    give the better policy. In weights it is the worse one, and `forecast_with_error` says by how much.
     """
 
     def __init__(self, forecaster: Forecaster, factor: float) -> None:
+        usable(forecaster)
         self.name, self.label = f"{forecaster.name}-x{factor:g}", f"{forecaster.label}, times {factor:g}"
         self.basis, self.causal = forecaster.basis, forecaster.causal
         self.is_model, self.context = forecaster.is_model, forecaster.context
@@ -212,6 +237,43 @@ class Stretched(Forecaster):
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         now = np.stack([history.weights[-1] for history in histories])[:, None]
         return now + np.float32(self._factor) * (self._forecaster.forecast(histories, horizons) - now)
+
+    def forecast_with_error(
+        self, histories: Sequence[History], horizons: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The forecast [B, H, P], and its expected error [B, H], of a forecaster that knows its own.
+
+        What a forecast d̂ of least expected error misses is at right angles to it, so that of s d̂ the squared error is
+        the forecast's own and (s − 1)² |d̂|².
+        """
+        assert isinstance(self._forecaster, CausalForecaster), f"{self._forecaster.name} does not know its error"
+        made, error_BH = self._forecaster.forecast_with_error(histories, horizons)
+        now = np.stack([history.weights[-1] for history in histories])[:, None]
+        length_BH = np.linalg.norm((made - now).astype(np.float64), axis=2)
+        stretched = now + np.float32(self._factor) * (made - now)
+        return stretched, np.hypot(error_BH, (self._factor - 1) * length_BH)
+
+
+def known_codes(codes: Codes, histories: Sequence[History]) -> dict[int, tuple[np.ndarray, Basis]]:
+    """By trial the codes and the basis of the runs that are shown.
+
+    Raises:
+        TiplError: the codes are of another run of that number: its last snapshot has another code.
+    """
+    known = {trial: (codes.codes(trial), codes.basis(trial)) for trial in {history.trial for history in histories}}
+    for history in {history.trial: history for history in histories}.values():
+        codes_TD, basis = known[history.trial]
+        now_1P = history.weights[-1:]
+        same = history.origin < len(codes_TD) and now_1P.shape[1] == len(basis.mean_P)
+        if same:
+            expected_D, found_D = codes_TD[history.origin], basis.encode(now_1P)[0]
+            same = bool(np.abs(found_D - expected_D).max() <= 1e-2 * np.abs(expected_D).max() + 1e-6)
+        if not same:
+            raise TiplError(
+                f"Trial {history.trial} of {codes.store}, which the codes are of, has other weights at snapshot "
+                f"{history.origin} than the run that is shown; fit the codes on the store that it comes from."
+            )
+    return known
 
 
 class ModelForecaster(Forecaster):
@@ -236,15 +298,14 @@ class ModelForecaster(Forecaster):
         times = torch.zeros(len(histories), length, dtype=torch.long)
         valid = torch.zeros(len(histories), length, dtype=torch.bool)
         assert self.codes is not None
-        known = {trial: self.codes.codes(trial) for trial in {history.trial for history in histories}}
+        known = known_codes(self.codes, histories)
         for b, history in enumerate(histories):
             seen = np.arange(max(0, history.origin - length + 1), history.origin + 1)
-            codes[b, -len(seen) :] = torch.from_numpy(known[history.trial][seen])
+            codes[b, -len(seen) :] = torch.from_numpy(known[history.trial][0][seen])
             times[b, -len(seen) :] = torch.from_numpy(seen)
             valid[b, -len(seen) :] = True
         ahead = self._model.rollout(codes, times, valid, max(horizons)).numpy()[:, [h - 1 for h in horizons]]
-        bases = {trial: self.codes.basis(trial) for trial in known}
-        decoded = [bases[history.trial].decode(ahead[b]) for b, history in enumerate(histories)]
+        decoded = [known[history.trial][1].decode(ahead[b]) for b, history in enumerate(histories)]
         return np.stack(decoded).astype(np.float32)
 
 
@@ -252,19 +313,30 @@ class CausalForecaster(Forecaster):
     """Causal TIPL: any policy, from its last 201 snapshots.
 
     Every tensor is forecast apart, as a weighted sum of the differences of its snapshots.
-    Horizons between those that the model was trained for are interpolated; later ones get the displacement of the last.
+    Horizons between those that the model was trained for are interpolated. Later ones than `furthest` get its
+    displacement, which is no forecast of theirs: their expected error is NaN.
     """
 
     is_model = True
     context = WINDOW
+    furthest = HORIZONS[-1]
 
     def __init__(self, model: CausalTIPL, shapes: Sequence[Sequence[int]] | None = None, name: str = "causal") -> None:
         """
         Args:
-            shapes: of the tensors that lie end to end in the weights; default: all weights as one vector.
+            shapes: of the tensors that lie end to end in the weights; [(P,)] for weights that are one vector.
+
+        Raises:
+            TiplError: there are none, which would take a policy for one vector and lose much of the skill.
         """
+        if shapes is None:
+            raise TiplError(
+                "A causal model forecasts every tensor of a policy apart; give `shapes`, of a stored trial "
+                "trial.spec.shapes, or [(P,)] for P weights that are one vector."
+            )
         self.name, self.label = name, model.title
-        self._model, self._shapes = model.eval(), None if shapes is None else [tuple(shape) for shape in shapes]
+        self._model, self._shapes = model.eval(), [tuple(shape) for shape in shapes]
+        self._places = _places_learned(model)
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         return self.forecast_with_error(histories, horizons)[0]
@@ -272,13 +344,18 @@ class CausalForecaster(Forecaster):
     def forecast_with_error(
         self, histories: Sequence[History], horizons: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The forecast [B, H, P], and how far from it the model expects φ_{t+h}: root mean square length [B, H]."""
+        """The forecast [B, H, P], and how far from it the model expects φ_{t+h}: root mean square length [B, H].
+
+        The error is NaN where the model has nothing to go by: beyond `furthest`, and where nothing has moved yet.
+        """
         out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
         errors = np.empty((len(histories), len(horizons)))
         sizes = self._sizes(out.shape[2])
         for b, history in enumerate(histories):
-            tokens, windows = windows_of(history.weights[-WINDOW:], sizes, history.place, history.origin)
-            out[b], errors[b] = self._from_window(tokens, history.weights[-1], windows, horizons)
+            self._check_place(history)
+            seen = history.weights[-WINDOW:].astype(np.float32, copy=False)
+            tokens, windows = windows_of(seen, sizes, history.place, history.origin)
+            out[b], errors[b] = self._from_window(tokens, seen[-1], windows, horizons)
         return out, errors
 
     @torch.no_grad()
@@ -294,12 +371,36 @@ class CausalForecaster(Forecaster):
             mine = slice(start, start := start + size)
             torch.mm(a_GHJ[g], tokens[:, mine], out=out[:, mine]).add_(now[mine])
         square_GH = outlook.log_error_BH.exp().numpy() * np.array(HORIZONS) * windows.unit[:, None]
-        return out.numpy(), np.sqrt(_at(horizons, square_GH).sum(axis=0))
+        known_H = (np.array(horizons) <= self.furthest) & windows.unit.any()
+        return out.numpy(), np.where(known_H, np.sqrt(_at(horizons, square_GH).sum(axis=0)), np.nan)
 
     def _sizes(self, total: int) -> list[int]:
-        sizes = [math.prod(shape) for shape in self._shapes or [(total,)]]
-        assert sum(sizes) == total, f"tensors of {self._shapes} do not make {total} weights"
+        sizes = [math.prod(shape) for shape in self._shapes]
+        if sum(sizes) != total:
+            raise TiplError(
+                f"Tensors of the shapes {self._shapes} have {sum(sizes)} weights, this policy has {total}; give the "
+                "shapes of its own tensors."
+            )
         return sizes
+
+    def _check_place(self, history: History) -> None:
+        """Refuse a place that cannot be in iterations as long as those that the model learned from."""
+        count, place, origin = self._places, history.place, history.origin
+        if history.per_iteration is None and count and place >= 0 and origin and place != (origin - 1) % count:
+            raise TiplError(
+                f"Snapshot {origin} has place {(origin - 1) % count} in iterations of {count} snapshots, as this model "
+                f"knows them, not {place}; take trial.history({origin}), or give the History its per_iteration, or "
+                "place -1 where it is not known."
+            )
+
+
+def _places_learned(model: CausalTIPL) -> int | None:
+    """How many snapshots the iterations had that a model learned from; None where they had more than it tells apart.
+
+    Places that were never seen have the coefficients of unknown ones.
+    """
+    seen = [not torch.equal(each, model.linear[-1]) for each in model.linear[:-1]]
+    return None if all(seen) else seen.index(False)
 
 
 def _at(horizons: Sequence[int], known: np.ndarray) -> np.ndarray:
@@ -313,25 +414,7 @@ def _at(horizons: Sequence[int], known: np.ndarray) -> np.ndarray:
     return share * padded[:, after - 1] + (1 - share) * padded[:, after]
 
 
-def model_folder(name_or_path: str | Path) -> Path:
-    """A model's folder by its path, or by its name if it comes with the package and no folder of that name is here."""
-    path = Path(name_or_path)
-    return PRETRAINED / path if not path.exists() and str(path) == SHIPPED else path
-
-
-def model_name(folder: Path) -> str:
-    """What a trained model is called: its folder's name, and MODEL-last for the last one of a training, MODEL/last."""
-    folder = Path(folder).resolve()
-    return f"{folder.parent.name}-{LAST}" if folder.name == LAST else folder.name
-
-
-def stores_learned_on(folder: Path) -> set[str]:
-    """Names of the stores that a trained model learned on, as its training.json has them."""
-    trials = json.loads((model_folder(folder) / CURVE_FILE).read_text())["codes"]["trials"]
-    return {store["name"] for store in trials["stores"]}
-
-
-def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaster | CausalForecaster:
+def load_forecaster(folder: str | Path, store: Store, scratch: Path) -> ModelForecaster | CausalForecaster:
     """A trained model, for the store that it is judged on.
 
     Args:
@@ -346,10 +429,11 @@ def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaste
     learned_on = json.loads((folder / CURVE_FILE).read_text())["codes"]
     fitted = scratch / f"{model_name(folder)}-codes.zarr"
     path = Path(learned_on["trials"].get("codes", fitted))  # which `fit` is told by its caller, or not
-    if not path.exists() or Codes.open(path).store != store.path.resolve():
+    known = {"basis": model.config.basis or "full", "dim": model.config.dim, "centered": model.config.centered}
+    wanted = SVDConfig(**(known | learned_on["basis"]))
+    if not path.exists() or not _are_of(Codes.open(path), store, wanted):
         path = fitted
-        known = {"basis": model.config.basis or "full", "dim": model.config.dim, "centered": model.config.centered}
-        fit_svd(store.path, path, SVDConfig(**(known | learned_on["basis"])))
+        fit_svd(store.path, path, wanted)
     codes = Codes.open(path)
     size = codes.codes(codes.seeds[0]).shape[-1]
     if size != model.config.dim:
@@ -358,3 +442,8 @@ def load_forecaster(folder: Path, store: Store, scratch: Path) -> ModelForecaste
             "by tensor a model is for policies of one shape; train one on this store."
         )
     return ModelForecaster(model, codes, name=model_name(folder))
+
+
+def _are_of(codes: Codes, store: Store, config: SVDConfig) -> bool:
+    """Whether codes are of these trials and settings; that their weights are these `known_codes` sees."""
+    return codes.store == store.path.resolve() and codes.seeds == store.seeds and codes.config == config

@@ -9,11 +9,12 @@ not taken for evidence that the next should go the same way. Shapes: n snapshots
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tipl.forecast import Forecaster, LiveRun
+from tipl.errors import TiplError
+from tipl.forecast import Forecaster, LiveRun, usable
 from tipl.presets import JumpConfig
 
 _TRIES = 8  # lengths that are judged
@@ -61,14 +62,31 @@ class Jump:
 
 
 def may_jump(names: Sequence[str], sizes: Sequence[int], config: JumpConfig) -> np.ndarray:
-    """Which weights may: [P] bool, for tensors of these names and sizes that lie end to end."""
-    layers = [name.rpartition(".")[0] for name in names if not name.endswith(_LOG_STDS)]
-    wanted = {"all": layers, "head": layers[-1:], "body": [layer for layer in layers if layer != layers[-1]]}
-    jump = [
-        config.log_std if name.endswith(_LOG_STDS) else name.rpartition(".")[0] in wanted[config.layers]
-        for name in names
-    ]
+    """Which weights may: [P] bool, for tensors of these names and sizes that lie end to end.
+
+    Raises:
+        TiplError: none may, or `log_std` is asked for where there is none.
+    """
+    layers = {name: _layer(name) for name in names if not is_log_std(name)}
+    if config.log_std and len(layers) == len(names):
+        raise TiplError("log_std has no effect on a policy without log standard deviations; leave it out.")
+    last = list(layers.values())[-1:]
+    wanted = {"all": list(layers), "head": [name for name in layers if layers[name] in last],
+              "body": [name for name in layers if layers[name] not in last]}  # fmt: skip
+    jump = [config.log_std if is_log_std(name) else name in wanted[config.layers] for name in names]
+    if not any(jump):
+        raise TiplError(f"Of the layers {config.layers!r} there are none in this policy, so nothing could ever jump.")
     return np.repeat(jump, sizes)
+
+
+def _layer(name: str) -> str:
+    """The module that a tensor belongs to, of a parametrized one the module that it is for."""
+    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+
+
+def is_log_std(name: str) -> bool:
+    """A log standard deviation may be parametrized: parametrizations.actor_logstd.original."""
+    return any(part.endswith(_LOG_STDS) for part in name.split(".")[-2:])
 
 
 class Jumper:
@@ -84,7 +102,8 @@ class Jumper:
             moves_P: [P] bool, the weights that may jump.
             trial: what a forecaster is told of the run.
         """
-        self._forecaster, self._config, self._moves_P, self._trial = forecaster, config, moves_P, trial
+        self.forecaster, self.moves_P = usable(forecaster), moves_P
+        self._config, self._trial = config, trial
         self._run: LiveRun | None = None  # the snapshots less the jumps before them
         self._jumped = np.zeros(len(moves_P), np.float32)  # Σ of all jumps
         self._expected: np.ndarray | None = None  # where the path was forecast to be at the next iteration's end
@@ -102,7 +121,7 @@ class Jumper:
 
     def begin(self, weights_P: np.ndarray) -> None:
         """The weights before the first iteration, φ_0."""
-        self._run = self._forecaster.follow(self._trial, weights_P)
+        self._run = self.forecaster.follow(self._trial, weights_P)
 
     def step(self, snapshots: np.ndarray, judge: Judge, returns: Sequence[float] = ()) -> Jump:
         """One iteration has passed: what to add to the weights.
@@ -131,7 +150,7 @@ class Jumper:
             return Jump("invalid", trust=trust)
         full = self._config.full_trust
         believed = min(1.0, trust / full) if full else 1.0
-        wanted = np.where(self._moves_P, np.float32(believed) * proposal, np.float32(0))
+        wanted = np.where(self.moves_P, np.float32(believed) * proposal, np.float32(0))
         if (full and trust < self._config.silent_below) or not wanted.any():
             return Jump("silent", trust=trust)
         share, kl = self._longest(snapshots[-1].astype(np.float32), wanted, judge)
@@ -211,6 +230,13 @@ class Jumper:
                 by = 0.95 * min(np.sqrt(bound / max(there.kl, 1e-300)), left / added if added > left else 1.0)
             share *= float(np.clip(by, 0.05, 0.9))
         return 0.0, 0.0
+
+    def is_of(self, state: Mapping[str, Any], size: int) -> bool:
+        """Whether this is the state of a run of so many weights."""
+        numbers = ("jumped", "evidence", "counts", "before", "path", "origin", "within")
+        if any(name not in state for name in numbers):
+            return False
+        return tuple(state["jumped"].shape) == (size,) and tuple(state["path"].shape[1:]) == (size,)
 
     def state(self) -> dict[str, np.ndarray]:
         """All that the next step depends on, as arrays, to be given to `restore`."""

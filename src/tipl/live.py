@@ -4,10 +4,12 @@ In: a name, or the folder of a causal model.  Out: a `Forecaster` that has seen 
 """
 
 import functools
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -17,19 +19,50 @@ from tipl.baselines import (
     FixedSum,
     RandomDisplacement,
     difference_features,
+    equal_shares,
     line,
     normal_equations,
 )
 from tipl.errors import TiplError
-from tipl.forecast import PRETRAINED, CausalForecaster, Forecaster, model_folder
+from tipl.forecast import CausalForecaster, Forecaster
 from tipl.model import CONFIG_FILE
-from tipl.presets import ForecasterName
+from tipl.presets import ForecasterName, JumpConfig, jumps_of
+from tipl.shipped import PRETRAINED, SHIPPED, model_digest, model_folder
 from tipl.store import Store
 from tipl.windows import places_in_iteration
 
 AUTOREGRESSION = PRETRAINED / "autoregression.json"
 ANY = "any"
 """In that file, of places that it has no slopes for."""
+
+
+def as_name(forecaster: str | Path) -> str:
+    """Return what forecasters are asked for by: a name is a name, and a `Path` that leads somewhere is that place."""
+    return str(forecaster.absolute()) if isinstance(forecaster, Path) and forecaster.exists() else str(forecaster)
+
+
+def jumps_for(forecaster: Forecaster | str | Path) -> JumpConfig:
+    """How to jump with a forecaster, whether it is given by its name, its folder or itself."""
+    match forecaster:
+        case CausalForecaster():
+            return jumps_of("causal")
+        case Autoregression():
+            return jumps_of("autoregression")
+        case Forecaster():
+            return JumpConfig()
+    return jumps_of(as_name(forecaster))
+
+
+def with_settings(default: JumpConfig, settings: Mapping[str, Any]) -> JumpConfig:
+    """
+    Raises:
+        TiplError: there is no such setting, or it takes no such value.
+    """
+    unknown = next((name for name in settings if name not in JumpConfig.__dataclass_fields__), None)
+    if unknown is not None:
+        known = ", ".join(JumpConfig.__dataclass_fields__)
+        raise TiplError(f"There is no such setting of jumps as {unknown}; there are: {known}.")
+    return replace(default, **settings)
 
 
 def named_forecaster(
@@ -43,7 +76,8 @@ def named_forecaster(
     """A forecaster for live runs.
 
     Args:
-        name: a `ForecasterName`, or the folder of a causal model.
+        name: a `ForecasterName`, or the folder of a causal model, with a separator (`./mine`) where it is called like
+            one of these.
         shapes: of the tensors that lie end to end in the weights.
         horizon: iterations ahead that it will be asked for, beside one.
         per_iteration: snapshots of an iteration.
@@ -52,8 +86,13 @@ def named_forecaster(
         seed: of the noise.
 
     Raises:
-        TiplError: there is no such forecaster, or the autoregression is for other runs.
+        TiplError: there is no such forecaster, the autoregression is for other runs, `fit` has no effect on it, or it
+            does not see so far ahead.
     """
+    if per_iteration < 1:
+        raise TiplError(f"A run has at least one snapshot an iteration, not {per_iteration}.")
+    if fit is not None and name != "autoregression":
+        raise TiplError(f"--fit is for the autoregression and has no effect on {name}; leave it out.")
     horizons = sorted({per_iteration, per_iteration * horizon})
     match name:
         case "line":
@@ -71,12 +110,35 @@ def named_forecaster(
     if not (model_folder(name) / CONFIG_FILE).exists():
         names = ", ".join(get_args(ForecasterName))
         raise TiplError(f"There is no forecaster {name!r}; give {names} or the folder of a causal model.")
-    return CausalForecaster.from_pretrained(name, shapes)
+    made = CausalForecaster.from_pretrained(name, shapes)
+    if max(horizons) > made.furthest:
+        raise TiplError(
+            f"{name} forecasts {made.furthest} snapshots ahead, and {horizon} iterations of {per_iteration} are "
+            f"{max(horizons)}; give --horizon {max(1, made.furthest // per_iteration)} or less."
+        )
+    return made
 
 
-@functools.cache
+def forecaster_digest(name: str, fit: Path | None = None) -> str | None:
+    """Return a digest of what a forecaster was made from, so that one that was fitted or trained again is another; None
+    of those that are rules."""
+    if name == "autoregression":
+        return _store_digest(Store.open(fit)) if fit else hashlib.sha256(AUTOREGRESSION.read_bytes()).hexdigest()[:16]
+    folder = model_folder(name)
+    return model_digest(folder) if name == SHIPPED or name not in get_args(ForecasterName) else None
+
+
+def _store_digest(store: Store) -> str:
+    """Of its training trials: how far each has come, and its last snapshot."""
+    digest = hashlib.sha256()
+    for trial in map(store.trial, store.split().train):
+        digest.update(f"{trial.seed} {trial.committed} ".encode())
+        digest.update(np.ascontiguousarray(trial.weights(trial.committed - 1)).data)
+    return digest.hexdigest()[:16]
+
+
 def fit_autoregression(fit: Path, per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
-    """The autoregression of a store's training trials.
+    """The autoregression of a store's training trials; fitted once for what the store holds.
 
     Args:
         fit: holds as many snapshots an iteration as the run, or a multiple, of which every so many-th counts.
@@ -86,6 +148,11 @@ def fit_autoregression(fit: Path, per_iteration: int, horizons: tuple[int, ...])
     Raises:
         TiplError: the store holds another number of snapshots an iteration.
     """
+    return _fitted(_store_digest(Store.open(fit)), fit, per_iteration, horizons)
+
+
+@functools.lru_cache(maxsize=8)
+def _fitted(content: str, fit: Path, per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
     data = Store.open(fit)
     train = [data.trial(seed) for seed in data.split().train]
     held = int(places_in_iteration(train[0]).max()) + 1  # 0: the store knows of no iterations
@@ -118,9 +185,13 @@ def _shipped(per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
 def lookahead(count: int) -> FixedSum:
     """Halfway back to where the weights were `count` snapshots ago, whatever the horizon (Zhang et al. 2019, Lookahead
     with α = 0.5, arXiv 1907.08610)."""
-    return FixedSum("lookahead", "Lookahead, α = 0.5", count + 1, lambda back, h: np.where(back == count, 0.5, 0.0))
+    return FixedSum("lookahead", "Lookahead, α = 0.5", count + 1, functools.partial(_halfway_back, count=count))
+
+
+def _halfway_back(back: np.ndarray, h: int, count: int) -> np.ndarray:
+    return np.where(back == count, 0.5, 0.0)
 
 
 def average(count: int) -> FixedSum:
     """The mean of the last `count` snapshots (Polyak & Juditsky 1992), into which training goes on."""
-    return FixedSum("average", f"mean of the last {count}", count, lambda back, h: np.full(len(back), 1 / len(back)))
+    return FixedSum("average", f"mean of the last {count}", count, equal_shares)

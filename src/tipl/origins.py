@@ -66,7 +66,8 @@ def history(weights: np.ndarray, origins: Origins, m: int, forecaster: Forecaste
     """What the forecaster may see at origin m of a trial with these weights [T, P]: nothing later."""
     t = int(origins.snapshot[m])
     first = 0 if forecaster.context is None else max(0, t + 1 - forecaster.context)
-    return History(int(origins.trial[m]), t, weights[first : t + 1], int(origins.place[m]))
+    longest = int(origins.place[origins.trial == origins.trial[m]].max()) + 1  # that is known of here
+    return History(int(origins.trial[m]), t, weights[first : t + 1], int(origins.place[m]), longest or None)
 
 
 def read_only_weights(trial: Trial) -> np.ndarray:

@@ -14,13 +14,12 @@ import safetensors.numpy
 
 from tipl.adapt import adapted
 from tipl.errors import TiplError
-from tipl.forecast import SHIPPED, CausalForecaster, History, Stretched, checked_forecast, load_forecaster
+from tipl.forecast import SHIPPED, CausalForecaster, Stretched, checked_forecast, load_forecaster
 from tipl.forecast_returns import why_not_run
 from tipl.model import write_file
 from tipl.policy import OBS_CLIP
 from tipl.returns import Policies, policy_returns
 from tipl.store import Store, Trial
-from tipl.windows import places_in_iteration
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class Prediction:
     skill: float | None
     """1 − |φ_{t+h} − φ̃|² / |φ_{t+h} − φ_t|², of this one forecast."""
     expected_error: float | None
-    """Root mean square length by which the model expects to be off, neither stretched nor adapted; None for models over
-    codes."""
+    """Root mean square length by which the model expects the forecast, stretched as it is, to be off. None where the
+    model does not know: over codes, adapted, or before anything has moved."""
 
 
 def forecast_policy(
@@ -82,16 +81,19 @@ def forecast_policy(
         raise TiplError(f"--stretch is {stretch}; give more than 0.")
     if episodes < 0:
         raise TiplError(f"--episodes is {episodes}; give 0 or more.")
-    forecaster = load_forecaster(Path(model), data, out.parent)
+    forecaster = load_forecaster(model, data, out.parent)
+    if isinstance(forecaster, CausalForecaster) and horizon > forecaster.furthest:
+        raise TiplError(f"--horizon is {horizon}; this model forecasts up to {forecaster.furthest} snapshots ahead.")
     chosen = adapted([forecaster], run) if adapt else forecaster
-    first = 0 if chosen.context is None else max(0, origin + 1 - chosen.context)
-    seen = run.weights(first, origin + 1)
-    history = History(trial, origin, seen, int(places_in_iteration(run)[origin]))
+    history = run.history(origin, chosen.context)
+    seen = history.weights
     asked = chosen if stretch == 1 else Stretched(chosen, stretch)
     made = checked_forecast(asked, [history], [horizon])[0, 0]
     expected = None
-    if isinstance(forecaster, CausalForecaster):
-        expected = float(forecaster.forecast_with_error([history], [horizon])[1][0, 0])
+    if isinstance(chosen, CausalForecaster):
+        assert isinstance(asked, CausalForecaster | Stretched)
+        error = float(asked.forecast_with_error([history], [horizon])[1][0, 0])
+        expected = error if math.isfinite(error) else None
     true = run.weights(origin + horizon, origin + horizon + 1)[0] if origin + horizon < run.committed else None
     returns = _returns(run, origin, [seen[-1], made, *([] if true is None else [true])], episodes, seed)
     prediction = Prediction(

@@ -31,6 +31,7 @@ from torch.utils.hooks import RemovableHandle
 import tipl
 from tipl.envs import engine_versions
 from tipl.errors import TiplError
+from tipl.flat import check_parameters
 from tipl.policy import ParamSpec, policy_spec
 from tipl.presets import Activation
 from tipl.store import Store, Trial, TrialWriter, create_store
@@ -303,6 +304,7 @@ def _subject(policy: nn.Module | Iterable[tuple[str, Tensor]], names: Sequence[s
         named = {name: value for name, value in named.items() if any(_is_within(name, wanted) for wanted in names)}
     if not named:
         raise TiplError("There are no parameters to record; give a module that has some.")
+    check_parameters(named.items())
     spec = ParamSpec(tuple(named), tuple(tuple(value.shape) for value in named.values()))
     whole = _Subject([*named.values()], spec, None, None, 0)
     for actor in (_mlp_actor(policy, discrete=False), _mlp_actor(policy, discrete=True)):

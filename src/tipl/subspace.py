@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tipl.forecast import Forecaster, History
+from tipl.forecast import Forecaster, History, known_codes
 from tipl.representation import Codes, Gram, prefix_bases
+from tipl.seen import Seen
 
 _BLOCK = 2**24  # numbers of a block of columns that products are taken of
 
@@ -20,16 +21,16 @@ class PathProducts:
     """
 
     def __init__(self) -> None:
-        self._trial: int | None = None
-        self._gram = np.zeros((0, 0))
+        self._seen, self._gram = Seen(), np.zeros((0, 0))
 
     def upto(self, history: History) -> Gram:
         """Of all snapshots up to this origin; only the products of new ones are computed, a block of columns at a time.
 
         Centered on φ_0, whose own products are left zero.
         """
-        if history.trial != self._trial:
-            self._trial, self._gram = history.trial, np.zeros((0, 0))
+        if not self._seen.is_of(history.weights):
+            self._seen, self._gram = Seen(), np.zeros((0, 0))
+        self._seen.extend(history.weights)
         old, new = len(self._gram), len(history.weights)
         if new > old:
             size = history.weights.shape[1]
@@ -64,9 +65,7 @@ class PrefixLine(Forecaster):
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
-        order = sorted(range(len(histories)), key=lambda b: (histories[b].trial, histories[b].origin))
-        for trial in dict.fromkeys(histories[b].trial for b in order):
-            rows = [b for b in order if histories[b].trial == trial]
+        for rows in _by_run(histories):
             steps = self._steps([histories[b] for b in rows])
             for b, step in zip(rows, steps, strict=True):
                 out[b] = histories[b].weights[-1] + np.multiply.outer(np.array(horizons, np.float32), step)
@@ -83,6 +82,18 @@ class PrefixLine(Forecaster):
             row[:count] = v @ (v.T @ slope(count, self._count))
         weights[:, 0] -= weights.sum(axis=1)  # of displacements from φ_0
         return weights.astype(np.float32) @ longest.weights
+
+
+def _by_run(histories: Sequence[History]) -> list[list[int]]:
+    """The places of the histories of each run, at ascending origins."""
+    runs: list[tuple[Seen, list[int]]] = []
+    for b in sorted(range(len(histories)), key=lambda b: -histories[b].origin):
+        rows = next((rows for seen, rows in runs if seen.is_of(histories[b].weights)), None)
+        if rows is None:
+            runs.append((seen := Seen(), rows := []))
+            seen.extend(histories[b].weights)
+        rows.insert(0, b)
+    return [rows for _, rows in runs]
 
 
 class DMD(Forecaster):
@@ -138,8 +149,7 @@ class CodeLine(Forecaster):
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         assert self.codes is not None
-        trials = {history.trial for history in histories}
-        known = {trial: (self.codes.codes(trial), self.codes.basis(trial)) for trial in trials}
+        known = known_codes(self.codes, histories)
         out = []
         for history in histories:
             codes, basis = known[history.trial]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from tipl.errors import TiplError
-from tipl.store import Trial
+from tipl.store import Trial, places_of
 
 EDGES = (*range(21), *range(25, 101, 5), *range(125, 201, 25))
 """Snapshots before the origin between which the tokens lie."""
@@ -275,17 +275,8 @@ def _noise_until(times: tuple[float, ...]) -> np.ndarray:
 
 
 def places_in_iteration(trial: Trial) -> np.ndarray:
-    """[T]: how many snapshots of the same PPO iteration come before each one; φ_0 stands where an iteration ends.
-
-    -1 everywhere where the trial has no iterations (all its snapshots bear one number).
-    """
-    iteration = np.asarray(trial.iteration)
-    starts = np.flatnonzero(np.r_[True, np.diff(iteration) != 0])
-    if len(starts) == 1:
-        return np.full(len(iteration), -1)
-    places = np.arange(len(iteration)) - np.repeat(starts, np.diff(np.r_[starts, len(iteration)]))
-    places[0] = places.max()
-    return places
+    """[T]: `places_of` the trial's iterations."""
+    return places_of(np.asarray(trial.iteration))
 
 
 def _windows(

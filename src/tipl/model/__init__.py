@@ -50,5 +50,6 @@ __all__ = [
     "TIPLConfig",
     "load",
     "num_parameters",
+    "read_record",
     "write_file",
 ]

@@ -23,6 +23,11 @@ MOST_BANDS = 4
 _FACTS = ("config", "forecaster", "jump", "fit")
 
 
+_NO_GAIN = (
+    "Plain training gained no return here, so that shares of its gain mean nothing: the steps to them are no evidence."
+)
+
+
 @dataclass(frozen=True)
 class Cell:
     """A number of the table."""
@@ -91,7 +96,7 @@ def _acceleration(metrics: Mapping[str, Any]) -> Acceleration:
     figures = [_curves(metrics), _thresholds(metrics), _finals(metrics), _jumps(metrics)]
     return Acceleration(
         title=str(metrics["env_id"]),
-        sentence=_sentence(arms, first, len(seeds)),
+        sentence=_sentence(arms, first, len(seeds)) if metrics.get("gain", 1) > 0 else _NO_GAIN,
         facts={
             "Policy": f"{'-'.join(map(str, config['hidden_sizes']))} hidden",
             "Seeds, paired": str(len(seeds)),

@@ -34,7 +34,11 @@ def read_together(folders: Sequence[Path]) -> Acceleration | None:
         title=TITLE,
         sentence=" ".join(_sentence(reference, rows) for reference, rows in beside.items()),
         facts={"Environments": ", ".join(found["environments"]), "Compared with": " and ".join(beside)},
-        figures=tuple(_figure(turn, *each, found["environments"]) for turn, each in enumerate(beside.items())),
+        figures=tuple(
+            _figure(turn, *each, found["environments"])
+            for turn, each in enumerate(beside.items())
+            if all(row[_JUDGED]["value"] is not None for row in each[1].values())
+        ),
         columns=("Arm", *(name for name, _, _ in columns)),
         rows={arm: [_cell(beside[reference].get(arm), measure) for _, reference, measure in columns] for arm in arms},
         settings={},
@@ -42,12 +46,16 @@ def read_together(folders: Sequence[Path]) -> Acceleration | None:
 
 
 def _cell(row: Mapping[str, Any] | None, measure: str) -> Cell | None:
-    return None if row is None else Cell(row[measure]["value"], row[measure]["ci"] and tuple(row[measure]["ci"]))
+    if row is None or row[measure]["value"] is None:
+        return None
+    return Cell(row[measure]["value"], row[measure]["ci"] and tuple(row[measure]["ci"]))
 
 
 def _sentence(reference: str, rows: Mapping[str, Any]) -> str:
     """Which arms need fewer environment steps than a reference, and which end lower, by their 95% intervals."""
     fewer, lower = [], []
+    if any(row[_JUDGED]["value"] is None for row in rows.values()):
+        return f"Beside {reference} nothing is concluded: plain training gains nothing in one of the environments."
     for arm, row in rows.items():
         steps, final = row[_JUDGED], row["final return"]
         if steps["ci"] and steps["ci"][1] < 1:

@@ -16,6 +16,7 @@ Shapes: T snapshots, P weights, E episodes, obs the size of an observation.
 """
 
 from tipl.store.arrays import CODEC
+from tipl.store.history import History, places_of
 from tipl.store.inspect import data_info, data_verify
 from tipl.store.layout import EPISODE_ARRAYS, FORMAT_VERSION, SNAPSHOT_ARRAYS
 from tipl.store.read import Episodes, Split, Store, Trial
@@ -28,6 +29,7 @@ __all__ = [
     "FORMAT_VERSION",
     "SNAPSHOT_ARRAYS",
     "Episodes",
+    "History",
     "Split",
     "Store",
     "Trial",
@@ -35,5 +37,6 @@ __all__ = [
     "create_store",
     "data_info",
     "data_verify",
+    "places_of",
     "plan_trials",
 ]

@@ -18,6 +18,7 @@ from tipl.errors import TiplError
 from tipl.policy import ParamSpec
 from tipl.store.arrays import chunk_range, open_array, require_chunk
 from tipl.store.files import DAMAGE
+from tipl.store.history import History, places_of
 from tipl.store.layout import EPISODE_ARRAYS, Record, read_record, trial_path, trial_seeds
 from tipl.store.root import PARTS, Root
 
@@ -135,6 +136,23 @@ class Trial:
         stop = self.committed if stop is None else stop
         assert 0 <= start <= stop <= self.committed, (start, stop, self.committed)
         return self._read("weights", start, stop)
+
+    def history(self, origin: int, context: int | None = None) -> History:
+        """Return what a forecaster is shown at an origin.
+
+        Args:
+            origin: the number of the last snapshot it sees.
+            context: how many snapshots it takes (`forecaster.context`); None: all up to the origin.
+
+        Raises:
+            TiplError: there is no such snapshot.
+        """
+        if not 0 <= origin < self.committed:
+            raise TiplError(f"Trial {self.seed} has snapshots 0 to {self.committed - 1}; {origin} is none of them.")
+        first = 0 if context is None else max(0, origin + 1 - context)
+        places = places_of(np.asarray(self.iteration))
+        per_iteration = int(places.max()) + 1 or None
+        return History(self.seed, origin, self.weights(first, origin + 1), int(places[origin]), per_iteration)
 
     @cached_property
     def env_step(self) -> np.ndarray:

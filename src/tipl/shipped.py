@@ -1,0 +1,46 @@
+"""Trained models by name or folder, and what their folders say of them.
+
+In: the name of a model that comes with the package, or a path.  Out: its folder, a digest of it, what it learned on.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from tipl.model import CONFIG_FILE, WEIGHTS_FILE
+from tipl.train import CURVE_FILE, LAST
+
+SHIPPED = "causal"
+"""The model that comes with the package."""
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+
+def model_folder(name_or_path: str | Path) -> Path:
+    """Return a model's folder, by its path or by the name of one that comes with the package.
+
+    A name is a name: `causal` is the package's own, also where a folder of that name is here, which `./causal` is. A
+    `Path` is a path wherever it leads to a folder.
+    """
+    path = Path(name_or_path)
+    is_name = not path.exists() if isinstance(name_or_path, Path) else True
+    return PRETRAINED / SHIPPED if str(name_or_path) == SHIPPED and is_name else path
+
+
+def model_digest(folder: Path) -> str:
+    """Return a digest of what a model's folder holds: a model that was trained again is another."""
+    digest = hashlib.sha256()
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def model_name(folder: Path) -> str:
+    """What a trained model is called: its folder's name, and MODEL-last for the last one of a training, MODEL/last."""
+    folder = Path(folder).resolve()
+    return f"{folder.parent.name}-{LAST}" if folder.name == LAST else folder.name
+
+
+def stores_learned_on(folder: str | Path) -> set[str]:
+    """Names of the stores that a trained model learned on, as its training.json has them."""
+    trials = json.loads((model_folder(folder) / CURVE_FILE).read_text())["codes"]["trials"]
+    return {store["name"] for store in trials["stores"]}

@@ -1,0 +1,72 @@
+"""What a forecaster is shown of one run: its snapshots up to an origin, and the origin's place in its iteration.
+
+In: snapshots as an array, or the iterations of a trial.  Out: a `History`; places.
+
+Shapes: n snapshots, T snapshots of a whole trial, P weights.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tipl.errors import TiplError
+
+
+@dataclass(frozen=True)
+class History:
+    """The snapshots of one run up to the origin t. `Trial.history` makes it of a stored run.
+
+    weights: [n, P], oldest first, the last is φ_t.
+    place: how many snapshots of the same PPO iteration come before φ_t; -1 where the run has no iterations.
+    per_iteration: snapshots of every iteration, where that is known. Without it a forecaster that knows iterations of
+        one length holds `place` against the origin: of 5 an iteration, φ_299 is the fourth, place 3.
+
+    Raises:
+        TiplError: there are no such weights, or no snapshot can have this place.
+    """
+
+    trial: int
+    origin: int
+    weights: np.ndarray
+    place: int
+    per_iteration: int | None = None
+
+    def __post_init__(self) -> None:
+        weights = np.asarray(self.weights)
+        if weights.ndim != 2 or not weights.size or weights.dtype.kind not in "fiu":
+            raise TiplError(
+                f"A history holds real weights [snapshots, weights], not {weights.dtype} of the shape "
+                f"{list(weights.shape)}; give the snapshots up to the origin, one a row."
+            )
+        if weights.dtype.kind != "f":
+            weights = weights.astype(np.float32)
+        object.__setattr__(self, "weights", weights)
+        if self.origin < 0:
+            raise TiplError(f"The origin is {self.origin}; give the number of the last snapshot, from 0.")
+        most = self.origin if self.per_iteration is None else self.per_iteration - 1
+        if self.origin and not -1 <= self.place <= most:
+            known = "" if self.per_iteration is None else f", which has {self.per_iteration}"
+            raise TiplError(
+                f"Snapshot {self.origin} cannot have {self.place} others of its iteration before it{known}; give their "
+                "number, or -1 where it is not known (trial.history(origin) knows)."
+            )
+
+    def last(self, count: int) -> np.ndarray:
+        """Return the last `count` snapshots [count, P]; φ_0 again where there are fewer."""
+        missing = count - len(self.weights)
+        if missing <= 0:
+            return self.weights[-count:]
+        return np.concatenate([np.repeat(self.weights[:1], missing, axis=0), self.weights])
+
+
+def places_of(iteration_T: np.ndarray) -> np.ndarray:
+    """[T]: how many snapshots of the same PPO iteration come before each one; φ_0 stands where an iteration ends.
+
+    -1 everywhere where the trial has no iterations (all its snapshots bear one number).
+    """
+    starts = np.flatnonzero(np.r_[True, np.diff(iteration_T) != 0])
+    if len(starts) == 1:
+        return np.full(len(iteration_T), -1)
+    places = np.arange(len(iteration_T)) - np.repeat(starts, np.diff(np.r_[starts, len(iteration_T)]))
+    places[0] = places.max()
+    return places
