@@ -19,6 +19,7 @@ import numpy as np
 
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster, History, usable
+from tipl.seen import Seen
 from tipl.store import Trial
 from tipl.windows import places_in_iteration
 
@@ -127,7 +128,7 @@ class _Run:
         count, regressors = len(horizons), forecasters + len(LAGS)
         self._prior = np.repeat((1 / forecasters, 0.0), (forecasters, len(LAGS)))
         self._ridge = np.repeat((RIDGE, LAG_RIDGE), (forecasters, len(LAGS)))
-        self.horizons, self.known = tuple(horizons)()
+        self.horizons, self.known = tuple(horizons), Seen()
         self._products = np.zeros((count, regressors, regressors))  # Σ w X Xᵀ, forgetting
         self._toward = np.zeros((count, regressors))  # Σ w X · (φ_{s+h} − φ_s)
         self._counts = np.zeros(count)

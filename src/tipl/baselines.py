@@ -242,7 +242,7 @@ class RandomDisplacement(Forecaster):
 class TrainMean(Forecaster):
     """φ_t and what the training trials moved on average from snapshot t to t + h; the last one stands for later."""
 
-    name, label = "train-mean", "mean step of the training trials at t"
+    name, label, context = "train-mean", "mean step of the training trials at t", 1
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         length, size = min(trial.committed for trial in trials), trials[0].spec.size

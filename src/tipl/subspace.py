@@ -144,7 +144,7 @@ class CodeLine(Forecaster):
         self.name = f"line-{count}-{codes.name.replace(' ', '-')}"
         seen = ": sees the future" if codes.look_ahead else ""
         self.label = f"line through the last {count} codes ({codes.name} basis{seen})"
-        self.basis, self.causal = codes.name, not codes.look_ahead
+        self.basis, self.causal, self.context = codes.name, not codes.look_ahead, 1
         self.codes, self._count = codes, count
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
