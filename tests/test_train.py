@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -721,6 +722,12 @@ def test_what_the_verb_cannot_use_is_refused_before_anything_is_written(store: P
     for config in (SMALL, CausalTrainConfig()):
         with pytest.raises(TiplError, match=r"two has 1 training trial\(s\) and none to validate"):
             train(tmp_path / "two", tmp_path / "out", config)
+    write_paths(tmp_path / "short", [path[:10] for path in drifting_paths(5)])
+    with pytest.raises(TiplError, match=r"Trial 3 of .*short has 10 snapshots; at least 11 are needed"):
+        train(tmp_path / "short", tmp_path / "out", SMALL)
+    shutil.copytree(store, tmp_path / "copy")
+    with pytest.raises(TiplError, match=r"copy is .*store again, or a copy of it; give it once"):
+        train([store, tmp_path / "copy"], tmp_path / "out", CausalTrainConfig())
     assert not (tmp_path / "out").exists(), "told before an SVD is fitted"
     with pytest.raises(TiplError, match="fit the full or the pooled basis"):
         train(store, tmp_path / "out", SMALL, SVDConfig("window", 4))

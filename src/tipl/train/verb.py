@@ -28,6 +28,8 @@ from tipl.train.place import Place, process_group
 from tipl.windows import Lessons, joined, lessons, places_in_iteration
 
 CODES_FOLDER = "codes.zarr"
+SHORTEST, SHORTEST_VALIDATED = 2, SKILL_HORIZONS[-1] + 1
+"""Snapshots that a training and a validation trial have at least, where a model learns from codes."""
 VALIDATED = 2000
 """Origins of each store at which the causal model is validated, if it learns from as many."""
 
@@ -86,6 +88,10 @@ def _train_causal(
     stores: Sequence[Path], out: Path, config: TrainConfig, resume: bool, write: Write, device: Device
 ) -> None:
     splits = [_split(store) for store in stores]
+    ids = [Store.open(store).ids[-1] for store in stores]
+    for number, store in enumerate(stores):
+        if ids[number] in ids[:number]:
+            raise TiplError(f"{store} is {stores[ids.index(ids[number])]} again, or a copy of it; give it once.")
     pairs = [*zip(stores, splits, strict=True)]
     train = [_lessons(store, split.train, config.windows, config.seed) for store, split in pairs]
     few = min(config.windows, VALIDATED)
@@ -104,6 +110,19 @@ def _split(store: Path) -> Split:
     if not split.validation:
         raise TiplError(f"{store} has {len(split.train)} training trial(s) and none to validate; collect 3 or more.")
     return split
+
+
+def _check_lengths(store: Path, split: Split) -> None:
+    """Raises TiplError where a trial is too short for models over codes, before an SVD is fitted."""
+    data = Store.open(store)
+    for seeds, shortest in ((split.train, SHORTEST), (split.validation, SHORTEST_VALIDATED)):
+        for seed in seeds:
+            count = data.trial(seed).committed
+            if count < shortest:
+                raise TiplError(
+                    f"Trial {seed} of {store} has {count} snapshots; at least {shortest} are needed: collect longer "
+                    "trials."
+                )
 
 
 def _learned_from(store: Path, split: Split) -> dict[str, Any]:
@@ -138,6 +157,7 @@ def _train_on_codes(
     device: Device,
 ) -> None:
     split, place = _split(store), Place.of(device, config.batch_size)
+    _check_lengths(store, split)
     if codes is None:
         codes = out / CODES_FOLDER
         if place.is_first:
@@ -230,8 +250,8 @@ def fit(
     """
     out = Path(out)
     check_out(out, resume)
-    _check_codes(train, "training", shortest=2)
-    _check_codes(validation, "validation", shortest=SKILL_HORIZONS[-1] + 1)
+    _check_codes(train, "training", SHORTEST)
+    _check_codes(validation, "validation", SHORTEST_VALIDATED)
     if len(dims := {codes.shape[1] for codes in (*train, *validation)}) > 1:
         raise TiplError(f"The codes of the trials differ in size, {sorted(dims)}; give one d for all.")
     if scales is None:
