@@ -23,6 +23,7 @@ ORDER = [
     "checks",
     "shapes",
     "files",
+    "bundle",
     "stats",
     "progress",
     "presets",

@@ -6,26 +6,32 @@ In: small random models and codes.  Out: failures against naive numpy, closed fo
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+from tipl.bundle import write_bundle
 from tipl.errors import TiplError
+from tipl.files import write_json
 from tipl.model import (
     CONFIG_FILE,
     GRU,
     KINDS,
     MLP,
     TIPL,
+    TRAINING_FILE,
     WEIGHTS_FILE,
     Attention,
     CodeModel,
     Dropout,
     TIPLConfig,
     load,
+    read_training,
     write_file,
+    write_training,
 )
 
 CONFIG = TIPLConfig(dim=3, context=6, max_timestep=40, num_layers=2, num_heads=2, width=8, dropout=0.1)
@@ -346,6 +352,18 @@ def test_a_model_comes_back_from_disk_as_it_was(kind: str, tmp_path: Path):
     assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
 
 
+def rewritten(folder: Path, **changes: Any) -> None:
+    """Write a model's settings again, with changes, as a program would that wants them to be believed."""
+    record = {name: value for name, value in json.loads((folder / CONFIG_FILE).read_text()).items() if name != "seal"}
+    record |= changes
+    write_json(folder / CONFIG_FILE, {name: value for name, value in record.items() if value is not None}, seal=True)
+
+
+def reweighted(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    identity = json.loads((folder / CONFIG_FILE).read_text())["identity"]
+    write_bundle(folder / WEIGHTS_FILE, tensors, {"identity": identity}, safetensors.torch)
+
+
 def test_files_that_do_not_make_a_model_are_refused_with_one_line(kind: str, tmp_path: Path):
     def refuses(match: str) -> None:
         with pytest.raises(TiplError, match=match) as refusal:
@@ -359,60 +377,93 @@ def test_files_that_do_not_make_a_model_are_refused_with_one_line(kind: str, tmp
     record = json.loads(config)
 
     weights_file.unlink()
-    refuses("Cannot read .*model.safetensors")
+    refuses("There is no .*model.safetensors")
     weights_file.write_bytes(weights[: len(weights) // 2])
-    refuses("cut short")
+    refuses("checksum does not match")
     weights_file.write_bytes(b"")
     refuses("cut short")
     tensors = safetensors.torch.load(weights)
-    weights_file.write_bytes(safetensors.torch.save(tensors | {"head.weight": torch.zeros(5, 5)}))
+    weights_file.write_bytes(safetensors.torch.save(tensors))
+    refuses("holds no checksum")
+    reweighted(tmp_path, tensors | {"head.weight": torch.zeros(5, 5)})
     refuses(r"head.weight is torch.float32 \[5, 5\], expected torch.float32 \[3, \d+\]")
-    weights_file.write_bytes(safetensors.torch.save(tensors | {"head.weight": tensors["head.weight"].double()}))
+    reweighted(tmp_path, tensors | {"head.weight": tensors["head.weight"].double()})
     refuses("head.weight is torch.float64")
-    weights_file.write_bytes(safetensors.torch.save(tensors | {"extra": torch.zeros(1)}))
+    reweighted(tmp_path, tensors | {"extra": torch.zeros(1)})
     refuses("extra is torch.float32 .*, expected absent")
-    weights_file.write_bytes(
-        safetensors.torch.save({name: tensor for name, tensor in tensors.items() if name != "head.bias"})
-    )
+    reweighted(tmp_path, {name: tensor for name, tensor in tensors.items() if name != "head.bias"})
     refuses("head.bias is absent")
+    reweighted(tmp_path, tensors | {"head.bias": tensors["head.bias"] * torch.nan})
+    refuses("head.bias are not finite")
     weights_file.write_bytes(weights)
 
     config_file.write_text(config[:40])
-    refuses("cut short or no JSON")
+    refuses("damaged or no JSON")
     config_file.write_text("[1]")
     refuses("does not describe a TIPL model")
-    config_file.write_text(json.dumps(record | {"version": 99}))
+    config_file.write_text(config.replace('"width": 8', '"width": 9'))
+    refuses("checksum does not match")
+    rewritten(tmp_path, version=99)
     refuses("version 99")
-    config_file.write_text(json.dumps(record | {"model": "causal"}))
+    config_file.write_text(config)
+    rewritten(tmp_path, model="causal")
     refuses("kind 'causal'; over codes this program knows paper, gru, mlp")
-    config_file.write_text(json.dumps(record | {"config": record["config"] | {"flavor": 1}}))
-    refuses("flavor")
-    config_file.write_text(json.dumps(record | {"config": {"dim": 3}}))
-    refuses("lacks settings")
-    config_file.write_text(json.dumps({name: record[name] for name in ("format", "version", "model")}))
-    refuses("lacks settings")
-    config_file.write_text(json.dumps(record | {"config": record["config"] | {"width": "8"}}))
+    rewritten(tmp_path, model=["paper"])
+    refuses("`model` is a list, not a text")
+    rewritten(tmp_path, model=kind, config=None)
+    refuses("`config` is missing")
+    for wrong in ({"flavor": 1}, {"width": "8"}, {"num_heads": [1]}):
+        rewritten(tmp_path, config=record["config"] | wrong)
+        refuses("lacks settings of a model or has unknown ones")
+    rewritten(tmp_path, config={"dim": 3})
     refuses("lacks settings")
     for wrong in ({"num_heads": 3}, {"dim": 2.5}, {"context": 0}, {"dropout": 1.0}):
-        config_file.write_text(json.dumps(record | {"config": record["config"] | wrong}))
+        rewritten(tmp_path, config=record["config"] | wrong)
         refuses("describe no model")
+    for name in ("num_layers", "width", "dim", "context", "max_timestep"):
+        rewritten(tmp_path, config=record["config"] | {name: 10**12})
+        refuses(f"`{name}` is 1000000000000, not a whole number from")
     config_file.write_text(config)
     load(tmp_path)
 
 
-def test_a_folder_that_does_not_say_its_kind_is_tipl_and_another_kind_is_not_taken_for_it(tmp_path: Path):
-    model = make_model("paper")
-    model.save(tmp_path / "old")
-    config_file = tmp_path / "old" / CONFIG_FILE
-    record = json.loads(config_file.read_text())
-    assert record.pop("model") == "paper"
-    config_file.write_text(json.dumps(record))
-    assert isinstance(load(tmp_path / "old"), TIPL)
-    assert torch.equal(TIPL.load(tmp_path / "old")(*make_window()), model(*make_window()))
+def test_weights_of_another_model_of_the_same_shape_are_noticed(kind: str, tmp_path: Path):
+    for name in ("one", "other"):
+        model = make_model(kind)
+        with torch.no_grad():
+            model.head.bias.fill_(len(name))
+        model.save(tmp_path / name)
+    (tmp_path / "other" / WEIGHTS_FILE).replace(tmp_path / "one" / WEIGHTS_FILE)
+    with pytest.raises(TiplError, match="is of another model than config"):
+        load(tmp_path / "one")
+
+
+def test_another_kind_is_not_taken_for_it(tmp_path: Path):
     make_model("gru").save(tmp_path / "gru")
     assert isinstance(load(tmp_path / "gru"), GRU)
     with pytest.raises(TiplError, match="kind 'gru', not 'paper'"):
         TIPL.load(tmp_path / "gru")
+
+
+def test_what_a_model_learned_from_is_told_by_its_own_file_alone(tmp_path: Path):
+    model = make_model("paper")
+    facts = {"config": {}, "codes": {"sha256": "0" * 64, "trials": {}}, "precision": "float32", "curve": []}
+    for identity in ("one", "other"):
+        model.identity = identity
+        model.save(tmp_path / identity)
+        write_training(tmp_path / identity, {"identity": identity, **facts})
+    assert read_training(tmp_path / "one") == {"version": 2, "identity": "one", **facts}
+    path = tmp_path / "one" / TRAINING_FILE
+    content = path.read_bytes()
+    for damaged, problem in ((b"", "checksum"), (content[:99], "checksum"), (b"[]", "checksum"), (b"{}", "checksum"),
+                             (content.replace(b"float32", b"float16"), "does not match"),
+                             ((tmp_path / "other" / TRAINING_FILE).read_bytes(), "of another model")):  # fmt: skip
+        path.write_bytes(damaged)
+        with pytest.raises(TiplError, match=problem):
+            read_training(tmp_path / "one")
+    path.unlink()
+    with pytest.raises(TiplError, match=r"There is no .*training\.json"):
+        read_training(tmp_path / "one")
 
 
 def test_a_file_that_cannot_be_written_is_the_users_to_solve(kind: str, tmp_path: Path):

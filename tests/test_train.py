@@ -602,16 +602,39 @@ def test_resuming_with_other_settings_or_codes_is_refused(tmp_path: Path):
         small_fit(tmp_path, resume=True, scales=[np.full(4, 2.0)] * 5)
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
+def test_a_damaged_checkpoint_is_named_set_aside_and_training_begins_anew_to_the_same_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    small_fit(tmp_path / "whole")
+    with interrupted_at(7):
+        small_fit(tmp_path / "half")
+    content = (tmp_path / "half" / CHECKPOINT_FILE).read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 4
+    for number, damaged in enumerate((bytes(flipped), content[:-10], content[:50], b"", safetensors.torch.save({}))):
+        out = tmp_path / str(number)
+        shutil.copytree(tmp_path / "half", out)
+        (out / CHECKPOINT_FILE).write_bytes(damaged)
+        small_fit(out, resume=True)
+        assert (out / f"{CHECKPOINT_FILE}.damaged").read_bytes() == damaged
+        assert f"It is now {out / CHECKPOINT_FILE}.damaged; training begins anew" in capsys.readouterr().err
+        assert_same_ending(tmp_path / "whole", out)
+
+
+def test_a_training_that_stopped_when_it_had_set_its_checkpoint_aside_goes_on(tmp_path: Path):
     small_fit(tmp_path)
-    path = tmp_path / CHECKPOINT_FILE
-    whole = path.read_bytes()
-    for damaged in (whole[:-10], whole[:50], b""):
-        path.write_bytes(damaged)
-        with pytest.raises(TiplError, match="cut short"):
-            small_fit(tmp_path, resume=True)
-    path.write_bytes(safetensors.torch.save({"x": torch.zeros(1)}))
-    with pytest.raises(TiplError, match="version None"):
+    (tmp_path / CHECKPOINT_FILE).rename(tmp_path / f"{CHECKPOINT_FILE}.damaged")
+    with pytest.raises(TiplError, match="without a checkpoint"):
+        small_fit(tmp_path)
+    small_fit(tmp_path, resume=True)
+    assert (tmp_path / CHECKPOINT_FILE).exists()
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "VERSION", 99)
+        small_fit(tmp_path)
+    with pytest.raises(TiplError, match="is of version 99"):
         small_fit(tmp_path, resume=True)
 
 

@@ -9,8 +9,6 @@ trial's weights are in memory at a time. Shapes: M origins, H horizons, P weight
 
 import dataclasses
 import importlib.metadata
-import json
-import os
 import platform
 import shlex
 import sys
@@ -25,6 +23,7 @@ import tipl
 from tipl.adapt import adapted
 from tipl.baselines import Autoregression, fitted_baselines, persistence
 from tipl.errors import TiplError
+from tipl.files import write_json
 from tipl.forecast import (
     Forecaster,
     Stretched,
@@ -36,6 +35,7 @@ from tipl.forecast import (
     usable,
 )
 from tipl.forecast_returns import measure_returns, why_not_run
+from tipl.model import read_training
 from tipl.origins import choose_origins, history, join_origins, learning_curve, read_only_weights
 from tipl.presets import EvaluateConfig
 from tipl.progress import steps_progress
@@ -43,7 +43,6 @@ from tipl.representation import Codes, spectra
 from tipl.score import Comparison, Origins, weight_scores
 from tipl.store import Store, Trial
 from tipl.subspace import CodeLine
-from tipl.train import CURVE_FILE
 
 SCHEMA = 1
 METRICS_FILE = "metrics.json"
@@ -104,6 +103,7 @@ def evaluate(
     chosen = split.train[-len(split.test) :] if config.seen else split.test if source is data else tuple(data.seeds)
     if returns:
         _require_policies(data, chosen)
+    training = {model_name(model): read_training(model) for model in models}
     out.mkdir(parents=True, exist_ok=True)
     trials = [data.trial(seed) for seed in chosen]
     asked = [*(load_forecaster(model, data, out) for model in models), *forecasters]
@@ -154,14 +154,12 @@ def evaluate(
     if returns:
         metrics |= measure_returns(trials, origins, run, config, scores, out / PARTS_FOLDER)
     metrics |= {
-        "training": {model_name(model): json.loads((Path(model) / CURVE_FILE).read_text()) for model in models},
+        "training": training,
         "config": {"evaluate": dataclasses.asdict(config), "trial": trials[0].config},
         "versions": _versions(trials[0]),
         "seconds": {"evaluate": round(time.monotonic() - began, 1)},
     }
-    partial = out / f"{METRICS_FILE}.partial"
-    partial.write_text(json.dumps(metrics, indent=1, allow_nan=False))
-    os.replace(partial, out / METRICS_FILE)
+    write_json(out / METRICS_FILE, metrics, seal=True)
     return out
 
 

@@ -62,7 +62,7 @@ def read_file(path: Path, most: int, advice: str = _COPY) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         size = os.fstat(descriptor).st_size
         try:
-            content = file.read(most + 1) if size <= most else b""
+            content = file.read(size + 1) if size <= most else b""
         except OSError as error:
             raise TiplError(f"Cannot read {path}: {error.strerror}; {advice}.") from error
     if max(size, len(content)) > most:
@@ -263,7 +263,7 @@ def write_json(path: Path, facts: dict[str, Any], seal: bool = False) -> None:
         TiplError: the place cannot be written, or the disk is full.
     """
     facts = {"seal": SEAL, **facts} if seal else facts
-    content = (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode()
+    content = (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode()
     write_file(path, sealed(content) if seal else content)
 
 

@@ -9,7 +9,6 @@ Causal by construction: a forecaster is handed nothing later than the origin. On
 through its basis (`full`, the paper's) says so by `causal = False`. Before φ_0 a run is taken to have stood still.
 """
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from tipl.errors import TiplError
-from tipl.model import CausalTIPL, CodeModel, load, read_record
+from tipl.model import CausalTIPL, CodeModel, load, read_record, read_training
 from tipl.model.causal import features
 from tipl.presets import SVDConfig
 from tipl.representation import Basis, Codes, fit_svd
@@ -28,7 +27,6 @@ from tipl.shipped import PRETRAINED as PRETRAINED
 from tipl.shipped import SHIPPED, model_folder, model_name
 from tipl.shipped import stores_learned_on as stores_learned_on
 from tipl.store import History, Store
-from tipl.train import CURVE_FILE
 from tipl.windows import HORIZONS, WINDOW, Windows, windows_of
 
 
@@ -85,7 +83,7 @@ class Forecaster(ABC):
                 missing, too many or of another size.
         """
         folder = model_folder(name_or_path)
-        if read_record(folder)[0] == CausalTIPL.kind:
+        if read_record(folder).kind == CausalTIPL.kind:
             if codes is not None:
                 raise TiplError(f"{folder} holds a causal model, which sees weights; leave `codes` out.")
             made: Forecaster = CausalForecaster(CausalTIPL.load(folder), shapes, name=model_name(folder))
@@ -423,10 +421,10 @@ def load_forecaster(folder: str | Path, store: Store, scratch: Path) -> ModelFor
         scratch: where codes of another store are fitted to, in the model's kind of basis.
     """
     folder = model_folder(folder)
-    if read_record(folder)[0] == CausalTIPL.kind:
+    if read_record(folder).kind == CausalTIPL.kind:
         return CausalForecaster.from_pretrained(folder, store.trial(store.seeds[0]).spec.shapes)
     model = load(folder)
-    learned_on = json.loads((folder / CURVE_FILE).read_text())["codes"]
+    learned_on = read_training(folder)["codes"]
     fitted = scratch / f"{model_name(folder)}-codes.zarr"
     path = Path(learned_on["trials"].get("codes", fitted))  # which `fit` is told by its caller, or not
     known = {"basis": model.config.basis or "full", "dim": model.config.dim, "centered": model.config.centered}

@@ -4,11 +4,12 @@ In: the name of a model that comes with the package, or a path.  Out: its folder
 """
 
 import hashlib
-import json
 from pathlib import Path
 
-from tipl.model import CONFIG_FILE, WEIGHTS_FILE
-from tipl.train import CURVE_FILE, LAST
+from tipl.bundle import MOST_BYTES
+from tipl.files import read_file
+from tipl.model import CONFIG_FILE, WEIGHTS_FILE, read_training
+from tipl.train import LAST
 
 SHIPPED = "causal"
 """The model that comes with the package."""
@@ -30,7 +31,7 @@ def model_digest(folder: Path) -> str:
     """Return a digest of what a model's folder holds: a model that was trained again is another."""
     digest = hashlib.sha256()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+        digest.update(hashlib.sha256(read_file(folder / name, MOST_BYTES)).digest())
     return digest.hexdigest()[:16]
 
 
@@ -42,5 +43,5 @@ def model_name(folder: Path) -> str:
 
 def stores_learned_on(folder: str | Path) -> set[str]:
     """Names of the stores that a trained model learned on, as its training.json has them."""
-    trials = json.loads((model_folder(folder) / CURVE_FILE).read_text())["codes"]["trials"]
-    return {store["name"] for store in trials["stores"]}
+    trials = read_training(model_folder(folder))["codes"]["trials"]
+    return {store["name"] for store in trials.get("stores", [])}

@@ -11,7 +11,16 @@ from pathlib import Path
 from tipl.errors import TiplError
 from tipl.model.base import CodeModel, Dropout, TIPLConfig, num_parameters
 from tipl.model.causal import CausalTIPL
-from tipl.model.files import CONFIG_FILE, WEIGHTS_FILE, read_record, write_file
+from tipl.model.files import (
+    CONFIG_FILE,
+    TRAINING_FILE,
+    WEIGHTS_FILE,
+    digest,
+    read_record,
+    read_training,
+    write_file,
+    write_training,
+)
 from tipl.model.rivals import GRU, MLP
 from tipl.model.transformer import TIPL, Attention
 
@@ -27,7 +36,7 @@ def load(folder: Path) -> CodeModel:
             fit its settings.
     """
     folder = Path(folder)
-    kind, _ = read_record(folder)
+    kind = read_record(folder).kind
     if kind not in KINDS:
         raise TiplError(
             f"{folder} holds a model of the kind {kind!r}; over codes this program knows {', '.join(KINDS)}: give "
@@ -42,14 +51,18 @@ __all__ = [
     "KINDS",
     "MLP",
     "TIPL",
+    "TRAINING_FILE",
     "WEIGHTS_FILE",
     "Attention",
     "CausalTIPL",
     "CodeModel",
     "Dropout",
     "TIPLConfig",
+    "digest",
     "load",
     "num_parameters",
     "read_record",
+    "read_training",
     "write_file",
+    "write_training",
 ]

@@ -5,7 +5,6 @@ last model.
 """
 
 import contextlib
-import json
 import math
 import signal
 import threading
@@ -16,22 +15,23 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tipl.bundle import read_bundle, write_bundle
 from tipl.errors import TiplError
-from tipl.files import read_json
-from tipl.model import write_file
+from tipl.files import require
+from tipl.model import TRAINING_FILE, digest, read_training, write_training
 from tipl.presets import Precision, TrainConfig
 from tipl.progress import console, steps_progress
+from tipl.shapes import Number, OneOf, Whole
 from tipl.train.place import ALONE, Place
 from tipl.train.recorded import Recorded
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-CURVE_FILE = "training.json"
+CURVE_FILE = TRAINING_FILE
 LAST = "last"
 """The folder, below the best model's, of the model as the last step left it."""
-VERSION = 1
+VERSION = 2
 
 SKILL_HORIZONS = (1, 10)
 """Codes ahead at which validation skill is measured. The model with the best skill at the last of them is kept."""
@@ -41,6 +41,18 @@ CHOSEN_BY = f"best validation skill at h = {SKILL_HORIZONS[-1]}"
 
 SCALARS_EVERY = 100
 """Steps between two points of the curves that need no validation."""
+
+_CHECKPOINT = {
+    "facts": {"config": dict, "codes": {"sha256": str}},
+    "progress": {
+        "step": Whole(),
+        "precision": OneOf("float32", "bfloat16"),
+        "seconds": Number(0),
+        "curve": [dict],
+        "loss_sum": Number(),
+        "loss_count": Whole(),
+    },
+}
 
 Write = Callable[[str, float, int], None]
 """One more point of a curve: its name, the value and the step; `progress.scalars` makes one."""
@@ -93,27 +105,22 @@ class Checkpoint(NamedTuple):
     training on it, random.dropout_cuda."""
 
     def write(self, out: Path) -> None:
-        header = {"version": VERSION, "facts": self.facts, "progress": self.progress}
-        write_file(out / CHECKPOINT_FILE, safetensors.torch.save(self.tensors, {"training": json.dumps(header)}))
+        told = {"version": VERSION, "facts": self.facts, "progress": self.progress}
+        write_bundle(out / CHECKPOINT_FILE, self.tensors, told, safetensors.torch)
 
     @classmethod
     def read(cls, out: Path) -> "Checkpoint":
-        path = out / CHECKPOINT_FILE
-        try:
-            with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {}).get("training", "{}"))
-                # Copies, so that nothing points into a file that the next checkpoint replaces.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except OSError as error:
-            raise TiplError(f"Cannot read {path}: {error.strerror}.") from error
-        except (SafetensorError, ValueError) as error:
-            raise TiplError(f"{path} is cut short or no checkpoint; remove {out} and train again.") from error
-        if header.get("version") != VERSION:
-            raise TiplError(
-                f"{path} is of version {header.get('version')}, this program reads {VERSION}; train again in another "
-                "--out."
-            )
-        return cls(header["facts"], header["progress"], tensors)
+        """
+        Raises:
+            Damaged: it was cut short, has other bits, or is no checkpoint.
+            TiplError: it is of another version, or cannot be read.
+        """
+        path, advice = out / CHECKPOINT_FILE, f"remove {out} and train again, or give another --out"
+        tensors, told = read_bundle(path, {"version": Whole()}, safetensors.torch, advice)
+        if told["version"] != VERSION:
+            raise TiplError(f"{path} is of version {told['version']}, this program reads {VERSION}; {advice}.")
+        require(told, _CHECKPOINT, str(path), advice)
+        return cls(told["facts"], told["progress"], tensors)
 
 
 class Training:
@@ -229,7 +236,7 @@ class Training:
             "seconds": round(self.seconds, 3),
         }
         if self.place.is_first and all(_choice(entry) > _choice(earlier) for earlier in self.curve):
-            self.task.save(self.out)
+            self._save(self.out)
         self.curve.append(entry)
         self.loss_sum.zero_()
         self.loss_count = 0
@@ -254,12 +261,21 @@ class Training:
         if self.progress:
             console.print(f"train: {line}", markup=False)
 
+    def _identity(self, folder: Path) -> str:
+        """What a model of this training is told by; a training that is given more steps is still the same."""
+        settings = {name: value for name, value in self.facts["config"].items() if name != "steps"}
+        return digest([settings, self.facts["codes"]["sha256"], folder.relative_to(self.out).name])
+
+    def _save(self, folder: Path) -> None:
+        self.task.model.identity = self._identity(folder)  # of which nn.Module knows nothing
+        self.task.save(folder)
+
     def write_checkpoint(self) -> None:
         """Write the checkpoint, and after it the curve, which is there to be read and not needed to go on."""
         if not self.place.is_first:
             return
         if self.step > 0:
-            self.task.save(self.out / LAST)
+            self._save(self.out / LAST)
         state = self.optimizer.state_dict()["state"]
         tensors = {f"model.{name}": tensor for name, tensor in self.task.model.state_dict().items()}
         tensors |= {f"optimizer.{i}.{name}": value for i, values in state.items() for name, value in values.items()}
@@ -285,11 +301,7 @@ class Training:
         for folder, which in kept.items():
             if which["step"]:
                 told = {"precision": _name(self.precision), "loss_unit": self.task.unit, "kept": which}
-                summary = {"version": VERSION, **self.facts, **told, "curve": self.curve}
-                content = (json.dumps(summary, indent=2) + "\n").encode()
-                path = folder / CURVE_FILE
-                if not path.is_file() or path.read_bytes() != content:
-                    write_file(path, content)
+                write_training(folder, {"identity": self._identity(folder), **self.facts, **told, "curve": self.curve})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on where the checkpoint was written, on a CPU in its precision even where another would be faster."""
@@ -317,7 +329,7 @@ class Training:
 
 def kept(out: Path) -> str:
     """Which model of a training `out` holds, in words."""
-    which = read_json(out / CURVE_FILE, {"kept": {"step": int, "by": str}})["kept"]
+    which = read_training(out)["kept"]
     return f"the model of step {which['step']:,}: {which['by']}"
 
 

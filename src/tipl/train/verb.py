@@ -7,6 +7,7 @@ Shapes: T snapshots, D code.
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from tipl.errors import TiplError
+from tipl.files import Damaged, set_aside
 from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE, CausalTIPL, CodeModel, load, num_parameters
 from tipl.presets import Device, SVDConfig, TrainConfig
 from tipl.progress import console, scalars, steps_progress
@@ -322,11 +324,11 @@ def train_task(
         make: the task, its model drawn from torch's generator, which is seeded here.
         facts: the settings and what tells this data from other; kept in the checkpoint and compared with it.
     """
-    place, checkpoint = Place.of(device, config.batch_size), None
+    place = Place.of(device, config.batch_size)
     if not place.is_first:
         progress, write = False, lambda name, value, step: None
-    if (out / CHECKPOINT_FILE).exists():
-        checkpoint = Checkpoint.read(out)
+    checkpoint = _checkpoint(out, place)
+    if checkpoint is not None:
         _check_same(checkpoint.facts, checkpoint.progress["step"], facts, out)
     place.wait()  # before the first process writes what the others look for
     # Dropout draws from torch's own generators: leave the caller's as they were.
@@ -348,6 +350,19 @@ def train_task(
     place.wait()  # for the model's files
 
 
+def _checkpoint(out: Path, place: Place) -> Checkpoint | None:
+    """What to go on from. One process alone sets a damaged checkpoint aside, and begins anew: to the same model."""
+    if not os.path.lexists(out / CHECKPOINT_FILE):
+        return None
+    try:
+        return Checkpoint.read(out)
+    except Damaged as error:
+        if place.ranks > 1:
+            raise
+        console.print(f"train: {error} It is now {set_aside(out / CHECKPOINT_FILE)}; training begins anew.")
+        return None
+
+
 def check_out(out: Path, resume: bool) -> None:
     """Raises TiplError if `out` holds a model or a checkpoint that training would overwrite."""
     if out.exists() and not out.is_dir():
@@ -355,6 +370,8 @@ def check_out(out: Path, resume: bool) -> None:
     if (out / CHECKPOINT_FILE).exists():
         if not resume:
             raise TiplError(f"{out} holds a training already; pass --resume to go on with it, or give another --out.")
+    elif resume and any(out.glob(f"{CHECKPOINT_FILE}.damaged*")):
+        return  # stopped after it had set the checkpoint aside
     elif (out / WEIGHTS_FILE).exists() or (out / CONFIG_FILE).exists():
         raise TiplError(f"{out} holds a model without a checkpoint to go on from; give another --out.")
 
