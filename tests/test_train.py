@@ -4,6 +4,7 @@ In: rotating codes and a small real store.  Out: failures against naive loops, c
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -761,3 +762,19 @@ def test_flags_of_an_svd_are_refused_where_no_codes_are_made(capsys: pytest.Capt
 
     assert main(["train", "store", "--model", "causal", "--dim", "8", "--out", "model"]) == 2
     assert "--dim has no effect on --model causal" in capsys.readouterr().err
+
+
+def test_the_sweep_takes_seeds_together():
+    file = Path(__file__).parents[1] / "benchmarks" / "sweep.py"
+    spec = importlib.util.spec_from_file_location("sweep", file)
+    assert spec is not None and spec.loader is not None
+    sweep = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sweep)
+    runs = [{"skill": {"1": 0.5, "10": -3.0}}, {"skill": {"1": 0.25, "10": -1.0}}, {"skill": {"1": 0.75, "10": 1.0}}]
+    assert sweep.together(runs, "skill") == {
+        "1": {"mean": 0.5, "lowest": 0.25, "highest": 0.75},
+        "10": {"mean": -1.0, "lowest": -3.0, "highest": 1.0},
+    }
+    for changes in sweep.VARIANTS.values():  # every one is a setting that a training takes
+        TrainConfig(**{name: value for name, value in changes.items() if name not in ("dim", "centered")})
+        SVDConfig(**{name: value for name, value in changes.items() if name in ("dim", "centered")})
