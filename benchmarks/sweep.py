@@ -57,7 +57,7 @@ def trained(store: Path, out: Path, name: str, base: TrainConfig) -> Path:
     """
     settings = {**VARIANTS[name]}
     svd = SVDConfig(dim=settings.pop("dim", 32), centered=settings.pop("centered", False))
-    codes = out / f"codes-{svd.dim}{'-centered' * svd.centered}.zarr"
+    codes = out / f"codes-{svd.dim}{'-centered' * svd.centered}"
     fit_svd(store, codes, svd)
     model = out / f"{name}-{base.seed}"
     config = dataclasses.replace(base, **settings)

@@ -448,6 +448,7 @@ def test_another_kind_is_not_taken_for_it(tmp_path: Path):
 def test_what_a_model_learned_from_is_told_by_its_own_file_alone(tmp_path: Path):
     model = make_model("paper")
     facts = {"config": {}, "codes": {"sha256": "0" * 64, "trials": {}}, "precision": "float32", "curve": []}
+    facts |= {"kept": {"step": 5, "by": "last step"}}
     for identity in ("one", "other"):
         model.identity = identity
         model.save(tmp_path / identity)

@@ -4,14 +4,15 @@ In: small made-up walks.  Out: equality up to sign, causality, and one clear lin
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 
 from tipl.errors import TiplError
+from tipl.files import SEAL, write_json
 from tipl.policy import ParamSpec
 from tipl.presets import BasisName, SVDConfig
 from tipl.representation import (
@@ -493,17 +494,6 @@ def test_by_tensor_is_each_tensors_own_basis_end_to_end(tmp_path: Path, kind: Ba
         np.testing.assert_allclose(basis.encode(walks[5]), codes.codes(5), atol=1e-5)
 
 
-def test_codes_from_before_there_were_bases_by_tensor_are_kept(store: Path, tmp_path: Path) -> None:
-    out = fit_svd(store, tmp_path / "codes", SVDConfig(dim=4))
-    group = zarr.open_group(out, mode="a")
-    config = {name: value for name, value in group.attrs["config"].items() if name != "by_tensor"}  # pyright: ignore
-    group.attrs["config"] = config
-    fit_svd(store, out, SVDConfig(dim=4))
-    assert not Codes.open(out).tensors
-    with pytest.raises(TiplError, match="not CODES of this store and these settings"):
-        fit_svd(store, out, SVDConfig(dim=4, by_tensor=True))
-
-
 @pytest.mark.parametrize("basis", ["window", "prefix"])
 def test_a_longer_run_has_the_same_causal_codes(tmp_path: Path, walks: dict[int, np.ndarray], basis: str) -> None:
     config = SVDConfig(basis="window" if basis == "window" else "prefix", dim=3, window=5)
@@ -529,7 +519,8 @@ def test_finished_codes_are_kept_and_others_refused(
     with pytest.raises(TiplError, match="exists and is not CODES of this store"):
         fit_svd(other, out, SVDConfig(dim=3))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(TiplError, match="exists and is not CODES of this store"):
+    (tmp_path / "folder" / "thesis.tex").touch()
+    with pytest.raises(TiplError, match="exists and is not a CODES folder"):
         fit_svd(store, tmp_path / "folder", SVDConfig(dim=3))
 
 
@@ -580,12 +571,46 @@ def test_what_is_no_codes_is_refused(store: Path, tmp_path: Path) -> None:
     out = fit_svd(store, tmp_path / "codes", SVDConfig(dim=3))
     with pytest.raises(TiplError, match="no codes of trial 9; it has 1 to 5"):
         Codes.open(out).codes(9)
-    zarr.open_group(out, mode="r+").attrs["version"] = 99
-    with pytest.raises(TiplError, match="version 99"):
+    facts = json.loads((out / "codes.json").read_text())
+    for name, value, match in (
+        ("version", 99, "version 99"),
+        ("format", "zip", "`format` is 'zip'"),
+        ("context", 0, "`context` is 0"),
+        ("config", {"rank": 3}, "settings that are unknown here"),
+        ("trials", {"../x": facts["trials"]["1"]}, "trials that are none"),
+    ):
+        write_json(out / "codes.json", {**facts, name: value, "seal": SEAL}, seal=True)
+        with pytest.raises(TiplError, match=match):
+            Codes.open(out)
+    (out / "codes.json").write_text("{")
+    with pytest.raises(TiplError, match="damaged or no JSON"):
         Codes.open(out)
-    (out / "zarr.json").write_text("{")
-    with pytest.raises(TiplError, match="not a CODES folder"):
-        Codes.open(out)
+
+
+@pytest.mark.parametrize("config", [SVDConfig(dim=3), SVDConfig(basis="pooled", dim=3)], ids=["full", "pooled"])
+def test_damaged_codes_are_named_set_aside_and_made_again(
+    store: Path, tmp_path: Path, config: SVDConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = fit_svd(store, tmp_path / "codes", config)
+    other = fit_svd(store, tmp_path / "other", dataclasses.replace(config, dim=2))
+    for file in sorted(out.rglob("*.safetensors")):
+        whole = file.read_bytes()
+        neighbor = file.with_name("2.safetensors" if file.name == "1.safetensors" else "1.safetensors")
+        swapped = [(other / file.relative_to(out)).read_bytes(), neighbor.read_bytes() if neighbor.exists() else b""]
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 16
+        for damaged in (bytes(flipped), whole[:-1], *swapped):
+            file.write_bytes(damaged)
+            with pytest.raises(TiplError, match=f"{file.name}.*run the same tipl fit-svd again"):
+                for seed in Codes.open(out).seeds:
+                    Codes.open(out).basis(seed)
+            capsys.readouterr()
+            fit_svd(store, out, config)
+            assert f"{file.name}.damaged" in capsys.readouterr().err
+            assert file.read_bytes() == whole
+            (aside,) = file.parent.glob("*.damaged")
+            assert aside.read_bytes() == damaged
+            aside.unlink()
 
 
 @pytest.mark.parametrize(

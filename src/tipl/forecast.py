@@ -425,7 +425,7 @@ def load_forecaster(folder: str | Path, store: Store, scratch: Path) -> ModelFor
         return CausalForecaster.from_pretrained(folder, store.trial(store.seeds[0]).spec.shapes)
     model = load(folder)
     learned_on = read_training(folder)["codes"]
-    fitted = scratch / f"{model_name(folder)}-codes.zarr"
+    fitted = scratch / f"{model_name(folder)}-codes"
     path = Path(learned_on["trials"].get("codes", fitted))  # which `fit` is told by its caller, or not
     known = {"basis": model.config.basis or "full", "dim": model.config.dim, "centered": model.config.centered}
     wanted = SVDConfig(**(known | learned_on["basis"]))

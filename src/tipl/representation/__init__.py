@@ -1,6 +1,6 @@
 """Temporal SVD: snapshots as short codes, in four bases, and what each of them leaves out.
 
-In: the weights [T, P] of a store's trials.  Out: CODES (a zarr group), Bases, Gram matrices and their spectra.
+In: the weights [T, P] of a store's trials.  Out: CODES (a folder), Bases, Gram matrices and their spectra.
 
 In every basis the displacements or weights W that it is made from are W = U S Vᵀ, a code is a row of U's first d
 columns, and code · S Vᵀ gives the weights back. They differ in the W they have seen:

@@ -1,6 +1,12 @@
 """CODES on disk: what `fit_svd` leaves, and how it is read back.
 
-In: a zarr group.  Out: codes, bases, Gram matrices and spectra, trial by trial.
+In: arrays and what they are of.  Out: codes, bases, Gram matrices and spectra, trial by trial.
+
+    CODES/codes.json                    what the codes are of: settings, store, trials; whether all are there
+    CODES/pooled.safetensors            the basis that all trials share, if they do
+    CODES/trials/<seed>.safetensors     the arrays of a trial
+
+Every file is sealed, written whole, and says which CODES and which trial it belongs to.
 
 Shapes: T snapshots, P weights, K context, D code.
 """
@@ -9,49 +15,65 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
+import safetensors.numpy
 
+from tipl.bundle import read_bundle, write_bundle
 from tipl.errors import TiplError
+from tipl.files import Absent, Damaged, check_seal, parse_json, read_file, require, write_json
 from tipl.presets import SVDConfig
 from tipl.representation.basis import Basis
 from tipl.representation.grams import Gram
+from tipl.shapes import Each, OneOf, Whole
 
 FORMAT = "tipl-codes"
-VERSION = 1
+VERSION = 2
+CODES_FILE = "codes.json"
+POOLED = "pooled"
+
+_AGAIN = "fit them again, with another --out or after removing it"
+_IDENTITY = {
+    "identity": str,
+    "config": dict,
+    "context": (Whole(1), None),
+    "tensors": ([str], None),
+    "store": str,
+    "trials": Each({"snapshots": Whole(1), "weights": Whole(1), "last": Whole()}),
+    "finished": bool,
+}
 
 
 class Codes:
     """What `fit_svd` wrote, read trial by trial."""
 
-    def __init__(self, group: zarr.Group, path: Path) -> None:
+    def __init__(self, facts: dict[str, Any], path: Path) -> None:
         """Use `Codes.open`."""
-        self._group = group
-        attributes: dict[str, Any] = dict(group.attrs)
-        self.config = SVDConfig(**attributes["config"])
-        self.context: int | None = attributes["context"]
+        self._path, self._trials = path, facts["trials"]
+        self._identity: str = facts["identity"]
+        self.config = SVDConfig(**facts["config"])
+        self.context: int | None = facts["context"]
         """K of a basis that is made anew at every origin; None for the others."""
-        self.tensors: list[str] = list(attributes.get("tensors") or [])
+        self.tensors: list[str] = facts["tensors"] or []
         """By name those that have a basis each; empty where one basis has all weights."""
         self.name = f"{self.config.basis} by tensor" if self.tensors else self.config.basis
         """The basis, in words."""
-        self.store = (path.resolve().parent / attributes["store"]).resolve()
-        self.seeds = [int(seed) for seed in attributes["trials"]]
+        self.store = (path.resolve().parent / facts["store"]).resolve()
+        self.seeds = [int(seed) for seed in facts["trials"]]
         self.look_ahead = self.config.basis == "full"
         """The codes of a snapshot depend on what came after it."""
 
     @classmethod
     def open(cls, path: Path) -> "Codes":
-        """Raises TiplError where `path` is no CODES, of another version, or unfinished."""
+        """Raises TiplError where `path` is no CODES, damaged, of another version, or unfinished."""
         path = Path(path)
-        attributes = codes_attributes(path)
-        if attributes is None:
+        facts = read_identity(path)
+        if facts is None:
             raise TiplError(f"{path} is not a CODES folder; make one with tipl fit-svd.")
-        if attributes.get("version") != VERSION:
-            version = attributes.get("version")
-            raise TiplError(f"{path} holds codes of version {version}, this is version {VERSION}; fit them again.")
-        if not attributes.get("finished"):
+        if not facts["finished"]:
             raise TiplError(f"{path} is unfinished; run the same tipl fit-svd again, it goes on.")
-        return cls(zarr.open_group(path, mode="r"), path)
+        try:
+            return cls(facts, path)
+        except TypeError as error:
+            raise TiplError(f"{path / CODES_FILE} has settings that are unknown here ({error}); {_AGAIN}.") from error
 
     def codes(self, seed: int) -> np.ndarray:
         """The float32 codes of a trial.
@@ -63,15 +85,15 @@ class Codes:
             What lies before snapshot 0 is zeros, as are directions that the origin has not got. By tensor D is the sum
             over tensors.
         """
-        return self._array(seed, "codes")
+        return self._arrays(seed)["codes"]
 
     def basis(self, seed: int) -> Basis:
         """The basis of a trial, full or pooled; window and prefix have one for each origin, made from `gram(seed)`."""
         assert self.context is None, f"{self.config.basis} has a basis for each origin"
-        pooled = self.config.basis == "pooled"
-        components_DP = stored(self._group, "pooled/components") if pooled else self._array(seed, "components")
-        values = self.singular_values(seed)
-        mean_P = self._array(seed, "mean") if self.config.centered else np.zeros(components_DP.shape[1], np.float32)
+        own = self._arrays(seed)
+        shared = self._pooled() if self.config.basis == POOLED else own
+        components_DP, values = shared["components"], shared["singular_values"]
+        mean_P = own["mean"] if self.config.centered else np.zeros(components_DP.shape[1], np.float32)
         return Basis(mean_P, components_DP, values[: len(components_DP)], values, self.look_ahead)
 
     def gram(self, seed: int, tensor: str | None = None) -> Gram:
@@ -80,8 +102,10 @@ class Codes:
         assert self.context is not None, f"{self.config.basis} has one basis for a trial and keeps no Gram matrix"
         assert (tensor is None) == (not self.tensors), f"name one of {self.tensors}"
         number = "" if tensor is None else f"-{self.tensors.index(tensor)}"
-        lower_TT = self._array(seed, f"gram{number}")
-        return Gram(lower_TT + np.tril(lower_TT, -1).T, self._array(seed, f"initial{number}"))
+        own = self._arrays(seed)
+        lower_TT = np.zeros((len(own[f"initial{number}"]),) * 2)
+        lower_TT[np.tri(len(lower_TT), dtype=np.bool_)] = own[f"gram{number}"]
+        return Gram(lower_TT + np.tril(lower_TT, -1).T, own[f"initial{number}"])
 
     def singular_values(self, seed: int) -> np.ndarray:
         """Float64 spectrum.
@@ -90,44 +114,99 @@ class Codes:
             full: [min(T, P)], of the trial. pooled: of the stacked training trials, as many as were kept.
             window, prefix: [T, D], the largest at each origin. By tensor: [D] or [T, D], those of the directions.
         """
-        if self.config.basis == "pooled":
-            self._trial(seed)
-            return stored(self._group, "pooled/singular_values")
-        return self._array(seed, "singular_values")
+        self._facts(seed)
+        return (self._pooled() if self.config.basis == POOLED else self._arrays(seed))["singular_values"]
 
     @property
     def dropped_energy(self) -> float:
         """The share of Σ σ² that a pooled basis let go between trials, of the tensor with the largest share by tensor;
         0 is exact (always where P ≤ 8,192)."""
-        assert self.config.basis == "pooled"
-        return float(self._group["pooled"].attrs["dropped_energy"])  # type: ignore[arg-type]
+        assert self.config.basis == POOLED
+        return float(self._pooled()["dropped_energy"])
 
-    def _trial(self, seed: int) -> str:
+    def _facts(self, seed: int) -> dict[str, int]:
         if seed not in self.seeds:
             raise TiplError(f"{self.store} has no codes of trial {seed}; it has {self.seeds[0]} to {self.seeds[-1]}.")
-        return f"trials/{seed}"
+        return self._trials[str(seed)]
 
-    def _array(self, seed: int, name: str) -> np.ndarray:
-        return stored(self._group, f"{self._trial(seed)}/{name}")
+    def _arrays(self, seed: int) -> dict[str, np.ndarray]:
+        facts = self._facts(seed)
+        arrays = read_arrays(self._path, self._identity, str(seed))
+        rows, weights = facts["snapshots"], facts["weights"]
+        right = arrays["codes"].ndim == (2 if self.context is None else 3) and len(arrays["codes"]) == rows
+        if self.context is not None:
+            names = ["initial"] if not self.tensors else [f"initial-{i}" for i in range(len(self.tensors))]
+            right = (
+                right
+                and arrays["codes"].shape[1] == self.context
+                and all(
+                    arrays[name].shape == (rows,)
+                    and arrays[name.replace("initial", "gram")].shape == (rows * (rows + 1) // 2,)
+                    for name in names
+                )
+            )
+        elif self.config.basis != POOLED:
+            right = right and arrays["components"].shape == (arrays["codes"].shape[1], weights)
+        if self.config.centered and self.context is None:
+            right = right and arrays["mean"].shape == (weights,)
+        if not right:
+            raise Damaged(
+                f"The codes of trial {seed} in {self._path} have other sizes than {CODES_FILE} says; {_AGAIN}."
+            )
+        return arrays
+
+    def _pooled(self) -> dict[str, np.ndarray]:
+        return read_arrays(self._path, self._identity, POOLED)
 
 
-def write_arrays(place: zarr.Group, arrays: dict[str, np.ndarray]) -> None:
-    """Payload first, then the mark that it is complete."""
-    for name, values in arrays.items():
-        place.create_array(name, data=values, overwrite=True)
-    place.attrs["complete"] = True
+def read_identity(path: Path) -> dict[str, Any] | None:
+    """What a CODES folder says that it holds; None where there is none.
 
-
-def stored(group: zarr.Group, name: str) -> np.ndarray:
-    array = group[name]
-    assert isinstance(array, zarr.Array)
-    return np.asarray(array[:])
-
-
-def codes_attributes(path: Path) -> dict[str, Any] | None:
-    """The attributes of a CODES group of any version; None where there is none."""
+    Raises:
+        TiplError: it is damaged, or of another version.
+    """
     try:
-        attributes = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        content = read_file(path / CODES_FILE, 64 << 20, _AGAIN)
+    except Absent:
         return None
-    return attributes if attributes.get("format") == FORMAT else None
+    found = parse_json(content, str(path / CODES_FILE), _AGAIN)
+    require(found, {"format": OneOf(FORMAT), "version": Whole()}, str(path / CODES_FILE), _AGAIN)
+    if found["version"] != VERSION:
+        raise TiplError(f"{path} holds codes of version {found['version']}, this is version {VERSION}; fit them again.")
+    check_seal(path / CODES_FILE, content, _AGAIN)
+    require(found, _IDENTITY, str(path / CODES_FILE), _AGAIN)
+    if not all(seed.isdecimal() for seed in found["trials"]) or not found["trials"]:
+        raise Damaged(f"{path / CODES_FILE} names trials that are none; {_AGAIN}.")
+    return found
+
+
+def write_identity(path: Path, facts: dict[str, Any], finished: bool) -> None:
+    write_json(path / CODES_FILE, {**facts, "finished": finished}, seal=True)
+
+
+def arrays_path(path: Path, name: str) -> Path:
+    """Where the arrays of a trial lie, by its seed, or those of the pooled basis."""
+    return path / f"{name}.safetensors" if name == POOLED else path / "trials" / f"{name}.safetensors"
+
+
+def write_arrays(path: Path, identity: str, name: str, arrays: dict[str, np.ndarray]) -> None:
+    arrays = {key: np.asarray(values, order="C") for key, values in arrays.items()}
+    write_bundle(arrays_path(path, name), arrays, {"identity": identity, "of": name}, safetensors.numpy)
+
+
+def read_arrays(path: Path, identity: str, name: str) -> dict[str, np.ndarray]:
+    """The arrays of a trial, by its seed, or those of the pooled basis.
+
+    Raises:
+        Absent: they are not there.
+        Damaged: they are damaged, of other codes or of another trial, or not finite.
+    """
+    file = arrays_path(path, name)
+    again = "run the same tipl fit-svd again, it makes them anew"
+    arrays, facts = read_bundle(file, {"identity": str, "of": str}, safetensors.numpy, again)
+    if (facts["identity"], facts["of"]) != (identity, name):
+        raise Damaged(f"{file} is of other codes or of another trial; {again}.")
+    expected = {"components", "singular_values", "dropped_energy"} if name == POOLED else {"codes"}
+    if not expected <= arrays.keys() or not all(np.isfinite(values).all() for values in arrays.values()):
+        raise Damaged(f"{file} lacks arrays or holds numbers that are not finite; {again}.")
+    return {key: np.array(values) for key, values in arrays.items()}  # that may be written to

@@ -5,19 +5,31 @@ In: a store, SVDConfig.  Out: CODES.
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import zarr
 
 from tipl.errors import TiplError
+from tipl.files import Absent, Damaged, new_folder, set_aside
 from tipl.presets import SVDConfig
 from tipl.progress import console, steps_progress
 from tipl.representation.basis import joined_bases, trial_basis
-from tipl.representation.codes import FORMAT, VERSION, codes_attributes, write_arrays
+from tipl.representation.codes import (
+    FORMAT,
+    POOLED,
+    VERSION,
+    arrays_path,
+    read_arrays,
+    read_identity,
+    write_arrays,
+    write_identity,
+)
 from tipl.representation.grams import Gram, read_weights
 from tipl.representation.origins import prefix_bases, window_basis
 from tipl.representation.pooled import basis_columns, fit_pooled, pooled_basis
@@ -25,7 +37,7 @@ from tipl.store import Store, Trial
 
 
 def fit_svd(store: Path, out: Path, config: SVDConfig = SVDConfig(), *, progress: bool = True) -> Path:
-    """Fit a basis to the trials of a store and write the codes of all of them to the zarr group `out`.
+    """Fit a basis to the trials of a store and write the codes of all of them into the folder `out`.
 
     A finished `out` of the same data and settings is kept, an unfinished one is gone on with, trial by trial.
 
@@ -43,40 +55,66 @@ def fit_svd(store: Path, out: Path, config: SVDConfig = SVDConfig(), *, progress
     """
     store, out = Path(store), Path(out)
     trials = _representable_trials(store, config)
-    identity = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": dataclasses.asdict(config),
-        "context": config.window if config.basis in ("window", "prefix") else None,
-        "tensors": list(next(iter(trials.values())).spec.names) if config.by_tensor else None,
-        "store": os.path.relpath(store.resolve(), out.resolve().parent),
-        "trials": {str(seed): [trial.committed, _fingerprint(trial)] for seed, trial in trials.items()},
-    }
-    if out.exists():
-        found = codes_attributes(out)
-        if found is not None:  # what was written before a setting existed has its default
-            found["config"] = dataclasses.asdict(SVDConfig()) | (found.get("config") or {})
-        if found is None or any(found.get(key) != value for key, value in identity.items()):
-            raise TiplError(
-                f"{out} exists and is not CODES of this store and these settings; remove it or choose another --out."
-            )
-        if found["finished"]:
-            console.print(f"fit-svd: {out} is already complete.")
-            return out
-    group = zarr.open_group(out, mode="a", zarr_format=3)
-    group.attrs.update({**identity, "finished": False})
-
+    facts = _identity(store, out, trials, config)
+    found = read_identity(out)
+    if found is None:
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise TiplError(f"{out} exists and is not a CODES folder; remove it or choose another --out.")
+        with new_folder(out) as folder:
+            write_identity(folder, facts, finished=False)
+    elif any(found.get(key) != value for key, value in facts.items()):
+        raise TiplError(
+            f"{out} exists and is not CODES of this store and these settings; remove it or choose another --out."
+        )
     if config.basis == "full":
         console.print("fit-svd: basis full (look-ahead: the codes of a trial have seen the trial's future)")
     with steps_progress("fit-svd", len(trials)) if progress else contextlib.nullcontext(lambda *_: None) as advance:
-        pooled = fit_pooled(Store.open(store), group, config) if config.basis == "pooled" else None
+        pooled, made = None, 0
+        if config.basis == POOLED:
+            pooled, made = _kept_or_made(out, facts, POOLED, lambda: fit_pooled(Store.open(store), config))
         for seed, trial in trials.items():
-            place = group.require_group(f"trials/{seed}")
-            if "complete" not in place.attrs:
-                write_arrays(place, _represented(trial, config, pooled))
+            _, anew = _kept_or_made(out, facts, str(seed), lambda t=trial: _represented(t, config, pooled))
+            made += anew
             advance(1, "")
-    group.attrs["finished"] = True
+    if found is not None and found["finished"] and not made:
+        console.print(f"fit-svd: {out} is already complete.")
+    else:
+        write_identity(out, facts, finished=True)
     return out
+
+
+def _identity(store: Path, out: Path, trials: Mapping[int, Trial], config: SVDConfig) -> dict[str, Any]:
+    """What codes are of, which tells them from others; where their store lies does not count."""
+    context = config.window if config.basis in ("window", "prefix") else None
+    facts = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": dataclasses.asdict(config),
+        "context": context,
+        "tensors": list(next(iter(trials.values())).spec.names) if config.by_tensor else None,
+        "trials": {
+            str(seed): {"snapshots": trial.committed, "weights": trial.spec.size, "last": _fingerprint(trial)}
+            for seed, trial in trials.items()
+        },
+    }
+    place = os.path.relpath(store.resolve(), out.resolve().parent)
+    identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return {**facts, "identity": identity, "store": place}
+
+
+def _kept_or_made(
+    out: Path, facts: Mapping[str, Any], name: str, make: Callable[[], dict[str, np.ndarray]]
+) -> tuple[dict[str, np.ndarray], bool]:
+    """The arrays that `out` holds already, or new ones, which are written; and whether they are new."""
+    try:
+        return read_arrays(out, facts["identity"], name), False
+    except Absent:
+        pass
+    except Damaged as error:
+        console.print(f"fit-svd: {error} It is now {set_aside(arrays_path(out, name))}.")
+    arrays = make()
+    write_arrays(out, facts["identity"], name, arrays)
+    return arrays, True
 
 
 def _representable_trials(path: Path, config: SVDConfig) -> dict[int, Trial]:
@@ -107,9 +145,7 @@ def _fingerprint(trial: Trial) -> int:
     return zlib.crc32(trial.weights(trial.committed - 1, trial.committed).tobytes())
 
 
-def _represented(
-    trial: Trial, config: SVDConfig, pooled: tuple[np.ndarray, np.ndarray] | None
-) -> dict[str, np.ndarray]:
+def _represented(trial: Trial, config: SVDConfig, pooled: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
     """The arrays that are written for a trial."""
     weights_TP, columns = read_weights(trial), basis_columns(trial.spec, config)
     if config.basis in ("window", "prefix"):
@@ -124,7 +160,8 @@ def _represented(
         basis = joined_bases([basis for _, basis in fits]) if config.by_tensor else fits[0][1]
         arrays = {"codes": codes_TD, "components": basis.components_DP, "singular_values": basis.singular_values}
     else:
-        arrays = {"codes": pooled_basis(weights_TP, *pooled, config).encode(weights_TP)}
+        basis = pooled_basis(weights_TP, pooled["components"], pooled["singular_values"], config)
+        arrays = {"codes": basis.encode(weights_TP)}
     return {**arrays, "mean": weights_TP[0]} if config.centered else arrays
 
 
@@ -150,6 +187,6 @@ def _origin_codes(gram: Gram, config: SVDConfig, size: int) -> dict[str, np.ndar
     return {
         "codes": codes_TKD,
         "singular_values": singular_values_TD,
-        "gram": np.tril(gram.displacement_TT),  # symmetric: the zeros above the diagonal take no room on disk
+        "gram": gram.displacement_TT[np.tri(count, dtype=np.bool_)],  # symmetric: the lower half says all
         "initial": gram.initial_T,
     }

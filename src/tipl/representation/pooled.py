@@ -1,18 +1,16 @@
 """The pooled basis, out of core: one SVD of all training trials, with one trial in memory at a time.
 
-In: the training trials of a store.  Out: components [D, P] and singular values, kept in CODES.
+In: the training trials of a store.  Out: components [D, P] and singular values.
 """
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import scipy.linalg
-import zarr
 
 from tipl.policy import ParamSpec
 from tipl.presets import SVDConfig
 from tipl.representation.basis import Basis
-from tipl.representation.codes import stored, write_arrays
 from tipl.representation.grams import read_weights
 from tipl.representation.linalg import covariance, decomposed, divided, signs, truncated_svd
 from tipl.store import Store
@@ -21,24 +19,20 @@ _COVARIANCE_SIZE = 8192  # the largest P whose P×P matrix is held for the poole
 _MERGE_RANK = 256  # directions that the pooled basis keeps between trials beyond that P, or 4 d if more
 
 
-def fit_pooled(store: Store, group: zarr.Group, config: SVDConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Components and singular values of the stacked training trials, fitted and written, or read where they are."""
-    place = group.require_group("pooled")
-    if "complete" not in place.attrs:
-        seeds = store.split().train
-        fits = [  # by tensor every trial is read for each of them: what is held at once decides, not the disk
-            _fit(store, seeds, columns, config) for columns in basis_columns(store.trial(seeds[0]).spec, config)
-        ]
-        components_DP = np.asarray(scipy.linalg.block_diag(*(components for components, _, _ in fits)))
-        singular_values, dropped = fits[0][1], max(share for _, _, share in fits)
-        if config.by_tensor:
-            singular_values = np.concatenate([values[: len(components)] for components, values, _ in fits])
-        first_TP = read_weights(store.trial(seeds[0]))
-        codes_TD = pooled_basis(first_TP, components_DP, singular_values, config).encode(first_TP)
-        components_DP = (components_DP * signs(codes_TD)[:, None]).astype(np.float32)
-        place.attrs["dropped_energy"] = dropped
-        write_arrays(place, {"components": components_DP, "singular_values": singular_values})
-    return stored(place, "components"), stored(place, "singular_values")
+def fit_pooled(store: Store, config: SVDConfig) -> dict[str, np.ndarray]:
+    """The stacked training trials' `components`, `singular_values` and `dropped_energy`."""
+    seeds = store.split().train
+    fits = [  # by tensor every trial is read for each of them: what is held at once decides, not the disk
+        _fit(store, seeds, columns, config) for columns in basis_columns(store.trial(seeds[0]).spec, config)
+    ]
+    components_DP = np.asarray(scipy.linalg.block_diag(*(components for components, _, _ in fits)))
+    singular_values, dropped = fits[0][1], max(share for _, _, share in fits)
+    if config.by_tensor:
+        singular_values = np.concatenate([values[: len(components)] for components, values, _ in fits])
+    first_TP = read_weights(store.trial(seeds[0]))
+    codes_TD = pooled_basis(first_TP, components_DP, singular_values, config).encode(first_TP)
+    components_DP = (components_DP * signs(codes_TD)[:, None]).astype(np.float32)
+    return {"components": components_DP, "singular_values": singular_values, "dropped_energy": np.array(dropped)}
 
 
 def basis_columns(spec: ParamSpec, config: SVDConfig) -> list[slice]:

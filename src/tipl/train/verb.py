@@ -29,7 +29,7 @@ from tipl.train.next_code import NextCode
 from tipl.train.place import Place, process_group
 from tipl.windows import Lessons, joined, lessons, places_in_iteration
 
-CODES_FOLDER = "codes.zarr"
+CODES_FOLDER = "codes"
 SHORTEST, SHORTEST_VALIDATED = 2, SKILL_HORIZONS[-1] + 1
 """Snapshots that a training and a validation trial have at least, where a model learns from codes."""
 VALIDATED = 2000
@@ -54,7 +54,7 @@ def train(
     Args:
         store: the data set. The causal model learns from several at once, of any environments and policies.
         out: the model's folder, made if missing.
-        codes: what `fit-svd` wrote for this store; without it the SVD `svd` is fitted to `out`/codes.zarr. The causal
+        codes: what `fit-svd` wrote for this store; without it the SVD `svd` is fitted to `out`/codes. The causal
             model takes none.
         resume: go on from the checkpoint in `out`, to more steps than it was begun with if `config` says so and its
             learning rate does not depend on their number (`cosine`).
