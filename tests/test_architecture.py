@@ -51,6 +51,8 @@ ORDER = [
     "returns",
     "score",
     "origins",
+    "weight_errors",
+    "apart",
     "forecast_returns",
     "evaluate",
     "predict",

@@ -11,6 +11,7 @@ import pytest
 from tipl import baselines
 from tipl.baselines import (
     Autoregression,
+    Source,
     TrainMean,
     damped_line,
     difference_features,
@@ -23,8 +24,9 @@ from tipl.baselines import (
 )
 from tipl.forecast import Forecaster, History, checked_forecast
 from tipl.origins import choose_origins, history
+from tipl.policy import ParamSpec
 from tipl.presets import EvaluateConfig
-from tipl.store import Store
+from tipl.store import Store, TrialWriter, create_store
 from tipl.windows import places_in_iteration
 
 HORIZONS = (1, 2, 7)
@@ -132,7 +134,45 @@ def test_settings_are_chosen_by_the_error_that_they_make(small_store: Path):
         return float((1 - error / moved).mean())
 
     best = max(candidates, key=skill)
-    assert baselines._best_of_each([candidates], trials, HORIZONS) == [best]
+    skills = baselines._skills([candidates], trials, HORIZONS)
+    assert baselines._best([candidates], [skills]) == [best]
+    np.testing.assert_allclose(skills, [skill(candidate) for candidate in candidates], rtol=1e-6)
+
+
+def test_several_stores_count_alike_however_long_their_steps(small_store: Path, tmp_path: Path):
+    """A policy of other shapes and a hundred times the scale turns the slopes as much as the first store does."""
+    small = source(Store.open(small_store))
+    rng, path = np.random.default_rng(0), tmp_path / "large"
+    create_store(path)
+    for seed in range(3):
+        walk = 100 * rng.normal(size=(81, 3)).cumsum(axis=0).cumsum(axis=0).astype(np.float32)
+        writer = TrialWriter.create(
+            path, seed, env_id="made-up", config={}, spec=ParamSpec(("w",), ((3,),)), versions={}, obs_dim=1,
+            num_snapshots=81,
+        )  # fmt: skip
+        writer.append(walk, np.arange(81), np.zeros(81, int), np.zeros(81, int), np.ones(81), np.zeros((81, 1)),
+                      np.ones((81, 1)), np.zeros(81))  # fmt: skip
+        writer.commit({}, complete=True)
+    large = source(Store.open(path))
+    parts = [
+        baselines.normal_equations(each.train, baselines.difference_features(), HORIZONS) for each in (small, large)
+    ]
+    joined = baselines.joined_equations(parts)
+    for part in parts:  # each alone, in units of its own
+        size = sum(np.trace(gram) for gram, _ in part.values())
+        assert sum(np.trace(gram) / size for gram, _ in part.values()) == pytest.approx(1)
+    assert sum(np.trace(gram) for gram, _ in joined.values()) == pytest.approx(2)
+    shapes = small.train[0].spec.shapes
+    names = [f.name for f in fitted_baselines([small, large], shapes, HORIZONS, 0)]
+    assert names == [f.name for f in fitted_baselines([small], shapes, HORIZONS, 0)]
+    assert set(names) - {f.name for f in fitted_baselines([large], shapes, HORIZONS, 0)} == {"train-mean"}
+    unfitted = [f.name for f in fitted_baselines([], shapes, HORIZONS, 0)]
+    assert set(unfitted) == set(names) - set(baselines.FITTED)
+
+
+def source(store: Store) -> Source:
+    split = store.split()
+    return Source(store, *(tuple(store.trial(seed) for seed in part) for part in (split.train, split.validation)))
 
 
 @pytest.mark.parametrize("block_bytes", [1, 10**4, 10**9])
@@ -151,7 +191,7 @@ def test_the_training_mean_is_the_mean_whatever_the_blocks(
 def test_nothing_later_than_the_origin_is_seen(small_store: Path):
     store = Store.open(small_store)
     config = EvaluateConfig(horizons=(1, 5, 20), return_horizons=(1,), origins=10)
-    forecasters = fitted_baselines(store, store.split(), config.horizons, seed=0)
+    forecasters = fitted_baselines([source(store)], store.trial(6).spec.shapes, config.horizons, seed=0)
     assert forecasters[0].name == "persistence" and len({f.name for f in forecasters}) == len(forecasters)
     trial = store.trial(6)
     origins = choose_origins(trial, config)

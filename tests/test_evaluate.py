@@ -5,6 +5,7 @@ In: a small real store, made-up errors and returns.  Out: failures.
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,23 +16,26 @@ import pytest
 import torch
 
 from tipl import evaluate as evaluation
-from tipl import forecast_returns
-from tipl.adapt import adapted
+from tipl import forecast_returns, weight_errors
+from tipl.adapt import Adapted, adapted
+from tipl.apart import require_alike
 from tipl.baselines import damped_line, line, persistence
+from tipl.compact import compact
 from tipl.errors import TiplError
 from tipl.evaluate import compare_weights, evaluate
 from tipl.experiments import EXPERIMENTS
-from tipl.forecast import Forecaster, History, checked_forecast, load_forecaster
+from tipl.forecast import PRETRAINED, Forecaster, History, checked_forecast, load_forecaster
 from tipl.model import load
 from tipl.origins import choose_origins, join_origins, return_progress, some_origins
 from tipl.policy import ParamSpec
-from tipl.presets import EvaluateConfig, SVDConfig, TrainConfig
+from tipl.predict import forecast_policy
+from tipl.presets import CausalTrainConfig, EvaluateConfig, SVDConfig, TrainConfig
 from tipl.report import report
 from tipl.representation import Codes, fit_svd
 from tipl.returns import Policies, policy_returns
 from tipl.score import Comparison, Origins, Returns, return_scores, weight_scores
 from tipl.stats import Interval, p_value
-from tipl.store import Store, TrialWriter, create_store
+from tipl.store import Store, TrialWriter, create_store, plan_trials
 from tipl.train import fit, train
 
 CONFIG = EvaluateConfig(
@@ -188,15 +192,153 @@ def test_baselines_of_another_store_judge_every_trial(small_store: Path, tmp_pat
         origins = choose_origins(Store.open(here).trial(seed), config)
         wrong += [((w[t] + mean[t + 10] - mean[t] - w[t + 10]) ** 2).mean() for t in origins.snapshot[origins.by_time]]
     assert found["forecasters"]["train-mean"]["wpe"]["10"] == pytest.approx(np.mean(wrong), rel=1e-5)
-    with pytest.raises(TiplError, match=r"Policies of .* have 4 weights, those of .*; fit on a store of the same"):
-        evaluate(small_store, tmp_path / "other", CONFIG, fit=there)
-    with pytest.raises(TiplError, match=r"Trial 0 is in .* judge trials that nothing was fitted on"):
+    assert found["judged"] == "all" and [each["train"] for each in found["fitted_on"]] == [[0, 1, 2, 3]]
+    with pytest.raises(
+        TiplError, match=r"Trials 0, 1, 2, 3, 4 of .*there would be judged, and the baselines are fitted"
+    ):
         evaluate(there, tmp_path / "same", CONFIG, fit=there)
     with pytest.raises(TiplError, match="leave out --fit"):
         evaluate(here, tmp_path / "seen", replace(config, seen=True), fit=there)
-    learned = made_up_store(tmp_path / "swimmer64", {6: paths[6]})  # as a store is called that this model learned on
-    with pytest.raises(TiplError, match=r"learned on trials of .*swimmer64, all of which --fit judges"):
-        evaluate(learned, tmp_path / "learned", config, models=[Path("causal")], fit=there, returns=False)
+
+
+def test_baselines_are_fitted_on_stores_of_any_policies(tmp_path: Path, capsys: pytest.CaptureFixture):
+    here = made_up_store(tmp_path / "here", {seed: walk(seed, 40, 4) for seed in range(3)})
+    other = made_up_store(tmp_path / "other", {seed: walk(seed, 40, 7) for seed in range(4)}, env_id="other")
+    alike = made_up_store(tmp_path / "alike", {seed: walk(seed, 40, 4) for seed in range(10, 14)})
+    config, found = replace(CONFIG, spectrum_trials=0), {}
+    for name, stores in (("other", other), ("both", [other, alike]), ("alike", [alike])):
+        out = evaluate(here, tmp_path / f"{name}.eval", config, fit=stores, returns=False)
+        found[name] = json.loads((out / "metrics.json").read_text())["forecasters"]
+        said = "the mean of the training trials is left out" in capsys.readouterr().err
+        assert said == (name == "other") == ("train-mean" not in found[name])
+    assert found["both"]["train-mean"]["wpe"] == found["alike"]["train-mean"]["wpe"]
+    slopes = [found[name]["autoregression"]["wpe"]["10"] for name in found]
+    assert len({round(each, 6) for each in slopes}) == 3
+
+
+def test_every_trial_is_judged_where_nothing_was_learned_from(small_store: Path, tmp_path: Path, capsys):
+    config = replace(CONFIG, spectrum_trials=0, all=True)
+    out = evaluate(small_store, tmp_path / "all", config, models=["causal"], returns=False)
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["test_trials"] == [1, 2, 3, 4, 5, 6] and found["judged"] == "all" and found["fitted_on"] == []
+    assert "causal" in found["forecasters"] and "autoregression" not in found["forecasters"]
+    assert "baselines that need a fit are left out" in capsys.readouterr().err
+    with pytest.raises(TiplError, match="--seen judges training trials of the store itself; leave out --all"):
+        evaluate(small_store, tmp_path / "seen", replace(config, seen=True))
+
+
+def test_no_model_is_judged_on_what_it_learned_whatever_the_folders_are_called(tmp_path: Path):
+    """A store that grows, is renamed, copied or compacted; and another one of the same name."""
+    store = made_up_store(tmp_path / "store", {seed: walk(seed, 40, 4) for seed in range(11, 15)})
+    small = CausalTrainConfig(num_layers=1, width=8, num_heads=1, steps=1, warmup_steps=1, windows=8)
+    model = train(store, tmp_path / "model", small)
+    learned = {*Store.open(store).split().train, *Store.open(store).split().validation}
+    made_up_store(store, {seed: walk(seed, 40, 4) for seed in range(1, 11)})
+    config = replace(CONFIG, spectrum_trials=0)
+    out = evaluate(store, tmp_path / "out", config, models=[model], returns=False)
+    found = json.loads((out / "metrics.json").read_text())
+    assert not learned & set(found["test_trials"]) and found["learned_from"]["model"][0]["trials"] == sorted(learned)
+
+    other = tmp_path / "elsewhere" / "store"  # another data set of the same seeds: no conflict
+    made_up_store(other, {seed: walk(seed + 50, 40, 4) for seed in range(11, 15)})
+    everything = replace(config, all=True)
+    evaluate(other, tmp_path / "other", everything, models=[model], returns=False)
+    renamed = store.rename(tmp_path / "renamed")
+    shutil.copytree(renamed, tmp_path / "elsewhere" / "copy")
+    small_one = compact(renamed, tmp_path / "small")
+    for path in (renamed, tmp_path / "elsewhere" / "copy", small_one):
+        with pytest.raises(TiplError, match=rf"model has learned from trials 11, 12.* of {path}"):
+            evaluate(path, tmp_path / "refused", everything, models=[model], returns=False)
+        with pytest.raises(TiplError, match=r"model has learned from trial 11 of .*--seen"):
+            forecast_policy(path, 11, 20, 1, tmp_path / "f.safetensors", model=model)
+        assert forecast_policy(path, 11, 20, 1, tmp_path / "f.safetensors", model=model, seen=True).trial == 11
+    evaluate(renamed, tmp_path / "seen", replace(config, seen=True), models=[model], returns=False)
+    with pytest.raises(TiplError, match=r"would be judged, and the baselines are fitted on the same of"):
+        evaluate(small_one, tmp_path / "refused", config, fit=renamed, returns=False)
+    with pytest.raises(TiplError, match=r"The model .*model is given twice"):
+        evaluate(other, tmp_path / "refused", everything, models=[model, model], returns=False)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_models_of_one_name_are_told_apart_by_the_folders_above(tmp_path: Path, small_store: Path):
+    for above in ("a", "b"):
+        shutil.copytree(PRETRAINED / "causal", tmp_path / above / "model")
+    config = replace(CONFIG, spectrum_trials=0)
+    models = [tmp_path / above / "model" for above in ("a", "b")]
+    out = evaluate(small_store, tmp_path / "out", config, models=models, returns=False)
+    found = json.loads((out / "metrics.json").read_text())
+    assert [name for name, each in found["forecasters"].items() if each["model"]] == ["a-model", "b-model"]
+    assert set(found["training"]) == {"a-model", "b-model"}
+
+
+def test_default_horizons_fit_a_short_store_and_asked_ones_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture):
+    store = made_up_store(tmp_path / "short", {seed: walk(seed, 30, 4) for seed in range(5)})
+    config = EvaluateConfig(origins=5, spectrum_trials=0)
+    metrics = json.loads((evaluate(store, tmp_path / "a", config, returns=False) / "metrics.json").read_text())
+    assert metrics["horizons"] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert "has 30 snapshots: horizons up to 10." in capsys.readouterr().err
+    with pytest.raises(TiplError, match="too few for a horizon of 20; give --horizons up to 14"):
+        evaluate(store, tmp_path / "b", replace(config, horizons=(1, 20)), returns=False)
+    only = replace(config, horizons=(1, 14))  # the return horizons that are no part of them are not asked for
+    metrics = json.loads((evaluate(store, tmp_path / "c", only, returns=False) / "metrics.json").read_text())
+    assert metrics["horizons"] == [1, 14] and metrics["config"]["evaluate"]["return_horizons"] == [1]
+    tiny = made_up_store(tmp_path / "tiny", {seed: walk(seed, 1, 4) for seed in range(5)})
+    with pytest.raises(TiplError, match=r"has 1 snapshots, too few for a horizon of .*a horizon takes 4 snapshots"):
+        evaluate(tiny, tmp_path / "d", config, returns=False)
+
+
+def test_an_output_is_no_part_of_what_is_read(tmp_path: Path):
+    store = made_up_store(tmp_path / "store", {seed: walk(seed, 30, 4) for seed in range(5)})
+    (tmp_path / "link").symlink_to(store)
+    (tmp_path / "file").write_text("")
+    for out in (store, store / "eval", tmp_path / "link" / "eval", tmp_path / "elsewhere" / ".." / "store"):
+        with pytest.raises(TiplError, match=r"--out .* is in .*store, which is read; give a folder outside of it"):
+            evaluate(store, out, CONFIG, returns=False)
+    with pytest.raises(TiplError, match="file is a file; give --out a folder"):
+        evaluate(store, tmp_path / "file", CONFIG, returns=False)
+    with pytest.raises(TiplError, match=r"Cannot write .*file/below"):
+        evaluate(store, tmp_path / "file" / "below", CONFIG, returns=False)
+    assert sorted(path.name for path in store.iterdir()) == ["trials", "zarr.json"]
+
+
+def test_long_comparisons_are_kept_and_nothing_stale_is_read(
+    small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(weight_errors, "KEPT_FROM_SECONDS", 0.0)
+    store = Store.open(small_store)
+    trials = [store.trial(6)]
+    origins, asked = join_origins([choose_origins(trials[0], CONFIG)]), [0]
+
+    class Own(Forecaster):  # whose code may change between two evaluations
+        name, label, context = "own", "own", 1
+
+        def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+            asked[0] += 1
+            return np.stack([np.repeat(each.weights[-1:], len(horizons), axis=0) for each in histories])
+
+    def compared(*forecasters: Forecaster) -> dict[str, Comparison]:
+        return compare_weights(trials, origins, [*forecasters, Own()], CONFIG.horizons, tmp_path / "parts")
+
+    def adapting(damping: float) -> Forecaster:
+        return adapted([damped_line(5, damping)], trials[0])
+
+    first = compared(adapting(0.5))
+    kept = sorted((tmp_path / "parts").iterdir())
+    assert len(kept) == 1 and asked == [1]  # one's own forecaster is asked again each time
+    monkeypatch.setattr(Adapted, "forecast", lambda *_: pytest.fail("it was kept"))
+    again = compared(adapting(0.5))
+    np.testing.assert_array_equal(first["damped-line-adapted"].error, again["damped-line-adapted"].error)
+    assert asked == [2]
+    monkeypatch.undo()
+    monkeypatch.setattr(weight_errors, "KEPT_FROM_SECONDS", 0.0)
+    other = compared(adapting(0.9))
+    assert (other["damped-line-adapted"].error != first["damped-line-adapted"].error).any()
+    content = bytearray(kept[0].read_bytes())
+    content[200] ^= 1
+    kept[0].write_bytes(content)
+    mended = compared(adapting(0.5))
+    np.testing.assert_array_equal(first["damped-line-adapted"].error, mended["damped-line-adapted"].error)
+    assert len(list((tmp_path / "parts").glob("*.damaged"))) == 1
 
 
 def test_spectra_are_measured_on_the_first_test_trials(metrics: dict):
@@ -410,14 +552,16 @@ def test_a_forecast_whose_square_float32_does_not_hold_is_compared(small_store: 
     assert np.isfinite(found["broken"].dot).all()
 
 
-def made_up_store(path: Path, paths: dict[int, np.ndarray], env_id: str = "made-up") -> Path:
+def made_up_store(
+    path: Path, paths: dict[int, np.ndarray], env_id: str = "made-up", config: dict[str, Any] | None = None
+) -> Path:
     create_store(path)
+    kind: dict[str, Any] = {"env_id": env_id, "config": config or {}}
     for seed, weights in paths.items():
         count, size = weights.shape
-        writer = TrialWriter.create(
-            path, seed, env_id=env_id, config={}, spec=ParamSpec(("w",), ((size,),)), versions={}, obs_dim=1,
-            num_snapshots=count,
-        )  # fmt: skip
+        kind["spec"] = ParamSpec(("w",), ((size,),))
+        plan_trials(path, paths, **kind)
+        writer = TrialWriter.create(path, seed, **kind, versions={}, obs_dim=1, num_snapshots=count)
         zeros, ones = np.zeros(count, np.int64), np.ones((count, 1))
         writer.append(weights, np.arange(count), zeros, zeros, np.ones(count), 0 * ones, ones, np.zeros(count))
         writer.commit({}, complete=True)
@@ -465,7 +609,7 @@ def test_one_test_trial_has_values_and_no_intervals(tmp_path: Path):
 def test_a_store_of_one_trial_or_none_is_one_line(tmp_path: Path):
     with pytest.raises(TiplError, match=r"has 1 trial\(s\); a split takes 2 or more: collect more trials"):
         judged(made_up_store(tmp_path / "one", {1: walk(1, 40, 5)}))
-    with pytest.raises(TiplError, match=r"has 0 trial\(s\); a split takes 2 or more"):
+    with pytest.raises(TiplError, match="holds no trial that was committed; collect some first"):
         judged(made_up_store(tmp_path / "none", {}))
     assert not (tmp_path / "one.eval").exists()
 
@@ -486,19 +630,27 @@ def test_what_has_diverged_is_named(tmp_path: Path):
 
 
 def test_trials_of_two_kinds_are_refused(tmp_path: Path):
-    store = made_up_store(tmp_path / "mixed", {seed: walk(seed, 30, 4) for seed in (1, 2)})
-    made_up_store(store, {3: walk(3, 30, 5)})
+    """Stores take no trials of two kinds; one that came from elsewhere may hold them."""
+    here = Store.open(made_up_store(tmp_path / "here", {1: walk(1, 30, 4)}))
+
+    def mixed(name: str, paths: dict[int, np.ndarray], **other: Any) -> Store:
+        there = Store.open(made_up_store(tmp_path / name, paths, **other))
+        shutil.copytree(there.path / "trials" / "2", here.path / "trials" / "2", dirs_exist_ok=True)
+        return Store(here.path, here.root, {**here._records, **there._records})
+
     with pytest.raises(TiplError, match=r"differ in their number of weights \(4, 5\); give each its own store"):
-        judged(store)
-    store = made_up_store(tmp_path / "worlds", {1: walk(1, 30, 4)})
-    made_up_store(store, {2: walk(2, 30, 4)}, env_id="other")
+        require_alike(mixed("sizes", {2: walk(2, 30, 5)}))
     with pytest.raises(TiplError, match=r"differ in their environment \(made-up, other\)"):
-        judged(store)
+        require_alike(mixed("worlds", {2: walk(2, 30, 4)}, env_id="other"))
+    with pytest.raises(TiplError, match=r"Trials 1 and 2 of .* were made with different settings \(gamma\)"):
+        require_alike(mixed("settings", {2: walk(2, 30, 4)}, config={"gamma": 0.9}))
+    with pytest.raises(TiplError, match="holds no trial that was committed"):
+        require_alike(Store.open(create_store(tmp_path / "none").path))
 
 
 def test_what_cannot_be_evaluated_is_said(small_store: Path, tmp_path: Path):
     with pytest.raises(TiplError, match=r"81 snapshots, too few for a horizon of 100; give --horizons up to 39"):
-        evaluate(small_store, tmp_path / "a", EvaluateConfig())
+        evaluate(small_store, tmp_path / "a", EvaluateConfig(horizons=(1, 100)))
     assert not (tmp_path / "a").exists()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / evaluation.METRICS_FILE).write_text("{}")

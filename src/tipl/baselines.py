@@ -1,11 +1,12 @@
 """The forecasters that a model has to beat, their few settings chosen on validation trials.
 
-In: a store and its split.  Out: a list of forecasters, persistence first.
+In: stores and their split.  Out: a list of forecasters, persistence first.
 
 Most are weighted sums of the snapshots seen. The linear autoregression is the one to beat.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from tipl.errors import TiplError
 from tipl.forecast import Forecaster, History, WeightedSum
 from tipl.progress import steps_progress
 from tipl.representation import read_weights
-from tipl.store import Split, Store, Trial
+from tipl.store import Store, Trial
 from tipl.subspace import DMD, PathProducts, PrefixLine
 from tipl.windows import places_in_iteration
 
@@ -30,52 +31,93 @@ DAMPED_WINDOWS = (2, 5, 10, 20, 50)
 DAMPINGS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 PREFIX_RANKS, PREFIX_WINDOWS = (2, 8), (10, 50)
 DMD_RANKS, DMD_WINDOWS = (2, 4), (10, 30)
+FITTED = ("damped-line", "autoregression", "prefix-line", "dmd", "train-mean")
+"""Names of the baselines that learn something from trials, if only which of their settings is best."""
 _ORIGINS_TO_CHOOSE, _ORIGINS_TO_TRY = 200, 12  # of each validation trial
 _BLOCK_BYTES = 64 << 20  # of snapshots averaged at once
 
 
-def fitted_baselines(store: Store, split: Split, horizons: Sequence[int], seed: int) -> list[Forecaster]:
-    """Every baseline, fitted on the training trials and chosen on the validation trials (training ones if none).
+@dataclass(frozen=True)
+class Source:
+    """A store, its trials that baselines are fitted on, and those that they are chosen by."""
 
-    The test trials are not looked at.
+    store: Store
+    train: tuple[Trial, ...]
+    judges: tuple[Trial, ...]
+
+    @property
+    def choosing(self) -> tuple[Trial, ...]:
+        """The training trials where there is none to choose by."""
+        return self.judges or self.train
+
+
+def fitted_baselines(
+    sources: Sequence[Source], shapes: Sequence[Sequence[int]], horizons: Sequence[int], seed: int
+) -> list[Forecaster]:
+    """Every baseline, fitted on the training trials of some stores and chosen on their validation trials.
+
+    The mean of the training trials is of policies of these shapes alone, and left out where no store has them; all
+    others are for any policy. Without a store those are made that take no fit. Several stores count alike.
     """
-    train = [store.trial(s) for s in split.train]
-    judges = [store.trial(s) for s in split.validation] or train
-    with steps_progress("evaluate: baselines", len(train) + 2 * len(judges)) as advance:
-        equations = normal_equations(train, difference_features(), horizons, advance)
-        damped = [damped_line(count, damping) for count in DAMPED_WINDOWS for damping in DAMPINGS]
-        autoregressions = [Autoregression.fit(horizons, equations, ridge) for ridge in RIDGES]
-        best_damped, best_autoregression = _best_of_each([damped, autoregressions], judges, horizons, advance)
-        products = PathProducts()
-        prefix_lines = [PrefixLine(rank, count, products) for rank in PREFIX_RANKS for count in PREFIX_WINDOWS]
-        decompositions = [DMD(rank, count) for rank in DMD_RANKS for count in DMD_WINDOWS]
-        best_prefix_line, best_decomposition = _best_by_trying(
-            [prefix_lines, decompositions], judges, horizons, advance
-        )
+    middle, last = [], []
+    if sources:
+        middle = _chosen(sources, horizons)
+        alike = [
+            source for source in sources if tuple(map(tuple, source.train[0].spec.shapes)) == tuple(map(tuple, shapes))
+        ]
+        last = [TrainMean([trial for source in alike for trial in source.train])] if alike else []
     return [
         persistence(),
         *(mean_of_last(count) for count in WINDOWS),
         last_difference(),
         *(line(count) for count in WINDOWS),
-        best_damped,
-        best_autoregression,
-        best_prefix_line,
-        best_decomposition,
-        TrainMean(train),
+        *middle,
+        *last,
         RandomDisplacement(max(horizons), seed),
     ]
+
+
+def _chosen(sources: Sequence[Source], horizons: Sequence[int]) -> list[Forecaster]:
+    """The damped line, the autoregression, the line in a prefix and the DMD with the best mean skill of all stores."""
+    trials = sum(len(source.train) + 2 * len(source.choosing) for source in sources)
+    with steps_progress("evaluate: baselines", trials) as advance:
+        equations = joined_equations(
+            [normal_equations(source.train, difference_features(), horizons, advance) for source in sources]
+        )
+        damped = [damped_line(count, damping) for count in DAMPED_WINDOWS for damping in DAMPINGS]
+        autoregressions = [Autoregression.fit(horizons, equations, ridge) for ridge in RIDGES]
+        sums = [damped, autoregressions]
+        best_sums = _best(sums, [_skills(sums, source.choosing, horizons, advance) for source in sources])
+        products = PathProducts()
+        prefix_lines = [PrefixLine(rank, count, products) for rank in PREFIX_RANKS for count in PREFIX_WINDOWS]
+        tried = [prefix_lines, [DMD(rank, count) for rank in DMD_RANKS for count in DMD_WINDOWS]]
+        best_tried = _best(tried, [_skills_by_trying(tried, source.choosing, horizons, advance) for source in sources])
+    return [*best_sums, *best_tried]
+
+
+def joined_equations(parts: Sequence["NormalEquations"]) -> "NormalEquations":
+    """The sum of several stores' equations, each scaled so that they count alike; those of one as they are."""
+    if len(parts) == 1:
+        return parts[0]
+    total: NormalEquations = {}
+    for part in parts:
+        size = sum(float(np.trace(gram)) for gram, _ in part.values())
+        for place, (gram, target) in part.items() if size > 0 else ():
+            old_x, old_y = total.get(place, (0.0, 0.0))
+            total[place] = (old_x + gram / size, old_y + target / size)
+    return total or parts[0]
 
 
 Advance = Callable[[int, str], None]
 
 
-def _best_of_each(
+def _skills(
     groups: Sequence[Sequence[WeightedSum]],
     trials: Sequence[Trial],
     horizons: Sequence[int],
     advance: Advance = lambda steps, note: None,
-) -> list[WeightedSum]:
-    """Of each group the candidate with the best skill on these trials, on average over the horizons.
+) -> np.ndarray:
+    """The skill of every candidate of all groups on these trials, on average over the horizons.
 
     From inner products alone: with Σ_k a_k = 0 the error of a weighted sum s = Σ_k a_k φ_{t−k} is the quadratic form
     |φ_{t+h} − φ_t|² − 2 s · (φ_{t+h} − φ_t) + |s|².
@@ -102,19 +144,19 @@ def _best_of_each(
                     error[i] += true - 2 * np.einsum("hk,kh->h", a, toward)
                     error[i] += (a @ gram[window, window] * a).sum(axis=1)
         advance(1, "lines and autoregressions")
-    return _most_skilled(groups, error, moved)
+    return _mean_skills(error, moved)
 
 
-def _best_by_trying(
+def _skills_by_trying(
     groups: Sequence[Sequence[Forecaster]], trials: Sequence[Trial], horizons: Sequence[int], advance: Advance
-) -> list[Forecaster]:
-    """As `_best_of_each`, for forecasters that are no weighted sums known beforehand: by forecasts at a few origins."""
+) -> np.ndarray:
+    """As `_skills`, for forecasters that are no weighted sums known beforehand: by forecasts at a few origins."""
     candidates = [candidate for group in groups for candidate in group]
     error, moved = np.zeros((len(candidates), len(horizons))), np.zeros(len(horizons))
     for trial in trials:
         _try(candidates, trial, np.array(horizons), error, moved)
         advance(1, "lines in a prefix and DMD")
-    return _most_skilled(groups, error, moved)
+    return _mean_skills(error, moved)
 
 
 def _try(
@@ -132,12 +174,16 @@ def _try(
             error[i] += ((true - made).astype(np.float64) ** 2).sum(axis=1)
 
 
-def _most_skilled(groups: Sequence[Sequence[Kind]], error: np.ndarray, moved: np.ndarray) -> list[Kind]:
-    """Of each group the one with the highest mean skill; the first where nothing moved, so that all are alike."""
-    skills = (1 - np.divide(error, moved, out=np.ones_like(error), where=moved > 0)).mean(axis=1).tolist()
-    best = []
+def _mean_skills(error: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """[candidates], over the horizons; 1 where nothing moved, so that all are alike."""
+    return (1 - np.divide(error, moved, out=np.ones_like(error), where=moved > 0)).mean(axis=1)
+
+
+def _best(groups: Sequence[Sequence[Kind]], skills: Sequence[np.ndarray]) -> list[Kind]:
+    """Of each group the one with the highest skill, on average over stores; the first of equal ones."""
+    left, best = np.mean(skills, axis=0).tolist(), []
     for group in groups:
-        own, skills = skills[: len(group)], skills[len(group) :]
+        own, left = left[: len(group)], left[len(group) :]
         best.append(group[int(np.argmax(own))])
     return best
 

@@ -244,7 +244,8 @@ def _evaluate_flags(verbs: Any) -> None:
     told = "a folder, or the name of one shipped; a folder called like one is ./NAME"
     _add_model(verb, told, dest="models", nargs="+", action="extend", default=[])
     _add_path(verb, "--codes", "CODES", "also judge a line through these codes")
-    _add_path(verb, "--fit", "STORE", "fit the baselines on this other store and judge every trial [the store itself]")
+    told = "fit the baselines on other stores, of any policies, and judge every trial [the store itself]"
+    _add_path(verb, "--fit", "STORE", told, nargs="+")
     verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
     _add_path(verb, "--out", "EVAL", "[STORE.eval]")
     add_settings(verb, EvaluateConfig)
@@ -269,6 +270,7 @@ def _forecast_flags(verbs: Any) -> None:
     _add_model(verb, "a folder, or the name of one shipped [causal]", default="causal")
     _add_number(verb, "--stretch", Positive, "X", "that the displacement from φ_t is multiplied by [1]", default=1.0)
     verb.add_argument("--adapt", action="store_true", help="correct it by what came of earlier forecasts in the trial")
+    verb.add_argument("--seen", action="store_true", help="forecast a trial that the model has learned from")
     _add_number(verb, "--episodes", Whole, "N", "that a return is the mean of [20]", default=20)
     verb.add_argument("--json", action="store_true", help="print JSON")
 
@@ -276,7 +278,7 @@ def _forecast_flags(verbs: Any) -> None:
 def _forecast(arguments: Namespace) -> None:
     from tipl.predict import forecast_policy
 
-    names = "store", "trial", "origin", "horizon", "out", "model", "stretch", "adapt", "episodes"
+    names = "store", "trial", "origin", "horizon", "out", "model", "stretch", "adapt", "seen", "episodes"
     prediction = forecast_policy(**{name: getattr(arguments, name) for name in names})
     show(dataclasses.asdict(prediction), arguments.json)
 

@@ -263,8 +263,30 @@ def write_json(path: Path, facts: dict[str, Any], seal: bool = False) -> None:
         TiplError: the place cannot be written, or the disk is full.
     """
     facts = {"seal": SEAL, **facts} if seal else facts
-    content = (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode()
+    content = (to_json(facts, str(path), indent=1) + "\n").encode()
     write_file(path, sealed(content) if seal else content)
+
+
+def to_json(facts: Any, where: str, indent: int | None = 2) -> str:
+    """Return facts as strict JSON, of which every number is finite.
+
+    Raises:
+        TiplError: one is not; it is named.
+    """
+    try:
+        return json.dumps(facts, indent=indent, allow_nan=False)
+    except ValueError:
+        name = next(_not_finite(facts, ""), "a number")
+        raise TiplError(f"{where} cannot be written: {name} is not finite; find out where that comes from.") from None
+
+
+def _not_finite(value: Any, name: str) -> Iterator[str]:
+    """The names of numbers that are NaN or infinite, by the keys that lead to them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield name or "a number"
+    elif isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _not_finite(item, f"{name}.{key}" if name else str(key))
 
 
 @contextlib.contextmanager

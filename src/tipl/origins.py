@@ -5,11 +5,14 @@ In: trials, EvaluateConfig.  Out: origins, evenly over time and over the return 
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from tipl.errors import TiplError
 from tipl.forecast import Forecaster, History
 from tipl.presets import EvaluateConfig
+from tipl.progress import console
 from tipl.representation import read_weights
 from tipl.score import Origins
 from tipl.store import Trial
@@ -18,6 +21,40 @@ from tipl.windows import places_in_iteration
 RISING = 0.95  # of the return gained; an origin below it is in the rising phase
 _SMOOTHED = 20  # episodes in a point of a learning curve
 _CURVE_POINTS = 200
+
+
+def fitted_horizons(config: EvaluateConfig, shortest: tuple[int, Path], returns: bool) -> EvaluateConfig:
+    """The settings with horizons for which every trial has room: at most half of the shortest.
+
+    Defaults are shortened, with a line; what was asked for is not.
+
+    Args:
+        shortest: the snapshots of the shortest trial, and its store.
+        returns: whether policies are run, so that the return horizons have to be among the horizons.
+
+    Raises:
+        TiplError: a horizon that was asked for does not fit, or none does.
+    """
+    count, store = shortest
+    room = (count - 2) // 2
+    horizons, return_horizons = config.horizons, config.return_horizons
+    if horizons == EvaluateConfig.horizons and room >= 1:
+        horizons = tuple(h for h in horizons if h <= room)
+    if max(horizons) > room:
+        advice = f"give --horizons up to {room}" if room >= 1 else "a horizon takes 4 snapshots at least"
+        raise TiplError(
+            f"The shortest trial of {store} has {count} snapshots, too few for a horizon of {max(horizons)}; {advice}."
+        )
+    if horizons != config.horizons:
+        console.print(f"evaluate: the shortest trial of {store} has {count} snapshots: horizons up to {max(horizons)}.")
+    if return_horizons == EvaluateConfig.return_horizons:
+        return_horizons = tuple(h for h in return_horizons if h in horizons) or horizons
+    unknown = sorted(set(return_horizons) - set(horizons))
+    if returns and unknown:
+        raise TiplError(
+            f"--return-horizons has {', '.join(map(str, unknown))}, which --horizons has not; add it there."
+        )
+    return dataclasses.replace(config, horizons=horizons, return_horizons=return_horizons)
 
 
 def choose_origins(trial: Trial, config: EvaluateConfig) -> Origins:

@@ -4,8 +4,9 @@ In: a model, a store, a trial, an origin, a horizon.  Out: FILE.safetensors with
 of the origin; the returns of the policies at the origin, predicted and, where it is known, true.
 """
 
-import json
 import math
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import numpy as np
 import safetensors.numpy
 
 from tipl.adapt import adapted
+from tipl.apart import Learned, learned_by, require_unseen
+from tipl.checks import AnyPath, Count, Positive, Whole, checked_arguments
 from tipl.errors import TiplError
-from tipl.forecast import SHIPPED, CausalForecaster, Stretched, checked_forecast, load_forecaster
+from tipl.files import to_json
+from tipl.forecast import SHIPPED, CausalForecaster, Forecaster, Stretched, checked_forecast, load_forecaster
 from tipl.forecast_returns import why_not_run
 from tipl.model import write_file
 from tipl.policy import OBS_CLIP
@@ -37,23 +41,27 @@ class Prediction:
     """Of φ_{t+h}; None also where the trial has not come so far."""
     skill: float | None
     """1 − |φ_{t+h} − φ̃|² / |φ_{t+h} − φ_t|², of this one forecast."""
+    notes: tuple[str, ...]
+    """What is to be known of the forecast besides its numbers."""
     expected_error: float | None
     """Root mean square length by which the model expects the forecast, stretched as it is, to be off. None where the
     model does not know: over codes, adapted, or before anything has moved."""
 
 
+@checked_arguments
 def forecast_policy(
-    store: Path,
-    trial: int,
-    origin: int,
-    horizon: int,
-    out: Path,
+    store: AnyPath,
+    trial: Whole,
+    origin: Whole,
+    horizon: Count,
+    out: AnyPath,
     *,
-    model: str | Path = SHIPPED,
-    stretch: float = 1.0,
+    model: AnyPath = SHIPPED,
+    stretch: Positive = 1.0,
     adapt: bool = False,
-    episodes: int = 20,
-    seed: int = 0,
+    seen: bool = False,
+    episodes: Whole = 20,
+    seed: Whole = 0,
 ) -> Prediction:
     """Write the policy that a model expects `horizon` snapshots after the origin, and run it.
 
@@ -65,23 +73,35 @@ def forecast_policy(
         model: a folder that `train` wrote, or the name of a model that comes with the package.
         stretch: that the displacement from the origin is multiplied by (`results/causal` has what that is worth).
         adapt: correct it by what came of the model's forecasts from every earlier snapshot.
+        seen: forecast a trial that the model has learned from; otherwise that is refused.
         episodes: that a return is the mean of, the same ones for all policies; 0: none are run.
 
     Raises:
-        TiplError: there is no such trial, snapshot or model, or the file cannot be written.
+        TiplError: there is no such trial, snapshot or model, the model has learned from the trial, or the file cannot
+            be written.
     """
     store, out = Path(store), Path(out)
+    if out.suffix != ".safetensors":
+        raise TiplError(f"--out is {out}; what is written is a .safetensors file, give it that ending.")
+    if out.is_dir():
+        raise TiplError(f"{out} is a folder; give --out the name of a file.")
     data = Store.open(store)
     run = data.trial(trial)
     if not 0 <= origin < run.committed:
         raise TiplError(f"Trial {trial} has snapshots 0 to {run.committed - 1}; --origin {origin} is none of them.")
-    if horizon < 1:
-        raise TiplError(f"--horizon is {horizon}; give at least 1.")
-    if not 0 < stretch < math.inf:
-        raise TiplError(f"--stretch is {stretch}; give more than 0.")
-    if episodes < 0:
-        raise TiplError(f"--episodes is {episodes}; give 0 or more.")
-    forecaster = load_forecaster(model, data, out.parent)
+    learned = learned_by(model)
+    if not seen:
+        require_unseen(data, [trial], str(model), learned, "forecast another trial, or take this one by --seen")
+    with tempfile.TemporaryDirectory(prefix="tipl-") as scratch:  # codes that a model over codes may need
+        return _forecast(data, run, origin, horizon, out, model, learned, Path(scratch), stretch, adapt, episodes, seed)
+
+
+def _forecast(
+    data: Store, run: Trial, origin: int, horizon: int, out: Path, model: AnyPath, learned: Sequence[Learned] | None,
+    scratch: Path, stretch: float, adapt: bool, episodes: int, seed: int,
+) -> Prediction:  # fmt: skip
+    """Make the forecast, run it and write it."""
+    forecaster = load_forecaster(model, data, scratch)
     if isinstance(forecaster, CausalForecaster) and horizon > forecaster.furthest:
         raise TiplError(f"--horizon is {horizon}; this model forecasts up to {forecaster.furthest} snapshots ahead.")
     chosen = adapted([forecaster], run) if adapt else forecaster
@@ -97,8 +117,9 @@ def forecast_policy(
     true = run.weights(origin + horizon, origin + horizon + 1)[0] if origin + horizon < run.committed else None
     returns = _returns(run, origin, [seen[-1], made, *([] if true is None else [true])], episodes, seed)
     prediction = Prediction(
-        str(out), trial, origin, horizon, returns[1], returns[0], returns[2] if true is not None else None,
-        None if true is None else _skill(seen[-1], made, true), expected,
+        str(out), run.seed, origin, horizon, returns[1], returns[0], returns[2] if true is not None else None,
+        None if true is None else _skill(seen[-1], made, true),
+        _notes(run, forecaster, learned), expected,
     )  # fmt: skip
     tensors = {name: np.ascontiguousarray(each) for name, each in run.spec.unflatten(made).items()}
     tensors |= {"obs_mean": run.obs_mean[origin], "obs_var": run.obs_var[origin]}
@@ -110,8 +131,21 @@ def forecast_policy(
         "adapt": adapt,
         **asdict(prediction),
     }
-    write_file(out, safetensors.numpy.save(tensors, {"tipl": json.dumps(facts)}))
+    write_file(out, safetensors.numpy.save(tensors, {"tipl": to_json(facts, str(out), indent=None)}))
     return prediction
+
+
+def _notes(run: Trial, forecaster: Forecaster, learned: Sequence[Learned] | None, horizon: int) -> tuple[str, ...]:
+    """What a reader of the forecast has to know of the model."""
+    notes = []
+    if not forecaster.causal:
+        notes.append(f"the model forecasts in the {forecaster.basis} basis, which has seen this trial's future")
+    if learned is None:
+        notes.append("the model does not say what it has learned from")
+    known = sorted({each.env_id for each in learned or () if each.env_id})
+    if known and str(run.env_id) not in known:
+        notes.append(f"the model has learned from {', '.join(known)}, not from {run.env_id}")
+    return tuple(notes)
 
 
 def _returns(run: Trial, origin: int, weights: list[np.ndarray], episodes: int, seed: int) -> list[float | None]:

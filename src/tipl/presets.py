@@ -255,7 +255,7 @@ class EvaluateConfig:
     origins: Count = 64
     """Origins a test trial for the weight measures: so many evenly over time, and as many over the return gained."""
     return_horizons: tuple[Count, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
-    """Snapshots ahead at which policies are run; a subset of `horizons`."""
+    """Snapshots ahead at which policies are run; of the default those that are in `horizons`."""
     return_origins: Count = 16
     """Origins a test trial for the return measures, half of them by time, half by return gained."""
     return_forecasters: tuple[str, ...] = ("persistence", "damped-line", "autoregression")
@@ -276,6 +276,9 @@ class EvaluateConfig:
     """Test trials whose energy spectrum is measured, over learning, by tensor and beside random walks."""
     seen: bool = False
     """Judge on training trials instead, as many as there are test trials: what is made of what was learned from."""
+    all: bool = False
+    """Judge on every trial of the store, which no model may have learned from; baselines that take a fit need other
+    stores for it (--fit) or are left out."""
     seed: Whole = 0
     """Seed of the origins, the episodes, the random baseline, the bootstrap and the walks beside the spectra."""
 

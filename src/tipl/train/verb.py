@@ -134,7 +134,8 @@ def _learned_from(store: Path, split: Split) -> dict[str, Any]:
     """
     seen = {"train": [*split.train], "validation": [*split.validation]}
     data = Store.open(store)
-    return {"id": data.ids[-1], "name": data.name, **seen}
+    env_id = str(data.trial(split.train[0]).env_id)
+    return {"id": data.ids[-1], "name": data.name, "env_id": env_id, **seen}
 
 
 def _lessons(store: Path, seeds: Sequence[int], origins: int, seed: int) -> Lessons:
