@@ -229,18 +229,18 @@ def test_every_trial_is_judged_where_nothing_was_learned_from(small_store: Path,
 
 def test_no_model_is_judged_on_what_it_learned_whatever_the_folders_are_called(tmp_path: Path):
     """A store that grows, is renamed, copied or compacted; and another one of the same name."""
-    store = made_up_store(tmp_path / "store", {seed: walk(seed, 40, 4) for seed in range(11, 15)})
+    store = made_up_store(tmp_path / "store", {seed: walk(seed, 110, 4) for seed in range(11, 15)})
     small = CausalTrainConfig(num_layers=1, width=8, num_heads=1, steps=1, warmup_steps=1, windows=8)
     model = train(store, tmp_path / "model", small)
     learned = {*Store.open(store).split().train, *Store.open(store).split().validation}
-    made_up_store(store, {seed: walk(seed, 40, 4) for seed in range(1, 11)})
+    made_up_store(store, {seed: walk(seed, 110, 4) for seed in range(1, 11)})
     config = replace(CONFIG, spectrum_trials=0)
     out = evaluate(store, tmp_path / "out", config, models=[model], returns=False)
     found = json.loads((out / "metrics.json").read_text())
     assert not learned & set(found["test_trials"]) and found["learned_from"]["model"][0]["trials"] == sorted(learned)
 
     other = tmp_path / "elsewhere" / "store"  # another data set of the same seeds: no conflict
-    made_up_store(other, {seed: walk(seed + 50, 40, 4) for seed in range(11, 15)})
+    made_up_store(other, {seed: walk(seed + 50, 110, 4) for seed in range(11, 15)})
     everything = replace(config, all=True)
     evaluate(other, tmp_path / "other", everything, models=[model], returns=False)
     renamed = store.rename(tmp_path / "renamed")
@@ -607,7 +607,7 @@ def test_one_test_trial_has_values_and_no_intervals(tmp_path: Path):
 
 
 def test_a_store_of_one_trial_or_none_is_one_line(tmp_path: Path):
-    with pytest.raises(TiplError, match=r"has 1 trial\(s\); a split takes 2 or more: collect more trials"):
+    with pytest.raises(TiplError, match=r"has 1 trial\(s\) to train on and 0 to test; .*: collect more trials"):
         judged(made_up_store(tmp_path / "one", {1: walk(1, 40, 5)}))
     with pytest.raises(TiplError, match="holds no trial that was committed; collect some first"):
         judged(made_up_store(tmp_path / "none", {}))

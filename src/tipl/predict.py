@@ -135,7 +135,7 @@ def _forecast(
     return prediction
 
 
-def _notes(run: Trial, forecaster: Forecaster, learned: Sequence[Learned] | None, horizon: int) -> tuple[str, ...]:
+def _notes(run: Trial, forecaster: Forecaster, learned: Sequence[Learned] | None) -> tuple[str, ...]:
     """What a reader of the forecast has to know of the model."""
     notes = []
     if not forecaster.causal:
