@@ -68,6 +68,8 @@ def test_the_contract_parses(line: str):
 def test_models_of_evaluate_may_be_given_together_or_apart():
     arguments = build_parser().parse_args(["evaluate", "STORE", "--model", "A", "--model", "B", "C"])
     assert arguments.models == [Path("A"), Path("B"), Path("C")]
+    named = build_parser().parse_args(["evaluate", "STORE", "--model", "causal", "./causal", "here/causal"])
+    assert named.models == ["causal", Path("causal").absolute(), Path("here/causal")]
 
 
 def test_no_flag_means_the_settings_own_defaults():

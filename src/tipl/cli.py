@@ -36,6 +36,8 @@ from tipl.presets import (
 from tipl.show import show
 from tipl.text import printable
 
+SHIPPED = "causal"
+"""The name of the model that comes with the package."""
 PRESETS = tuple(dict.fromkeys(preset for presets in EXPERIMENTS.values() for preset in presets))
 INTERRUPTED = "tipl: interrupted; what was committed stays readable, the same command goes on (train: with --resume)"
 
@@ -128,12 +130,12 @@ def _add_path(verb: ArgumentParser, name: str, metavar: str, told: str | None = 
 
 
 def _add_model(verb: ArgumentParser, told: str, **options: Any) -> None:
-    def as_given(text: str) -> str:
+    def name_or_path(text: str) -> str | Path:
         """`./causal` is not the model called `causal`; a Path would drop what tells them apart."""
-        reader(AnyPath)(text)
-        return text
+        path = reader(AnyPath)(text)
+        return text if text == SHIPPED else path.absolute() if str(path) == SHIPPED else path
 
-    verb.add_argument("--model", type=as_given, metavar="MODEL", help=told, **options)
+    verb.add_argument("--model", type=name_or_path, metavar="MODEL", help=told, **options)
 
 
 def _add_number(verb: ArgumentParser, flag: str, kind: Any, metavar: str, told: str, **options: Any) -> None:
@@ -267,7 +269,7 @@ def _forecast_flags(verbs: Any) -> None:
     _add_number(verb, "--origin", Whole, "N", "the last snapshot that the model sees", required=True)
     _add_number(verb, "--horizon", Count, "N", "snapshots ahead", required=True)
     _add_path(verb, "--out", "FILE.safetensors", required=True)
-    _add_model(verb, "a folder, or the name of one shipped [causal]", default="causal")
+    _add_model(verb, "a folder, or the name of one shipped [causal]", default=SHIPPED)
     _add_number(verb, "--stretch", Positive, "X", "that the displacement from φ_t is multiplied by [1]", default=1.0)
     verb.add_argument("--adapt", action="store_true", help="correct it by what came of earlier forecasts in the trial")
     verb.add_argument("--seen", action="store_true", help="forecast a trial that the model has learned from")
