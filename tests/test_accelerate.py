@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,8 +30,9 @@ from tipl.forecast import History
 from tipl.jump import KINDS
 from tipl.live import named_forecaster
 from tipl.presets import CollectConfig, DiscreteCollectConfig, JumpConfig
+from tipl.shipped import model_folder
 from tipl.stack import Stack
-from tipl.store import create_store
+from tipl.store import Store, create_store
 
 SHORT = CollectConfig(trials=3, total_steps=6 * 2048)
 
@@ -143,12 +145,91 @@ def test_compare_is_paired_by_seed() -> None:
     assert turned["thresholds"] == {"one": 1.0} and turned["arms"]["plain"]["beside"]["steps to one"]["ratio"] == 2.0
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_seed_that_diverges_is_named_and_never_counts_as_good(value: float) -> None:
+    """From its seventh iteration on; before its first episode a seed has no return, which is no fault."""
+    returns = np.tile(np.linspace(10, 100, 10), (3, 1))
+    returns[:, 0] = np.nan
+    diverged = returns.copy()
+    diverged[1, 6:] = value
+    zeros = {name: np.zeros((3, 10)) for name in ("shares", "kl", "trust")}
+    rest = {**zeros, "kinds": np.zeros((3, 10), np.int8), "seconds": np.ones(3), "jump_seconds": np.zeros(3)}
+    arms = {"plain": Arm(SHORT), "line": Arm(SHORT, "line")}
+    compare(arms, {"plain": {"returns": returns, **rest}, "line": {"returns": returns, **rest}})
+    with pytest.raises(TiplError, match=r"Seed 2 of the arm line diverged: its return in iteration 7 is (nan|inf)"):
+        compare(arms, {"plain": {"returns": returns, **rest}, "line": {"returns": diverged, **rest}})
+
+
+def test_a_run_whose_weights_are_not_finite_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    iterate = Stack.iterate
+
+    def diverging(stack: Stack):
+        found = iterate(stack)
+        stack.policies[-1, 3] = np.nan
+        return found
+
+    monkeypatch.setattr(Stack, "iterate", diverging)
+    with pytest.raises(TiplError, match="Seed 2 of InvertedPendulum-v4, trained plainly, diverged in iteration 1"):
+        module.run_part(Arm(SHORT), tmp_path / "part.npz", [1, 2])
+    assert not (tmp_path / "part.npz").exists()
+
+
+def test_ratios_of_returns_that_are_not_above_0_mean_nothing() -> None:
+    """−100 is better than −200 and half of it."""
+    rest = {"shares": np.zeros((3, 4)), "kl": np.zeros((3, 4)), "trust": np.zeros((3, 4)), "seconds": np.ones(3),
+            "kinds": np.zeros((3, 4), np.int8), "jump_seconds": np.zeros(3)}  # fmt: skip
+    low, high = np.tile([-300.0, -250, -220, -200], (3, 1)), np.tile([-300.0, -200, -120, -100], (3, 1))
+    runs = {"plain": {"returns": low, **rest}, "line": {"returns": high, **rest}}
+    found = compare({"plain": Arm(SHORT), "line": Arm(SHORT, "line")}, runs)
+    assert found["gain"] == 100 and json.dumps(found, allow_nan=False)
+    beside = found["arms"]["line"]["beside"]
+    assert beside["final return"]["difference"] == 100 and beside["steps to 90%"]["ratio"] == 0.5
+    for kind in ("ratio", "ratio_ci", "ratio_of_iqm", "ratio_of_iqm_ci"):
+        assert beside["final return"][kind] is None
+
+
+def test_parts_are_called_by_all_that_makes_them(small_store: Path, tmp_path: Path) -> None:
+    """Stores and models by what they hold, not by what their folders are called."""
+    here, there = tmp_path / "here" / "store", tmp_path / "there" / "store"
+    for place in (here, there):
+        shutil.copytree(small_store, place)
+    fitted = Arm(SHORT, "autoregression", JumpConfig(horizon=4), here)
+    same = dataclasses.replace(fitted, fit=there)
+    assert same.digest() == fitted.digest() == dataclasses.replace(fitted, fit=here).digest()
+    shutil.rmtree(there / "trials" / str(Store.open(there).split().train[0]))
+    assert same.digest() != fitted.digest() == Arm(SHORT, "autoregression", JumpConfig(horizon=4), here).digest()
+    assert Arm(SHORT, "autoregression", JumpConfig(horizon=4)).digest() not in (same.digest(), fitted.digest())
+
+    model = tmp_path / "model"
+    shutil.copytree(model_folder("causal"), model)
+    arm = Arm(SHORT, str(model))
+    before = arm.digest()
+    assert before == Arm(SHORT, "causal").digest()  # it is that model
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    assert arm.digest() != before
+
+    later = dataclasses.replace(SHORT, seed=2)
+    assert Arm(later).digest() == Arm(SHORT).digest()  # parts are told apart by their seeds
+    assert Arm(later, "noise").digest() != Arm(SHORT, "noise").digest()  # which is drawn from the first one
+    assert Arm(SHORT, "line").digest() != Arm(SHORT, "line", JumpConfig(every=2)).digest()
+
+
+def test_a_store_to_fit_on_is_for_the_autoregression_alone(small_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(TiplError, match="no effect on line"):
+        accelerate(SHORT, tmp_path / "out", "line", fit=small_store)
+    with pytest.raises(TiplError, match="--targets has nan"):
+        accelerate(SHORT, tmp_path / "out", targets=[float("nan")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_returns_that_never_change(tmp_path: Path) -> None:
     """MountainCar's run without success earns −200 in every episode."""
     config = DiscreteCollectConfig(env_id="MountainCar-v0", trials=2, total_steps=4096)
     out = accelerate(config, tmp_path / "out", workers=1)
     found = json.loads((out / "metrics.json").read_text())["arms"]
     assert found["plain"]["final return"]["mean"] == found["accelerated"]["final return"]["mean"] == -200
+    assert json.loads((out / "metrics.json").read_text())["gain"] == 0
 
 
 def test_the_verb_writes_metrics(tmp_path: Path) -> None:

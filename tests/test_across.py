@@ -73,3 +73,25 @@ def test_an_arm_at_its_best_rate_is_another_in_every_environment() -> None:
     best = made["beside"]["plain, 0.0003"][name]["steps to 90%"]
     np.testing.assert_allclose([each["value"] for each in best["by_environment"]], [0.5, 0.8], rtol=0.1)
     assert made["beside"][name]["plain, 0.0003"]["steps to 90%"]["value"] > 1
+
+
+@pytest.mark.parametrize("gain", [0.0, -3.0])
+def test_an_environment_in_which_plain_training_gains_nothing_has_no_share_of_it(gain: float) -> None:
+    """Neither divided by zero nor turned round: nothing is said of it, nor of all together."""
+    both = [found("A-v1", 6, 1.0, line=0.5), found("B-v1", 6, 1.0, line=0.5) | {"gain": gain}]
+    row = across(both)["beside"]["plain, 0.0003"]["line"]
+    for measure in SHARED:
+        assert row[measure]["value"] is None and row[measure]["ci"] is None
+        one, other = row[measure]["by_environment"]
+        assert one["value"] is not None and other["value"] is None
+    assert one["value"] == across([both[0]])["beside"]["plain, 0.0003"]["line"]["final return"]["value"]
+
+
+def test_what_compare_says_of_the_gain_is_its_scale() -> None:
+    """Thresholds that were asked for are no share of it."""
+    both = [found("A-v1", 6, 4.0, line=0.5) | {"gain": 4.0} for _ in range(2)]
+    without = [{name: value for name, value in each.items() if name != "gain"} for each in both]
+    expected = across(without)["beside"]["plain, 0.0003"]["line"]["final return"]["value"]
+    assert across(both)["beside"]["plain, 0.0003"]["line"]["final return"]["value"] == pytest.approx(expected)
+    both[0]["gain"] = both[1]["gain"] = 8.0
+    assert across(both)["beside"]["plain, 0.0003"]["line"]["final return"]["value"] == pytest.approx(expected / 2)

@@ -126,7 +126,7 @@ def compare(
 
 def _check_returns(name: str, seeds: Sequence[int], returns_NI: np.ndarray) -> None:
     """Every seed has a return from its first episode on; what is not finite after it is a run that diverged."""
-    for seed, returns_I in zip(seeds, returns_NI, strict=True):
+    for seed, returns_I in zip(seeds, returns_NI, strict=False):
         known = np.isfinite(returns_I)
         if np.isnan(returns_I).all():
             raise TiplError(f"No episode of seed {seed} ended; give more --total-steps.")

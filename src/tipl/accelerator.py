@@ -159,8 +159,7 @@ class Accelerator:
 
         Raises:
             TiplError: weights or the batch are not finite, the batch lacks something, `record` was called another
-                number of times than the forecaster was made for, or, before a jump is judged, the distribution is not
-                the agent's own.
+                number of times than the forecaster was made for, or the distribution is not the agent's own.
         """
         batch.check(self._asked)
         self.record()
@@ -171,6 +170,9 @@ class Accelerator:
                 f"give snapshots={len(snapshots)}, or call record() {self._per_iteration - 1} times an iteration."
             )
         check_finite(self._named, snapshots[-1])
+        if not self._is_checked:
+            self._check_network(batch)
+            self._check_batch(batch)
         self._jumper.moves_P = self._moves_P & trainable(self._parameters)
         jump = self._jumper.step(snapshots, self._judge(batch), batch.returns)
         if jump.displacement is not None:
@@ -185,9 +187,10 @@ class Accelerator:
         has_surrogate = batch.log_probs is not None
         current: list[Distribution] = []
 
+        @torch.no_grad()
         def judge(weights_P: np.ndarray) -> Judgment:
             if not current:
-                self._check(batch)
+                self._check_batch(batch)
                 with undisturbed(self._parameters, self._policy):
                     current.append(self._distribution(batch.observations))
             try:
@@ -211,21 +214,23 @@ class Accelerator:
         with undisturbed(self._parameters, self._policy), tried(self._parameters, weights_P):
             yield
 
-    def _check(self, batch: Batch) -> None:
-        """Hold the distribution against the agent and the batch (agent.py)."""
+    def _check_network(self, batch: Batch) -> None:
+        """Hold the distribution against the network and the agent's own output (agent.py)."""
         observations, actions = batch.observations, batch.actions
-        if not self._is_checked:
-            with undisturbed(self._parameters, self._policy):
-                check_dependence(self._distribution, observations, self._named, self._policy)
-            if not self._is_own:
-                now = _flat(self._parameters)
-                for weights in (now, np.where(self._is_network, _FAR * now, now)):
-                    with self._with(weights):
-                        check_own_log_probs(self._policy, self._distribution, observations, actions)
-            self._is_checked = True
+        with undisturbed(self._parameters, self._policy):
+            check_dependence(self._distribution, observations, self._named, self._policy)
+        if not self._is_own:
+            now = _flat(self._parameters)
+            for weights in (now, np.where(self._is_network, _FAR * now, now)):
+                with self._with(weights):
+                    check_own_log_probs(self._policy, self._distribution, observations, actions)
+        self._is_checked = True
+
+    def _check_batch(self, batch: Batch) -> None:
+        """Hold the batch's log-probabilities against the distribution under the weights that made it."""
         if batch.log_probs is not None and self._acted is not None:
             with self._with(self._acted):
-                found = by_sample(self._distribution(observations).log_prob(actions))
+                found = by_sample(self._distribution(batch.observations).log_prob(batch.actions))
             check_log_probs(found, batch.log_probs, "the policy that made it, as the Accelerator knows it")
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ forward pass came before still runs. Moving them counts as a change, as an optim
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -100,7 +101,8 @@ def undisturbed(parameters: Sequence[Tensor], module: nn.Module | None = None) -
     devices = {p.device for p in parameters if p.device.type == "cuda"}
     hook = register_module_forward_pre_hook(keep)
     try:
-        with torch.random.fork_rng([device.index for device in devices]):
+        with torch.random.fork_rng([device.index for device in devices]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)  # of a hook that is called twice
             yield
     finally:
         hook.remove()
