@@ -26,6 +26,7 @@ ORDER = [
     "bundle",
     "stats",
     "progress",
+    "parts",
     "presets",
     "experiments",
     "device",

@@ -753,8 +753,8 @@ def test_evaluations_of_one_environment_keep_apart(tmp_path: Path):
     ("content", "message"),
     [
         (None, "metrics.json does not exist; run `tipl evaluate"),
-        ("{", "cannot be read as JSON"),
-        ("[]", "has schema None, this version reads 1"),
+        ("{", "is damaged or no JSON"),
+        ("[]", "what it holds is a list, not an object"),
         ({**smallest(), "schema": 2}, "has schema 2, this version reads 1"),
         ({"schema": 1, "horizons": [1]}, "lacks the key 'forecasters'"),
         ({**smallest(), "forecasters": {}}, "is not an evaluation"),

@@ -7,7 +7,6 @@ Shapes: N seeds, I iterations.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,9 @@ import numpy as np
 
 from tipl.arms import Arm, run_arms, versions
 from tipl.errors import TiplError
+from tipl.files import write_json
 from tipl.jump import KINDS
 from tipl.live import as_name, jumps_for
-from tipl.model import write_file
 from tipl.presets import CollectConfig, JumpConfig
 from tipl.stats import PLAIN, POSITIVE, bootstrap_interval, iqm, paired_improvement, ratio_of_iqms
 
@@ -62,7 +61,7 @@ def accelerate(
             raise TiplError(f"--targets has {target}; give returns.")
     arms = {"plain": Arm(_at_rate(config, plain_learning_rate)), "accelerated": Arm(config, forecaster, jump, fit)}
     runs = run_arms(arms, out, workers)
-    write_file(Path(out) / METRICS_FILE, json.dumps(compare(arms, runs, targets), indent=1, allow_nan=False).encode())
+    write_json(Path(out) / METRICS_FILE, compare(arms, runs, targets), seal=True)
     return Path(out)
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import io
 import json
 import multiprocessing
 import os
@@ -33,7 +32,7 @@ from tipl.errors import TiplError
 from tipl.forecast import Forecaster
 from tipl.jump import KINDS, Judgment, Jumper, may_jump
 from tipl.live import forecaster_digest, named_forecaster
-from tipl.model import write_file
+from tipl.parts import ENDING, keep_part, kept_part
 from tipl.policy import FASTMATH, forward_batch, kernel
 from tipl.ppo import categorical_log_probs, gaussian_log_prob
 from tipl.presets import CollectConfig, JumpConfig
@@ -100,15 +99,30 @@ def run_arms(arms: Mapping[str, Arm], out: Path, workers: int | None = None) -> 
     for name, arm in arms.items():
         seeds, digest = list(arm.config.seeds), arm.digest()
         groups = [seeds[start : start + _TOGETHER] for start in range(0, len(seeds), _TOGETHER)]
-        parts[name] = [(out / "parts" / f"{digest}-{group[0]}-{group[-1]}.npz", group) for group in groups]
-    waiting = [(arms[name], path, group) for name in arms for path, group in parts[name] if not path.exists()]
+        parts[name] = [(out / "parts" / f"{digest}-{group[0]}-{group[-1]}{ENDING}", group) for group in groups]
+    shapes = {path: _shapes(arms[name], group) for name in arms for path, group in parts[name]}
+    waiting = [
+        (arms[name], path, group)
+        for name in arms
+        for path, group in parts[name]
+        if kept_part(path, shapes[path]) is None
+    ]
     if waiting:
         _run_parts(waiting, min(workers or len(os.sched_getaffinity(0)), len(waiting)))
     runs = {}
     for name in arms:
-        loaded = [dict(np.load(path)) for path, _ in parts[name]]
+        loaded = [part for path, _ in parts[name] if (part := kept_part(path, shapes[path])) is not None]
+        if len(loaded) < len(parts[name]):
+            raise TiplError(f"A part of {out} went away or was damaged meanwhile; run the same command again.")
         runs[name] = {key: np.concatenate([part[key] for part in loaded]) for key in loaded[0]}
     return runs
+
+
+def _shapes(arm: Arm, seeds: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Of what `run_part` keeps."""
+    each, every = (len(seeds),), (len(seeds), arm.config.num_iterations)
+    found = dict.fromkeys(("returns", "kinds", "shares", "kl", "trust"), every)
+    return found | dict.fromkeys(("seconds", "jump_seconds"), each)
 
 
 def _run_parts(waiting: Sequence[tuple[Arm, Path, list[int]]], count: int) -> None:
@@ -176,9 +190,7 @@ def run_part(arm: Arm, path: Path, seeds: Sequence[int]) -> None:
         jumping += time.perf_counter() - jump_began
     each = np.full(len(seeds), 1 / len(seeds))
     found |= {"seconds": (time.perf_counter() - began) * each, "jump_seconds": jumping * each}
-    content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **found)
-    write_file(path, content.getvalue())
+    keep_part(path, found)
 
 
 def _check_finite(arm: Arm, stack: Stack, episodes: Sequence[np.ndarray], iteration: int) -> None:

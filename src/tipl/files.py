@@ -95,7 +95,12 @@ def _open(path: Path, advice: str) -> int:
 
 
 def read_json(
-    path: Path, shape: Any = object, most: int = JSON_BYTES, advice: str = _COPY, sealed: bool = False
+    path: Path,
+    shape: Any = object,
+    most: int = JSON_BYTES,
+    advice: str = _COPY,
+    sealed: bool = False,
+    finite: bool = True,
 ) -> Any:
     """Return what a JSON file says, of the given shape.
 
@@ -104,6 +109,7 @@ def read_json(
         most: bytes that the file may have.
         advice: what to do where it cannot be used, as the end of a sentence.
         sealed: whether the file has to hold a seal, and to agree with it.
+        finite: whether NaN and infinities are refused.
 
     Raises:
         Absent: there is no such file.
@@ -114,18 +120,21 @@ def read_json(
     content = read_file(path, most, advice)
     if sealed:
         check_seal(path, content, advice)
-    return require(parse_json(content, str(path), advice), shape, str(path), advice)
+    return require(parse_json(content, str(path), advice, finite), shape, str(path), advice)
 
 
-def parse_json(content: bytes, where: str, advice: str = _COPY) -> Any:
-    """Return what JSON says that comes from `where`. Raises Damaged as `read_json` does."""
+def parse_json(content: bytes, where: str, advice: str = _COPY, finite: bool = True) -> Any:
+    """Return what JSON says that comes from `where`. Raises Damaged as `read_json` does.
+
+    Args:
+        finite: whether NaN and infinities are refused.
+    """
     try:
         text = content.decode("utf-8")
         if _depth(text) > JSON_DEPTH:
             raise ValueError(f"nested more than {JSON_DEPTH} deep")
-        found = json.loads(
-            text, parse_int=_whole, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unique
-        )
+        number = _finite if finite else float
+        found = json.loads(text, parse_int=_whole, parse_float=number, parse_constant=number, object_pairs_hook=_unique)
         if "\\u" in text:
             _check_characters(found)
     except ValueError as error:
@@ -201,12 +210,19 @@ def seal_of(content: bytes) -> str:
 
 def check_seal(path: Path, content: bytes, advice: str = _COPY) -> None:
     """Raise Damaged where content holds no seal, or another than its own."""
+    if _SEALED.search(content) is None:
+        raise Damaged(f"{path} holds no checksum, so it is damaged or of an earlier version; {advice}.")
+    if changed_since_sealed(content):
+        raise Damaged(f"{path} is damaged: its checksum does not match; {advice}.")
+
+
+def changed_since_sealed(content: bytes) -> bool:
+    """Return whether content is other than it was sealed; content that was never sealed is not."""
     found = _SEALED.search(content)
     if found is None:
-        raise Damaged(f"{path} holds no checksum, so it is damaged or of an earlier version; {advice}.")
+        return b'"seal"' in content  # of JSON whose seal itself was changed
     whole = _with_seal(content, found.start(), "0" * 64)
-    if hashlib.sha256(whole).hexdigest() != found.group().decode().removeprefix("sha256:"):
-        raise Damaged(f"{path} is damaged: its checksum does not match; {advice}.")
+    return hashlib.sha256(whole).hexdigest() != found.group().decode().removeprefix("sha256:")
 
 
 def _with_seal(content: bytes, at: int, digits: str) -> bytes:

@@ -10,7 +10,6 @@ sampled actions. Shapes: M origins, H horizons, P weights.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ import numpy as np
 from tipl.envs import make_env
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster, checked_forecast
-from tipl.model import write_file
 from tipl.origins import history, read_only_weights, some_origins
+from tipl.parts import ENDING, keep_part, kept_part
 from tipl.policy import OBS_CLIP, policy_spec
 from tipl.presets import EvaluateConfig
 from tipl.progress import steps_progress
@@ -196,19 +195,19 @@ def _mean_returns(
     digest = hashlib.sha256(json.dumps({**how, "episodes": episodes}, sort_keys=True).encode())
     for array in (policies.weights, policies.obs_mean, policies.obs_var):
         digest.update(np.ascontiguousarray(array).data)
-    part = parts / f"{digest.hexdigest()[:24]}.npy"
-    if part.exists():
+    part = parts / f"{digest.hexdigest()[:24]}{ENDING}"
+    kept = kept_part(part, {"returns": (len(policies),)})
+    if kept is not None:
         advance(len(policies) * episodes, "")
-        return np.load(part)
+        return kept["returns"]
     returns = policy_returns(policies, episodes=episodes, advance=advance, **how)
     if not np.isfinite(returns).all():
         raise TiplError(
             f"A policy of trial {trial.seed}, true or predicted, has a return that is not finite in "
             f"{trial.env_id}; leave the trial or the forecaster out."
         )
-    means, content = returns.mean(axis=1), io.BytesIO()
-    np.save(content, means)
-    write_file(part, content.getvalue())
+    means = returns.mean(axis=1)
+    keep_part(part, {"returns": means})
     return means
 
 

@@ -5,7 +5,6 @@ In: a name, or the folder of a causal model.  Out: a `Forecaster` that has seen 
 
 import functools
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from tipl.baselines import (
     normal_equations,
 )
 from tipl.errors import TiplError
+from tipl.files import read_json
 from tipl.forecast import CausalForecaster, Forecaster
 from tipl.model import CONFIG_FILE
 from tipl.presets import ForecasterName, JumpConfig, jumps_of
@@ -170,7 +170,7 @@ def _fitted(content: str, fit: Path, per_iteration: int, horizons: tuple[int, ..
 @functools.cache
 def _shipped(per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
     """The one that comes with the package, which `benchmarks/ship_autoregression.py` has made."""
-    found = json.loads(AUTOREGRESSION.read_text())
+    found = read_json(AUTOREGRESSION)
     ahead = [h * per_iteration for h in found["horizons"]]
     if str(per_iteration) not in found["slopes"] or not set(horizons) <= set(ahead):
         raise TiplError(

@@ -6,9 +6,6 @@ Every stage is its own verb over files; one that is already complete is said to 
 """
 
 import dataclasses
-import json
-import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ from tipl.collect import collect
 from tipl.errors import TiplError
 from tipl.evaluate import METRICS_FILE, evaluate
 from tipl.experiments import experiment
+from tipl.files import PARTIAL, Absent, read_json, replace_file, write_json
 from tipl.progress import console
 from tipl.report import report
 from tipl.representation import fit_svd
@@ -56,7 +54,7 @@ def reproduce(name: str, preset: str = "quick", out: Path | None = None) -> Path
     else:
         models = [out / variant for variant in variants]
         _stage("evaluate", lambda: evaluate(store, result, settings.evaluate, models=models))
-    shutil.copyfile(result / METRICS_FILE, out / METRICS_FILE)
+    replace_file(out / METRICS_FILE, (result / METRICS_FILE).read_bytes())
     page = _stage("report", lambda: report([result], out / "report.html"))
     console.print(f"reproduce: {name} ({preset}) took {time.monotonic() - began:.0f} s")
     return page
@@ -77,13 +75,13 @@ def _claim(out: Path, identity: dict[str, str]) -> None:
         TiplError: it is there and is not.
     """
     mark = out / EXPERIMENT_FILE
-    if out.exists() and any(out.iterdir()):
-        found = json.loads(mark.read_text()) if mark.exists() else None
+    if out.exists() and any(path.name != EXPERIMENT_FILE + PARTIAL for path in out.iterdir()):
+        try:
+            found = read_json(mark, dict)
+        except Absent:
+            found = None
         if found != identity:
             raise TiplError(f"{out} exists and is not this experiment's folder; give another --out or remove it.")
         console.print(f"reproduce: {out} exists; going on with it")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f"{EXPERIMENT_FILE}.partial"
-    partial.write_text(json.dumps(identity))
-    os.replace(partial, mark)
+    write_json(mark, identity)

@@ -4,13 +4,13 @@ In: the folders of one or more evaluations or accelerations (their metrics.json)
 Out: OUT, and OUT's stem + "-figures/*.{png,pdf}".
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from tipl.errors import TiplError
+from tipl.files import replace_file
 from tipl.report.acceleration import Acceleration, is_acceleration, read_acceleration
 from tipl.report.figures import figures
 from tipl.report.page import Section, page
@@ -52,9 +52,7 @@ def report(evals: Sequence[Path], out: Path) -> Path:
         for section in (*sections, *runs):
             for figure in section.figures:
                 print_figure(replace(figure, name=section.file_name(figure)), folder)
-        unfinished = out.with_name(f"{out.name}.part")
-        unfinished.write_text(page(sections, runs, folder.name), encoding="utf-8")
-        os.replace(unfinished, out)
+        replace_file(out, page(sections, runs, folder.name).encode())
     except OSError as error:
         raise TiplError(
             f"The report cannot be written to {out} ({error}); free the disk or choose another --out."

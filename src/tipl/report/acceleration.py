@@ -3,14 +3,15 @@
 In: the folder of `tipl accelerate` (its metrics.json).  Out: an `Acceleration`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tipl.errors import TiplError
+from tipl.files import read_json
 from tipl.report.figure import MARKERS, NEUTRAL, Axis, Figure, Panel, Rule, Series, linear_axis
+from tipl.report.metrics import METRICS_BYTES, read_metrics
 from tipl.report.wording import duration, listing, number, number_interval, slug
 
 SCHEMA = 1
@@ -65,10 +66,9 @@ class Acceleration:
 def is_acceleration(folder: Path) -> bool:
     """Whether a folder's metrics.json is of `tipl accelerate`; one that cannot be read is not."""
     try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+        return "arms" in read_json(folder / "metrics.json", dict, METRICS_BYTES, finite=False)
+    except TiplError:
         return False
-    return isinstance(metrics, dict) and "arms" in metrics
 
 
 def read_acceleration(folder: Path) -> Acceleration:
@@ -78,7 +78,7 @@ def read_acceleration(folder: Path) -> Acceleration:
         TiplError: it has another schema, or holds something that is no acceleration.
     """
     path = folder / "metrics.json"
-    metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics = read_metrics(folder, "accelerate again")
     if metrics.get("schema") != SCHEMA:
         raise TiplError(
             f"{path} has schema {metrics.get('schema')!r}, this version reads {SCHEMA}; accelerate again with it."

@@ -3,7 +3,6 @@
 In: an evaluation's folder.  Out: an `Evaluation`, in which a value that is null or not finite is simply absent.
 """
 
-import json
 import math
 import re
 from collections import Counter
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tipl.errors import TiplError
+from tipl.files import Absent
+from tipl.report.metrics import read_metrics
 
 SCHEMA = 1
 
@@ -183,13 +184,11 @@ def read_evaluation(folder: Path) -> Evaluation:
         TiplError: the file is missing, is not JSON, has another schema, or holds something that is no evaluation.
     """
     path = folder / "metrics.json"
-    if not path.is_file():
-        raise TiplError(f"{path} does not exist; run `tipl evaluate STORE --out {folder}` first.")
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise TiplError(f"{path} cannot be read as JSON ({error}); evaluate again.") from error
-    schema = metrics.get("schema") if isinstance(metrics, dict) else None
+        metrics = read_metrics(folder, "evaluate again")
+    except Absent as error:
+        raise TiplError(f"{path} does not exist; run `tipl evaluate STORE --out {folder}` first.") from error
+    schema = metrics.get("schema")
     if schema != SCHEMA:
         raise TiplError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; evaluate again with this version.")
     try:

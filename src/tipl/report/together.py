@@ -3,14 +3,15 @@
 In: the folders of `tipl accelerate`.  Out: an `Acceleration` like those of single environments.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tipl.across import SHARED, across
+from tipl.files import read_json
 from tipl.report.acceleration import Acceleration, Cell, dot_rows, dot_series
 from tipl.report.figure import Figure, Rule
+from tipl.report.metrics import METRICS_BYTES
 from tipl.report.wording import listing, number, number_interval
 
 TITLE = "All environments"
@@ -20,7 +21,7 @@ _JUDGED = "steps to 90%"
 def read_together(folders: Sequence[Path]) -> Acceleration | None:
     """What the accelerations that `read_acceleration` took say together; None if they have no two arms in
     common or two of them are of one environment."""
-    found = across([json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in folders])
+    found = across([read_json(folder / "metrics.json", dict, METRICS_BYTES, finite=False) for folder in folders])
     beside = {reference: arms for reference, arms in found["beside"].items() if arms}
     if not beside or len(set(found["environments"])) < len(folders):
         return None

@@ -1,0 +1,50 @@
+"""Parts of long work that are done, each a sealed file, from which the same command goes on.
+
+In: arrays, under a name that says what made them.  Out: the same; a damaged part is named, set aside, and not there.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from tipl.bundle import read_bundle, write_bundle
+from tipl.files import Absent, Damaged, set_aside
+from tipl.progress import console
+
+ENDING = ".safetensors"
+
+
+def keep_part(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a part in one step.
+
+    Args:
+        path: named by what made the arrays, so that another part's content under this name is noticed.
+
+    Raises:
+        TiplError: the place cannot be written, or the disk is full.
+    """
+    whole = {name: np.asarray(values, order="C") for name, values in arrays.items()}
+    write_bundle(path, whole, {"of": path.name}, safetensors.numpy)
+
+
+def kept_part(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
+    """Return the arrays of a part, or None where it is not there; a damaged one is set aside, with a line.
+
+    Args:
+        shapes: of the arrays that it has to hold.
+
+    Raises:
+        TiplError: it is no regular file, or cannot be read.
+    """
+    try:
+        arrays, facts = read_bundle(path, {"of": str}, safetensors.numpy, "it is made again")
+        if facts["of"] != path.name or {name: values.shape for name, values in arrays.items()} != dict(shapes):
+            raise Damaged(f"{path} is another part's file; it is made again.")
+    except Absent:
+        return None
+    except Damaged as error:
+        console.print(f"{error} The damaged one is {set_aside(path)} now.")
+        return None
+    return {name: np.array(values) for name, values in arrays.items()}
