@@ -214,6 +214,8 @@ def test_layers_of_parametrized_networks_are_layers() -> None:
         (nn.Linear(2, 1), {"log_std": True}, "log_std has no effect"),
         (nn.Linear(2, 1), {"layers": "body"}, "nothing could ever jump"),
         (nn.Linear(2, 1), {"fit": "somewhere"}, "no effect on line"),
+        (nn.Linear(2, 1), {"full_trust": 0.0, "memory": 0.5}, "memory has no effect where full_trust is 0"),
+        (nn.Linear(2, 1), {"full_trust": 0.0, "silent_below": 0.5}, "silent_below has no effect"),
         (nn.Linear(2, 1), {"no_such": 1}, "no such setting of jumps as no_such"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -229,6 +231,7 @@ def test_what_cannot_be_or_has_no_effect_is_refused(policy: Any, settings: dict[
         ({"actions": torch.zeros(8, 2)}, {}, "no log_probs; the guard takes all or none"),
         ({}, {"max_change": 0.02}, "max_change looks at"),
         ({}, {"hindsight": True}, "hindsight looks at"),
+        ({"actions": np.zeros((8, 2))}, {}, "holds tensors, not ndarray"),
         ({"returns": [float("nan")]}, {}, "episode's return is not finite"),
         (
             {"actions": torch.zeros(8, 2), "log_probs": torch.zeros(8), "advantages": torch.full((8,), np.nan)},
@@ -426,6 +429,34 @@ def test_a_state_of_another_forecaster_or_of_nothing_is_refused() -> None:
 
 
 # The optimizer that jumps.
+
+
+def test_a_horizon_has_no_effect_on_averages() -> None:
+    for forecaster in ("lookahead", "average"):
+        with pytest.raises(TiplError, match=f"horizon has no effect on {forecaster}"):
+            Accelerator(Agent(), forecaster, horizon=3)
+        with pytest.raises(TiplError, match=f"horizon has no effect on {forecaster}"):
+            JumpingOptimizer(torch.optim.SGD(Agent().parameters(), 0.1), forecaster, horizon=3)
+    with pytest.raises(TiplError, match="hand step a closure"):
+        JumpingOptimizer(torch.optim.SGD(Agent().parameters(), 0.1), surrogate=True).step()
+
+
+def test_parameters_in_the_same_memory_would_be_moved_twice() -> None:
+    one = nn.Parameter(torch.zeros(3))
+    named = [("one", one), ("other", nn.Parameter(one.data))]
+    with pytest.raises(TiplError, match="one and other lie in the same memory"):
+        Accelerator(named, distribution=Categorical)
+    with pytest.raises(TiplError, match="0 and 1 lie in the same memory"):
+        JumpingOptimizer(torch.optim.SGD([parameter for _, parameter in named], 0.1))
+    tied = nn.Linear(1, 1)
+    tied.bias = tied.weight  # by one parameter
+    assert Accelerator(tied, distribution=Categorical)._moves_P.sum() == 1
+
+
+def test_a_state_of_another_optimizers_forecaster_is_refused() -> None:
+    one, other = (JumpingOptimizer(torch.optim.SGD(Agent().parameters(), 0.1), name) for name in ("line", "average"))
+    with pytest.raises(TiplError, match="of the forecaster line-6, not of average"):
+        other.load_state_dict(one.state_dict())
 
 
 @pytest.mark.parametrize(

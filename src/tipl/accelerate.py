@@ -18,7 +18,7 @@ from tipl.arms import Arm, run_arms, versions
 from tipl.errors import TiplError
 from tipl.files import write_json
 from tipl.jump import KINDS
-from tipl.live import as_name, jumps_for
+from tipl.live import as_name, check_effect, jumps_for
 from tipl.presets import CollectConfig, JumpConfig
 from tipl.stats import PLAIN, POSITIVE, bootstrap_interval, iqm, paired_improvement, ratio_of_iqms
 
@@ -55,7 +55,9 @@ def accelerate(
         TiplError: the environment, the forecaster or the folder cannot be used.
     """
     forecaster = as_name(forecaster)
-    jump = jump or jumps_for(forecaster)
+    usual = jumps_for(forecaster)
+    jump = jump or usual
+    check_effect(forecaster, [name for name, value in vars(jump).items() if value != getattr(usual, name)], jump)
     for target in targets:
         if not math.isfinite(target):
             raise TiplError(f"--targets has {target}; give returns.")

@@ -32,12 +32,12 @@ from tipl.agent import (
     unwrapped,
 )
 from tipl.errors import TiplError
-from tipl.flat import check_finite, move, trainable, tried, undisturbed
+from tipl.flat import check_apart, check_finite, move, trainable, tried, undisturbed
 from tipl.flat import flat as _flat
 from tipl.forecast import Forecaster
 from tipl.jump import Judgment, Jump, Jumper, is_log_std, may_jump
 from tipl.jumping import JumpingOptimizer
-from tipl.live import as_name, jumps_for, named_forecaster, with_settings
+from tipl.live import as_name, check_effect, jumps_for, named_forecaster, with_settings
 from tipl.presets import JumpConfig
 
 __all__ = ["Accelerator", "Batch", "JumpingOptimizer"]
@@ -71,6 +71,10 @@ class Batch:
         Raises:
             TiplError: it lacks what they look at, its parts do not fit together, or a number is not finite.
         """
+        given = (self.observations, self.actions, self.log_probs, self.advantages)
+        other = next((part for part in given if not isinstance(part, Tensor | None)), None)
+        if other is not None:
+            raise TiplError(f"A Batch holds tensors, not {type(other).__name__}.")
         parts = {"actions": self.actions, "log_probs": self.log_probs, "advantages": self.advantages}
         missing = [name for name, part in parts.items() if part is None]
         needed = next((name for name in asked if name in _OF_BATCHES), None)
@@ -122,10 +126,12 @@ class Accelerator:
             TiplError: the settings, the forecaster or the policy cannot be used.
         """
         config = with_settings(jumps_for(forecaster), settings)
+        check_effect(forecaster, settings, config)
         if config.reset_momentum:
             raise TiplError("reset_momentum has no effect here, where the optimizer is not known; leave it out.")
         policy = unwrapped(policy)
         named = acting_parameters(policy)
+        check_apart(named)
         self._named, self._parameters = named, [parameter for _, parameter in named]
         self._policy = policy if isinstance(policy, nn.Module) else None
         self._is_own, self._is_checked = distribution is not None, False
@@ -256,7 +262,7 @@ class Accelerator:
                 f"This state is of the forecaster {state.get('forecaster')}, not of {self._jumper.forecaster.name}; "
                 "make the Accelerator with that one."
             )
-        arrays = {name: value.numpy() for name, value in state.items() if isinstance(value, Tensor)}
+        arrays = {name: value.cpu().numpy() for name, value in state.items() if isinstance(value, Tensor)}
         self._snapshots = list(arrays.pop("within").copy())
         self._jumper.restore(arrays)
         self.counts = Counter(state["counts_by_kind"])

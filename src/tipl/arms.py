@@ -56,7 +56,7 @@ class Arm:
     def facts(self) -> dict[str, Any]:
         """What makes its results, as JSON."""
         jumps = {} if self.forecaster is None else {"jump": dataclasses.asdict(self.jump)}
-        fit = {} if self.fit is None else {"fit": self.fit.name}
+        fit = {} if self.fit is None else {"fit": Path(self.fit).name}
         made = None if self.forecaster is None else forecaster_digest(self.forecaster, self.fit)
         of = {} if made is None else {"forecaster_digest": made}
         return {"config": trial_config(self.config), "forecaster": self.forecaster, **jumps, **fit, **of}
@@ -92,8 +92,7 @@ def run_arms(arms: Mapping[str, Arm], out: Path, workers: int | None = None) -> 
     """
     for arm in arms.values():
         stack = Stack(arm.config, arm.config.seeds[:1])  # what cannot be run is told before there is a folder
-        if arm.forecaster is not None:
-            _arm_forecaster(arm, stack)
+        _jumpers(arm, stack)
     out = Path(out)
     parts: dict[str, list[tuple[Path, list[int]]]] = {}
     for name, arm in arms.items():

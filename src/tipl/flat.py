@@ -45,6 +45,18 @@ def check_parameters(named: Iterable[tuple[str, Tensor]]) -> None:
             )
 
 
+def check_apart(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse parameters that lie in the same memory, where what is added to both is added twice.
+
+    Raises:
+        TiplError: two do.
+    """
+    at: dict[int, str] = {}
+    for name, each in named:
+        if each.numel() and (first := at.setdefault(each.data_ptr(), name)) != name:
+            raise TiplError(f"Parameters {first} and {name} lie in the same memory; tie them by one parameter.")
+
+
 def flat(parameters: Iterable[Tensor]) -> np.ndarray:
     """[P] float32 on the CPU."""
     return torch.cat([p.detach().reshape(-1).to("cpu", torch.float32) for p in parameters]).numpy()

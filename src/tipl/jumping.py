@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from tipl.errors import TiplError
-from tipl.flat import check_finite, check_parameters, flat, move, trainable, tried, undisturbed
+from tipl.flat import check_apart, check_finite, check_parameters, flat, move, trainable, tried, undisturbed
 from tipl.forecast import Forecaster
 from tipl.jump import Judgment, Jumper
-from tipl.live import as_name, named_forecaster, with_settings
+from tipl.live import as_name, check_effect, named_forecaster, with_settings
 from tipl.presets import JumpConfig
 
 _OF_POLICIES = ("max_kl", "max_change", "hindsight", "fall", "log_std", "layers", "reset_momentum")
@@ -62,12 +62,15 @@ class JumpingOptimizer(torch.optim.Optimizer):
         if idle is not None:
             raise TiplError(f"{idle} has no effect on a JumpingOptimizer, which knows no policy; leave it out.")
         config = with_settings(JumpConfig(horizon=1), settings)
+        check_effect(forecaster, settings, config)
         if not 1 <= snapshots <= period or period % snapshots:
             raise TiplError(
                 f"period is {period} and snapshots {snapshots}; give a multiple of the snapshots as period."
             )
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        check_parameters((str(number), parameter) for number, parameter in enumerate(weights))
+        named = [(str(number), parameter) for number, parameter in enumerate(weights)]
+        check_parameters(named)
+        check_apart(named)
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._share_with(optimizer)
         self._weights = weights
@@ -78,11 +81,13 @@ class JumpingOptimizer(torch.optim.Optimizer):
         self._jumper = Jumper(forecaster, config, np.ones(size, bool))
         self._jumper.begin(flat(self._weights))
         self._every, self._snapshots, self._steps, self._within = period // snapshots, snapshots, 0, []
+        self._takes_closure = settings.get("surrogate", False)
         self.counts: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         """All that a copy needs; torch's own has the groups and moments alone."""
-        own = ("optimizer", "counts", "_weights", "_jumper", "_every", "_snapshots", "_steps", "_within")
+        own = ("optimizer", "counts", "_weights", "_jumper", "_every", "_snapshots", "_steps", "_within",
+               "_takes_closure")  # fmt: skip
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def _share_with(self, optimizer: torch.optim.Optimizer) -> None:
@@ -91,6 +96,8 @@ class JumpingOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the other optimizer, after every `period` of them a jump."""
+        if self._takes_closure and closure is None:
+            raise TiplError("surrogate looks at the loss; hand step a closure, or leave it out.")
         loss = self.optimizer.step(closure) if closure is not None else self.optimizer.step()
         self._steps += 1
         if self._steps % self._every == 0:
@@ -147,21 +154,26 @@ class JumpingOptimizer(torch.optim.Optimizer):
         size = sum(parameter.numel() for parameter in self._weights)
         arrays = self._jumper.state() | {"within": np.array(self._within, np.float32).reshape(-1, size)}
         jumps = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
-        return self.optimizer.state_dict() | {"jumps": jumps, "steps": self._steps, "counts": dict(self.counts)}
+        about = {"steps": self._steps, "counts": dict(self.counts), "forecaster": self._jumper.forecaster.name}
+        return self.optimizer.state_dict() | about | {"jumps": jumps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.
 
         Raises:
-            TiplError: it is no state of a JumpingOptimizer of as many weights.
+            TiplError: it is no state of a JumpingOptimizer of as many weights, or is one of another forecaster.
         """
         state = dict(state_dict)
-        jumps, steps, counts = (state.pop(name, None) for name in ("jumps", "steps", "counts"))
+        jumps, steps, counts, of = (state.pop(name, None) for name in ("jumps", "steps", "counts", "forecaster"))
         size = sum(parameter.numel() for parameter in self._weights)
         if not isinstance(jumps, Mapping) or not self._jumper.is_of(jumps, size):
             raise TiplError("This is not the state of a JumpingOptimizer of these weights; give one that is.")
+        if of != self._jumper.forecaster.name:
+            raise TiplError(
+                f"This state is of the forecaster {of}, not of {self._jumper.forecaster.name}; use that one."
+            )
         self.optimizer.load_state_dict(state)
         self._share_with(self.optimizer)
-        arrays = {name: value.numpy() for name, value in jumps.items()}
+        arrays = {name: value.cpu().numpy() for name, value in jumps.items()}
         self._within, self._steps, self.counts = list(arrays.pop("within").copy()), int(steps or 0), Counter(counts)
         self._jumper.restore(arrays)

@@ -5,7 +5,7 @@ In: a name, or the folder of a causal model.  Out: a `Forecaster` that has seen 
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -32,6 +32,7 @@ from tipl.store import Store
 from tipl.windows import places_in_iteration
 
 AUTOREGRESSION = PRETRAINED / "autoregression.json"
+_OF_NO_HORIZON = ("lookahead", "average")
 ANY = "any"
 """In that file, of places that it has no slopes for."""
 
@@ -63,6 +64,23 @@ def with_settings(default: JumpConfig, settings: Mapping[str, Any]) -> JumpConfi
         known = ", ".join(JumpConfig.__dataclass_fields__)
         raise TiplError(f"There is no such setting of jumps as {unknown}; there are: {known}.")
     return replace(default, **settings)
+
+
+def check_effect(forecaster: Forecaster | str | Path, asked: Iterable[str], config: JumpConfig) -> None:
+    """
+    Args:
+        asked: names of the settings that were asked for.
+
+    Raises:
+        TiplError: one of them has no effect beside the others or on this forecaster.
+    """
+    idle = dict.fromkeys(("memory", "silent_below"), "where full_trust is 0 and every forecast is believed in full")
+    idle = {} if config.full_trust else idle
+    if isinstance(forecaster, str | Path) and as_name(forecaster) in _OF_NO_HORIZON:
+        idle["horizon"] = f"on {forecaster}, which goes to the same place whatever the horizon"
+    for name in asked:
+        if name in idle:
+            raise TiplError(f"{name} has no effect {idle[name]}; leave it out.")
 
 
 def named_forecaster(
