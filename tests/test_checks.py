@@ -83,6 +83,13 @@ def test_what_it_does_not_take_is_one_line(kind: Any, value: Any, words: str):
     assert str(caught.value) == words
 
 
+def test_a_link_that_leads_to_itself_is_no_path(tmp_path: Path):
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / "loop", tmp_path / "loop" / "below", tmp_path / Path(*["a"] * 3000)):
+        with pytest.raises(TiplError, match=r"x is .*: (Too many levels of symbolic links|File name too long); give"):
+            checked("x", path, AnyPath)
+
+
 def test_the_arguments_of_a_function_are_checked_and_its_defaults_are_not():
     @checked_arguments
     def add(store: AnyPath, *more: AnyPath, count: Count = 0, note=None) -> tuple:

@@ -7,6 +7,7 @@ tuple or an array; a float is finite. `Annotated[int, Within(1)]` says besides w
 """
 
 import dataclasses
+import errno
 import functools
 import inspect
 import math
@@ -119,7 +120,7 @@ def checked_path(name: str, value: Any) -> Any:
     """A path that some file could have.
 
     Raises:
-        TiplError: it is empty, holds a NUL, or a name in it is too long.
+        TiplError: it is empty, holds a NUL, is too long, or a link in it leads back to itself.
     """
     try:
         text = os.fspath(value)
@@ -136,6 +137,11 @@ def checked_path(name: str, value: Any) -> Any:
         raise TiplError(
             f"{name} has a name of {len(os.fsencode(long))} bytes, {long[:20]}…; give one of at most {LONGEST_NAME}."
         )
+    try:
+        os.stat(text)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise TiplError(f"{name} is {text[:60]}: {error.strerror}; give another path.") from error
     return value
 
 

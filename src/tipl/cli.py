@@ -19,6 +19,7 @@ from tipl import __version__
 from tipl.checks import AnyPath, Count, NotNegative, Positive, Whole
 from tipl.errors import TiplError
 from tipl.experiments import EXPERIMENTS
+from tipl.files import read_json
 from tipl.flags import add_settings, reader, with_flags
 from tipl.presets import (
     CausalTrainConfig,
@@ -33,11 +34,13 @@ from tipl.presets import (
     TrainConfig,
     jumps_of,
 )
-from tipl.show import show
+from tipl.show import acceleration_facts, evaluation_facts, show
 from tipl.text import printable
 
 SHIPPED = "causal"
 """The name of the model that comes with the package."""
+METRICS_FILE = "metrics.json"
+_METRICS_BYTES = 1 << 30
 PRESETS = tuple(dict.fromkeys(preset for presets in EXPERIMENTS.values() for preset in presets))
 INTERRUPTED = "tipl: interrupted; what was committed stays readable, the same command goes on (train: with --resume)"
 
@@ -259,7 +262,9 @@ def _evaluate(arguments: Namespace) -> None:
     from tipl.evaluate import evaluate
 
     how = {name: getattr(arguments, name) for name in ("models", "codes", "fit")}
-    _wrote(evaluate(arguments.store, out, config, **how, returns=not arguments.no_returns))
+    out = evaluate(arguments.store, out, config, **how, returns=not arguments.no_returns)
+    show(evaluation_facts(read_json(out / METRICS_FILE, most=_METRICS_BYTES)), as_json=False)
+    _wrote(out)
 
 
 def _forecast_flags(verbs: Any) -> None:
@@ -308,7 +313,9 @@ def _accelerate(arguments: Namespace) -> None:
     from tipl.accelerate import accelerate
 
     names = "forecaster", "plain_learning_rate", "fit", "targets", "workers"
-    _wrote(accelerate(config, arguments.out, jump=jump, **{name: getattr(arguments, name) for name in names}))
+    out = accelerate(config, arguments.out, jump=jump, **{name: getattr(arguments, name) for name in names})
+    show(acceleration_facts(read_json(out / METRICS_FILE, most=_METRICS_BYTES)), as_json=False)
+    _wrote(out)
 
 
 def _report_flags(verbs: Any) -> None:

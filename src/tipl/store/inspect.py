@@ -26,6 +26,7 @@ from tipl.store.layout import (
     trial_seeds,
 )
 from tipl.store.read import Store, Trial
+from tipl.store.root import PARTS
 
 _INFO_COMPACT = ("rms_error", "max_error")  # of a snapshot
 _INFO_EPISODES = 100  # episodes at the end of a trial whose mean return `tipl data info` shows
@@ -43,6 +44,11 @@ def data_info(path: Path | str) -> dict[str, Any]:
     return {
         "store": str(store.path),
         "format_version": FORMAT_VERSION,
+        "id": store.id,
+        "split": {
+            part: sorted(seed for seed, own in (store.root.parts or {}).items() if own == part) for part in PARTS
+        },
+        "settings": (store.root.configuration or {}).get("config"),
         **({} if store.compact_error is None else {"compact_error": store.compact_error}),
         "snapshots": sum(trial["snapshots"] for trial in trials),
         "raw_bytes": raw,
