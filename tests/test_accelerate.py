@@ -218,7 +218,7 @@ def test_parts_are_called_by_all_that_makes_them(small_store: Path, tmp_path: Pa
 def test_a_store_to_fit_on_is_for_the_autoregression_alone(small_store: Path, tmp_path: Path) -> None:
     with pytest.raises(TiplError, match="no effect on line"):
         accelerate(SHORT, tmp_path / "out", "line", fit=small_store)
-    with pytest.raises(TiplError, match="--targets has nan"):
+    with pytest.raises(TiplError, match="`targets` is nan"):
         accelerate(SHORT, tmp_path / "out", targets=[float("nan")])
     assert not (tmp_path / "out").exists()
 

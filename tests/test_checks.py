@@ -71,6 +71,8 @@ def test_what_an_annotation_takes_comes_out_in_pythons_own_types(kind: Any, valu
         (AnyPath, 3, "x is 3; give a path, as text or os.PathLike."),
         (AnyPath, b"a", "x is of the type bytes; give a path, as text or os.PathLike."),
         (AnyPath, "", "x is empty; give a path."),
+        (str, "a\ud800", r"x is 'a\ud800'; give text."),
+        (AnyPath, "a\ud800", "x holds half of a character, which no path has; give another."),
         (AnyPath, "a\0b", "x holds a NUL, which no path has; give another."),
         (AnyPath, f"a/{'é' * 128}/b", f"x has a name of 256 bytes, {'é' * 20}…; give one of at most 255."),
         (np.ndarray, [1.0], "x is of the type list; give a ndarray."),

@@ -7,7 +7,6 @@ Shapes: N seeds, I iterations.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tipl.arms import Arm, run_arms, versions
+from tipl.checks import AnyPath, Count, Positive, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import write_json
 from tipl.jump import KINDS
@@ -28,16 +28,17 @@ _FINAL = 0.1  # share of the iterations, the last ones, that a final return is t
 METRICS_FILE = "metrics.json"
 
 
+@checked_arguments
 def accelerate(
     config: CollectConfig,
-    out: Path,
-    forecaster: str | Path = "line",
+    out: AnyPath,
+    forecaster: AnyPath = "line",
     jump: JumpConfig | None = None,
     *,
-    plain_learning_rate: float | None = None,
-    fit: Path | None = None,
+    plain_learning_rate: Positive | None = None,
+    fit: AnyPath | None = None,
     targets: Sequence[float] = (),
-    workers: int | None = None,
+    workers: Count | None = None,
 ) -> Path:
     """Train every seed plainly and with jumps, and compare.
 
@@ -54,17 +55,15 @@ def accelerate(
     Raises:
         TiplError: the environment, the forecaster or the folder cannot be used.
     """
+    out, fit = Path(out), None if fit is None else Path(fit)
     forecaster = as_name(forecaster)
     usual = jumps_for(forecaster)
     jump = jump or usual
     check_effect(forecaster, [name for name, value in vars(jump).items() if value != getattr(usual, name)], jump)
-    for target in targets:
-        if not math.isfinite(target):
-            raise TiplError(f"--targets has {target}; give returns.")
     arms = {"plain": Arm(_at_rate(config, plain_learning_rate)), "accelerated": Arm(config, forecaster, jump, fit)}
     runs = run_arms(arms, out, workers)
-    write_json(Path(out) / METRICS_FILE, compare(arms, runs, targets), seal=True)
-    return Path(out)
+    write_json(out / METRICS_FILE, compare(arms, runs, targets), seal=True)
+    return out
 
 
 def _at_rate(config: CollectConfig, learning_rate: float | None) -> CollectConfig:

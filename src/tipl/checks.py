@@ -132,6 +132,10 @@ def checked_path(name: str, value: Any) -> Any:
         raise TiplError(f"{name} is empty; give a path.")
     if "\0" in text:
         raise TiplError(f"{name} holds a NUL, which no path has; give another.")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise TiplError(f"{name} holds half of a character, which no path has; give another.") from error
     long = next((part for part in text.split(os.sep) if len(os.fsencode(part)) > LONGEST_NAME), None)
     if long is not None:
         raise TiplError(
@@ -198,7 +202,7 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
             raise _refused(name, value, "a finite number")
         return made
     if kind is str:
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or "\0" in value or not _is_whole(value):
             raise _refused(name, value, "text")
         return value
     if isinstance(kind, type) and kind is not object:
@@ -209,6 +213,11 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
         if not alike:
             raise _refused(name, value, _words(kind))
     return value
+
+
+def _is_whole(text: str) -> bool:
+    """Whether it has no half characters, which UTF-8 and so JSON cannot hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _refused(name: str, value: Any, wanted: str) -> TiplError:

@@ -27,6 +27,7 @@ import numpy as np
 from rich.columns import Columns
 
 import tipl
+from tipl.checks import AnyPath, Count, checked_arguments
 from tipl.envs import chosen_backend, engine_versions, make_env
 from tipl.errors import TiplError
 from tipl.policy import OBS_CLIP
@@ -43,12 +44,13 @@ MakeStack = Callable[[CollectConfig, Sequence[int]], Stack]
 _RECENT = 10  # episodes that make a trial's "return so far"
 
 
+@checked_arguments
 def collect(
     config: CollectConfig = CollectConfig(),
-    out: Path = Path("store"),
+    out: AnyPath = "store",
     *,
-    workers: int | None = None,
-    tensorboard: Path | None = None,
+    workers: Count | None = None,
+    tensorboard: AnyPath | None = None,
     device: Device = "cpu",
 ) -> Path:
     """Run the trials of `config` and record their weights; trials that the store already holds go on or are kept.
@@ -65,8 +67,6 @@ def collect(
             another config, or torch finds no CUDA device.
         KeyboardInterrupt: after every process has committed; the same call goes on.
     """
-    if workers is not None and workers < 1:
-        raise TiplError(f"workers is {workers}; give at least 1, or leave it out for one a core.")
     out, cores = Path(out), len(os.sched_getaffinity(0))
     if device == "cuda":
         from tipl.device import require_device

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
 from tipl.presets import CompactConfig
 from tipl.progress import console, steps_progress
@@ -38,7 +39,8 @@ _LAGS = 1, 10, 100  # snapshots apart whose distances are measured
 _SAMPLE = 128  # snapshots whose inner products are measured
 
 
-def compact(store_path: Path, out: Path, config: CompactConfig = CompactConfig()) -> Path:
+@checked_arguments
+def compact(store_path: AnyPath, out: AnyPath, config: CompactConfig = CompactConfig()) -> Path:
     """Write the complete trials of a store into a compact one; trials that it already holds are kept.
 
     Raises:

@@ -5,6 +5,7 @@ In: nothing.  Out: the settings of every stage that ``tipl reproduce`` runs.
 
 from dataclasses import dataclass, replace
 
+from tipl.checks import checked_arguments
 from tipl.errors import TiplError
 from tipl.presets import CollectConfig, EvaluateConfig, SVDConfig, TrainConfig
 
@@ -45,6 +46,7 @@ EXPERIMENTS: dict[str, dict[str, Experiment]] = {
 }
 
 
+@checked_arguments
 def experiment(name: str, preset: str) -> Experiment:
     """The settings of one of the paper's experiments in one of its sizes.
 

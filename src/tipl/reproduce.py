@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tipl.checks import AnyPath, checked_arguments
 from tipl.collect import collect
 from tipl.errors import TiplError
 from tipl.evaluate import METRICS_FILE, evaluate
@@ -23,7 +24,8 @@ from tipl.train import train
 EXPERIMENT_FILE = "experiment.json"
 
 
-def reproduce(name: str, preset: str = "quick", out: Path | None = None) -> Path:
+@checked_arguments
+def reproduce(name: str, preset: str = "quick", out: AnyPath | None = None) -> Path:
     """Run an experiment of the paper, or go on with it where it was stopped.
 
     Args:

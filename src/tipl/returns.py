@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tipl.checks import Count, Positive, Whole, checked_arguments
 from tipl.envs import VectorEnv, make_env
 from tipl.policy import (
     FASTMATH,
@@ -53,18 +54,19 @@ class Policies:
         return len(self.weights)
 
 
+@checked_arguments
 def policy_returns(
     policies: Policies,
     env_id: str,
-    hidden_sizes: Sequence[int],
-    episodes: int,
+    hidden_sizes: Sequence[Count],
+    episodes: Count,
     *,
-    seed: int = 0,
+    seed: Whole = 0,
     sampled: bool = False,
     activation: Activation = "tanh",
     backend: Backend = "auto",
-    obs_clip: float | None = OBS_CLIP,
-    threads: int | None = None,
+    obs_clip: Positive | None = OBS_CLIP,
+    threads: Count | None = None,
     advance: Callable[[int, str], None] = lambda steps, note: None,
 ) -> np.ndarray:
     """Run every policy for `episodes` whole episodes.

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import tipl
+from tipl.checks import AnyPath, Count, NotNegative, Whole, checked_arguments
 from tipl.errors import TiplError
 from tipl.policy import ParamSpec
 from tipl.progress import console, steps_progress
@@ -23,14 +24,15 @@ ENV_ID = "random-walk"
 _BLOCK = 256  # snapshots drawn at once
 
 
+@checked_arguments
 def random_walk(
-    out: Path,
+    out: AnyPath,
     *,
-    trials: int = 50,
-    snapshots: int = 1951,
-    dim: int = 122,
-    drift: float = 0.0,
-    seed: int = 1,
+    trials: Count = 50,
+    snapshots: Count = 1951,
+    dim: Count = 122,
+    drift: NotNegative = 0.0,
+    seed: Whole = 1,
     anneal: bool = False,
 ) -> Path:
     """Write a store of random walks; those that it holds already are kept.
@@ -44,8 +46,6 @@ def random_walk(
     Raises:
         TiplError: a size is not positive, or `out` holds other trials than such walks.
     """
-    if min(trials, snapshots, dim) < 1 or drift < 0:
-        raise TiplError("--trials, --snapshots and --dim take at least 1, --drift 0 or more.")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise TiplError(f"--seed is {seed}; give a whole number of 0 or more.")
     config = {"kind": ENV_ID, "snapshots": snapshots, "dim": dim, "drift": drift, "anneal": anneal}

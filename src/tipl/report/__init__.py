@@ -4,11 +4,13 @@ In: the folders of one or more evaluations or accelerations (their metrics.json)
 Out: OUT, and OUT's stem + "-figures/*.{png,pdf}".
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import replace_file
 from tipl.report.acceleration import Acceleration, is_acceleration, read_acceleration
@@ -24,13 +26,15 @@ __all__ = ["report"]
 _Part = TypeVar("_Part", Evaluation, Acceleration)
 
 
-def report(evals: Sequence[Path], out: Path) -> Path:
+@checked_arguments
+def report(evals: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
     """Write the page `out` about what `tipl evaluate` or `tipl accelerate` left in the folders `evals`, and its figures
     beside it.
 
     Raises:
         TiplError: there is none, a metrics.json cannot be used, or `out` cannot be written.
     """
+    evals, out = [Path(evals)] if isinstance(evals, str | os.PathLike) else [Path(each) for each in evals], Path(out)
     if not evals:
         raise TiplError(
             "Nothing to report; give at least one folder, as written by `tipl evaluate` or `tipl accelerate`."

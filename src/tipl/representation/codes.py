@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from tipl.bundle import read_bundle, write_bundle
+from tipl.checks import AnyPath, checked
 from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, check_seal, parse_json, read_file, require, write_json
 from tipl.presets import SVDConfig
@@ -62,9 +63,9 @@ class Codes:
         """The codes of a snapshot depend on what came after it."""
 
     @classmethod
-    def open(cls, path: Path) -> "Codes":
+    def open(cls, path: AnyPath) -> "Codes":
         """Raises TiplError where `path` is no CODES, damaged, of another version, or unfinished."""
-        path = Path(path)
+        path = Path(checked("The folder of codes", path, AnyPath))
         facts = read_identity(path)
         if facts is None:
             raise TiplError(f"{path} is not a CODES folder; make one with tipl fit-svd.")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, new_folder, set_aside
 from tipl.presets import SVDConfig
@@ -36,7 +37,8 @@ from tipl.representation.pooled import basis_columns, fit_pooled, pooled_basis
 from tipl.store import Store, Trial
 
 
-def fit_svd(store: Path, out: Path, config: SVDConfig = SVDConfig(), *, progress: bool = True) -> Path:
+@checked_arguments
+def fit_svd(store: AnyPath, out: AnyPath, config: SVDConfig = SVDConfig(), *, progress: bool = True) -> Path:
     """Fit a basis to the trials of a store and write the codes of all of them into the folder `out`.
 
     A finished `out` of the same data and settings is kept, an unfinished one is gone on with, trial by trial.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
 from tipl.store.arrays import chunk_range, open_array, require_chunk
 from tipl.store.files import DAMAGE
@@ -32,7 +33,8 @@ _INFO_COMPACT = ("rms_error", "max_error")  # of a snapshot
 _INFO_EPISODES = 100  # episodes at the end of a trial whose mean return `tipl data info` shows
 
 
-def data_info(path: Path | str) -> dict[str, Any]:
+@checked_arguments
+def data_info(path: AnyPath) -> dict[str, Any]:
     """What a store holds, as JSON: of every trial snapshots, episodes, returns, sizes and versions; and their sums.
 
     Raises:
@@ -87,7 +89,8 @@ def _disk_bytes(path: Path) -> int:
     return total
 
 
-def data_verify(path: Path | str) -> dict[str, Any]:
+@checked_arguments
+def data_verify(path: AnyPath) -> dict[str, Any]:
     """Read every committed chunk of every array with its checksum, and every checkpoint.
 
     Returns:

@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import zarr
 
+from tipl.checks import AnyPath, Count, checked
 from tipl.errors import TiplError
 from tipl.policy import ParamSpec
 from tipl.store.arrays import chunk_range, open_array, require_chunk
@@ -58,13 +59,13 @@ class Store:
         self._records = records
 
     @classmethod
-    def open(cls, path: Path | str) -> Self:
+    def open(cls, path: AnyPath) -> Self:
         """Read the record of every trial, and nothing else.
 
         Raises:
             TiplError: there is no store, it is of another version, or a record is damaged.
         """
-        path = Path(path)
+        path = Path(checked("The store", path, AnyPath))
         root = Root.read(path)
         records = {seed: read_record(trial_path(path, seed)) for seed in trial_seeds(path)}
         committed = {seed: record for seed, record in records.items() if record and record.committed}
@@ -85,6 +86,7 @@ class Store:
         Raises:
             TiplError: nothing of that trial is committed.
         """
+        seed = checked("`seed`", seed, int)
         if seed not in self._records:
             have = ", ".join(map(str, self.seeds)) or "none yet"
             raise TiplError(f"{self.path} has no trial {seed}; it has: {have}.")
@@ -134,7 +136,11 @@ class Trial:
     def weights(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Snapshots start … stop - 1, float32 [n, P]; reads only the chunks that hold them."""
         stop = self.committed if stop is None else stop
-        assert 0 <= start <= stop <= self.committed, (start, stop, self.committed)
+        start, stop = checked("`start`", start, int), checked("`stop`", stop, int)
+        if not 0 <= start <= stop <= self.committed:
+            raise TiplError(
+                f"Trial {self.seed} has snapshots 0 to {self.committed - 1}, not {start} to {stop - 1}; ask for those."
+            )
         return self._read("weights", start, stop)
 
     def history(self, origin: int, context: int | None = None) -> History:
@@ -147,6 +153,7 @@ class Trial:
         Raises:
             TiplError: there is no such snapshot.
         """
+        origin, context = checked("`origin`", origin, int), checked("`context`", context, Count | None)
         if not 0 <= origin < self.committed:
             raise TiplError(f"Trial {self.seed} has snapshots 0 to {self.committed - 1}; {origin} is none of them.")
         first = 0 if context is None else max(0, origin + 1 - context)

@@ -18,6 +18,7 @@ import google_crc32c
 import numpy as np
 import safetensors.numpy
 
+from tipl.checks import AnyPath, Positive, checked_arguments
 from tipl.errors import TiplError
 from tipl.policy import ParamSpec
 from tipl.store.arrays import ArrayWriter, create_array, rows_in
@@ -42,7 +43,8 @@ _WEIGHTS_CHUNK = 5 << 20, 512  # most bytes and most snapshots in a chunk
 _OTHER_CHUNK_BYTES = 64 << 10  # every commit rewrites an array's last chunk: small
 
 
-def create_store(path: Path | str, compact_error: float | None = None, made_of: Store | None = None) -> Store:
+@checked_arguments
+def create_store(path: AnyPath, compact_error: Positive | None = None, made_of: Store | None = None) -> Store:
     """A new store at `path`, or the one that is there already.
 
     Args:

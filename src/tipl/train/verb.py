@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import Damaged, set_aside
 from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE, CausalTIPL, CodeModel, load, num_parameters
@@ -36,15 +37,16 @@ VALIDATED = 2000
 """Origins of each store at which the causal model is validated, if it learns from as many."""
 
 
+@checked_arguments
 def train(
-    store: Path | Sequence[Path],
-    out: Path,
+    store: AnyPath | Sequence[AnyPath],
+    out: AnyPath,
     config: TrainConfig = TrainConfig(),
     svd: SVDConfig = SVDConfig(),
     *,
-    codes: Path | None = None,
+    codes: AnyPath | None = None,
     resume: bool = False,
-    tensorboard: Path | None = None,
+    tensorboard: AnyPath | None = None,
     device: Device = "cpu",
 ) -> Path:
     """Train a model on the training trials of a store; choose it on the validation trials; leave the test trials be.
@@ -68,11 +70,14 @@ def train(
         TiplError: the store, the codes, `out` or the device cannot be used as they are, nothing was overwritten; or
             TensorBoard is asked for and not installed.
     """
-    stores, out = [Path(store)] if isinstance(store, str | Path) else [Path(each) for each in store], Path(out)
+    stores, out = [Path(store)] if isinstance(store, str | os.PathLike) else [Path(each) for each in store], Path(out)
+    codes = None if codes is None else Path(codes)
+    if not stores:
+        raise TiplError("There is nothing to learn from; give a store.")
     check_out(out, resume)
     with process_group(device):
         place = Place.of(device, config.batch_size)
-        with scalars(tensorboard if place.is_first else None) as write:
+        with scalars(Path(tensorboard) if tensorboard is not None and place.is_first else None) as write:
             if config.model == CausalTIPL.kind:
                 if codes is not None:
                     raise TiplError(
