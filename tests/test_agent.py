@@ -7,6 +7,7 @@ import copy
 import pickle
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,16 @@ def test_a_wrapped_agent_is_the_agent(wrap: Callable[[nn.Module], Any]) -> None:
         assert train(agent, Accelerator(given, "line", **FREE)).counts == {"accepted": 3}
     for one, other in zip(plain.parameters(), wrapped.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_network_that_several_processes_train_is_refused(tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "group"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        with pytest.raises(TiplError, match="would each jump by their own batch"):
+            Accelerator(nn.parallel.DistributedDataParallel(Agent()), "line")
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_wrappers_in_the_names_of_pairs_are_looked_through() -> None:
@@ -477,7 +488,7 @@ def test_parameters_that_the_optimizer_below_was_given_later_are_told() -> None:
         JumpingOptimizer("Adam")  # pyright: ignore
 
 
-def test_what_has_no_weights_yet_is_not_recorded_either(tmp_path: Any) -> None:
+def test_what_has_no_weights_yet_is_not_recorded_either(tmp_path: Path) -> None:
     for net, says in ((nn.LazyLinear(2), "no shape yet"), (nn.Linear(1, 1, dtype=torch.complex64), "complex64")):
         with pytest.raises(TiplError, match=says):
             WeightRecorder(tmp_path / "store", 1, net, torch.optim.SGD(net.parameters(), 0.1), every=1, env_id="X-v0")

@@ -239,7 +239,11 @@ def test_a_causal_model_is_told_its_tensors(small_store: Path):
     history = Store.open(small_store).trial(1).history(20)
     with pytest.raises(TiplError, match="8 weights, this policy has 122"):
         CausalForecaster.from_pretrained(shapes=[(2, 4)]).forecast([history], [1])
-    assert CausalForecaster.from_pretrained(shapes=[(122,)]).forecast([history], [1]).shape == (1, 1, 122)
+    forecaster = CausalForecaster.from_pretrained(shapes=[(122,)])
+    assert forecaster.forecast([history], [1]).shape == (1, 1, 122)
+    for histories, horizons in (([], [1]), ([history], []), ([history], [0]), ([history], [1, -5])):
+        with pytest.raises(TiplError, match="at least one history"):
+            forecaster.forecast(histories, horizons)
 
 
 def test_beyond_the_last_horizon_and_before_any_movement_there_is_no_error_to_tell(small_store: Path, tmp_path: Path):

@@ -120,7 +120,7 @@ def compare(
         found[name] = entry
     return {
         "schema": 1, "env_id": first.env_id, "seeds": list(first.seeds), "steps_per_iteration": first.ppo.batch_size,
-        "gain": gain, "thresholds": levels, "arms": found, "versions": versions(),
+        "gain": gain, "thresholds": levels, "arms": found, "versions": versions(first),
     }  # fmt: skip
 
 

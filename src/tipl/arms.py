@@ -6,7 +6,6 @@ An accelerated trial is a plain one until its first jump, to the bit: same seeds
 environment steps, and their time is measured apart. Shapes: N seeds, I iterations, P weights.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -28,6 +27,7 @@ import numpy as np
 
 import tipl
 from tipl.collect import deaf_to_interrupts, one_thread_a_process, trial_config
+from tipl.envs import chosen_backend, engine_versions
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster
 from tipl.jump import KINDS, Judgment, Jumper, may_jump
@@ -64,7 +64,7 @@ class Arm:
     def digest(self) -> str:
         """What its parts are called by: all that makes their results, among it the forecaster's own content and the
         programs that run them. The number of trials is no part of it: with more of them the first parts stay."""
-        facts = self.facts() | {"versions": versions()}
+        facts = self.facts() | {"versions": versions(self.config)}
         if facts.pop("forecaster_digest", None) is not None:  # then neither its place nor its store's name counts
             facts = {name: value for name, value in facts.items() if name not in ("forecaster", "fit")}
             assert self.forecaster is not None
@@ -74,13 +74,11 @@ class Arm:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def versions() -> dict[str, str]:
+def versions(config: CollectConfig) -> dict[str, str]:
     """Of what runs an arm."""
-    found = {"tipl": tipl.__version__, "python": platform.python_version()}
-    for package in ("numpy", "numba", "mujoco", "envpool", "gymnasium"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+    own = {"tipl": tipl.__version__, "python": platform.python_version()}
+    own |= {name: importlib.metadata.version(name) for name in ("numpy", "numba")}
+    return own | engine_versions(chosen_backend(config.env_id, config.backend))
 
 
 def run_arms(arms: Mapping[str, Arm], out: Path, workers: int | None = None) -> dict[str, dict[str, np.ndarray]]:

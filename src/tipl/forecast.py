@@ -346,6 +346,8 @@ class CausalForecaster(Forecaster):
 
         The error is NaN where the model has nothing to go by: beyond `furthest`, and where nothing has moved yet.
         """
+        if not histories or min(horizons, default=0) < 1:
+            raise TiplError("A forecast takes at least one history, and horizons of at least 1 snapshot ahead.")
         out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
         errors = np.empty((len(histories), len(horizons)))
         sizes = self._sizes(out.shape[2])

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tipl.envs import make_env
+from tipl.envs import engine_versions, make_env
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster, checked_forecast
 from tipl.origins import history, read_only_weights, some_origins
@@ -192,7 +192,8 @@ def _mean_returns(
         "activation": config.get("activation", "tanh"), "backend": config["backend"],
         "obs_clip": config.get("obs_clip", OBS_CLIP),
     }  # fmt: skip
-    digest = hashlib.sha256(json.dumps({**how, "episodes": episodes}, sort_keys=True).encode())
+    made_by = {**how, "episodes": episodes, "engine": engine_versions(config["backend"])}
+    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
     for array in (policies.weights, policies.obs_mean, policies.obs_var):
         digest.update(np.ascontiguousarray(array).data)
     part = parts / f"{digest.hexdigest()[:24]}{ENDING}"
