@@ -417,8 +417,8 @@ def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(sma
 
 @pytest.mark.parametrize(
     "change, says",
-    [({"trial": 99}, "has no trial 99"), ({"origin": 81}, "snapshots 0 to 80"), ({"horizon": 0}, "--horizon is 0"),
-     ({"episodes": -1}, "--episodes is -1"), ({"stretch": 0.0}, "--stretch is 0.0"),
+    [({"trial": 99}, "has no trial 99"), ({"origin": 81}, "snapshots 0 to 80"), ({"horizon": 0}, "`horizon` is 0"),
+     ({"episodes": -1}, "`episodes` is -1"), ({"stretch": 0.0}, "`stretch` is 0.0"),
      ({"model": "nowhere"}, "There is no model in nowhere")],
 )  # fmt: skip
 def test_what_cannot_be_forecast_is_one_clear_line(change: dict, says: str, small_store: Path, tmp_path: Path):

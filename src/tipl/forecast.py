@@ -325,7 +325,7 @@ class CausalForecaster(Forecaster):
             shapes: of the tensors that lie end to end in the weights; [(P,)] for weights that are one vector.
 
         Raises:
-            TiplError: there are none, which would take a policy for one vector and lose much of the skill.
+            TiplError: there are none; a policy would silently be taken for one vector.
         """
         if shapes is None:
             raise TiplError(
