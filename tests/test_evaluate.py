@@ -174,7 +174,7 @@ def test_seen_trials_are_training_trials_and_called_so(small_store: Path, tmp_pa
     still = np.mean([((w[t] - w[t + 10]) ** 2).mean() for t in origins.snapshot[origins.by_time]])
     assert metrics["forecasters"]["persistence"]["wpe"]["10"] == pytest.approx(still, rel=1e-5)
     page = report([out], tmp_path / "page.html").read_text()
-    assert "trials seen in training" in page
+    assert "trials seen in training" in page and "training trials, seen in training" in page
 
 
 def test_baselines_of_another_store_judge_every_trial(small_store: Path, tmp_path: Path):
@@ -223,6 +223,10 @@ def test_every_trial_is_judged_where_nothing_was_learned_from(small_store: Path,
     assert found["test_trials"] == [1, 2, 3, 4, 5, 6] and found["judged"] == "all" and found["fitted_on"] == []
     assert "causal" in found["forecasters"] and "autoregression" not in found["forecasters"]
     assert "baselines that need a fit are left out" in capsys.readouterr().err
+    page = report(str(out), str(tmp_path / "page.html")).read_text()
+    assert "all trials of the store; neither a model nor a baseline learned from them" in page
+    with pytest.raises(TiplError, match=r"is a store; run `tipl evaluate .*` and report what it writes"):
+        report([small_store], tmp_path / "page.html")
     with pytest.raises(TiplError, match="--seen judges training trials of the store itself; leave out --all"):
         evaluate(small_store, tmp_path / "seen", replace(config, seen=True))
 

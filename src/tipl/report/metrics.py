@@ -8,7 +8,7 @@ from typing import Any
 
 from tipl.files import changed_since_sealed, parse_json, read_file, require
 from tipl.progress import console
-from tipl.shapes import Maybe, Whole
+from tipl.shapes import Maybe, OneOf, Whole
 
 METRICS_BYTES = 256 << 20
 _TEXT = Maybe((str, None))
@@ -24,6 +24,9 @@ _OUTER = {
     "train_trials": _TRIALS,
     "validation_trials": _TRIALS,
     "test_trials": _TRIALS,
+    "judged": Maybe(OneOf("test", "all", "training")),
+    "learned_from": Maybe(dict),
+    "incomplete_trials": _TRIALS,
     "config": Maybe((dict, None)),
     "versions": Maybe((dict, None)),
     "training": Maybe((dict, None)),

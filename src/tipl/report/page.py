@@ -126,6 +126,7 @@ def _provenance(section: Section) -> str:
             "test trials": _seeds(evaluation.test_trials),
             "validation trials": _seeds(evaluation.validation_trials),
             "training trials": _seeds(evaluation.train_trials),
+            "judged on": evaluation.apart,
         },
         "Settings": dict(_flat(evaluation.config)),
         "Versions": dict(_flat(evaluation.versions)),

@@ -145,6 +145,8 @@ class Evaluation:
     test_trials: tuple[int, ...]
     validation_trials: tuple[int, ...]
     train_trials: tuple[int, ...]
+    apart: str
+    """What says that nothing judged was learned from, and which trials were taken as they are."""
     horizons: tuple[int, ...]
     return_horizons: tuple[int, ...]
     episodes: int | None
@@ -187,6 +189,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     try:
         metrics = read_metrics(folder, "evaluate again")
     except Absent as error:
+        if (folder / "zarr.json").exists():
+            raise TiplError(f"{folder} is a store; run `tipl evaluate {folder}` and report what it writes.") from error
         raise TiplError(f"{path} does not exist; run `tipl evaluate STORE --out {folder}` first.") from error
     schema = metrics.get("schema")
     if schema != SCHEMA:
@@ -214,6 +218,7 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
         test_trials=tuple(metrics.get("test_trials") or ()),
         validation_trials=tuple(metrics.get("validation_trials") or ()),
         train_trials=tuple(metrics.get("train_trials") or ()),
+        apart=_apart(metrics),
         horizons=tuple(int(horizon) for horizon in metrics["horizons"]),
         return_horizons=tuple(int(horizon) for horizon in metrics.get("return_horizons") or ()),
         episodes=metrics.get("episodes"),
@@ -245,6 +250,23 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
         command=str(metrics.get("command") or ""),
         seconds={stage: value for stage, entry in (metrics.get("seconds") or {}).items() if (value := _number(entry))},
     )
+
+
+def _apart(metrics: Mapping[str, Any]) -> str:
+    """How the judged trials stand to what was learned from, by store ids and seeds; empty of an earlier file."""
+    if "judged" not in metrics:
+        return ""
+    kind = {"test": "test trials", "all": "all trials of the store", "training": "training trials"}[metrics["judged"]]
+    unknown = [name for name, learned in (metrics.get("learned_from") or {}).items() if learned is None]
+    incomplete = metrics.get("incomplete_trials") or []
+    parts = [
+        f"{kind}, seen in training"
+        if metrics.get("seen")
+        else f"{kind}; neither a model nor a baseline learned from them",
+        f"what {', '.join(unknown)} learned from is not known" if unknown else "",
+        f"not complete: {', '.join(map(str, incomplete))}" if incomplete else "",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _told_apart(forecasters: list[Forecaster]) -> list[Forecaster]:
