@@ -14,6 +14,7 @@ import torch
 from numba import njit
 
 import tipl
+from tipl.errors import TiplError
 from tipl.policy import (
     FASTMATH,
     ParamSpec,
@@ -98,11 +99,15 @@ def test_spec_names_what_cleanrls_agent_holds(network: Network, discrete: bool) 
     assert set(spec.names) == set(state)
     tensors = spec.unflatten(theta[: spec.size])
     for name, offset, size in zip(spec.names, spec.offsets, spec.sizes, strict=True):
-        # CleanRL keeps the log-std with a leading axis of 1.
-        np.testing.assert_array_equal(tensors[name], state[name][0] if name == "actor_logstd" else state[name])
+        np.testing.assert_array_equal(tensors[name], state[name])
         np.testing.assert_array_equal(theta[offset : offset + size], state[name].reshape(-1))
     np.testing.assert_array_equal(spec.flatten(state), theta[: spec.size])
     np.testing.assert_array_equal(spec.flatten(tensors), theta[: spec.size])
+    other = plain_ppo.Agent(*network, np.zeros_like(theta), discrete=discrete)
+    loaded = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
+    missing = other.load_state_dict(loaded, strict=False)
+    assert not missing.unexpected_keys and all(name.startswith("critic.") for name in missing.missing_keys)
+    np.testing.assert_array_equal(other.snapshot()[: spec.size], theta[: spec.size])
 
 
 def test_number_of_weights_is_the_papers() -> None:
@@ -116,7 +121,7 @@ def test_spec_by_hand() -> None:
     spec = policy_spec(4, (8,), 2)
     assert spec.names == ("actor_mean.0.weight", "actor_mean.0.bias", "actor_mean.2.weight", "actor_mean.2.bias",
                           "actor_logstd")  # fmt: skip
-    assert spec.shapes == ((8, 4), (8,), (2, 8), (2,), (2,))
+    assert spec.shapes == ((8, 4), (8,), (2, 8), (2,), (1, 2))
     assert spec.offsets == (0, 32, 40, 56, 58)
     assert spec.size == 60
     categorical = policy_spec(4, (8,), 2, discrete=True)
@@ -134,8 +139,14 @@ def test_unflatten_gives_views_and_refuses_other_lengths() -> None:
     weights = np.zeros(spec.size, np.float32)
     spec.unflatten(weights)["actor_mean.0.bias"][:] = 1
     assert weights.sum() == 8
-    with pytest.raises(AssertionError):
+    with pytest.raises(TiplError, match=r"Weights of shape \(121,\) are no vector of the 122"):
         spec.unflatten(weights[:-1])
+    tensors = spec.unflatten(weights)
+    with pytest.raises(TiplError, match=r"'actor_logstd' has 2 weights, not 1"):
+        spec.flatten(tensors | {"actor_logstd": np.zeros(2)})
+    del tensors["actor_mean.0.bias"]
+    with pytest.raises(TiplError, match=r"'actor_mean.0.bias' is missing"):
+        spec.flatten(tensors)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)

@@ -400,7 +400,9 @@ def test_snapshots_only_when_the_loop_says_so(tmp_path: Path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"every": 0}, "every is 0; give a seed of 0 or more and every of 1 or more"),
+        ({"every": 0}, "every is 0; give a whole number of 1 or more"),
+        ({"every": 2.5}, "every is 2.5; give a whole number"),
+        ({"env_id": None}, "A trial has an environment; give env_id, or env"),
         ({"names": ["actor"]}, r"no parameter or module 'actor' to record; there are: actor_logstd, critic\.0\.weight"),
         ({"normalizer": lambda: (np.zeros(4), np.ones(4), 1)}, "normalizer has 4 means and the network 3 inputs"),
         ({"config": {"env": object()}}, "config does not go into JSON"),
@@ -525,3 +527,94 @@ def test_observations_are_clipped_as_they_were_in_training():
 
     assert returns(None) == returns(1e3) != returns(10.0) != returns(0.5)
     assert float(policy_returns(policies, "Pendulum-v1", (4,), 1, backend="gymnasium")[0, 0]) == returns(10.0)
+
+
+class Squashing(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return torch.tanh(super().forward(x))
+
+
+class WholeAgent(nn.Module):
+    """CleanRL's agent with its method, whose mean may be squashed only there."""
+
+    def __init__(self, squash: bool) -> None:
+        super().__init__()
+        self.actor_mean, self.squash = network(3, (4,), 2), squash
+        self.actor_logstd = nn.Parameter(torch.full((1, 2), -0.5))
+
+    def get_action_and_value(self, x: torch.Tensor, action: torch.Tensor) -> Any:
+        mean = self.actor_mean(x).tanh() if self.squash else self.actor_mean(x)
+        law = torch.distributions.Normal(mean, self.actor_logstd.exp().expand_as(mean))
+        return action, law.log_prob(action).sum(1), law.entropy().sum(1), None
+
+
+def hidden_sizes_of(store: Path, module: nn.Module) -> Any:
+    before = torch.random.get_rng_state()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    WeightRecorder(store, 0, module, optimizer, every=1, env_id="Some-v0").close()
+    assert torch.equal(before, torch.random.get_rng_state())
+    return Store.open(store).trial(0).config["hidden_sizes"]
+
+
+def test_an_actor_is_known_by_what_it_computes(tmp_path: Path):
+    plain = network(3, (4,), 2)
+    free = nn.Parameter(torch.zeros(1, 2))
+    assert hidden_sizes_of(tmp_path / "a", module_of(plain, free)) == [4]
+    assert hidden_sizes_of(tmp_path / "b", module_of(Squashing(*plain), free)) is None
+    hooked = network(3, (4,), 2)
+    hooked.register_forward_hook(lambda module, inputs, output: output.tanh())
+    assert hidden_sizes_of(tmp_path / "c", module_of(hooked, free)) is None
+    assert hidden_sizes_of(tmp_path / "d", WholeAgent(squash=False)) == [4]
+    assert hidden_sizes_of(tmp_path / "e", WholeAgent(squash=True)) is None
+
+
+@pytest.mark.parametrize("seed", [1.5, "7", True, -1, None])
+def test_a_seed_is_a_whole_number(tmp_path: Path, seed: Any):
+    module = nn.Linear(2, 1)
+    with pytest.raises(TiplError, match=r"seed is .*; give a whole number of 0 or more"):
+        WeightRecorder(tmp_path / "s", seed, module, torch.optim.SGD(module.parameters(), lr=1), every=1, env_id="X-v0")
+    assert not (tmp_path / "s").exists()
+
+
+def test_parameters_that_are_no_numbers_yet_or_complex_are_refused(tmp_path: Path):
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.Tanh())
+    whole = nn.Module()
+    whole.spin = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    for module, message in ((lazy, "0.weight has no shape yet"), (whole, "spin is of torch.complex64")):
+        with pytest.raises(TiplError, match=message):
+            optimizer = torch.optim.SGD(module.parameters(), lr=1)
+            WeightRecorder(tmp_path / "s", 1, module, optimizer, every=1, env_id="X-v0")
+
+
+def test_the_environment_goes_with_the_trial(tmp_path: Path):
+    actor = module_of(network(3, (4,), 1), nn.Parameter(torch.zeros(1, 1)))
+    env = gym.make("Pendulum-v1", g=1.62, max_episode_steps=50)
+    optimizer = torch.optim.SGD(actor.parameters(), lr=0.5)
+    WeightRecorder(tmp_path, 0, actor, optimizer, every=1, env=env).close()
+    trial = Store.open(tmp_path).trial(0)
+    assert trial.env_id == "Pendulum-v1" and trial.config["environment"]["kwargs"] == {"g": 1.62}
+
+    def earned(env_id: str) -> float:
+        policies = Policies(trial.weights(), trial.obs_mean, trial.obs_var)
+        return policy_returns(policies, env_id, [4], 1, obs_clip=None, backend="gymnasium")[0, 0]
+
+    (obs, _), total, over = env.reset(seed=int(episode_seeds(0, 1)[0])), 0.0, False
+    while not over:
+        with torch.no_grad():
+            action = actor.actor_mean(torch.as_tensor(obs)).numpy()  # pyright: ignore[reportCallIssue]
+        obs, reward, terminated, truncated, _ = env.step(np.clip(action, -2, 2))
+        total, over = total + float(reward), terminated or truncated
+    assert earned(trial.env_id) == pytest.approx(total, rel=1e-4) != earned("Pendulum-v1")
+
+
+def test_a_run_that_diverges_is_recorded_and_said_once(tmp_path: Path, capfd: pytest.CaptureFixture):
+    module = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    with WeightRecorder(tmp_path, 3, module, optimizer, every=1, env_id="X-v0"):
+        for step in range(4):
+            optimizer.zero_grad()
+            (module(torch.ones(4, 2)).sum() * (float("nan") if step == 1 else 1.0)).backward()
+            optimizer.step()
+    assert np.isnan(Store.open(tmp_path).trial(3).weights()[2:]).all()
+    said = capfd.readouterr().err
+    assert said.count("not finite") == 1 and "weight of" in said and "from snapshot 2 on" in said

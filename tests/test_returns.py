@@ -10,8 +10,12 @@ import numpy as np
 import plain_ppo
 import pytest
 import torch
+import toy_envs  # noqa: F401 - registers
 
+from tipl import returns
+from tipl.env_spec import EnvId
 from tipl.envs import make_env
+from tipl.errors import TiplError
 from tipl.policy import VAR_EPSILON, ParamSpec, initial_weights, policy_spec
 from tipl.presets import Activation
 from tipl.returns import Policies, episode_seeds, policy_returns
@@ -156,3 +160,78 @@ def test_activations_of_continuous_policies(activation: Activation) -> None:
         total, done = total + float(reward), terminated or truncated
     assert found == pytest.approx(total, rel=1e-4)
     assert found != policy_returns(policies, "Pendulum-v1", (7, 5), 1, backend="gymnasium")[0, 0]
+
+
+TOY = {"env_id": "toy/Toy-v0", "hidden_sizes": [3], "episodes": 2}
+TOY_WEIGHTS = policy_spec(2, (3,), 1).size
+
+
+def toy_policies(**arrays: object) -> Policies:
+    normal = {
+        "weights": np.zeros((1, TOY_WEIGHTS), np.float32),
+        "obs_mean": np.zeros((1, 2)),
+        "obs_var": np.ones((1, 2)),
+    }
+    return Policies(**(normal | arrays))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"weights": np.zeros(TOY_WEIGHTS)}, r"weights of policies have the shape \(14,\); give one row a policy"),
+        ({"weights": [["a"]]}, "weights of policies are no array of numbers"),
+        ({"weights": np.full((1, TOY_WEIGHTS), np.nan)}, "weights of policy 0 are not finite"),
+        ({"weights": np.full((1, TOY_WEIGHTS), 1e300)}, "weights of policy 0 are not finite"),  # in float32
+        ({"obs_mean": np.zeros((2, 2))}, "There are 1 weights of policies, 2 means and 1 variances"),
+        ({"obs_var": np.ones((1, 1))}, "Normalizers have 2 means and 1 variances"),
+        ({"obs_var": -np.ones((1, 2))}, "a variance below 0"),
+        ({"obs_mean": np.full((1, 2), np.inf)}, "obs_mean of policy 0 are not finite"),
+    ],
+)
+def test_policies_that_are_none_are_refused(arrays: dict[str, object], message: str) -> None:
+    with pytest.raises(TiplError, match=message):
+        toy_policies(**arrays)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "how", "message"),
+    [
+        ({"weights": np.zeros((1, TOY_WEIGHTS + 1))}, {}, r"have 15 weights, and toy/Toy-v0 takes 14 with .* \[3\]"),
+        ({}, {"hidden_sizes": [4]}, "have 14 weights, and toy/Toy-v0 takes 18"),
+        ({}, {"hidden_sizes": [0]}, r"hidden_sizes is \[0\]"),
+        (
+            {"obs_mean": np.zeros((1, 1)), "obs_var": np.ones((1, 1))},
+            {},
+            "normalizers have 1 means, and toy/Toy-v0 gives 2",
+        ),
+        ({}, {"episodes": 0}, "episodes is 0"),
+        ({}, {"seed": -1}, "seed -1"),
+        ({}, {"threads": 0}, "threads 0"),
+        ({}, {"obs_clip": np.nan}, "obs_clip is nan"),
+        ({}, {"activation": "gelu"}, "activation is 'gelu'; give one of tanh, relu, elu"),
+        ({}, {"env_id": "toy/Nothing-v0"}, "toy/Nothing-v0 gave an observation that is not finite"),
+        ({}, {"env_id": "toy/Worthless-v0"}, "toy/Worthless-v0 gave rewards whose sum is not finite"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_a_kernel_reads_it(arrays: dict, how: dict, message: str) -> None:
+    with pytest.raises(TiplError, match=message):
+        policy_returns(toy_policies(**arrays), **(TOY | how))
+
+
+def test_an_episode_that_does_not_end_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(returns, "MAX_EPISODE_STEPS", 500)
+    with pytest.raises(TiplError, match=r"toy/Endless-v0 has not ended after 500 steps; give the environment a time"):
+        policy_returns(toy_policies(), **(TOY | {"env_id": "toy/Endless-v0"}))
+    limited = EnvId("toy/Endless-v0", {"kwargs": {"max_episode_steps": 500}})
+    assert policy_returns(toy_policies(), **(TOY | {"env_id": limited})).shape == (1, 2)
+
+
+def test_arrays_of_other_types_and_orders_are_the_same_policies() -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((2, TOY_WEIGHTS)).astype(np.float32)
+    plain = policy_returns(Policies(weights, np.zeros((2, 2)), np.ones((2, 2))), **TOY)
+    other = Policies(
+        np.asfortranarray(weights.astype(np.float64)), np.zeros((2, 2), np.int64), np.ones((2, 2), np.float32)
+    )
+    np.testing.assert_array_equal(policy_returns(other, **TOY), plain)
+    assert len(np.unique(plain)) > 1

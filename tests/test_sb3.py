@@ -15,16 +15,21 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import toy_envs  # noqa: F401 - registers
+from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 from test_record import assert_same
 from torch import nn
 
+from tipl.accelerator import Accelerator, _flat
 from tipl.errors import TiplError
 from tipl.evaluate import evaluate
+from tipl.forecast_returns import why_not_run
 from tipl.policy import policy_spec
 from tipl.presets import EvaluateConfig
 from tipl.returns import Policies, episode_seeds, policy_returns
@@ -275,7 +280,6 @@ def test_what_cannot_be_recorded_is_said(tmp_path: Path):
 
     refused("every is 0", A2C("MlpPolicy", "Pendulum-v1", seed=0, device="cpu"), every=0)
     refused("A trial has a seed", A2C("MlpPolicy", "Pendulum-v1", device="cpu"))
-    refused("A2C, SAC and TD3, not DQN", DQN("MlpPolicy", "CartPole-v1", seed=0, device="cpu"))
     nameless = DummyVecEnv([lambda: Nameless(gym.make("Pendulum-v1"))])
     refused("does not say its id; give SB3Recorder env_id", A2C("MlpPolicy", nameless, seed=0, device="cpu"))
     model = A2C("MlpPolicy", nameless, device="cpu")
@@ -310,3 +314,142 @@ def test_without_stable_baselines3_it_is_said_what_to_install(monkeypatch: pytes
     monkeypatch.delitem(sys.modules, "tipl.sb3")
     with pytest.raises(TiplError, match=r"pip install 'tipl\[sb3\]'"):
         importlib.import_module("tipl.sb3")
+
+
+def recorded(store: Path, env: Any, policy: Any = "MlpPolicy", *, algorithm: Any = PPO, **settings: Any) -> Trial:
+    """A trial of one rollout; the model that made it trains no further."""
+    model = algorithm(policy, env, seed=1, device="cpu", **{"n_steps": 64, "learning_rate": 1e-2, **settings})
+    model.learn(64, callback=SB3Recorder(store, every=1, unit="rollout"))
+    return Store.open(store).trial(1)
+
+
+def assert_earns_what_sb3_says(trial: Trial, store_env: Any, policy: Any = "MlpPolicy", **settings: Any) -> None:
+    """The last snapshot, loaded into a policy of Stable-Baselines3 in the environment of training, by hand."""
+    model: Any = PPO(policy, store_env, seed=1, device="cpu", **settings)
+    with torch.no_grad():
+        actor = [*model.policy.mlp_extractor.policy_net.parameters(), *model.policy.action_net.parameters()]
+        log_std = [] if isinstance(model.action_space, spaces.Discrete) else [model.policy.log_std]
+        nn.utils.vector_to_parameters(torch.from_numpy(trial.weights()[-1]), [*actor, *log_std])
+    env, expected = model.env, []
+    for seed in episode_seeds(0, 2).tolist():
+        env.seed(seed)
+        obs, total, over = env.reset(), 0.0, np.array([False])
+        while not over.any():
+            obs, reward, over, _ = env.step(model.predict(obs, deterministic=True)[0])
+            total += float(reward[0])
+        expected.append(total)
+    assert why_not_run(trial) is None
+    policies = Policies(trial.weights()[-1:], trial.obs_mean[-1:], trial.obs_var[-1:])
+    found = policy_returns(
+        policies, trial.env_id, trial.config["hidden_sizes"], 2, obs_clip=trial.config["obs_clip"],
+        activation=trial.config["activation"],
+    )  # fmt: skip
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4)
+    assert len(set(expected)) == 2
+
+
+def rescaled() -> gym.Env:
+    return gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), np.float32(-1), np.float32(1))
+
+
+def named_parts() -> gym.Env:
+    return gym.make("toy/Parts-v0")
+
+
+@pytest.mark.parametrize(
+    "env, policy, settings",
+    [
+        (lambda: gym.make("Pendulum-v1", g=1.62, max_episode_steps=50), "MlpPolicy", {}),
+        (rescaled, "MlpPolicy", {"policy_kwargs": {"activation_fn": nn.ELU, "net_arch": {"pi": [7], "vf": [5]}}}),
+        (lambda: VecFrameStack(DummyVecEnv([rescaled]), 3), "MlpPolicy", {}),
+        (lambda: VecMonitor(DummyVecEnv([lambda: gym.make("toy/Draws-v0", scale=2.0)])), "MlpPolicy", {}),
+        (lambda: gym.make("FrozenLake-v1", is_slippery=True, map_name="8x8"), "MlpPolicy", {}),
+    ],
+)
+def test_policies_are_run_in_the_environment_that_they_were_trained_in(
+    tmp_path: Path, env: Any, policy: str, settings: dict
+):
+    trial = recorded(tmp_path / "s", env(), policy, **settings)
+    if trial.env_id == "FrozenLake-v1":  # hardly ever reaches its goal
+        assert why_not_run(trial) is None and trial.obs_mean.shape[1] == 64
+    else:
+        assert_earns_what_sb3_says(trial, env(), policy, **settings)
+
+
+def test_a_dict_of_observations_is_run_as_one_flat_one(tmp_path: Path):
+    trial = recorded(tmp_path / "s", named_parts(), "MultiInputPolicy")
+    assert trial.config["hidden_sizes"] == [64, 64] and why_not_run(trial) is None
+    assert trial.obs_mean.shape[1] == 8
+    both = VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")]), clip_obs=float("inf"))
+    assert recorded(tmp_path / "t", both, max_grad_norm=float("inf")).config["obs_clip"] is None
+
+
+def test_environments_in_other_processes(tmp_path: Path):
+    env = SubprocVecEnv([lambda: gym.make("Pendulum-v1", g=3.0)] * 2, start_method="fork")
+    trial = recorded(tmp_path / "s", env)
+    env.close()
+    assert trial.env_id.spec["kwargs"] == {"g": 3.0} and why_not_run(trial) is None
+
+
+class Squashed(ActorCriticPolicy):
+    def _get_action_dist_from_latent(self, latent_pi: torch.Tensor) -> Any:
+        return self.action_dist.proba_distribution(torch.tanh(self.action_net(latent_pi)), self.log_std)
+
+
+def test_a_policy_that_computes_something_else_is_not_taken_for_its_parameters(tmp_path: Path):
+    trial = recorded(tmp_path / "s", gym.make("Pendulum-v1"), Squashed)
+    assert trial.config["hidden_sizes"] is None and "log_std" in trial.spec.names
+    odd = [
+        DummyVecEnv([lambda: gym.wrappers.TransformObservation(gym.make("Pendulum-v1"), lambda o: -o, None)]),
+        VecFrameStack(VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")])), 2),
+        DummyVecEnv([lambda: gym.make("Pendulum-v1"), lambda: gym.make("Pendulum-v1", g=2.0)]),
+    ]
+    for at, env in enumerate(odd):
+        reason = why_not_run(recorded(tmp_path / str(at), env))
+        assert reason is not None and reason.startswith("cannot be run: its environments"), reason
+
+
+def test_hooks_end_with_the_call_that_they_were_made_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tipl.record.COMMIT_SECONDS", 0.0)
+    model = PPO("MlpPolicy", "InvertedPendulum-v4", seed=1, **SHORT)
+    recorder = SB3Recorder(tmp_path, every=1)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(640, callback=CallbackList([recorder, Stop()]))
+    before = Store.open(tmp_path).trial(1).committed
+    model.learn(320)
+    trial = Store.open(tmp_path).trial(1)
+    assert trial.committed == before > 1 and not trial.complete
+    with pytest.raises(TiplError, match="recorded a call of `learn` already"):
+        model.learn(64, callback=recorder)
+
+
+def test_dqn_is_recorded_by_its_q_network(tmp_path: Path):
+    model = DQN("MlpPolicy", "CartPole-v1", seed=3, device="cpu", learning_starts=10, train_freq=1)
+    model.learn(40, callback=SB3Recorder(tmp_path, every=10))
+    trial = Store.open(tmp_path).trial(3)
+    now = nn.utils.parameters_to_vector(model.q_net.parameters()).detach().numpy()
+    assert (trial.config["hidden_sizes"] is None and trial.committed == 3) or trial.committed == 4
+    assert trial.spec.size == now.size and (trial.weights()[0] != trial.weights()[-1]).any()
+
+
+@pytest.mark.parametrize(
+    "env, settings",
+    [
+        ("Pendulum-v1", {"use_sde": True, "policy_kwargs": {"squash_output": True}}),
+        ("Pendulum-v1", {"use_sde": True}),
+        ("toy/Switches-v0", {}),
+    ],
+)
+def test_an_unchanged_policy_is_judged_unchanged(env: str, settings: dict, monkeypatch: pytest.MonkeyPatch):
+    """At learning rate 0 the policy is the one that made the batch: no divergence, no gain."""
+    judged, judge_of = [], Accelerator._judge
+
+    def spy(self: Any, batch: Any) -> Any:
+        judge = judge_of(self, batch)
+        judged.append(judge(_flat(self._parameters)))
+        return judge
+
+    monkeypatch.setattr(Accelerator, "_judge", spy)
+    model = PPO("MlpPolicy", env, seed=1, n_steps=64, learning_rate=0.0, device="cpu", **settings)
+    model.learn(128, callback=SB3Accelerator("line"))
+    assert judged and abs(judged[-1].change) < 1e-4 and abs(judged[-1].surrogate) < 1e-3

@@ -21,6 +21,7 @@ from tipl.forecast import model_folder, model_name
 from tipl.model import TRAINING_FILE, read_training
 from tipl.presets import EvaluateConfig
 from tipl.store import Store, Trial
+from tipl.store.root import NO_SETTINGS
 from tipl.train import LAST
 
 _SAME_RUN = 0.05  # of the length of φ: a compact store's rounding is far below it, other runs are far above
@@ -165,7 +166,7 @@ def require_alike(data: Store) -> None:
         raise TiplError(f"{data.path} holds no trial that was committed; collect some first.")
     trials = _trials(data, data.seeds)
     for what, found in (
-        ("environment", {str(trial.env_id) for trial in trials}),
+        ("environment", {trial.env_id.label for trial in trials}),
         ("number of weights", {trial.spec.size for trial in trials}),
     ):
         if len(found) > 1:
@@ -177,13 +178,20 @@ def require_alike(data: Store) -> None:
     for other in trials[1:]:
         differing = [
             name for name in {**first.config, **other.config}
-            if name != "seed" and first.config.get(name) != other.config.get(name)
+            if name != "seed" and _settings(first.config.get(name)) != _settings(other.config.get(name))
         ]  # fmt: skip
         if differing:
             raise TiplError(
                 f"Trials {first.seed} and {other.seed} of {data.path} were made with different settings "
                 f"({', '.join(sorted(differing)[:_NAMED])}); give each its own store."
             )
+
+
+def _settings(value: Any) -> Any:
+    """A setting without what is another's in every trial, or was found out about its environment, at any depth."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _settings(each) for name, each in value.items() if name not in NO_SETTINGS}
 
 
 def _source(store: Store) -> Source:

@@ -188,7 +188,12 @@ def collect_settings(arguments: Namespace) -> CollectConfig:
         from tipl.collect import default_config
 
         given = vars(arguments)
-        return with_flags(default_config(env_id, given.get("backend", "auto")), given)
+        if ":" in env_id:  # the user types a module, which may be in their folder
+            from tipl.env_spec import allow_own_folder
+
+            allow_own_folder()
+        kwargs = {name: value for some in given.get("env_kwargs", []) for name, value in some.items()}
+        return with_flags(default_config(env_id, given.get("backend", "auto"), kwargs), given)
     presets = {
         sizes[arguments.preset].collect.env_id: sizes[arguments.preset].collect for sizes in EXPERIMENTS.values()
     }
@@ -243,6 +248,22 @@ def _train(arguments: Namespace) -> None:
         _wrote(out, f" ({kept(out)})")
 
 
+def _import_flags(verb: ArgumentParser) -> None:
+    verb.add_argument(
+        "--trust", action="store_true", help="import the modules that the store names for its environments: runs code"
+    )
+    verb.add_argument(
+        "--import", dest="imports", metavar="MODULE", nargs="+", default=[], help="that register environments, first"
+    )
+
+
+def _import_typed(arguments: Namespace) -> None:
+    if arguments.imports:
+        from tipl.env_spec import import_typed
+
+        import_typed(arguments.imports)
+
+
 def _evaluate_flags(verbs: Any) -> None:
     verb = _add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials")
     _add_path(verb, "store", "STORE")
@@ -252,6 +273,7 @@ def _evaluate_flags(verbs: Any) -> None:
     told = "fit the baselines on other stores, of any policies, and judge every trial [the store itself]"
     _add_path(verb, "--fit", "STORE", told, nargs="+")
     verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
+    _import_flags(verb)
     _add_path(verb, "--out", "EVAL", "[STORE.eval]")
     add_settings(verb, EvaluateConfig)
 
@@ -261,7 +283,8 @@ def _evaluate(arguments: Namespace) -> None:
     out = arguments.out or _out_beside(arguments.store, ".eval")
     from tipl.evaluate import evaluate
 
-    how = {name: getattr(arguments, name) for name in ("models", "codes", "fit")}
+    _import_typed(arguments)
+    how = {name: getattr(arguments, name) for name in ("models", "codes", "fit", "trust")}
     out = evaluate(arguments.store, out, config, **how, returns=not arguments.no_returns)
     show(evaluation_facts(read_json(out / METRICS_FILE, most=_METRICS_BYTES)), as_json=False)
     _wrote(out)
@@ -279,13 +302,15 @@ def _forecast_flags(verbs: Any) -> None:
     verb.add_argument("--adapt", action="store_true", help="correct it by what came of earlier forecasts in the trial")
     verb.add_argument("--seen", action="store_true", help="forecast a trial that the model has learned from")
     _add_number(verb, "--episodes", Whole, "N", "that a return is the mean of [20]", default=20)
+    _import_flags(verb)
     verb.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _forecast(arguments: Namespace) -> None:
     from tipl.predict import forecast_policy
 
-    names = "store", "trial", "origin", "horizon", "out", "model", "stretch", "adapt", "seen", "episodes"
+    _import_typed(arguments)
+    names = "store", "trial", "origin", "horizon", "out", "model", "stretch", "adapt", "seen", "episodes", "trust"
     prediction = forecast_policy(**{name: getattr(arguments, name) for name in names})
     show(dataclasses.asdict(prediction), arguments.json)
 

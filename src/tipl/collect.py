@@ -28,6 +28,7 @@ from rich.columns import Columns
 
 import tipl
 from tipl.checks import AnyPath, Count, checked_arguments
+from tipl.env_spec import EnvId
 from tipl.envs import chosen_backend, engine_versions, make_env
 from tipl.errors import TiplError
 from tipl.policy import OBS_CLIP
@@ -38,7 +39,7 @@ from tipl.store import Store, TrialWriter, create_store, plan_trials
 
 COMMIT_SECONDS = 60.0
 # What stores from before there were these settings were made with.
-_ONCE_UNSAID = {"activation": "tanh", "obs_clip": OBS_CLIP}
+_ONCE_UNSAID = {"env_kwargs": {}, "activation": "tanh", "obs_clip": OBS_CLIP}
 _ONCE_UNSAID_OF_PPO = {"num_envs": 1, "normalize": True}
 MakeStack = Callable[[CollectConfig, Sequence[int]], Stack]
 _RECENT = 10  # episodes that make a trial's "return so far"
@@ -96,14 +97,18 @@ def collect(
     return out
 
 
-def default_config(env_id: str, backend: Backend = "auto") -> CollectConfig:
+def default_config(
+    env_id: str, backend: Backend = "auto", env_kwargs: Mapping[str, Any] | None = None
+) -> CollectConfig:
     """CleanRL's settings for the kind of actions that an environment takes: `ppo_continuous_action`'s or `ppo`'s.
 
     Raises:
         TiplError: the environment cannot be made or collected.
     """
-    discrete = make_env(env_id, [0], backend).discrete
-    return (DiscreteCollectConfig if discrete else CollectConfig)(env_id=env_id, backend=backend)
+    kwargs = dict(env_kwargs or {})
+    discrete = make_env(EnvId(env_id, {"kwargs": kwargs}), [0], backend).discrete
+    kind = DiscreteCollectConfig if discrete else CollectConfig
+    return kind(env_id=env_id, backend=backend, env_kwargs=kwargs)
 
 
 def trial_config(config: CollectConfig) -> dict[str, Any]:

@@ -4,28 +4,28 @@ In: an environment id and one seed a copy.  Out: observations, rewards, ends of 
 
 EnvPool and Gymnasium >= 1.0 reset on the step after a done; CleanRL (Gymnasium 0.29) resets within the same step.
 Here `step` never resets: the caller sees the last observation of an episode and resets those copies at once, which is
-CleanRL's meaning. The state of a copy is a function of its seed, the number of its resets and the actions since the
-last one: `replay` brings it back without any access to the simulator's insides.
+CleanRL's meaning. The state of a copy is a function of its seed, the number of its resets, the actions since the last
+one and, where steps draw random numbers, the generator's state at that reset or all earlier actions: `replay` brings it
+back without any access to the simulator's insides.
 """
 
-import contextlib
 import ctypes
-import importlib
 import importlib.metadata
-import threading
-import warnings
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tipl.env_spec import EnvId, from_json, made, quiet_making
 from tipl.errors import TiplError
 from tipl.presets import Backend
 
 _MAX_ENVPOOL_SEED = 2**31 - 1  # EnvPool's seeds are C ints
-_MAKING = threading.Lock()  # Python's filters of warnings and MuJoCo's listener belong to all threads
+_TRIED_EPISODES, _TRIED_STEPS = 4, 300  # to find out whether an environment draws in its steps
 
 
 class VectorEnv(ABC):
@@ -69,129 +69,288 @@ class VectorEnv(ABC):
             before its next step.
         """
 
-    def _take_spaces(self, env: Any, env_id: str) -> None:
+    def _take_spaces(self, env: Any, env_id: EnvId) -> None:
         """Learn sizes and bounds from one environment.
 
         Raises:
             TiplError: its spaces are of other kinds.
         """
-        from gymnasium.spaces import Box, Discrete
+        from gymnasium import spaces
 
         obs, action = env.observation_space, env.action_space
-        for kind, space, kinds in (("observation", obs, Box), ("action", action, (Box, Discrete))):
-            if not isinstance(space, kinds) or (isinstance(space, Box) and len(space.shape) != 1):
-                raise TiplError(
-                    f"{env_id} has the {kind} space {space}; only flat Box observations with flat Box or Discrete "
-                    "actions can be collected."
-                )
-        self.obs_dim = obs.shape[0]
-        if isinstance(action, Discrete):
-            self.num_actions, self._first_action = int(action.n), int(action.start)
+        of_fixed_size = obs.is_np_flattenable and not any(_is_image(part) for _, part in _leaves(obs) or [("", obs)])
+        if not of_fixed_size or not isinstance(action, spaces.Box | spaces.Discrete):
+            what, space = ("action", action) if of_fixed_size else ("observation", obs)
+            raise TiplError(
+                f"{env_id} has the {what} space {space}; only observations of fixed size that are no images, with "
+                "Box or Discrete actions, can be collected."
+            )
+        self.obs_space, self._obs_size = obs, spaces.flatdim(obs)
+        frames = env_id.spec.get("frames", 1)
+        if frames < 1 or (frames > 1 and not (isinstance(obs, spaces.Box) and len(obs.shape) == 1)):
+            raise TiplError(f"{env_id} is recorded with {frames} frames of {obs}; only flat ones can be stacked again.")
+        self.obs_dim = frames * self._obs_size
+        if isinstance(action, spaces.Discrete):
+            self.num_actions = int(action.n)
+            self._first_action = int(env_id.spec.get("first_action", action.start))
             self.action_low, self.action_high = np.zeros(1), np.array([self.num_actions - 1.0])
         else:
-            self.action_low = np.asarray(action.low, np.float64)
-            self.action_high = np.asarray(action.high, np.float64)
+            self.action_low = np.asarray(action.low, np.float64).reshape(-1)
+            self.action_high = np.asarray(action.high, np.float64).reshape(-1)
+        self._action_shape, self._action_type = action.shape, action.dtype
+        self._whole_actions = bool(np.issubdtype(action.dtype, np.integer))
 
-    def replay(self, resets: Sequence[int], actions: Sequence[np.ndarray]) -> None:
+    def _env_actions(self, actions: np.ndarray) -> np.ndarray:
+        """`actions` [n, action_dim] within the bounds, as the environment takes them, [n, ...]."""
+        bounded = np.minimum(np.maximum(actions, self.action_low), self.action_high)
+        if self.discrete:
+            return bounded[:, 0] + self._first_action
+        if self._whole_actions:
+            bounded = np.rint(bounded).astype(self._action_type)
+        return bounded.reshape(-1, *self._action_shape)
+
+    def replay(self, resets: Sequence[int], episodes: Sequence[Sequence[np.ndarray]], random: Any = None) -> np.ndarray:
         """Bring fresh copies to a recorded state.
 
         Args:
             resets: how often each copy had been reset since it was made.
-            actions: for each copy, its actions since the last reset, [steps, action_dim].
+            episodes: for each copy the actions [steps, action_dim] of its last episodes, the current one last.
+            random: what `random_state` said when the current episodes began; None: nothing.
+
+        Returns:
+            The last observation of each copy [copies, obs_dim].
         """
-        for count in range(max(resets)):
-            self.reset(np.flatnonzero(np.asarray(resets) > count))
-        lengths = np.array([len(steps) for steps in actions])
-        for time in range(lengths.max()):
-            ids = np.flatnonzero(lengths > time)
-            self.step(np.stack([actions[i][time] for i in ids.tolist()]), ids)
+        forgotten = [count - len(kept) for count, kept in zip(resets, episodes, strict=True)]
+        # Of each copy how long its episodes are, after one of no steps that stands for the time before the first reset.
+        lengths = [[0] * (1 + before) + [*map(len, kept)] for before, kept in zip(forgotten, episodes, strict=True)]
+        steps = [np.concatenate(kept) if len(kept) else np.empty((0, self.action_dim)) for kept in episodes]
+        final = np.array([len(each) - 1 for each in lengths])
+        episode, within, taken, length = np.zeros((4, len(lengths)), np.int64)
+        last = np.zeros((len(lengths), self.obs_dim))
+        while True:
+            due = np.flatnonzero((within == length) & (episode < final))
+            if len(due):
+                episode[due], within[due] = episode[due] + 1, 0
+                length[due] = [lengths[i][episode[i]] for i in due]
+                if random is not None:
+                    self._bring_back_random(due[episode[due] == final[due]], random)
+                last[due] = self.reset(due)
+                continue
+            going = np.flatnonzero(within < length)
+            if not len(going):
+                return last
+            last[going] = self.step(np.stack([steps[i][taken[i]] for i in going]), going)[0]
+            within[going] += 1
+            taken[going] += 1
+
+    def random_state(self, ids: np.ndarray) -> list[Any]:
+        """What these copies draw from, as JSON, to be given to `replay`; None for a copy that does not say."""
+        return [None] * len(ids)
+
+    def _bring_back_random(self, ids: np.ndarray, random: Sequence[Any]) -> None:
+        """Let these copies draw from `random[i]` on, where `random_state` said something."""
+        return
+
+    @property
+    def draws_in_steps(self) -> bool:
+        """Whether an episode depends on how the episodes before it went, because steps draw random numbers of which
+        nobody can say the state; then all actions of a copy have to be replayed."""
+        return False
 
 
 class EnvPoolEnv(VectorEnv):
     """EnvPool's C++ environments."""
 
-    def __init__(self, env_id: str, seeds: Sequence[int], threads: int = 1) -> None:
+    def __init__(self, env_id: EnvId, seeds: Sequence[int], threads: int = 1) -> None:
         import envpool
 
-        self.num_envs = len(seeds)
-        with _quiet_making():
-            self._env: Any = envpool.make_gymnasium(
-                env_id,
-                num_envs=self.num_envs,
-                num_threads=min(threads, self.num_envs),
-                seed=[int(seed) for seed in seeds],
-            )
+        self.num_envs, self._env_id = len(seeds), env_id
+        kwargs = {name: from_json(value) for name, value in env_id.spec.get("kwargs", {}).items()}
+        with quiet_making():
+            try:
+                self._env: Any = envpool.make_gymnasium(
+                    str(env_id),
+                    num_envs=self.num_envs,
+                    num_threads=min(threads, self.num_envs),
+                    seed=[int(seed) for seed in seeds],
+                    **kwargs,
+                )
+            except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+                reason = (str(error).splitlines() or [""])[0]
+                raise TiplError(
+                    f"EnvPool cannot make {env_id} with {kwargs} ({reason}); check --env-kwargs."
+                ) from error
             self._take_spaces(self._env, env_id)
         self._all = np.arange(self.num_envs, dtype=np.int32)
         # EnvPool's own `step` and `reset` build a dict of the whole configuration and a tree of all arrays at every
         # call: a tenth of the time of 25 copies of InvertedPendulum. Under them lie lists of arrays in a fixed order.
-        assert list(self._env._action_keys) == ["env_id", "players.env_id", "action"], self._env._action_keys
+        if list(self._env._action_keys) != ["env_id", "players.env_id", "action"]:
+            raise TiplError(f"{env_id} takes several actions at once; only one can be collected.")
         keys = list(self._env._state_keys)
-        self._obs_at, self._reward_at, self._done_at, self._truncated_at = (
-            keys.index(key) for key in ("obs", "reward", "done", "trunc")
-        )
-        self._action_type = self._env.spec.action_array_spec["action"].dtype
+        self._reward_at, self._done_at, self._truncated_at = (keys.index(key) for key in ("reward", "done", "trunc"))
+        self._obs_at = keys.index("obs") if "obs" in keys else None
+        self._parts_at = [(keys.index(f"obs:{name}"), part) for name, part in _leaves(self.obs_space)]
+        self._sent_type = self._env.spec.action_array_spec["action"].dtype
+
+    @property
+    def draws_in_steps(self) -> bool:
+        return _draws_in_steps(str(self._env_id), json.dumps(self._env_id.spec.get("kwargs", {}), sort_keys=True))
+
+    def _observed(self, state: list[Any]) -> np.ndarray:
+        if self._obs_at is not None and not self._parts_at:
+            return _flattened(self.obs_space, state[self._obs_at])
+        return np.concatenate([_flattened(part, state[at]) for at, part in self._parts_at], axis=1)
 
     def reset(self, ids: np.ndarray) -> np.ndarray:
         self._env._reset(np.asarray(ids, np.int32))
-        return np.asarray(self._env._recv()[self._obs_at], np.float64)
+        return self._observed(self._env._recv())
 
     def step(
         self, actions: np.ndarray, ids: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        bounded = np.minimum(np.maximum(actions, self.action_low), self.action_high)
         which = self._all if ids is None else np.asarray(ids, np.int32)
-        if self.discrete:
-            bounded = bounded[:, 0] + self._first_action
-        self._env._send([which, which, bounded.astype(self._action_type, order="C", copy=False)])
+        self._env._send([which, which, self._env_actions(actions).astype(self._sent_type, order="C", copy=False)])
         state = self._env._recv()
-        obs, reward = np.asarray(state[self._obs_at], np.float64), np.asarray(state[self._reward_at], np.float64)
         done, truncated = state[self._done_at], state[self._truncated_at]
-        return obs, reward, done & ~truncated, truncated
+        return self._observed(state), np.asarray(state[self._reward_at], np.float64), done & ~truncated, truncated
+
+
+@cache
+def _draws_in_steps(env_id: str, kwargs: str) -> bool:
+    """Whether two copies of one seed depart from each other in their second episode, if one has acted in its first.
+
+    Found out by a few episodes of drawn actions, of which the second are the same for both.
+    """
+    rng, both, acting = np.random.default_rng(0), np.arange(2), np.arange(1)
+    for seed in range(_TRIED_EPISODES):
+        env = EnvPoolEnv(EnvId(env_id, {"kwargs": json.loads(kwargs)}), [seed, seed])
+        env.reset(both)
+        for _ in range(_TRIED_STEPS):
+            _, _, terminated, truncated = env.step(_drawn_action(env, rng), acting)
+            if terminated[0] or truncated[0]:
+                break
+        seen, done = env.reset(both), np.zeros(2, np.bool_)
+        for _ in range(_TRIED_STEPS):
+            if not np.array_equal(seen[0], seen[1], equal_nan=True) or done[0] != done[1]:
+                return True
+            if done.any():
+                break
+            seen, _, terminated, truncated = env.step(np.repeat(_drawn_action(env, rng), 2, axis=0))
+            done = terminated | truncated
+    return False
+
+
+def _drawn_action(env: VectorEnv, rng: np.random.Generator) -> np.ndarray:
+    """[1, action_dim]"""
+    if env.discrete:
+        return rng.integers(env.policy_outputs, size=(1, 1)).astype(np.float64)
+    return rng.uniform(np.maximum(env.action_low, -1), np.minimum(env.action_high, 1))[None]
+
+
+def _leaves(space: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """The names and spaces of a Dict's parts, in the order of `gymnasium.spaces.flatten`; none of another space."""
+    from gymnasium.spaces import Dict
+
+    if not isinstance(space, Dict):
+        return [(prefix.removesuffix("."), space)] if prefix else []
+    return [leaf for name, part in space.spaces.items() for leaf in _leaves(part, f"{prefix}{name}.")]
+
+
+def _is_image(space: Any) -> bool:
+    return _is_box(space) and len(space.shape) > 1 and space.dtype == np.uint8
+
+
+def _is_box(space: Any) -> bool:
+    from gymnasium.spaces import Box
+
+    return isinstance(space, Box)
+
+
+def _flattened(space: Any, batch: np.ndarray) -> np.ndarray:
+    """A batch of one space's observations as `gymnasium.spaces.flatten` has each, [n, size] float64."""
+    from gymnasium.spaces import flatdim, flatten
+
+    values = np.asarray(batch)
+    if _is_box(space):
+        return np.asarray(values, np.float64).reshape(len(values), flatdim(space))
+    return np.array([flatten(space, value) for value in values], np.float64).reshape(len(values), flatdim(space))
 
 
 class GymnasiumEnv(VectorEnv):
     """Gymnasium's own environments, stepped one after another: any registered id, and the reference in tests."""
 
-    def __init__(self, env_id: str, seeds: Sequence[int]) -> None:
+    def __init__(self, env_id: EnvId, seeds: Sequence[int]) -> None:
         self.num_envs = len(seeds)
-        with _quiet_making(), _quiet_mujoco():
-            self._envs = [_make_gymnasium(env_id) for _ in seeds]
+        self._envs = [made(env_id) for _ in seeds]
         self._seeds: list[int | None] = [int(seed) for seed in seeds]
         self._take_spaces(self._envs[0], env_id)
+        self._is_flat = len(getattr(self.obs_space, "shape", None) or ()) == 1 and _is_box(self.obs_space)
+        self._seen = np.zeros((self.num_envs, self.obs_dim))  # the stacked frames, the newest last
+
+    def _flat(self, obs: Any) -> Any:
+        if self._is_flat:
+            return obs
+        from gymnasium.spaces import flatten
+
+        return flatten(self.obs_space, obs)
 
     def reset(self, ids: np.ndarray) -> np.ndarray:
-        obs = np.empty((len(ids), self.obs_dim))
-        for row, i in enumerate(ids):
-            obs[row], _ = self._envs[i].reset(seed=self._seeds[i])
+        for i in ids:
+            obs, _ = self._envs[i].reset(seed=self._seeds[i])
             self._seeds[i] = None  # later resets go on with the same random stream
-        return obs
+            self._seen[i, : -self._obs_size] = 0
+            self._seen[i, -self._obs_size :] = self._flat(obs)
+        return self._seen[ids]
 
     def step(
         self, actions: np.ndarray, ids: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        bounded: Any = np.clip(actions, self.action_low, self.action_high)
+        taken: Any = self._env_actions(actions)
         if self.discrete:
-            bounded = (bounded[:, 0] + self._first_action).astype(np.int64)
-        which = range(self.num_envs) if ids is None else ids
-        obs, reward = np.empty((len(which), self.obs_dim)), np.empty(len(which))
-        terminated, truncated = np.empty(len(which), np.bool_), np.empty(len(which), np.bool_)
+            taken = taken.astype(np.int64)
+        which = np.arange(self.num_envs) if ids is None else ids
+        reward, terminated = np.empty(len(which)), np.empty(len(which), np.bool_)
+        truncated = np.empty(len(which), np.bool_)
         for row, i in enumerate(which):
-            obs[row], reward[row], terminated[row], truncated[row], _ = self._envs[i].step(bounded[row])
-        return obs, reward, terminated, truncated
+            obs, reward[row], terminated[row], truncated[row], _ = self._envs[i].step(taken[row])
+            if self.obs_dim != self._obs_size:
+                self._seen[i, : -self._obs_size] = self._seen[i, self._obs_size :]
+            self._seen[i, -self._obs_size :] = self._flat(obs)
+        return self._seen[which], reward, terminated, truncated
+
+    def random_state(self, ids: np.ndarray) -> list[Any]:
+        """The state of each copy's `np_random`, from which an environment draws in its steps and resets."""
+        states = [getattr(self._envs[i].unwrapped, "np_random", None) for i in ids]
+        generators = [getattr(each, "bit_generator", None) for each in states]
+        return [each.state if isinstance(each, np.random.PCG64) else None for each in generators]
+
+    def _bring_back_random(self, ids: np.ndarray, random: Sequence[Any]) -> None:
+        for i in ids:
+            if random[i] is not None:
+                self._envs[i].unwrapped.np_random.bit_generator.state = random[i]
 
 
 def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "auto", threads: int = 1) -> VectorEnv:
     """Copies of an environment, one a seed, stepped by so many threads (Gymnasium's by one).
 
+    Observations of other kinds than flat boxes are flattened as `gymnasium.spaces.flatten` does it: a Dict's parts in
+    the order of its keys, discrete ones one-hot.
+
+    Args:
+        env_id: an id, or an `EnvId` with all that makes the environment.
+
     Raises:
-        TiplError: the backend does not have the environment or takes no such seed, or the spaces are of other kinds
-            than flat boxes and discrete actions.
+        TiplError: the backend does not have the environment or takes no such seed, or its spaces are of other kinds.
     """
+    env_id = EnvId.of(env_id)
+    if not len(seeds) or min(seeds) < 0:
+        raise TiplError(f"Seeds of environments are whole numbers from 0 on, at least one, not {list(seeds)[:5]}.")
     if chosen_backend(env_id, backend) == "gymnasium":
         return GymnasiumEnv(env_id, seeds)
+    if "entry_point" in env_id.spec:
+        raise TiplError(f"The trial in {env_id} was recorded in Gymnasium, not EnvPool; give gymnasium as the backend.")
     if not _in_envpool(env_id):
-        raise TiplError(f"EnvPool has no environment {env_id!r}; check the id, or use --backend gymnasium.")
+        raise TiplError(f"EnvPool has no environment {str(env_id)!r}; check the id, or use --backend gymnasium.")
     if max(seeds) > _MAX_ENVPOOL_SEED:
         raise TiplError(
             f"EnvPool takes no seed above {_MAX_ENVPOOL_SEED}, and {max(seeds)} is asked; give a lower --seed."
@@ -200,16 +359,19 @@ def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "auto", threa
 
 
 def chosen_backend(env_id: str, backend: Backend) -> Backend:
-    """What "auto" means for this environment; every other choice as it is."""
+    """What "auto" means for this environment, a stored trial's own where it says one; every other choice as it is."""
     if backend != "auto":
         return backend
-    return "envpool" if _in_envpool(env_id) else "gymnasium"
+    spec = EnvId.of(env_id).spec
+    if "entry_point" in spec:
+        return "gymnasium"
+    return spec.get("backend") or ("envpool" if _in_envpool(env_id) else "gymnasium")
 
 
 def _in_envpool(env_id: str) -> bool:
     import envpool
 
-    return env_id in envpool.list_all_envs()
+    return str(env_id) in envpool.list_all_envs()
 
 
 def engine_versions(backend: Backend) -> dict[str, str]:
@@ -233,51 +395,3 @@ def _envpool_mujoco_version() -> str:
         return "unknown"
     version.restype = ctypes.c_char_p
     return version().decode()
-
-
-def _make_gymnasium(env_id: str) -> Any:
-    import gymnasium
-
-    try:
-        return gymnasium.make(env_id)
-    except (gymnasium.error.Error, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise TiplError(f"Gymnasium cannot make {env_id!r}: {reason}") from error
-
-
-@contextlib.contextmanager
-def _quiet_making() -> Iterator[None]:
-    """Keeps back what the libraries say about the paper's environments while they are made, and nothing else."""
-    import gymnasium  # noqa: F401 - first, since its import puts a filter of its own before all others
-
-    with _MAKING, warnings.catch_warnings():
-        # Gymnasium calls every v4 environment out of date; the paper's are v4.
-        warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
-        # EnvPool gives float64 bounds to float32 spaces.
-        warnings.filterwarnings("ignore", message=".*precision lowered by casting.*", category=UserWarning)
-        yield
-
-
-@contextlib.contextmanager
-def _quiet_mujoco() -> Iterator[None]:
-    """MuJoCo, unless someone listens, puts what it has against HalfCheetah's XML into ./MUJOCO_LOG.TXT.
-
-    Raises:
-        TiplError: MuJoCo is needed within, and cannot be loaded, as on a machine without the OpenGL of MUJOCO_GL.
-    """
-    try:
-        mujoco: Any = importlib.import_module("mujoco")  # its type stubs lack these two functions
-    except Exception as missing:  # whatever the search for OpenGL ran into; most environments can do without
-        try:
-            yield
-        except Exception as error:
-            if repr(error) != repr(missing):
-                raise
-            raise TiplError(f"MuJoCo cannot be loaded here: {missing}; unset MUJOCO_GL, or set it to egl.") from error
-        return
-    listener = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda message: None)
-    try:
-        yield
-    finally:
-        mujoco.set_mju_user_warning(listener)

@@ -23,6 +23,7 @@ from tipl.adapt import adapted
 from tipl.apart import Plan, plan
 from tipl.baselines import FITTED, Autoregression, fitted_baselines, persistence
 from tipl.checks import AnyPath, checked_arguments
+from tipl.env_spec import import_named
 from tipl.errors import TiplError
 from tipl.files import Absent, told, write_json
 from tipl.forecast import Forecaster, Stretched, load_forecaster, model_folder, model_name, usable
@@ -53,6 +54,7 @@ def evaluate(
     codes: AnyPath | None = None,
     fit: AnyPath | Sequence[AnyPath] | None = None,
     returns: bool = True,
+    trust: bool = False,
 ) -> Path:
     """Judge every baseline, and these models and forecasters, on the test trials of a store.
 
@@ -68,6 +70,7 @@ def evaluate(
         fit: other stores, whose training and validation trials the baselines are fitted on and chosen by, of any
             policies; every trial of `store` is then judged. Default: `store` itself.
         returns: also run the true and the predicted policies.
+        trust: import the modules that the store names for its environments, which runs their code.
 
     Returns:
         `out`.
@@ -88,6 +91,8 @@ def evaluate(
         raise TiplError(f"The model {twice} is given twice; leave one out.")
     _require_out(out, [store, *folders, *sources, *([] if codes is None else [Path(codes)])])
     data = Store.open(store)
+    if trust:
+        import_named(data.trial(seed).env_id for seed in data.seeds)
     chosen = plan(data, config, folders, sources)
     config = fitted_horizons(config, _shortest(chosen), returns)
     if returns:

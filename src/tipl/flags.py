@@ -7,6 +7,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import json
 from argparse import SUPPRESS
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -37,8 +38,9 @@ def add_settings(parser: Any, settings: Any, prefix: str = "", *, other: tuple[s
             within = other and (other[0], getattr(other[1], name))
             add_settings(parser.add_argument_group(name), kind, prefix=f"{name}.", other=within)
             continue
-        defaults = f"[{_as_flag(field.default)}]"
-        if other and field.name not in ("env_id", "model") and getattr(other[1], field.name) != field.default:
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        defaults = f"[{_as_flag(default)}]"
+        if other and field.name not in ("env_id", "model") and getattr(other[1], field.name) != default:
             defaults += f", with {other[0]} [{_as_flag(getattr(other[1], field.name))}]"
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -51,6 +53,8 @@ def add_settings(parser: Any, settings: Any, prefix: str = "", *, other: tuple[s
 
 def _as_flag(value: Any) -> str:
     """As it is given on the command line."""
+    if isinstance(value, dict):
+        return " ".join(f"{name}={each}" for name, each in value.items()) or "none"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -62,7 +66,29 @@ def _parsing(kind: Any) -> dict[str, Any]:
         return {"choices": get_args(kind)}
     if get_origin(kind) is tuple:
         return {**_parsing(get_args(kind)[0]), "nargs": "+"}
+    if get_origin(kind) is dict:
+        return {"type": _arguments, "nargs": "+", "metavar": "K=V"}
     return {"type": reader(kind), "metavar": {int: "N", float: "X", str: "NAME"}[_bare(kind)]}
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """K=V, where V is JSON or else text, or a JSON object."""
+    try:
+        if text.lstrip().startswith("{"):
+            return json.loads(text)
+        name, found, value = text.partition("=")
+        if not found or not name.isidentifier():
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is neither K=V nor a JSON object")
+        return {name: _json_or_text(value)}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no JSON ({error})") from error
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
 
 
 def reader(kind: Any) -> Callable[[str], Any]:
@@ -112,5 +138,12 @@ def with_flags(settings: Settings, given: Mapping[str, Any], prefix: str = "") -
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             changes[field.name] = with_flags(value, given, prefix=f"{name}.")
         elif name in given:
-            changes[field.name] = tuple(given[name]) if isinstance(value, tuple) else given[name]
+            changes[field.name] = _joined(given[name], value)
     return dataclasses.replace(settings, **changes)
+
+
+def _joined(given: Any, value: Any) -> Any:
+    """What the command line gave for a setting, as the type of its `value`."""
+    if isinstance(value, dict):
+        return {name: each for some in given for name, each in some.items()}
+    return tuple(given) if isinstance(value, tuple) else given

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tipl.env_described import why_other
 from tipl.envs import engine_versions, make_env
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster, checked_forecast
@@ -35,19 +36,25 @@ _TRUE_WEIGHTS = ""  # φ_{t+h} itself, among the names of forecasters
 def why_not_run(trial: Trial) -> str | None:
     """Why a trial's policies cannot be run, as the end of a sentence about them; None: they can.
 
-    Collected ones can; recorded ones if record.py knew their network and the environment takes it.
-
-    Raises:
-        TiplError: the environment cannot be made.
+    Collected ones can; recorded ones if record.py knew their network and what makes their environment, and both fit.
     """
     config = trial.config
     if config.get("hidden_sizes") is None or "backend" not in config:
         return "are none that can be run (Linear and Tanh, ReLU or ELU in turn, to logits or to means with a log-std)"
-    env = make_env(trial.env_id, [0], config["backend"])
+    if trial.env_id.spec.get("not_run"):
+        return f"cannot be run: {trial.env_id.spec['not_run']}"
+    try:
+        env = make_env(trial.env_id, [0], config["backend"])
+        other = why_other(trial.env_id)
+    except TiplError as error:
+        return f"cannot be run here: {str(error).rstrip('.')}"
     spec = policy_spec(env.obs_dim, config["hidden_sizes"], env.policy_outputs, discrete=env.discrete)
-    if spec.size == trial.spec.size:
-        return None
-    return f"have {trial.spec.size} weights, and {trial.env_id} takes {spec.size} with these layers"
+    if spec.size == trial.spec.size and trial.obs_mean.shape[1] == env.obs_dim:
+        return other
+    return (
+        f"have {trial.spec.size} weights and a normalizer of {trial.obs_mean.shape[1]}, and {trial.env_id} takes "
+        f"{spec.size} and {env.obs_dim} with these layers"
+    )
 
 
 def measure_returns(
@@ -188,7 +195,7 @@ def _mean_returns(
     """
     config = trial.config
     how = {
-        "env_id": trial.env_id, "hidden_sizes": list(config["hidden_sizes"]), "seed": seed, "sampled": sampled,
+        "env_id": trial.env_id.facts, "hidden_sizes": list(config["hidden_sizes"]), "seed": seed, "sampled": sampled,
         "activation": config.get("activation", "tanh"), "backend": config["backend"],
         "obs_clip": config.get("obs_clip", OBS_CLIP),
     }  # fmt: skip
@@ -201,7 +208,7 @@ def _mean_returns(
     if kept is not None:
         advance(len(policies) * episodes, "")
         return kept["returns"]
-    returns = policy_returns(policies, episodes=episodes, advance=advance, **how)
+    returns = policy_returns(policies, episodes=episodes, advance=advance, **{**how, "env_id": trial.env_id})
     if not np.isfinite(returns).all():
         raise TiplError(
             f"A policy of trial {trial.seed}, true or predicted, has a return that is not finite in "

@@ -23,6 +23,7 @@ import numba
 import numpy as np
 from numba import njit
 
+from tipl.errors import TiplError
 from tipl.presets import Activation
 
 # Reassociation lets LLVM vectorize sums and fuse multiply-adds; NaN and infinity keep their meaning.
@@ -115,12 +116,25 @@ class ParamSpec:
         return sum(self.sizes)
 
     def flatten(self, tensors: Mapping[str, Any]) -> np.ndarray:
-        """Tensors by name to one float32 vector [P]."""
+        """Tensors by name to one float32 vector [P].
+
+        Raises:
+            TiplError: one is missing, or has another number of weights.
+        """
+        for name, size in zip(self.names, self.sizes, strict=True):
+            if name not in tensors or np.size(tensors[name]) != size:
+                found = f"has {np.size(tensors[name])} weights, not {size}" if name in tensors else "is missing"
+                raise TiplError(f"The tensor {name!r} {found}; give those of this spec: {', '.join(self.names)}.")
         return np.concatenate([np.asarray(tensors[name], np.float32).reshape(-1) for name in self.names])
 
     def unflatten(self, weights_P: np.ndarray) -> dict[str, np.ndarray]:
-        """One vector [P] to tensors by name; views, not copies."""
-        assert weights_P.shape == (self.size,), (weights_P.shape, self.size)
+        """One vector [P] to tensors by name; views, not copies.
+
+        Raises:
+            TiplError: it is no such vector.
+        """
+        if np.shape(weights_P) != (self.size,):
+            raise TiplError(f"Weights of shape {np.shape(weights_P)} are no vector of the {self.size} of this spec.")
         parts = zip(self.names, self.shapes, self.offsets, self.sizes, strict=True)
         return {name: weights_P[start : start + size].reshape(shape) for name, shape, start, size in parts}
 
@@ -149,9 +163,10 @@ def activation_code(activation: Activation) -> int:
 
 
 def policy_spec(obs_dim: int, hidden_sizes: Sequence[int], outputs: int, *, discrete: bool = False) -> ParamSpec:
-    """The snapshot of a Gaussian policy: the mean network, then the log standard deviations, [outputs].
+    """The snapshot of a Gaussian policy: the mean network, then the log standard deviations, [1, outputs].
 
-    Of a categorical one, if `discrete`: the network of the logits.
+    Of a categorical one, if `discrete`: the network of the logits. Names and shapes are those of CleanRL's agents, so
+    that what `unflatten` gives loads into one.
     """
     names: list[str] = []
     shapes: list[tuple[int, ...]] = []
@@ -163,7 +178,7 @@ def policy_spec(obs_dim: int, hidden_sizes: Sequence[int], outputs: int, *, disc
         shapes += [(fan_out, fan_in), (fan_out,)]
     if not discrete:
         names.append("actor_logstd")
-        shapes.append((outputs,))
+        shapes.append((1, outputs))
     return ParamSpec(tuple(names), tuple(shapes))
 
 

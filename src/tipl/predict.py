@@ -16,12 +16,14 @@ import safetensors.numpy
 from tipl.adapt import adapted
 from tipl.apart import Learned, learned_by, require_unseen
 from tipl.checks import AnyPath, Count, Positive, Whole, checked_arguments
+from tipl.env_spec import import_named
 from tipl.errors import TiplError
 from tipl.files import to_json
 from tipl.forecast import SHIPPED, CausalForecaster, Forecaster, Stretched, checked_forecast, load_forecaster
 from tipl.forecast_returns import why_not_run
 from tipl.model import write_file
 from tipl.policy import OBS_CLIP
+from tipl.progress import console
 from tipl.returns import Policies, policy_returns
 from tipl.store import Store, Trial
 
@@ -62,6 +64,7 @@ def forecast_policy(
     seen: bool = False,
     episodes: Whole = 20,
     seed: Whole = 0,
+    trust: bool = False,
 ) -> Prediction:
     """Write the policy that a model expects `horizon` snapshots after the origin, and run it.
 
@@ -75,6 +78,7 @@ def forecast_policy(
         adapt: correct it by what came of the model's forecasts from every earlier snapshot.
         seen: forecast a trial that the model has learned from; otherwise that is refused.
         episodes: that a return is the mean of, the same ones for all policies; 0: none are run.
+        trust: import the modules that the store names for its environments, which runs their code.
 
     Raises:
         TiplError: there is no such trial, snapshot or model, the model has learned from the trial, or the file cannot
@@ -87,6 +91,8 @@ def forecast_policy(
         raise TiplError(f"{out} is a folder; give --out the name of a file.")
     data = Store.open(store)
     run = data.trial(trial)
+    if trust:
+        import_named([run.env_id])
     if not 0 <= origin < run.committed:
         raise TiplError(f"Trial {trial} has snapshots 0 to {run.committed - 1}; --origin {origin} is none of them.")
     learned = learned_by(model)
@@ -150,7 +156,10 @@ def _notes(run: Trial, forecaster: Forecaster, learned: Sequence[Learned] | None
 
 def _returns(run: Trial, origin: int, weights: list[np.ndarray], episodes: int, seed: int) -> list[float | None]:
     """The mean return of each policy under the normalizer of the origin."""
-    if not episodes or why_not_run(run) is not None:
+    reason = why_not_run(run) if episodes else None
+    if reason is not None:
+        console.print(f"forecast: the policies of trial {run.seed} {reason}.", markup=False)
+    if not episodes or reason is not None:
         return [None] * 3
     mean, var = (np.repeat(each[origin : origin + 1], len(weights), axis=0) for each in (run.obs_mean, run.obs_var))
     earned = policy_returns(

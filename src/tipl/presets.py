@@ -5,10 +5,13 @@ In: nothing.  Out: frozen dataclasses that the functions of the package take and
 A field's annotation says which values it takes (checks.py); `__post_init__` adds what hangs on several fields.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tipl.checks import Count, NotNegative, Part, Positive, Share, Whole, Within, check_settings, require
+from tipl.errors import TiplError
 
 Backend = Literal["auto", "envpool", "gymnasium"]
 Activation = Literal["tanh", "relu", "elu"]
@@ -67,11 +70,27 @@ class DiscretePPOConfig(PPOConfig):
     ent_coef: float = 0.01
 
 
+def require_json(env_kwargs: Mapping[str, Any]) -> None:
+    """Keyword arguments go into the trial's record, from which its policies are run again."""
+    try:
+        json.dumps(env_kwargs, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TiplError(
+            f"--env-kwargs does not go into JSON ({error}); give numbers, text, lists and objects."
+        ) from error
+
+
 @dataclass(frozen=True)
 class CollectConfig:
-    """What makes a data set of trials; with its seed, all that makes one trial. For continuous actions."""
+    """What makes a data set of trials; with its seed, all that makes one trial. For continuous actions.
+
+    What `ppo` says is CleanRL's. The environment, its steps and the two layers of 8 are those of the paper's smaller
+    experiment; CleanRL's are HalfCheetah-v4, 1,000,000 and two layers of 64.
+    """
 
     env_id: str = "InvertedPendulum-v4"
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment, K=V or a JSON object; max_episode_steps is one."""
     trials: Count = 20
     """Number of independent runs."""
     seed: Whole = 1
@@ -94,6 +113,7 @@ class CollectConfig:
             self.total_steps >= self.ppo.batch_size,
             f"--total-steps is {self.total_steps}; give at least one iteration, {self.ppo.batch_size} steps.",
         )
+        require_json(self.env_kwargs)
         require(len(self.hidden_sizes) >= 1, "--hidden-sizes is empty; give one or more widths.")
         require(
             self.ppo.update_epochs % self.snapshot_every_epochs == 0,
@@ -125,7 +145,7 @@ class CollectConfig:
 
 @dataclass(frozen=True)
 class DiscreteCollectConfig(CollectConfig):
-    """The same for discrete actions, with CleanRL's ``ppo`` defaults."""
+    """The same for discrete actions, with CleanRL's ``ppo`` defaults, its environment, steps and layers too."""
 
     env_id: str = "CartPole-v1"
     total_steps: Count = 500_000

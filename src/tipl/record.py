@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,11 +29,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import tipl
+from tipl.env_described import environment_of
+from tipl.env_spec import EnvId
 from tipl.envs import engine_versions
 from tipl.errors import TiplError
-from tipl.flat import check_parameters
-from tipl.policy import ParamSpec, policy_spec
-from tipl.presets import Activation
+from tipl.progress import console
+from tipl.recorded_actor import subject_of
 from tipl.store import Store, Trial, TrialWriter, create_store
 
 COMMIT_SECONDS = 30.0
@@ -72,7 +73,9 @@ class WeightRecorder:
         optimizer: torch.optim.Optimizer,
         *,
         every: int | None,
-        env_id: str,
+        env_id: str | None = None,
+        env: Any = None,
+        first_action: int | None = None,
         names: Sequence[str] = (),
         normalizer: Normalizer | None = None,
         obs_clip: float = 10.0,
@@ -85,7 +88,12 @@ class WeightRecorder:
             policy: a module, or (name, parameter) pairs.
             optimizer: what steps these parameters; its learning rate is recorded too.
             every: optimizer steps between two snapshots; None: the loop calls `snapshot`.
-            env_id: what Gymnasium makes the environment from.
+            env_id: what Gymnasium makes the environment from; default: the id of `env`.
+            env: the environment itself, or a vector of them. It is not stepped. Its keyword arguments, time limit and
+                wrappers are recorded, so that policies are run again in the same one; without it, in what the bare
+                `env_id` makes. What cannot be made again, or is another then, is marked as not to be run.
+            first_action: the number that the loop hands `env` for the first output of a discrete policy, where the
+                environment's actions do not count from 0.
             names: parameters to take, and modules whose parameters to take; default: all.
             normalizer: gives mean [obs], variance [obs] and count of the observation normalizer.
             obs_clip: normalized observations are held within ± this; without a normalizer nothing is.
@@ -94,12 +102,17 @@ class WeightRecorder:
         Raises:
             TiplError: something here cannot be used, or the store holds a complete or another trial of this seed.
         """
-        if seed < 0 or (every is not None and every < 1):
-            raise TiplError(f"seed is {seed} and every is {every}; give a seed of 0 or more and every of 1 or more.")
-        self._subject = subject = _subject(policy, names)
+        _require_count("seed", seed, 0)
+        if every is not None:
+            _require_count("every", every, 1)
+        if env is None and env_id is None:
+            raise TiplError("A trial has an environment; give env_id, or env.")
+        env_id = EnvId.of(env_id or "") if env is None else environment_of(env, env_id, first_action=first_action)
+        self._subject = subject = subject_of(policy, names)
         self._optimizer, self._group = optimizer, _group_index(subject.parameters, optimizer)
         self._every, self._normalizer = every, normalizer
-        self._obs_dim = subject.obs_dim if normalizer is None else len(_array(normalizer()[0]))
+        self._obs_dim = subject.obs_dim if normalizer is None else _array(normalizer()[0]).size
+        self._said_not_finite = False
         if subject.hidden_sizes is not None and self._obs_dim != subject.obs_dim:
             raise TiplError(
                 f"The normalizer has {self._obs_dim} means and the network {subject.obs_dim} inputs; "
@@ -114,14 +127,17 @@ class WeightRecorder:
         self._repeated: Iterator[np.ndarray] = iter(())  # snapshots that the run has to pass through again
         self._episodes_repeated = 0
         self._hooks: list[RemovableHandle] = []
+        self._goes_on: Callable[[], bool] = lambda: True  # whether the optimizer's next step is still of this run
         settings = {
             "every": every,
             "hidden_sizes": subject.hidden_sizes,
             "activation": subject.activation,
-            "backend": "gymnasium",
-            "obs_clip": None if normalizer is None else obs_clip,
+            "backend": env_id.spec.get("backend", "gymnasium"),
+            "obs_clip": None if normalizer is None or math.isinf(obs_clip) else obs_clip,
             "run": _as_json(config or {}),
         }
+        if env_id.spec:
+            settings["environment"] = env_id.spec
         self._path = create_store(store).path / "trials" / str(seed)
         checkpoint: dict[str, np.ndarray] = {}
         if seed in Store.open(store).seeds:
@@ -157,6 +173,7 @@ class WeightRecorder:
                 )
         else:
             self._append(weights)
+            self._say_what_is_not_finite(weights)
             if not self._loop_commits and time.monotonic() - self._committed_at >= COMMIT_SECONDS:
                 self._writer.commit({})
                 self._committed_at = time.monotonic()
@@ -223,6 +240,10 @@ class WeightRecorder:
             self._hooks.pop().remove()
 
     def _after_step(self, *_: object) -> None:
+        if not self._goes_on():
+            self._let_go()
+            self._writer.close()
+            return
         self._steps += 1
         if self._every is not None and self._steps % self._every == 0:
             self.snapshot()
@@ -231,6 +252,18 @@ class WeightRecorder:
         """[P] float32 on the CPU; one transfer where the parameters lie on a GPU."""
         parts = [parameter.detach().reshape(-1) for parameter in self._subject.parameters]
         return torch.cat(parts).to("cpu", torch.float32).numpy()
+
+    def _say_what_is_not_finite(self, weights_P: np.ndarray) -> None:
+        """Once, in a line: the trial keeps what a run that diverged passed through, and nothing is judged on it."""
+        if self._said_not_finite or np.isfinite(weights_P).all():
+            return
+        self._said_not_finite = True
+        tensors = self._subject.spec.unflatten(weights_P)
+        name = next(name for name, values in tensors.items() if not np.isfinite(values).all())
+        console.print(
+            f"record: the weights {name} of {self._path} are not finite from snapshot {self._snapshots} on.",
+            markup=False,
+        )
 
     def _append(self, weights: np.ndarray) -> None:
         env_step, iteration = (n() if callable(n) else n for n in (self.env_step, self.iteration))
@@ -243,15 +276,15 @@ class WeightRecorder:
             iteration=np.array([int(iteration)]),
             epoch=np.array([-1]),  # a recorder counts optimizer steps: `every` of them a snapshot
             learning_rate=np.array([float(self._optimizer.param_groups[self._group]["lr"])]),
-            obs_mean=np.asarray(mean, np.float64)[None],
-            obs_var=np.asarray(var, np.float64)[None],
+            obs_mean=np.asarray(mean, np.float64).reshape(1, -1),
+            obs_var=np.asarray(var, np.float64).reshape(1, -1),
             obs_count=np.array([float(count)]),
         )
 
-    def _require_same(self, trial: Trial, env_id: str, settings: Mapping[str, Any]) -> None:
+    def _require_same(self, trial: Trial, env_id: EnvId, settings: Mapping[str, Any]) -> None:
         if trial.spec != self._subject.spec:
             raise TiplError(f"{self._path} was begun with other parameters; give another seed, or the same network.")
-        before, now = _facts(trial.env_id, trial.config), _facts(env_id, settings)
+        before, now = _facts(trial.env_id.label, trial.config), _facts(env_id.label, settings)
         for name in before | now:
             if before.get(name) != now.get(name):
                 raise TiplError(
@@ -281,74 +314,9 @@ class WeightRecorder:
         self._hooks.append(handle)
 
 
-class _Subject(NamedTuple):
-    """What is recorded."""
-
-    parameters: Sequence[Tensor]
-    """In the order of the snapshot."""
-    spec: ParamSpec
-    hidden_sizes: list[int] | None
-    """Of an actor that can be run; None for all else."""
-    activation: Activation | None
-    """Of its hidden layers; None for all else."""
-    obs_dim: int
-    """Its inputs; 0 for all else."""
-
-
-def _subject(policy: nn.Module | Iterable[tuple[str, Tensor]], names: Sequence[str]) -> _Subject:
-    named = dict(policy.named_parameters() if isinstance(policy, nn.Module) else policy)
-    for wanted in names:
-        if not any(_is_within(name, wanted) for name in named):
-            raise TiplError(f"There is no parameter or module {wanted!r} to record; there are: {', '.join(named)}.")
-    if names:
-        named = {name: value for name, value in named.items() if any(_is_within(name, wanted) for wanted in names)}
-    if not named:
-        raise TiplError("There are no parameters to record; give a module that has some.")
-    check_parameters(named.items())
-    spec = ParamSpec(tuple(named), tuple(tuple(value.shape) for value in named.values()))
-    whole = _Subject([*named.values()], spec, None, None, 0)
-    for actor in (_mlp_actor(policy, discrete=False), _mlp_actor(policy, discrete=True)):
-        if actor and set(map(id, actor.parameters)) == set(map(id, whole.parameters)):
-            return actor
-    return whole
-
-
-def _is_within(name: str, wanted: str) -> bool:
-    return name == wanted or name.startswith(f"{wanted}.")
-
-
-def _mlp_actor(policy: object, *, discrete: bool) -> _Subject | None:
-    """The actor of a module with the attributes of CleanRL's agent for such actions, in the order of `policy_spec`.
-
-    None if it has none that the kernels can run.
-    """
-    network = getattr(policy, "actor" if discrete else "actor_mean", None)
-    log_stds = [] if discrete else [getattr(policy, "actor_logstd", None)]
-    if not isinstance(network, nn.Sequential) or not all(isinstance(each, nn.Parameter) for each in log_stds):
-        return None
-    linears = [layer for layer in list(network)[::2] if isinstance(layer, nn.Linear)]
-    between: list[Activation | None] = [_activation(layer) for layer in list(network)[1::2]]
-    if not linears or len(linears) != len(between) + 1 or len(network) != len(linears) + len(between):
-        return None
-    activation = between[0] if between else "tanh"
-    if activation is None or set(between) - {activation}:
-        return None
-    obs_dim, *hidden_sizes = (layer.in_features for layer in linears)
-    spec = policy_spec(obs_dim, hidden_sizes, linears[-1].out_features, discrete=discrete)
-    parameters = [*network.parameters(), *log_stds]
-    shapes = [tuple(parameter.shape) for parameter in network.parameters()]
-    sizes = [parameter.numel() for parameter in parameters]
-    if shapes != [*spec.shapes[: len(shapes)]] or sizes != [*spec.sizes]:  # no biases, or a layer twice
-        return None
-    return _Subject(parameters, spec, hidden_sizes, activation, obs_dim)
-
-
-def _activation(layer: nn.Module) -> Activation | None:
-    """Its name; None if the kernels have no such activation."""
-    if isinstance(layer, nn.ELU) and layer.alpha != 1:
-        return None
-    names: dict[type[nn.Module], Activation] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.ELU: "elu"}
-    return names.get(type(layer))
+def _require_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise TiplError(f"{name} is {value!r}; give a whole number of {least} or more.")
 
 
 def _group_index(parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> int:
@@ -375,7 +343,7 @@ def _facts(env_id: str, config: Mapping[str, Any]) -> dict[str, Any]:
     run = {f"run.{name}": value for name, value in config.get("run", {}).items()}
     # Stores from before there was `activation` have tanh actors, or none that could be run.
     activation = None if config.get("hidden_sizes") is None else "tanh"
-    return {"env_id": env_id, "activation": activation, **config, "run": None, **run}
+    return {"env_id": env_id, "activation": activation, **config, "environment": None, "run": None, **run}
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
 from tipl.checks import Count, Positive, Whole, checked_arguments
+from tipl.env_spec import EnvId
 from tipl.envs import VectorEnv, make_env
+from tipl.errors import TiplError
 from tipl.policy import (
     FASTMATH,
     OBS_CLIP,
@@ -33,6 +36,7 @@ from tipl.policy import (
 from tipl.presets import Activation, Backend
 
 _SLOTS = 64  # most episodes that one thread steps together: of more, the simulator's state leaves the cache
+MAX_EPISODE_STEPS = 100_000
 _NOISE_STEPS = 64  # steps whose noise is drawn at once
 
 
@@ -40,7 +44,10 @@ _NOISE_STEPS = 64  # steps whose noise is drawn at once
 class Policies:
     """M policies of one shape, each with the normalizer that it is run with.
 
-    weights: [M, P] float32; obs_mean, obs_var: [M, O] float64.
+    weights: [M, P] float32; obs_mean, obs_var: [M, O] float64. All that is numbers is taken, and made these types.
+
+    Raises:
+        TiplError: they are of other shapes, or not finite.
     """
 
     weights: np.ndarray
@@ -48,10 +55,37 @@ class Policies:
     obs_var: np.ndarray
 
     def __post_init__(self) -> None:
-        assert len(self.weights) == len(self.obs_mean) == len(self.obs_var)
+        for name, kind in (("weights", np.float32), ("obs_mean", np.float64), ("obs_var", np.float64)):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name), kind))
+        if not len(self.weights) == len(self.obs_mean) == len(self.obs_var):
+            raise TiplError(
+                f"There are {len(self.weights)} weights of policies, {len(self.obs_mean)} means and "
+                f"{len(self.obs_var)} variances; give as many of each."
+            )
+        if self.obs_mean.shape != self.obs_var.shape:
+            raise TiplError(
+                f"Normalizers have {self.obs_mean.shape[1]} means and {self.obs_var.shape[1]} variances; give as many."
+            )
+        if (self.obs_var < 0).any():
+            raise TiplError("A normalizer has a variance below 0; give variances.")
 
     def __len__(self) -> int:
         return len(self.weights)
+
+
+def _numbers(name: str, values: object, kind: type) -> np.ndarray:
+    """[M, ...] of this type, rows of finite numbers."""
+    try:
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(np.asarray(values), dtype=kind)
+    except (TypeError, ValueError) as error:
+        raise TiplError(f"{name} of policies are no array of numbers ({error}).") from error
+    if array.ndim != 2:
+        raise TiplError(f"{name} of policies have the shape {array.shape}; give one row a policy, [M, ...].")
+    if not np.isfinite(array).all():
+        policy = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise TiplError(f"{name} of policy {policy} are not finite; leave it out.")
+    return array
 
 
 @checked_arguments
@@ -72,6 +106,7 @@ def policy_returns(
     """Run every policy for `episodes` whole episodes.
 
     Args:
+        env_id: an id, or a trial's `env_id`, which knows what else made its environment.
         sampled: draw actions from the policy; otherwise take its mean action, of discrete ones the most likely.
         activation: of the hidden layers.
         obs_clip: normalized observations are held within ± this; None: as they are.
@@ -79,7 +114,19 @@ def policy_returns(
         advance: told how many episodes have ended.
     Returns:
         [M, episodes] float64, undiscounted raw returns.
+
+    Raises:
+        TiplError: the policies are not for this environment, an argument is out of its range, an episode does not end,
+            or the environment gives what is not finite.
     """
+    if episodes < 1 or seed < 0 or (threads is not None and threads < 1):
+        raise TiplError(f"episodes is {episodes}, seed {seed} and threads {threads}; give 1, 0 and 1 or more.")
+    if activation not in get_args(Activation):
+        raise TiplError(f"activation is {activation!r}; give one of {', '.join(get_args(Activation))}.")
+    if obs_clip is not None and not obs_clip > 0:
+        raise TiplError(f"obs_clip is {obs_clip}; give more than 0, or None.")
+    env_id = EnvId.of(env_id)
+    _require_fit(policies, make_env(env_id, [0], backend), env_id, hidden_sizes)
     seeds = episode_seeds(seed, episodes)
     threads = threads or len(os.sched_getaffinity(0))
     returns = np.empty((len(policies), episodes))
@@ -113,7 +160,7 @@ def _run_episodes(
     policies: Policies,
     policy: np.ndarray,
     seeds: np.ndarray,
-    env_id: str,
+    env_id: EnvId,
     hidden_sizes: Sequence[int],
     sampled: bool,
     activation: Activation,
@@ -123,8 +170,6 @@ def _run_episodes(
     """One episode of policy[j] from seed[j], for each j."""
     env = make_env(env_id, seeds.tolist(), backend)
     sizes = layer_sizes(env.obs_dim, hidden_sizes, env.policy_outputs)
-    log_stds = 0 if env.discrete else env.action_dim
-    assert policies.weights.shape[1] == network_size(sizes) + log_stds, "the policies are not for this environment"
     actions = np.empty((len(policy), env.action_dim))
     silence = np.zeros((len(policy), env.policy_outputs), np.float32)
     noise_of_steps = _noise(seeds, env) if sampled else itertools.repeat(silence)
@@ -132,7 +177,17 @@ def _run_episodes(
     running = np.arange(len(policy))
     obs = env.reset(running)
     clip = np.inf if obs_clip is None else obs_clip
-    while len(running):
+    for steps in itertools.count(1):
+        if not len(running):
+            break
+        if steps > MAX_EPISODE_STEPS:
+            raise TiplError(
+                f"An episode of {env_id} has not ended after {MAX_EPISODE_STEPS:,} steps; give the environment a time "
+                "limit (--env-kwargs max_episode_steps=N where it is collected, gymnasium.make's where it is "
+                "recorded), or measure no returns."
+            )
+        if not np.isfinite(obs).all():
+            raise TiplError(f"{env_id} gave an observation that is not finite; mend the environment.")
         noise = next(noise_of_steps)[running]
         act_frozen(policies.weights, policy[running], obs, policies.obs_mean, policies.obs_var, sizes, noise, actions,
                    clip, activation_code(activation))  # fmt: skip
@@ -141,7 +196,27 @@ def _run_episodes(
         going = ~(terminated | truncated)
         if not going.all():
             running, obs = running[going], obs[going]
+    if not np.isfinite(total).all():
+        raise TiplError(f"{env_id} gave rewards whose sum is not finite; mend the environment.")
     return total
+
+
+def _require_fit(policies: Policies, env: VectorEnv, env_id: str, hidden_sizes: Sequence[int]) -> None:
+    """What the kernels presume of their arrays."""
+    if not all(isinstance(size, int | np.integer) and size >= 1 for size in hidden_sizes):
+        raise TiplError(f"hidden_sizes is {list(hidden_sizes)}; give whole numbers of at least 1.")
+    wanted = network_size(layer_sizes(env.obs_dim, hidden_sizes, env.policy_outputs))
+    wanted += 0 if env.discrete else env.action_dim
+    if policies.weights.shape[1] != wanted:
+        raise TiplError(
+            f"The policies have {policies.weights.shape[1]} weights, and {env_id} takes {wanted} with hidden layers of "
+            f"{list(hidden_sizes)}; give the environment and layers that they are for."
+        )
+    if policies.obs_mean.shape[1] != env.obs_dim:
+        raise TiplError(
+            f"The normalizers have {policies.obs_mean.shape[1]} means, and {env_id} gives {env.obs_dim} observations; "
+            "give normalizers of these."
+        )
 
 
 def _noise(seeds: np.ndarray, env: VectorEnv) -> Iterator[np.ndarray]:

@@ -12,12 +12,15 @@ an iteration, O observation, A action (1 if discrete), F outputs of the policy's
 """
 
 import importlib.metadata
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from tipl.env_spec import env_id_in
 from tipl.envs import VectorEnv, make_env
 from tipl.errors import TiplError
 from tipl.policy import (
@@ -80,7 +83,7 @@ class Stack:
         self.config = config
         self.seeds = list(seeds)
         copy_seeds = [each for seed in self.seeds for each in environment_seeds(seed, ppo.num_envs)]
-        self.env = make_env(config.env_id, copy_seeds, config.backend, threads) if env is None else env
+        self.env = make_env(env_id_in(config), copy_seeds, config.backend, threads) if env is None else env
         if self.env.discrete and not isinstance(ppo, DiscretePPOConfig):
             raise TiplError(
                 f"{config.env_id} has discrete actions and these settings are for continuous ones; give a "
@@ -108,7 +111,10 @@ class Stack:
         self.next_done = np.zeros(copies, np.float32)
         self.episode_return, self.episode_length = np.zeros(copies), np.zeros(copies, np.int64)
         self.resets = np.zeros(copies, np.int64)
+        # Of each copy the actions of the episodes that it takes to bring it back: the last one, or all of them.
         self.actions_since_reset = [np.empty((0, action_dim), np.float32) for _ in range(copies)]
+        self.earlier_lengths: list[list[int]] = [[] for _ in range(copies)]
+        self.random: list[Any] = [None] * copies  # what the environment drew from when the last episode began
 
         self.obs = np.empty((copies, ppo.num_steps, obs_dim), np.float32)
         self.actions = np.empty((copies, ppo.num_steps, action_dim), np.float32)
@@ -146,16 +152,28 @@ class Stack:
         """All that a trial's future depends on, as arrays, to be given to `restore`.
 
         Arrays of the copies are [E, ...]; their actions since the last reset stand one copy after another, of which
-        `episode_length` says the lengths.
+        `episode_length` says the lengths, those of earlier episodes that are kept `earlier_lengths`, of which each copy
+        has `earlier_episodes`. `random` is JSON.
         """
         copies = self.copies(trial)
         saved = {name: np.array(getattr(self, name)[trial]) for name in _SAVED}
         saved |= {name: np.array(getattr(self, name)[copies]) for name in _SAVED_OF_COPIES}
-        actions = np.concatenate(self.actions_since_reset[copies])
-        return {**saved, "actions_since_reset": actions, "iteration": np.array(self.iteration)}
+        earlier = self.earlier_lengths[copies]
+        return {
+            **saved,
+            "actions_since_reset": np.concatenate(self.actions_since_reset[copies]),
+            "earlier_episodes": np.array([len(lengths) for lengths in earlier], np.int64),
+            "earlier_lengths": np.array([length for lengths in earlier for length in lengths], np.int64),
+            "random": np.frombuffer(json.dumps(self.random[copies]).encode(), np.uint8),
+            "iteration": np.array(self.iteration),
+        }
 
     def restore(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
-        """Put a fresh stack where `state` left its trials; all of them have done the same number of iterations."""
+        """Put a fresh stack where `state` left its trials; all of them have done the same number of iterations.
+
+        Raises:
+            TiplError: the environment does not come back to where it was.
+        """
         assert len(states) == len(self.seeds) and self.iteration == 0
         assert len({int(state["iteration"]) for state in states}) == 1
         self.iteration = int(states[0]["iteration"])
@@ -165,9 +183,36 @@ class Stack:
                 getattr(self, name)[trial] = state[name]
             for name in _SAVED_OF_COPIES:  # without the axis of the copies in stores from before there were several
                 getattr(self, name)[copies] = state[name]
-            ends = np.cumsum(self.episode_length[copies])[:-1]
-            self.actions_since_reset[copies] = np.split(np.array(state["actions_since_reset"]), ends)
-        self.env.replay(self.resets.tolist(), self.actions_since_reset)
+            counts = np.cumsum(state["earlier_episodes"])[:-1]
+            self.earlier_lengths[copies] = [each.tolist() for each in np.split(state["earlier_lengths"], counts)]
+            lengths = [sum(each) for each in self.earlier_lengths[copies]] + self.episode_length[copies]
+            actions = np.split(np.array(state["actions_since_reset"]), np.cumsum(lengths)[:-1])
+            self.actions_since_reset[copies] = actions
+            self.random[copies] = json.loads(np.asarray(state["random"], np.uint8).tobytes())
+        self._bring_environments_back()
+
+    def _bring_environments_back(self) -> None:
+        episodes = [
+            np.split(actions, np.cumsum(lengths)) if resets else []
+            for actions, lengths, resets in zip(
+                self.actions_since_reset, self.earlier_lengths, self.resets.tolist(), strict=True
+            )
+        ]
+        last = self.env.replay(self.resets.tolist(), episodes, self.random)
+        begun = np.flatnonzero(self.resets)
+        seen = last[begun]
+        if self.config.ppo.normalize:
+            trial = begun // self.config.ppo.num_envs
+            deviation = np.sqrt(self.obs_var[trial] + VAR_EPSILON)
+            seen = np.clip((seen - self.obs_mean[trial]) / deviation, -OBS_CLIP, OBS_CLIP)
+        same = np.isclose(seen, self.next_obs[begun], rtol=1e-5, atol=1e-6).all(axis=1)
+        if not same.all():
+            seed = self.seeds[begun[~same][0] // self.config.ppo.num_envs]
+            raise TiplError(
+                f"Trial {seed} cannot go on to the same bits: its actions do not bring {self.config.env_id} back to "
+                "where it was (it draws random numbers of its own, or its library is another version). Remove the "
+                "trial's folder to begin it anew."
+            )
 
     def copies(self, trial: int) -> slice:
         """The places of a trial's copies of the environment."""
@@ -209,12 +254,40 @@ class Stack:
                     episodes[i // ppo.num_envs].append(row)
                 begun[ids] = step + 1
                 self._reset(ids)
+        self._require_finite()
         for copy, start in enumerate(begun):
-            before = self.actions_since_reset[copy][: 0 if start else None]
-            self.actions_since_reset[copy] = np.concatenate([before, self.actions[copy, start:]])
+            from_step = 0 if self.env.draws_in_steps else start
+            before = self.actions_since_reset[copy][: 0 if from_step else None]
+            self.actions_since_reset[copy] = np.concatenate([before, self.actions[copy, from_step:]])
         return [np.array(rows, np.float64).reshape(-1, 3) for rows in episodes]
 
+    def _require_finite(self) -> None:
+        """Stop where the environment gave what is no number: nothing that is learned from it would be.
+
+        Raises:
+            TiplError: it did, in this rollout.
+        """
+        for what, array, moments in (
+            ("an observation", self.obs, (self.obs_mean, self.obs_var)),
+            ("an observation", self.next_obs[:, None], ()),
+            ("a reward", self.rewards, (self.return_moments,)),
+        ):
+            bad = ~np.isfinite(array.reshape(len(self.seeds), -1)).all(axis=1)
+            for each in moments:
+                bad |= ~np.isfinite(each.reshape(len(self.seeds), -1)).all(axis=1)
+            if bad.any():
+                seed = self.seeds[np.flatnonzero(bad)[0]]
+                raise TiplError(
+                    f"{self.config.env_id} gave {what} that is not finite to trial {seed} in iteration "
+                    f"{self.iteration}; mend the environment. What was committed before stays."
+                )
+
     def _reset(self, ids: np.ndarray) -> None:
+        if self.env.draws_in_steps:
+            for i in ids[self.resets[ids] > 0]:
+                self.earlier_lengths[i].append(int(self.episode_length[i]))
+        for i, state in zip(ids, self.env.random_state(ids), strict=True):
+            self.random[i] = state
         self.resets[ids] += 1
         self.episode_return[ids] = 0
         self.episode_length[ids] = 0

@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 
 from tipl.checks import AnyPath, Count, checked
+from tipl.env_spec import env_id_of
 from tipl.errors import TiplError
 from tipl.policy import ParamSpec
 from tipl.store.arrays import chunk_range, open_array, require_chunk
@@ -124,7 +125,7 @@ class Trial:
         self._record = record
         self._arrays: dict[str, zarr.Array] = {}
         self.seed = record.seed
-        self.env_id = record.env_id
+        self.env_id = env_id_of(record.env_id, record.config)
         self.config = record.config
         self.spec = ParamSpec.from_json(record.param_spec)
         self.versions = record.versions

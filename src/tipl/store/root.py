@@ -159,11 +159,17 @@ def _settings(configuration: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "parameters", {row["name"]: row["shape"] for row in configuration["param_spec"]}
 
 
+# Of an environment (env_described.py), what was found out about it, and where.
+NO_SETTINGS = ("seed", "module", "probe")
+
+
 def _leaves(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
+        if name in NO_SETTINGS:
+            continue
         if isinstance(value, dict):
             yield from _leaves(f"{prefix}{name}.", value)
-        elif name != "seed":
+        else:
             yield f"{prefix}{name}", value
 
 
