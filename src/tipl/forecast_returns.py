@@ -49,12 +49,11 @@ def why_not_run(trial: Trial) -> str | None:
     except TiplError as error:
         return f"cannot be run here: {str(error).rstrip('.')}"
     spec = policy_spec(env.obs_dim, config["hidden_sizes"], env.policy_outputs, discrete=env.discrete)
-    if spec.size == trial.spec.size and trial.obs_mean.shape[1] == env.obs_dim:
-        return other
-    return (
-        f"have {trial.spec.size} weights and a normalizer of {trial.obs_mean.shape[1]}, and {trial.env_id} takes "
-        f"{spec.size} and {env.obs_dim} with these layers"
-    )
+    if spec.size != trial.spec.size:
+        return f"have {trial.spec.size} weights, and {trial.env_id} takes {spec.size} with these layers"
+    if trial.obs_mean.shape[1] != env.obs_dim:
+        return f"have normalizers of {trial.obs_mean.shape[1]} numbers, and {trial.env_id} gives {env.obs_dim}"
+    return other
 
 
 def measure_returns(
