@@ -406,7 +406,7 @@ def test_a_policy_that_computes_something_else_is_not_taken_for_its_parameters(t
     ]
     for at, env in enumerate(odd):
         reason = why_not_run(recorded(tmp_path / str(at), env))
-        assert reason is not None and reason.startswith("cannot be run: its environments"), reason
+        assert reason is not None and reason.startswith("cannot be run: its environment"), reason
 
 
 def test_hooks_end_with_the_call_that_they_were_made_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

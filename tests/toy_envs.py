@@ -19,6 +19,7 @@ class Toy(gymnasium.Env):
     observation_space: Any = spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space: Any = ONE
     length: float = 10
+    metadata: Any = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
 
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ _REPEAT_BYTES = 16 << 20  # of recorded snapshots read at once
 
 Number = int | Callable[[], int]
 Normalizer = Callable[[], tuple[Any, Any, Any]]
+
+
+_RECORDING: WeakSet["WeightRecorder"] = WeakSet()  # those of this process
 
 
 class WeightRecorder:
@@ -139,6 +143,9 @@ class WeightRecorder:
         if env_id.spec:
             settings["environment"] = env_id.spec
         self._path = create_store(store).path / "trials" / str(seed)
+        for earlier in [*_RECORDING]:
+            if earlier._path == self._path and not earlier._goes_on():
+                earlier._leave()  # of a run that was interrupted in this process, as a cell of a notebook is
         checkpoint: dict[str, np.ndarray] = {}
         if seed in Store.open(store).seeds:
             self._writer, checkpoint = TrialWriter.resume(store, seed)
@@ -157,6 +164,7 @@ class WeightRecorder:
                 self.snapshot()
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
             on_failure.pop_all()
+        _RECORDING.add(self)
 
     def snapshot(self) -> None:
         """Take the weights as they are now.
@@ -235,14 +243,18 @@ class WeightRecorder:
             self._let_go()
             self._writer.close()
 
+    def _leave(self) -> None:
+        """Free the trial, as it was committed last."""
+        self._let_go()
+        self._writer.close()
+
     def _let_go(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
 
     def _after_step(self, *_: object) -> None:
         if not self._goes_on():
-            self._let_go()
-            self._writer.close()
+            self._leave()
             return
         self._steps += 1
         if self._every is not None and self._steps % self._every == 0:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
 from tipl.errors import TiplError
-from tipl.flat import check_parameters
+from tipl.flat import check_parameters, tried, undisturbed
 from tipl.policy import ParamSpec, policy_spec
 from tipl.presets import Activation
 
@@ -95,7 +95,25 @@ def _computes(
     discrete: bool,
 ) -> bool:  # fmt: skip
     """Whether the network gives what the kernels make of its parameters, and the agent, if it has CleanRL's method,
-    the log-probabilities of these outputs: names and types alone do not say that."""
+    the log-probabilities of these outputs: names and types alone do not say that.
+
+    Tried with large weights, which are taken back: an actor begins with outputs so small that tanh changes nothing.
+    """
+    parameters = [*network.parameters(), *log_stds]
+    whole = policy if isinstance(policy, nn.Module) else None
+    with undisturbed(parameters, whole), tried(parameters, large_weights(spec.size)):
+        return _computes_now(policy, network, log_stds, spec, activation, discrete=discrete)
+
+
+def large_weights(size: int) -> np.ndarray:
+    """[P]"""
+    return 0.5 * np.random.default_rng(0).standard_normal(size, np.float32)
+
+
+def _computes_now(
+    policy: object, network: nn.Sequential, log_stds: Sequence[Any], spec: ParamSpec, activation: Activation, *,
+    discrete: bool,
+) -> bool:  # fmt: skip
     like = next(network.parameters())
     obs_dim = spec.shapes[0][1]
     drawn = np.random.default_rng(0).standard_normal((_TRIED, obs_dim))
@@ -105,20 +123,19 @@ def _computes(
     for layer in linears:
         expected = nn.functional.linear(expected, layer.weight, layer.bias)
         expected = expected if layer is linears[-1] else _ACTIVATIONS[activation](expected)
-    with torch.random.fork_rng(devices=[] if like.device.type == "cpu" else [like.device]):
-        try:
-            if not _alike(network(observations), expected):
-                return False
-        except Exception:  # whatever its own forward does
+    try:
+        if not _alike(network(observations), expected):
             return False
-        law: Any = Categorical(logits=expected)
-        if not discrete:
-            law = Normal(expected, log_stds[0].reshape(1, -1).exp().expand_as(expected), validate_args=False)
-        actions = law.sample()
-        try:
-            said = policy.get_action_and_value(observations, actions)[1]  # pyright: ignore[reportAttributeAccessIssue]
-        except Exception:  # no such method, or one of another kind under that name
-            return True
+    except Exception:  # whatever its own forward does
+        return False
+    law: Any = Categorical(logits=expected)
+    if not discrete:
+        law = Normal(expected, log_stds[0].reshape(1, -1).exp().expand_as(expected), validate_args=False)
+    actions = law.sample()
+    try:
+        said = policy.get_action_and_value(observations, actions)[1]  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception:  # no such method, or one of another kind under that name
+        return True
     return _alike(said.reshape(-1), law.log_prob(actions).reshape(_TRIED, -1).sum(dim=1))
 
 

@@ -14,7 +14,8 @@ are other networks, whose weights alone are judged (`--no-returns`); DQN's are t
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +29,11 @@ from tipl.accelerator import Accelerator, Batch
 from tipl.env_described import copies_described
 from tipl.env_spec import EnvId
 from tipl.errors import TiplError
+from tipl.flat import tried, undisturbed
 from tipl.forecast import Forecaster
 from tipl.policy import VAR_EPSILON
 from tipl.record import Normalizer, WeightRecorder
+from tipl.recorded_actor import large_weights
 
 try:
     from gymnasium import spaces
@@ -118,8 +121,7 @@ class SB3Recorder(BaseCallback):
             self._store, seed, policy, optimizer, every=self._every if self._unit == "gradient step" else None,
             env_id=env_id, normalizer=normalizer, obs_clip=obs_clip, config=_settings(model) | self._config,
         )  # fmt: skip
-        began = model.start_time  # of this call of `learn`
-        self.recorder._goes_on = lambda: model.start_time == began
+        self.recorder._goes_on = _learning()
         self.recorder.env_step = lambda: model.num_timesteps
         self.recorder.iteration = lambda: self._rollouts
 
@@ -207,6 +209,25 @@ class SB3Accelerator(BaseCallback):
             self.accelerator.step(self._batch)
 
 
+def _learning() -> Callable[[], bool]:
+    """Tells, from now on, whether the call of `learn` that is running here still is, in whichever thread."""
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "learn":
+        frame = frame.f_back
+    if frame is None:
+        return lambda: True
+
+    def is_running() -> bool:
+        for each in sys._current_frames().values():
+            while each is not None and each is not frame:
+                each = each.f_back
+            if each is frame:
+                return True
+        return False
+
+    return is_running
+
+
 class _SquashedNormal(Normal):
     """The law of a = tanh(u), u normal: its divergences are those of u, its log-probabilities those of a."""
 
@@ -242,7 +263,18 @@ def _actor(model: Any) -> tuple[nn.Module | Sequence[tuple[str, Tensor]], Any]:
 
 @torch.no_grad()
 def _acts_by(policy: ActorCriticPolicy, network: nn.Module) -> bool:
-    """Whether a policy's distribution and its actions are what the network makes of flattened observations."""
+    """Whether a policy's distribution and its actions are what the network makes of flattened observations.
+
+    Tried with large weights, which are taken back: an actor begins with outputs so small that tanh changes nothing.
+    """
+    log_stds = [policy.log_std] if isinstance(policy.action_dist, DiagGaussianDistribution) else []
+    parameters = [*network.parameters(), *log_stds]
+    size = sum(parameter.numel() for parameter in parameters)
+    with undisturbed(parameters, policy), tried(parameters, large_weights(size)):
+        return _acts_by_now(policy, network)
+
+
+def _acts_by_now(policy: ActorCriticPolicy, network: nn.Module) -> bool:
     space = deepcopy(policy.observation_space)
     space.seed(0)
     observations = [space.sample() for _ in range(_TRIED)]
@@ -252,18 +284,17 @@ def _acts_by(policy: ActorCriticPolicy, network: nn.Module) -> bool:
     else:
         batch = np.array(observations)
     head = network(torch.as_tensor(flat, device=policy.device))
-    with torch.random.fork_rng(devices=[] if policy.device.type == "cpu" else [policy.device]):
-        try:
-            tensors, _ = policy.obs_to_tensor(batch)
-            law: Any = policy.get_distribution(tensors).distribution
-            acted = policy._predict(tensors, deterministic=True).reshape(_TRIED, -1)
-            if isinstance(law, Normal):
-                pairs = [(law.mean, head), (law.stddev, policy.log_std.exp().expand_as(head)), (acted, head)]
-            else:
-                likeliest = head.argmax(1, keepdim=True)
-                pairs = [(law.logits, head.log_softmax(1)), (acted.float(), likeliest.float())]
-        except Exception:  # whatever a policy of the user's does
-            return False
+    try:
+        tensors, _ = policy.obs_to_tensor(batch)
+        law: Any = policy.get_distribution(tensors).distribution
+        acted = policy._predict(tensors, deterministic=True).reshape(_TRIED, -1)
+        if isinstance(law, Normal):
+            pairs = [(law.mean, head), (law.stddev, policy.log_std.exp().expand_as(head)), (acted, head)]
+        else:
+            likeliest = head.argmax(1, keepdim=True)
+            pairs = [(law.logits, head.log_softmax(1)), (acted.float(), likeliest.float())]
+    except Exception:  # whatever a policy of the user's does
+        return False
     return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
 
 
