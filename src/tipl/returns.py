@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 
@@ -119,12 +118,6 @@ def policy_returns(
         TiplError: the policies are not for this environment, an argument is out of its range, an episode does not end,
             or the environment gives what is not finite.
     """
-    if episodes < 1 or seed < 0 or (threads is not None and threads < 1):
-        raise TiplError(f"episodes is {episodes}, seed {seed} and threads {threads}; give 1, 0 and 1 or more.")
-    if activation not in get_args(Activation):
-        raise TiplError(f"activation is {activation!r}; give one of {', '.join(get_args(Activation))}.")
-    if obs_clip is not None and not obs_clip > 0:
-        raise TiplError(f"obs_clip is {obs_clip}; give more than 0, or None.")
     env_id = EnvId.of(env_id)
     _require_fit(policies, make_env(env_id, [0], backend), env_id, hidden_sizes)
     seeds = episode_seeds(seed, episodes)
@@ -203,8 +196,6 @@ def _run_episodes(
 
 def _require_fit(policies: Policies, env: VectorEnv, env_id: str, hidden_sizes: Sequence[int]) -> None:
     """What the kernels presume of their arrays."""
-    if not all(isinstance(size, int | np.integer) and size >= 1 for size in hidden_sizes):
-        raise TiplError(f"hidden_sizes is {list(hidden_sizes)}; give whole numbers of at least 1.")
     wanted = network_size(layer_sizes(env.obs_dim, hidden_sizes, env.policy_outputs))
     wanted += 0 if env.discrete else env.action_dim
     if policies.weights.shape[1] != wanted:
