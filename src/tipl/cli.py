@@ -376,8 +376,9 @@ def _data_verify(arguments: Namespace) -> None:
     facts = data_verify(arguments.store)
     show(facts, arguments.json)
     if not facts["ok"]:
-        trials = ", ".join(map(str, sorted({part["trial"] for part in facts["damage"]})))
-        raise TiplError(f"{arguments.store} is damaged in the trials {trials}: remove their folders and collect again")
+        seeds = sorted({part["trial"] for part in facts["damage"]} - {None})
+        where = f" in the trials {', '.join(map(str, seeds))}: remove their folders and collect again" if seeds else ""
+        raise TiplError(f"{arguments.store} is damaged{where}; {facts['damage'][0]['problem']}")
 
 
 def _compact_flags(verbs: Any) -> None:

@@ -93,7 +93,7 @@ def _compact_trial(trial: Trial, out: Path, error: float) -> Iterator[int]:
     costs = Costs(grids.step_T, trial.spec.size)
     writer = TrialWriter.create(
         out, trial.seed, env_id=trial.env_id, config=trial.config, spec=trial.spec, versions=trial.versions,
-        obs_dim=trial.obs_mean.shape[1], num_snapshots=trial.committed, chunk_snapshots=chunk_rows(trial),
+        obs_dim=trial.obs_dim, num_snapshots=trial.committed, chunk_snapshots=chunk_rows(trial),
         grid=grids.base,
     )  # fmt: skip
     with writer:
@@ -167,7 +167,7 @@ def _steps(trial: Trial) -> tuple[np.ndarray, float]:
     steps, largest, last_P = [], 0.0, None
     for _, weights_nP in _chunks(trial):
         largest = max(largest, float(np.abs(weights_nP).max(initial=0)))
-        if not math.isfinite(largest):
+        if not np.isfinite(weights_nP).all():
             raise TiplError(
                 f"Trial {trial.seed} holds weights that are not finite: the run diverged; leave it out of the store."
             )

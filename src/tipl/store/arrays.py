@@ -1,22 +1,32 @@
-"""One array of a trial: how its rows are cut into chunks, packed and appended.
+"""One array of a trial: how its rows are cut into chunks, packed, appended, checked and read back.
 
 In: rows.  Out: a zarr array whose chunks are compressed, carry a checksum and are replaced whole.
+
+    ARRAY/zarr.json       the metadata that zarr reads: all of it is known from the trial's record, but how many rows
+                          there is room for
+    ARRAY/c/<chunk>[/0]   chunks of `chunk_rows` rows, all columns
+    ARRAY/checksums       of every full chunk that was committed 4 bytes, its checksum; only ever appended to
+
+The trial's record holds a checksum of `checksums`, and one of the rows of the last chunk that is not full (class Sums).
+So the record says of every chunk what is in it, and stays small. What is in a chunk is unpacked here, by the codecs of
+the format alone and never by those that a file names, after its size has been checked.
 """
 
-import contextlib
+import json
 import math
-import warnings
+import os
+import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
-import zarr
-from numcodecs import Blosc
-from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec, TransposeCodec
+from numcodecs import Blosc, blosc
 
-from tipl.store.files import replace_file
+from tipl.files import SEAL, Absent, Damaged, file_size, read_file, read_json, replace_file, sealed
+from tipl.store.files import is_folder, make_folder
 
 # After a transpose, so that a weight's values follow each other in time: most of their high bits are the same, and
 # bit planes of equal bits are what zstd shortens. Best of benchmarks/codecs.py among what zarr reads by itself.
@@ -31,36 +41,119 @@ GRID_CODEC = Blosc("zstd", clevel=1, shuffle=Blosc.SHUFFLE, blocksize=1 << 20)
 _MIDDLE = 0x808080
 GRID_RANGE = 1 << 28  # most grid steps from 0 to a weight: differences and the middle stay within 4 bytes
 
+MADE = r"zarr\.json|checksums|c|c/\d+|c/\d+/0"  # paths in an array's folder
+_HEADER = struct.Struct("<BBBBIII")  # of blosc: versions, flags, typesize, bytes unpacked, of a block, packed
+_ZSTD = 4 << 5  # blosc's flags, of which the highest three bits name the codec
+_LARGE, _MOST_RATIO = 64 << 20, 255  # bytes that a chunk may unpack to beyond so many times its own
 
-def create_array(path: Path, dtype: str, shape: tuple[int, ...], chunk_rows: int, grid: float | None = None) -> None:
-    """An empty array, [rows] or [rows, columns]; with a `grid`, a power of two, float32 multiples of that alone."""
-    columns = tuple(max(1, size) for size in shape[1:])
-    codec = CODEC if grid is None else GRID_CODEC
-    filters: list[Any] = [TransposeCodec(order=(1, 0))] if columns else []
-    with _without_warning():
-        zarr.create_array(
-            path,
-            shape=shape,
-            chunks=(chunk_rows, *columns),
-            dtype=dtype,
-            filters=filters + ([] if grid is None else _grid_filters(grid)),
-            compressors=[
-                BloscCodec(
-                    typesize=np.dtype(dtype).itemsize,
-                    cname=codec.cname,
-                    clevel=codec.clevel,
-                    shuffle=BloscShuffle.from_int(codec.shuffle),
-                    blocksize=codec.blocksize,
-                ),
-                Crc32cCodec(),
+
+class Sums(NamedTuple):
+    """What a trial's record says of an array's committed rows."""
+
+    full: int
+    """CRC32C of the file `checksums` as far as it tells of chunks that are full."""
+    rest: int
+    """CRC32C of the rows after these, as they are in memory; 0 without any."""
+
+
+NO_SUMS = Sums(0, 0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All of an array but its rows."""
+
+    name: str
+    dtype: str
+    row: tuple[int, ...]
+    """The shape of one row."""
+    chunk_rows: int
+    grid: float | None
+    """A power of two of which all values are multiples, float32; None where they may be any."""
+    store: str
+    seed: int
+    """The id of the store and the trial that it belongs to."""
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        return self.chunk_rows, *(max(1, size) for size in self.row)
+
+    @property
+    def chunk_bytes(self) -> int:
+        return np.dtype(self.dtype).itemsize * math.prod((self.chunk_rows, *self.row))
+
+    def chunks(self, start: int, stop: int) -> range:
+        """Return the chunks that hold rows start … stop - 1."""
+        if start == stop or 0 in self.row:
+            return range(0)
+        return range(start // self.chunk_rows, (stop - 1) // self.chunk_rows + 1)
+
+    def full_chunks(self, rows: int) -> int:
+        return 0 if 0 in self.row else rows // self.chunk_rows
+
+    def chunk_path(self, array: Path, chunk: int) -> Path:
+        """Return where zarr's default key encoding has a chunk that spans all columns."""
+        return array.joinpath("c", str(chunk), *["0"] * len(self.row))
+
+    def metadata(self, rows: int) -> dict[str, Any]:
+        """Return zarr's metadata of the array with room for `rows` rows."""
+        floats, codec = self.dtype.startswith("float"), CODEC if self.grid is None else GRID_CODEC
+        packed = {
+            "typesize": np.dtype(self.dtype).itemsize, "cname": codec.cname, "clevel": codec.clevel,
+            "shuffle": "bitshuffle" if self.grid is None else "shuffle", "blocksize": codec.blocksize,
+        }  # fmt: skip
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "attributes": {"seal": SEAL, "store": self.store, "seed": self.seed, "array": self.name},
+            "shape": [rows, *self.row],
+            "data_type": self.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*self.chunk_shape]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": "NaN" if floats else -1,
+            "codecs": [
+                *([{"name": "transpose", "configuration": {"order": [1, 0]}}] if self.row else []),
+                *([] if self.grid is None else _grid_filters(self.grid)),
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "blosc", "configuration": packed},
+                {"name": "crc32c"},
             ],
-            fill_value=math.nan if dtype.startswith("float") else -1,
-        )
+            "storage_transformers": [],
+        }
 
 
-def open_array(path: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array:
-    with _without_warning():
-        return zarr.open_array(path, mode=mode)
+def create_array(path: Path, layout: Layout, rows: int) -> None:
+    """Make an array without rows, with room for some."""
+    path.mkdir()
+    write_metadata(path, layout, rows)
+
+
+def write_metadata(path: Path, layout: Layout, rows: int) -> None:
+    replace_file(path / "zarr.json", sealed(json.dumps(layout.metadata(rows), indent=2).encode()))
+
+
+def read_metadata(path: Path, layout: Layout) -> int:
+    """Return how many rows an array has room for.
+
+    Raises:
+        TiplError: its metadata are damaged, or not those of this layout.
+    """
+    if not is_folder(path):
+        raise Damaged("its folder is missing")
+    found = read_json(path / "zarr.json", {"shape": list, "attributes": {"seal": str}}, sealed=True)
+    rows = found["shape"][0] if found["shape"] else None
+    found["attributes"]["seal"] = SEAL
+    if not isinstance(rows, int) or rows < 0 or found != layout.metadata(rows):
+        raise Damaged("its zarr.json is not what the trial's record says")
+    return rows
+
+
+# Packing.
+
+
+def pack(rows: np.ndarray, grid: float | None) -> bytes:
+    """Return a chunk as its codecs make it, without the checksum at its end."""
+    return CODEC.encode(np.ascontiguousarray(rows.T)) if grid is None else on_grid(rows, grid)
 
 
 def on_grid(rows: np.ndarray, grid: float) -> bytes:
@@ -69,6 +162,31 @@ def on_grid(rows: np.ndarray, grid: float) -> bytes:
     whole = np.rint(steps).astype("<i4")
     assert (whole == steps).all() and np.abs(whole).max(initial=0) <= GRID_RANGE, f"not on the grid {grid}"
     return GRID_CODEC.encode(np.diff(whole.ravel(), prepend=np.int32(0)) + np.int32(_MIDDLE))
+
+
+def unpack(content: bytes, layout: Layout) -> np.ndarray:
+    """Return the rows of a chunk, [chunk_rows, …], from what the file holds before its checksum.
+
+    Raises:
+        ValueError: it would not unpack to a chunk of this layout.
+    """
+    size = layout.chunk_bytes
+    if len(content) < _HEADER.size:
+        raise ValueError("it is cut short")
+    _, _, flags, typesize, unpacked, _, packed = _HEADER.unpack_from(content)
+    if (unpacked, packed, typesize) != (size, len(content), np.dtype(layout.dtype).itemsize) or flags & 0xE0 != _ZSTD:
+        raise ValueError(f"it does not unpack to {size:,} bytes")
+    if size > _LARGE and size > _MOST_RATIO * len(content):
+        raise ValueError(f"its {len(content):,} bytes would become {size:,}")
+    try:
+        raw = blosc.decompress(content)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    columns_rows = *layout.row, layout.chunk_rows
+    if layout.grid is None:
+        return np.frombuffer(raw, np.dtype(layout.dtype).newbyteorder("<")).reshape(columns_rows).T
+    whole = np.cumsum(np.frombuffer(raw, "<i4") - np.int32(_MIDDLE), dtype=np.int32)
+    return (whole * layout.grid).astype(np.float32).reshape(columns_rows).T
 
 
 def _grid_filters(grid: float) -> list[dict[str, Any]]:
@@ -81,106 +199,198 @@ def _grid_filters(grid: float) -> list[dict[str, Any]]:
     ]
 
 
-def _grid_of(array: zarr.Array) -> float | None:
-    """The grid of an array's values, None where they may be any."""
-    filters: tuple[Any, ...] = array.filters
-    for codec in (codec.to_dict() for codec in filters):
-        if codec["name"] == "numcodecs.fixedscaleoffset":
-            return 1 / codec["configuration"]["scale"]
-    return None
-
-
-@contextlib.contextmanager
-def _without_warning() -> Iterator[None]:
-    """zarr warns of filters that are not of the specification of zarr 3; it has those of a compact store itself."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr version 3 specification")
-        yield
-
-
 def rows_in(most_bytes: int, row_bytes: int) -> int:
     rows = most_bytes // max(1, row_bytes)
     return rows - rows % 8 if rows > 8 else max(1, rows)
 
 
-def chunk_range(array: zarr.Array, start: int, stop: int) -> range:
-    """The chunks that hold rows start … stop - 1."""
-    if start == stop or 0 in array.shape[1:]:
-        return range(0)
-    return range(start // array.chunks[0], (stop - 1) // array.chunks[0] + 1)
+# Reading.
 
 
-def require_chunk(array: Path, ndim: int, chunk: int) -> Path:
-    path = _chunk_path(array, ndim, chunk)
-    if not path.exists():
-        raise FileNotFoundError(f"chunk {chunk} is missing")
-    return path
+class Chunk(NamedTuple):
+    """One chunk, read."""
+
+    rows: np.ndarray
+    """The committed ones."""
+    size: int
+    """Bytes of its file."""
 
 
-def _chunk_path(array: Path, ndim: int, chunk: int) -> Path:
-    """Where zarr's default key encoding has a chunk that spans all columns."""
-    return array.joinpath("c", str(chunk), *["0"] * (ndim - 1))
+class ArrayReader:
+    """The committed rows of an array, each chunk checked as it is read.
+
+    Everything raises TiplError that says what is wrong with the array, for its caller to say which one it is.
+    """
+
+    def __init__(self, path: Path, layout: Layout, rows: int, sums: Sums) -> None:
+        self._path, self._layout, self._rows, self._sums = path, layout, rows, sums
+        self.room = read_metadata(path, layout)
+        if self.room < rows:
+            raise Damaged(f"there is room for {self.room} rows, but {rows} are committed")
+        if layout.chunks(0, rows) and not is_folder(path / "c"):
+            raise Damaged("its chunks are missing")
+        self._full = layout.full_chunks(rows)
+        self._checksums = self._read_checksums()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        try:
+            out = np.empty((stop - start, *self._layout.row), self._layout.dtype)
+        except (MemoryError, ValueError) as error:
+            raise Damaged(f"it cannot have {stop - start:,} rows ({error})") from error
+        for number in self._layout.chunks(start, stop):
+            first, rows = number * self._layout.chunk_rows, self.chunk(number).rows
+            low, high = max(start, first), min(stop, first + len(rows))
+            out[low - start : high - start] = rows[low - first : high - first]
+        return out
+
+    def chunk(self, number: int) -> Chunk:
+        """Return the committed rows of a chunk."""
+        layout = self._layout
+        path = layout.chunk_path(self._path, number)
+        try:
+            if layout.row and not is_folder(path.parent):
+                raise Absent("it is missing")
+            content = read_file(path, layout.chunk_bytes + layout.chunk_bytes // 8 + 1024)
+        except Absent as error:
+            raise Damaged(f"chunk {number} is missing") from error
+        payload = content[:-4]
+        checksum = google_crc32c.value(payload)
+        if len(content) < 4 or checksum != int.from_bytes(content[-4:], "little"):
+            raise Damaged(f"the checksum of chunk {number} does not match")
+        if number < self._full and checksum != self._checksums[number]:
+            raise Damaged(f"chunk {number} is another than was written there, by the checksum in the record")
+        try:
+            rows = unpack(payload, layout)[: self._rows - number * layout.chunk_rows]
+        except ValueError as error:
+            raise Damaged(f"chunk {number} is no chunk of this array: {error}") from error
+        if number == self._full and checksum_of(rows) != self._sums.rest:
+            raise Damaged(f"chunk {number} is another than was written there, by the checksum in the record")
+        return Chunk(rows, len(content))
+
+    def _read_checksums(self) -> np.ndarray:
+        path, size = self._path / "checksums", 4 * self._full
+        if not self._full:
+            return np.empty(0, "<u4")
+        room = file_size(path)
+        if room < size or (size > 1 << 20 and _entries(self._path / "c", self._full) < self._full):
+            raise Damaged("there are fewer chunks than are committed")
+        content = read_file(path, 2 * room + (1 << 20))[:size]  # a writer may be appending
+        if google_crc32c.value(content) != self._sums.full:
+            raise Damaged("the checksum of its file `checksums` does not match")
+        return np.frombuffer(content, "<u4")
+
+
+def checksum_of(rows: np.ndarray) -> int:
+    """Return the CRC32C of rows as they are in memory."""
+    return google_crc32c.value(np.ascontiguousarray(rows).tobytes())
+
+
+def _entries(folder: Path, enough: int) -> int:
+    """Return how many entries a folder has, or `enough`: a file may be said to be large and be a hole."""
+    with os.scandir(folder) as entries:
+        return sum(1 for _, _ in zip(range(enough), entries, strict=False))
+
+
+# Writing.
 
 
 class ArrayWriter:
     """Appends rows to one array. A chunk is always written whole, so rows that are safe are never at risk.
 
-    Chunks are encoded here, as the array's metadata say, because zarr takes several times as long for small ones and
+    Chunks are packed here, as the array's metadata say, because zarr takes several times as long for small ones and
     leaves to the system when a new file reaches the disk.
     """
 
-    def __init__(self, path: Path, rows: int) -> None:
+    def __init__(self, path: Path, layout: Layout, rows: int = 0, sums: Sums = NO_SUMS) -> None:
         """Take up an array after its first `rows` rows; the chunks after them are removed."""
-        self._path = path
-        self._array = open_array(path, mode="r+")
-        self._grid = _grid_of(self._array)
-        self._chunk_rows = self._array.chunks[0]
-        self._buffer = np.full((self._chunk_rows, *self._array.shape[1:]), self._array.fill_value, self._array.dtype)
+        reader = ArrayReader(path, layout, rows, sums)
+        self._path, self._layout, self._room = path, layout, reader.room
+        self._fill = math.nan if layout.dtype.startswith("float") else -1
+        self._buffer = np.full((layout.chunk_rows, *layout.row), self._fill, layout.dtype)
         self.rows = self._written = rows
-        full, begin = divmod(rows, self._chunk_rows)
+        self._told, self._sum, self._untold = layout.full_chunks(rows), sums.full, bytearray()
+        begin = rows % layout.chunk_rows
         if begin and self._buffer.size:
-            require_chunk(path, self._array.ndim, full)
-            self._buffer[:begin] = self._array[rows - begin : rows]
-        for chunk in range(full + (begin > 0), self._array.cdata_shape[0]):
-            self._chunk_path(chunk).unlink(missing_ok=True)
+            self._buffer[:begin] = reader.chunk(self._told).rows
+        if self._told:  # a new file, as the old one may have other names outside of the store
+            replace_file(path / "checksums", read_file(path / "checksums", file_size(path / "checksums")), sync=False)
+        kept = self._told + (begin > 0)
+        for chunk in _chunks_there(path):
+            if chunk >= kept:
+                layout.chunk_path(path, chunk).unlink(missing_ok=True)
 
     def append(self, values: np.ndarray) -> None:
         values = np.asarray(values).astype(self._buffer.dtype, casting="same_kind", copy=False)
         assert values.shape[1:] == self._buffer.shape[1:], (self._path, values.shape, self._buffer.shape)
+        if self._layout.grid is not None:
+            values = values + np.float32(0)  # -0 becomes 0, as it comes back
         while len(values):
-            begin = self.rows % self._chunk_rows
-            part, values = np.split(values, [self._chunk_rows - begin])
+            begin = self.rows % len(self._buffer)
+            part, values = np.split(values, [len(self._buffer) - begin])
             self._buffer[begin : begin + len(part)] = part
             self.rows += len(part)
-            if begin + len(part) == self._chunk_rows:
+            if begin + len(part) == len(self._buffer):
                 self._write_chunk()
 
-    def flush(self, exact: bool) -> None:
-        """Write the chunk that is not full yet. If `exact`, make the array no longer than its rows."""
+    def flush(self, exact: bool) -> Sums:
+        """Write what is not written yet, and return what the trial's record has to say of it.
+
+        If `exact`, make the array no longer than its rows.
+        """
+        begin = self.rows % len(self._buffer)
         if self.rows > self._written:
-            begin = self.rows % self._chunk_rows
             # A grid has no NaN; the last row again costs nothing after differences in time.
-            self._buffer[begin:] = self._array.fill_value if self._grid is None else self._buffer[begin - 1]
+            self._buffer[begin:] = self._fill if self._layout.grid is None else self._buffer[begin - 1]
             self._write_chunk()
-        if exact and self.rows != self._array.shape[0]:
-            self._array.resize((self.rows, *self._array.shape[1:]))
+        if exact and self.rows != self._room:
+            self._make_room(self.rows)
+        if self._untold:
+            _append(self._path / "checksums", 4 * self._told, self._untold)
+            self._sum = google_crc32c.extend(self._sum, bytes(self._untold))
+            self._told, self._untold = self._told + len(self._untold) // 4, bytearray()
+        rest = self._buffer[:begin]
+        return Sums(self._sum, checksum_of(rest) if rest.size else 0)
 
     def _write_chunk(self) -> None:
-        length, *columns = self._array.shape
-        if self.rows > length:
-            self._array.resize((max(self.rows, 2 * length), *columns))
-        if self._buffer.size:
-            if self._grid is None:
-                payload = CODEC.encode(np.ascontiguousarray(self._buffer.T))
-            else:
-                payload = on_grid(self._buffer, self._grid)
-            checksum = google_crc32c.value(payload).to_bytes(4, "little")
-            path = self._chunk_path((self.rows - 1) // self._chunk_rows)
-            new = not path.exists()
-            if new:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, payload, checksum, sync=new)
+        if self.rows > self._room:
+            self._make_room(max(self.rows, 2 * self._room))
         self._written = self.rows
+        if not self._buffer.size:
+            return
+        payload = pack(self._buffer, self._layout.grid)
+        checksum = google_crc32c.value(payload).to_bytes(4, "little")
+        number = (self.rows - 1) // len(self._buffer)
+        path = self._layout.chunk_path(self._path, number)
+        make_folder(self._path / "c")
+        make_folder(path.parent)
+        replace_file(path, payload, checksum, sync=not path.exists())
+        if self.rows % len(self._buffer) == 0:
+            self._untold += checksum
 
-    def _chunk_path(self, chunk: int) -> Path:
-        return _chunk_path(self._path, self._array.ndim, chunk)
+    def _make_room(self, rows: int) -> None:
+        write_metadata(self._path, self._layout, rows)
+        self._room = rows
+
+
+def _chunks_there(path: Path) -> Iterator[int]:
+    if is_folder(path / "c"):
+        with os.scandir(path / "c") as entries:
+            names = [entry.name for entry in entries if entry.name.isascii() and entry.name.isdecimal()]
+        for name in names:
+            if not (path / "c" / name).is_symlink():
+                yield int(name)
+
+
+def _append(path: Path, at: int, content: bytes) -> None:
+    """Write the end of a file, from byte `at` on, and wait until it is on the disk."""
+    if not at:
+        replace_file(path, content)
+        return
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        done = 0
+        while done < len(content):
+            done += os.pwrite(descriptor, content[done:], at + done)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

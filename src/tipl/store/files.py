@@ -1,38 +1,70 @@
-"""What writing safely to a disk takes: files replaced whole, one writer a trial, a full disk told in one line.
+"""What writing a store safely takes: locks, folders that are no links, and removing nothing but what is ours.
 
-In: bytes, paths.  Out: the old file or the new one, a lock, TiplError.
+In: paths.  Out: a lock, a folder that lies where it says, TiplError.
 """
 
 import contextlib
 import errno
 import fcntl
 import os
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from tipl.errors import TiplError
+from tipl.files import PARTIAL
 
-DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError)  # what zarr and its codecs raise on damaged files
 _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def replace_file(path: Path, *parts: bytes, sync: bool = True) -> None:
-    """Write a file so that a crash at any byte leaves the old one or the new one.
+def is_folder(path: Path) -> bool:
+    """Return whether a folder is there, False where nothing is.
 
-    Without `sync` that holds for a program that is killed; for a machine that loses power only where the file system
-    itself writes a file out before it replaces another (ext4 and btrfs do).
+    Raises:
+        TiplError: a link or a file is there. The folders above `path` are the caller's to check.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, path)
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise TiplError(f"Cannot read {path}: {error.strerror}; bring the store back from a copy.") from error
+    if not stat.S_ISDIR(mode):
+        what = "a link, which is not followed" if stat.S_ISLNK(mode) else "no folder"
+        raise TiplError(f"{path} is {what}; bring the store back from a copy.")
+    return True
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder in one that is known to be no link; one that is there already is taken. Raises as `is_folder`."""
+    if not is_folder(path):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+
+
+def remove_made(folder: Path, made: str) -> None:
+    """Remove a folder of which this program made all that is in it, if it is there.
+
+    Args:
+        made: a regular expression of the paths that this program makes in it, without `.partial`.
+
+    Raises:
+        TiplError: something else is in it, or a link; then nothing is removed.
+    """
+    if not is_folder(folder):
+        return
+    ours = re.compile(f"(?:{made})(?:{re.escape(PARTIAL)})?", re.ASCII)
+    walked = [(Path(where), folders, files) for where, folders, files in os.walk(folder, topdown=False)]
+    for where, folders, files in walked:
+        for name in (*folders, *files):
+            path = where / name
+            if path.is_symlink() or not ours.fullmatch(path.relative_to(folder).as_posix()):
+                raise TiplError(f"{path} was not made by this program and is left alone; move it away.")
+    for where, _, files in walked:
+        for name in files:
+            (where / name).unlink()
+        where.rmdir()
 
 
 def lock_trial(trial: Path) -> int:
@@ -41,7 +73,7 @@ def lock_trial(trial: Path) -> int:
     The lock belongs to the descriptor: another one in this process does not get it, and nobody loses it because the
     file is opened and closed elsewhere, as a backup does.
     """
-    descriptor = os.open(trial / "resume" / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    descriptor = os.open(trial / "resume" / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -61,12 +93,14 @@ def unlock(descriptor: int) -> None:
 @contextlib.contextmanager
 def locked_file(path: Path, content: bytes) -> Iterator[None]:
     """Hold the lock on a file, which is made with this content where it is missing; wait for others who hold it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_size != len(content):  # new, or its writer was killed
+        found = os.fstat(descriptor)
+        if found.st_size != len(content):  # new, or its writer was killed
+            if found.st_size > len(content) or found.st_nlink != 1 or not stat.S_ISREG(found.st_mode):
+                raise TiplError(f"{path} is damaged; bring it back from a copy.")
             os.pwrite(descriptor, content, 0)
-            os.ftruncate(descriptor, len(content))
             os.fsync(descriptor)
         yield
     finally:

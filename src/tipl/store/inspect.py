@@ -5,6 +5,7 @@ In: a store's path.  Out: JSON.
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,24 +14,29 @@ import numpy as np
 
 from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
-from tipl.store.arrays import chunk_range, open_array, require_chunk
-from tipl.store.files import DAMAGE
+from tipl.files import Damaged, read_file
+from tipl.store.arrays import ArrayReader, Layout, Sums
 from tipl.store.layout import (
+    ARRAYS,
     EPISODE_ARRAYS,
     FORMAT_VERSION,
     SNAPSHOT_ARRAYS,
     array_layout,
-    check_root,
+    group,
+    is_seed,
     read_checkpoint,
     read_record,
     trial_path,
     trial_seeds,
+    trials_path,
 )
-from tipl.store.read import Store, Trial
-from tipl.store.root import PARTS
+from tipl.store.read import Store, checked_record
+from tipl.store.root import PARTS, Root
 
 _INFO_COMPACT = ("rms_error", "max_error")  # of a snapshot
+_INFO_ROOT = ("compact_error", "made_of")  # of a compact store
 _INFO_EPISODES = 100  # episodes at the end of a trial whose mean return `tipl data info` shows
+_MOST_PROBLEMS = 100  # damaged chunks of one array that are listed
 
 
 @checked_arguments
@@ -41,33 +47,37 @@ def data_info(path: AnyPath) -> dict[str, Any]:
         TiplError: there is no readable store.
     """
     store = Store.open(path)
-    trials = [_trial_info(store.trial(seed), trial_path(store.path, seed)) for seed in store.seeds]
+    trials = [_trial_info(store, seed) for seed in store.seeds]
     raw, disk = (sum(trial[key] for trial in trials) for key in ("raw_bytes", "disk_bytes"))
     return {
         "store": str(store.path),
-        "format_version": FORMAT_VERSION,
         "id": store.id,
-        "split": {
-            part: sorted(seed for seed, own in (store.root.parts or {}).items() if own == part) for part in PARTS
-        },
+        "format_version": FORMAT_VERSION,
+        **({} if store.compact_error is None else {name: getattr(store.root, name) for name in _INFO_ROOT}),
+        "split": {part: sorted(seed for seed, own in store.root.parts.items() if own == part) for part in PARTS},
         "settings": (store.root.configuration or {}).get("config"),
-        **({} if store.compact_error is None else {"compact_error": store.compact_error}),
         "snapshots": sum(trial["snapshots"] for trial in trials),
         "raw_bytes": raw,
         "disk_bytes": disk,
         "ratio": raw / disk if disk else None,
+        "incomplete": store.incomplete,
+        "missing": store.missing,
         "begun_without_commit": sorted(set(trial_seeds(store.path)) - set(store.seeds)),
         "trials": trials,
     }
 
 
-def _trial_info(trial: Trial, path: Path) -> dict[str, Any]:
-    layout = array_layout(trial.spec.size, trial.obs_mean.shape[1])
-    row_bytes = {name: np.dtype(dtype).itemsize * math.prod(row) for name, (dtype, row) in layout.items()}
+def _trial_info(store: Store, seed: int) -> dict[str, Any]:
+    trial = store.trial(seed)
+    row_bytes = {
+        name: np.dtype(dtype).itemsize * math.prod(row)
+        for name, (dtype, row) in array_layout(trial.spec.size, trial.obs_dim).items()
+    }
     last_returns = trial.episodes.episode_return[-_INFO_EPISODES:]
     return {
-        "seed": trial.seed,
+        "seed": seed,
         "env_id": trial.env_id,
+        "part": store.root.parts[seed],
         "complete": trial.complete,
         "snapshots": trial.committed,
         "weights": trial.spec.size,
@@ -75,7 +85,7 @@ def _trial_info(trial: Trial, path: Path) -> dict[str, Any]:
         f"mean_return_of_last_{_INFO_EPISODES}": float(last_returns.mean()) if len(last_returns) else None,
         "raw_bytes": trial.committed * sum(row_bytes[name] for name in SNAPSHOT_ARRAYS)
         + trial.committed_episodes * sum(row_bytes[name] for name in EPISODE_ARRAYS),
-        "disk_bytes": _disk_bytes(path),
+        "disk_bytes": _disk_bytes(trial_path(store.path, seed)),
         **{f"{name}_in_mean_steps": trial.compact[name] for name in _INFO_COMPACT if trial.compact},
         "versions": trial.versions,
     }
@@ -83,28 +93,35 @@ def _trial_info(trial: Trial, path: Path) -> dict[str, Any]:
 
 def _disk_bytes(path: Path) -> int:
     total = 0
-    for file in path.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # a writer's temporary file
-            total += file.stat().st_size if file.is_file() else 0
+    for where, _, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):  # a writer's temporary file
+                total += Path(where, name).lstat().st_size
     return total
 
 
 @checked_arguments
 def data_verify(path: AnyPath) -> dict[str, Any]:
-    """Read every committed chunk of every array with its checksum, and every checkpoint.
+    """Read every committed chunk of every array with its checksums, and every checkpoint.
 
     Returns:
-        JSON: `damage` lists all that does not read back (trial, array, chunk, rows [first, last + 1] of the committed
-        ones in that chunk, problem). `array` is "record" or "checkpoint" where one of these is damaged; `chunk` and
-        `rows` are None where it is not about one chunk. `chunks` and `bytes` say how much was read, `ok` whether
-        nothing is damaged.
+        JSON: `damage` lists all that is not as it was written (trial, array, chunk, rows [first, last + 1] of the
+        committed ones in that chunk, problem). `array` is "record" or "checkpoint" where one of these is damaged, and
+        "folder" where something lies that should not; `trial` is None where it is about the store; `chunk` and `rows`
+        are None where it is not about one chunk. Of an array with many damaged chunks the first hundred are listed.
+        `chunks` and `bytes` say how much was read, `ok` whether nothing is damaged.
 
     Raises:
         TiplError: there is no readable store.
     """
     path = Path(path)
-    check_root(path)
-    readings = {seed: list(_readings(trial_path(path, seed))) for seed in trial_seeds(path)}
+    root = Root.read(path)
+    readings: dict[int | None, list[_Reading]] = {
+        None: [*_readings_of_folders(path)],
+        **{seed: [*_readings(path, seed)] for seed in trial_seeds(path)},
+    }
+    for seed in sorted(set(root.trials) - set(readings)):
+        readings[seed] = [_Reading("record", "the store has had this trial, and it was taken away; collect it again")]
     damage = [
         {"trial": seed, "array": found.array, "chunk": found.chunk, "rows": found.rows, "problem": found.problem}
         for seed, found_of_trial in readings.items()
@@ -115,7 +132,7 @@ def data_verify(path: AnyPath) -> dict[str, Any]:
     return {
         "store": str(path),
         "ok": not damage,
-        "trials": sum(map(bool, readings.values())),
+        "trials": sum(bool(found) for seed, found in readings.items() if seed is not None),
         "chunks": len(chunks),
         "bytes": sum(found.size for found in chunks),
         "damage": damage,
@@ -132,34 +149,63 @@ class _Reading(NamedTuple):
     size: int = 0
 
 
-def _readings(trial: Path) -> Iterator[_Reading]:
+def _readings_of_folders(store: Path) -> Iterator[_Reading]:
+    """What is wrong with the store's folders themselves."""
+    trials = trials_path(store)
+    if _damage_of_group(trials):
+        yield _Reading("folder", f"{trials / 'zarr.json'} is damaged or missing")
+    with os.scandir(trials) as entries:
+        for entry in entries:
+            if not is_seed(entry.name) and (entry.is_symlink() or entry.is_dir()):
+                yield _Reading("folder", f"{entry.path} is no trial of this store; move it away")
+
+
+def _damage_of_group(path: Path) -> bool:
+    """Whether a group without attributes of its own is not as it was written."""
     try:
-        record = read_record(trial)
+        return read_file(path / "zarr.json", 1 << 16) != group({})
+    except TiplError:
+        return True
+
+
+def _readings(store: Path, seed: int) -> Iterator[_Reading]:
+    trial = trial_path(store, seed)
+    try:
+        record = checked_record(store, Root.read(store), seed)
     except TiplError as error:
         yield _Reading("record", str(error))
         return
-    if record is None or not record.committed:
+    if record is None:
         return
-    for name in SNAPSHOT_ARRAYS + EPISODE_ARRAYS:
-        try:
-            array = open_array(trial / name)
-            if array.shape[0] < record.rows(name):
-                raise ValueError(f"{array.shape[0]} rows, but {record.rows(name)} are committed")
-        except DAMAGE as error:
-            yield _Reading(name, str(error))
-            continue
-        for chunk in chunk_range(array, 0, record.rows(name)):
-            rows = [chunk * array.chunks[0], min((chunk + 1) * array.chunks[0], record.rows(name))]
-            problem, size = None, 0
-            try:
-                size = require_chunk(trial / name, array.ndim, chunk).stat().st_size
-                array[slice(*rows)]
-            except DAMAGE as error:
-                problem = str(error)
-            yield _Reading(name, problem, chunk, rows, size)
+    layouts = record.layouts()
+    for name in ARRAYS:
+        yield from _readings_of_array(trial / name, layouts[name], record.rows(name), record.sums(name))
+    if record.complete:
+        return
     try:
-        if not record.complete:
-            read_checkpoint(trial, record)
-    except DAMAGE as error:
+        if _damage_of_group(trial / "resume"):
+            raise Damaged(f"{trial / 'resume'} is damaged or missing")
+        read_checkpoint(trial, record)
+    except TiplError as error:
         if read_record(trial) == record:  # otherwise a writer has moved on meanwhile
             yield _Reading("checkpoint", str(error))
+
+
+def _readings_of_array(path: Path, layout: Layout, rows: int, sums: Sums) -> Iterator[_Reading]:
+    try:
+        reader = ArrayReader(path, layout, rows, sums)
+    except TiplError as error:
+        yield _Reading(layout.name, str(error))
+        return
+    problems = 0
+    for chunk in layout.chunks(0, rows):
+        where = [chunk * layout.chunk_rows, min((chunk + 1) * layout.chunk_rows, rows)]
+        problem, size = None, 0
+        try:
+            size = reader.chunk(chunk).size
+        except TiplError as error:
+            problem = str(error)
+            problems += 1
+        yield _Reading(layout.name, problem, chunk, where, size)
+        if problems == _MOST_PROBLEMS:
+            return

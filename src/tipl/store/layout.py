@@ -5,6 +5,9 @@ In: the path of a store, a trial's seed.  Out: places, records, the format's ver
 
 import dataclasses
 import json
+import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,11 @@ from typing import Any
 import google_crc32c
 
 from tipl.errors import TiplError
-from tipl.store.files import DAMAGE, replace_file
+from tipl.files import SEAL, Absent, Damaged, check_seal, parse_json, read_file, replace_file, require, seal_of, sealed
+from tipl.policy import ParamSpec
+from tipl.shapes import Each, Maybe, Number, OneOf, Whole
+from tipl.store.arrays import Layout, Sums
+from tipl.store.files import is_folder
 
 FORMAT_VERSION = 2
 
@@ -21,6 +28,12 @@ SNAPSHOT_ARRAYS = (
     "weights", "env_step", "iteration", "epoch", "learning_rate", "obs_mean", "obs_var", "obs_count",
 )  # fmt: skip
 EPISODE_ARRAYS = ("episode_step", "episode_return", "episode_length")
+ARRAYS = SNAPSHOT_ARRAYS + EPISODE_ARRAYS
+
+MOST_SEED = 2**63 - 1
+_MOST_BYTES = 16 << 20  # of a record, or of a root
+_MOST_CHECKPOINT = 1 << 36
+_COPY = "bring it back from a copy"
 
 
 def array_layout(num_weights: int, obs_dim: int) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -40,42 +53,115 @@ def array_layout(num_weights: int, obs_dim: int) -> dict[str, tuple[str, tuple[i
     }
 
 
+_PARAMETERS = [{"name": str, "shape": [Whole(0, 2**40)], "offset": Whole()}]
+_CONFIG = {
+    "hidden_sizes": Maybe((None, [Whole(1, 2**24)])),
+    "activation": Maybe((None, str)),
+    "backend": Maybe(str),
+    "obs_clip": Maybe((None, Number(0))),
+    "ppo": Maybe(dict),
+    "run": Maybe(dict),
+}  # what other modules read there; anything else may be there too
+CONFIGURATION = {"env_id": str, "config": _CONFIG, "param_spec": _PARAMETERS}
+_CHECKSUM = Whole(0, 2**32 - 1)
+_RECORD = {
+    "format_version": Whole(),
+    "store": str,
+    "seed": Whole(0, MOST_SEED),
+    **CONFIGURATION,
+    "versions": Each(str),
+    "obs_dim": Whole(0, 2**32),
+    "chunk_rows": {name: Whole(1, 2**32) for name in ARRAYS},
+    "grid": (None, Number(2.0**-149, 2.0**127)),
+    "committed": Whole(),
+    "committed_episodes": Whole(),
+    "complete": bool,
+    "commits": Whole(),
+    "checkpoint_crc32c": _CHECKSUM,
+    "checksums": {name: [_CHECKSUM] for name in ARRAYS},
+    "compact": Maybe({"rms_error": (None, float), "max_error": (None, float)}),
+}
+
+
 @dataclass(frozen=True)
 class Record:
-    """The attributes of a trial's group. Replacing them is what commits."""
+    """The attributes of a trial's group. Replacing them is what commits.
+
+    They are the trial's manifest too: what every other file of the trial has to hold follows from them.
+    """
 
     format_version: int
+    store: str
+    """The id of the store that the trial belongs to."""
     seed: int
     env_id: str
     config: dict[str, Any]
     param_spec: list[dict[str, Any]]
     versions: dict[str, str]
+    obs_dim: int
+    chunk_rows: dict[str, int]
+    """By array, rows in a chunk."""
+    grid: float | None
+    """Of the weights of a compact store, all of them multiples of this power of two."""
     committed: int
     committed_episodes: int
     complete: bool
     commits: int
     """How many there were; the checkpoint is resume/<commits>.safetensors."""
     checkpoint_crc32c: int
+    checksums: dict[str, list[int]]
+    """By array, see arrays.Sums."""
     compact: dict[str, Any] | None = None
     """Of a trial of a compact store: how its weights were rounded and what that costs; see compact.py."""
+    seal: str = ""
+    """What tells this record from any other; not one of the attributes that are given."""
 
     def attributes(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if (name, value) != ("compact", None)}
+        left_out = {"seal"} | ({"compact"} if self.compact is None else set())
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def rows(self, array: str) -> int:
         return self.committed_episodes if array in EPISODE_ARRAYS else self.committed
 
+    def sums(self, array: str) -> Sums:
+        return Sums(*self.checksums[array])
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in CONFIGURATION}
+
+    def layouts(self) -> dict[str, Layout]:
+        spec = ParamSpec.from_json(self.param_spec)
+        return {
+            name: Layout(
+                name, dtype, row, self.chunk_rows[name], self.grid if name == "weights" else None, self.store, self.seed
+            )
+            for name, (dtype, row) in array_layout(spec.size, self.obs_dim).items()
+        }
+
 
 # Places.
+
+
+def trials_path(store: Path) -> Path:
+    """Return the folder of all trials, which is no link."""
+    if not is_folder(store / "trials"):
+        raise Damaged(f"{store / 'trials'} is missing; {_COPY}.")
+    return store / "trials"
 
 
 def trial_path(store: Path, seed: int) -> Path:
     return store / "trials" / str(seed)
 
 
+def is_seed(name: str) -> bool:
+    """Whether this program gives a trial's folder such a name."""
+    return re.fullmatch("0|[1-9][0-9]{0,18}", name) is not None and int(name) <= MOST_SEED
+
+
 def trial_seeds(store: Path) -> list[int]:
-    trials = store / "trials"
-    return sorted(int(entry.name) for entry in trials.iterdir() if entry.name.isdecimal()) if trials.exists() else []
+    with os.scandir(trials_path(store)) as entries:
+        return sorted(int(entry.name) for entry in entries if is_seed(entry.name))
 
 
 def checkpoint_path(trial: Path, record: Record) -> Path:
@@ -85,57 +171,82 @@ def checkpoint_path(trial: Path, record: Record) -> Path:
 # Records.
 
 
-def write_group(path: Path, attributes: Mapping[str, Any]) -> None:
-    metadata = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    replace_file(path / "zarr.json", json.dumps(metadata, indent=2, allow_nan=False).encode())
+def group(attributes: Mapping[str, Any]) -> bytes:
+    """Return zarr's metadata of a group, sealed."""
+    metadata = {"zarr_format": 3, "node_type": "group", "attributes": {"seal": SEAL, **attributes}}
+    return sealed(json.dumps(metadata, indent=2, allow_nan=False).encode())
 
 
-def _read_attributes(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((path / "zarr.json").read_bytes())["attributes"])
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except DAMAGE as error:
+def write_group(path: Path, attributes: Mapping[str, Any]) -> str:
+    """Write the metadata of a group and return their seal."""
+    content = group(attributes)
+    replace_file(path / "zarr.json", content)
+    return seal_of(content)
+
+
+def read_group(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a group, the seal among them.
+
+    Raises:
+        Absent: there is no such file.
+        TiplError: it is damaged, of another version, or something else.
+    """
+    file = path / "zarr.json"
+    content = read_file(file, _MOST_BYTES)
+    found = require(parse_json(content, str(file)), {"attributes": dict}, str(file))
+    if "format" in shape and found["attributes"].get("format") != "tipl":
+        raise TiplError(f"{path} is not a tipl store; make a store with `tipl collect`.")
+    version = found["attributes"].get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
         raise TiplError(
-            f"{path / 'zarr.json'} is damaged ({error}); bring it back from a copy or remove {path}."
-        ) from error
+            f"{path} has format version {version}, this program reads {FORMAT_VERSION}; "
+            "use the version of tipl that wrote it."
+        )
+    check_seal(file, content)
+    whole = {"zarr_format": OneOf(3), "node_type": OneOf("group"), "attributes": {"seal": str, **shape}}
+    require(found, whole, str(file))
+    if set(found) != set(whole):
+        raise Damaged(f"{file} says more than this program writes: {', '.join(set(found) - set(whole))}; {_COPY}.")
+    return found["attributes"]
 
 
 def read_record(trial: Path) -> Record | None:
-    """The commit record of a trial, None where its writer did not come as far as making one."""
-    try:
-        attributes = _read_attributes(trial)
-        names = {field.name for field in dataclasses.fields(Record)} - ({"compact"} - attributes.keys())
-        return Record(**{name: attributes[name] for name in names})
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except KeyError as error:
-        raise TiplError(f"{trial / 'zarr.json'} lacks {error}; bring it back from a copy or remove {trial}.") from error
-
-
-def check_root(path: Path) -> dict[str, Any]:
-    """The attributes of the root of a store.
+    """Return the commit record of a trial, None where its writer did not come as far as making one.
 
     Raises:
-        TiplError: there is no store of this version.
+        TiplError: it is damaged, or something else is in its place.
     """
+    if not is_folder(trial):
+        return None
     try:
-        attributes = _read_attributes(path)
-    except (FileNotFoundError, NotADirectoryError):
-        what = "is not a tipl store" if path.exists() else "does not exist"
-        raise TiplError(f"{path} {what}; make a store with `tipl collect`.") from None
-    if attributes.get("format") != "tipl":
-        raise TiplError(f"{path} is not a tipl store; make a store with `tipl collect`.")
-    if attributes.get("format_version") != FORMAT_VERSION:
-        raise TiplError(
-            f"{path} has format version {attributes.get('format_version')}, this program reads {FORMAT_VERSION}; "
-            "use the version of tipl that wrote it."
-        )
-    return attributes
+        attributes = read_group(trial, _RECORD)
+    except Absent:
+        return None
+    names = {field.name for field in dataclasses.fields(Record)}
+    if attributes.keys() - names:
+        raise Damaged(f"{trial / 'zarr.json'} says more than this program writes; {_COPY}.")
+    record = Record(**attributes)
+    spec = ParamSpec.from_json(record.param_spec)
+    wrong = [
+        "param_spec" if spec.to_json() != record.param_spec or len(set(spec.names)) < len(spec.names) else "",
+        "checksums" if any(len(sums) != len(Sums._fields) for sums in record.checksums.values()) else "",
+        "grid" if record.grid is not None and math.frexp(record.grid)[0] != 0.5 else "",
+    ]
+    if any(wrong):
+        raise Damaged(f"{trial / 'zarr.json'}: its {' and '.join(filter(None, wrong))} cannot be; {_COPY}.")
+    return record
 
 
 def read_checkpoint(trial: Path, record: Record) -> bytes:
-    data = checkpoint_path(trial, record).read_bytes()
+    """Return the checkpoint that was committed with a record.
+
+    Raises:
+        TiplError: it is missing or damaged.
+    """
+    path = checkpoint_path(trial, record)
+    if not is_folder(trial / "resume"):
+        raise Absent(f"There is no {path}; {_COPY}.")
+    data = read_file(path, _MOST_CHECKPOINT)
     if google_crc32c.value(data) != record.checkpoint_crc32c:
-        raise ValueError(f"the checksum of {checkpoint_path(trial, record).name} does not match")
+        raise Damaged(f"The checksum of {path} does not match; {_COPY}.")
     return data

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
-import zarr
 
 from tipl.checks import AnyPath, Count, checked
 from tipl.env_spec import env_id_of
 from tipl.errors import TiplError
+from tipl.files import Damaged
 from tipl.policy import ParamSpec
-from tipl.store.arrays import chunk_range, open_array, require_chunk
-from tipl.store.files import DAMAGE
+from tipl.store.arrays import ArrayReader
+from tipl.store.files import is_folder
 from tipl.store.history import History, places_of
 from tipl.store.layout import EPISODE_ARRAYS, Record, read_record, trial_path, trial_seeds
-from tipl.store.root import PARTS, Root
+from tipl.store.root import PARTS, Root, require_same
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class Store:
         """Ids of all stores whose trials these are: its own, and of a compact store that of the one it was made of."""
         self.compact_error = root.compact_error
         """What a compact store was asked for, see compact.py; None of any other."""
-        self._records = records
+        self.missing = sorted(set(root.trials) - set(records))
+        """Trials that the store has had and that were taken away since, sorted."""
+        self.records = records
 
     @classmethod
     def open(cls, path: AnyPath) -> Self:
@@ -67,10 +69,10 @@ class Store:
             TiplError: there is no store, it is of another version, or a record is damaged.
         """
         path = Path(checked("The store", path, AnyPath))
-        root = Root.read(path)
-        records = {seed: read_record(trial_path(path, seed)) for seed in trial_seeds(path)}
-        committed = {seed: record for seed, record in records.items() if record and record.committed}
-        return cls(path, root, committed)
+        try:
+            return cls(path, *_root_and_records(path))
+        except Damaged:  # or a writer has moved on between the root and a record
+            return cls(path, *_root_and_records(path))
 
     @property
     def name(self) -> str:
@@ -80,23 +82,22 @@ class Store:
     @property
     def seeds(self) -> list[int]:
         """The trials with at least one committed snapshot, sorted."""
-        return sorted(self._records)
+        return sorted(self.records)
 
     def trial(self, seed: int) -> "Trial":
         """
         Raises:
             TiplError: nothing of that trial is committed.
         """
-        seed = checked("`seed`", seed, int)
-        if seed not in self._records:
+        if seed not in self.records:
             have = ", ".join(map(str, self.seeds)) or "none yet"
             raise TiplError(f"{self.path} has no trial {seed}; it has: {have}.")
-        return Trial(trial_path(self.path, seed), self._records[seed])
+        return Trial(trial_path(self.path, seed), self.records[seed])
 
     @property
     def incomplete(self) -> list[int]:
         """The trials among `seeds` that have not been written to their ends, sorted."""
-        return [seed for seed in self.seeds if not self._records[seed].complete]
+        return [seed for seed in self.seeds if not self.records[seed].complete]
 
     def split(self) -> Split:
         """By trial, as the store has it: each trial was given its part before it began, and keeps it (`plan_trials`).
@@ -104,14 +105,43 @@ class Store:
         Raises:
             TiplError: there are no trials to fit on, or none to judge by.
         """
-        parts = self.root.parts or {}
-        split = Split(*(tuple(seed for seed in self.seeds if parts.get(seed) == part) for part in PARTS))
+        split = Split(*(tuple(seed for seed in self.seeds if self.root.parts[seed] == part) for part in PARTS))
         if not split.train or not split.test:
             raise TiplError(
                 f"{self.path} has {len(split.train)} trial(s) to train on and {len(split.test)} to test; a split "
                 "takes one of each at least: collect more trials."
             )
         return split
+
+
+def _root_and_records(store: Path) -> tuple[Root, dict[int, Record]]:
+    root = Root.read(store)
+    records = {seed: checked_record(store, root, seed) for seed in trial_seeds(store)}
+    return root, {seed: record for seed, record in records.items() if record}
+
+
+def checked_record(store: Path, root: Root, seed: int) -> Record | None:
+    """Return the record of a trial of this store, None where it has no commit.
+
+    Raises:
+        TiplError: it is damaged, another trial's, or lost.
+    """
+    path = trial_path(store, seed)
+    record, listed = read_record(path), seed in root.trials
+    if record is None or not record.committed:
+        if listed and is_folder(path):
+            raise Damaged(f"{path} has lost its record, zarr.json; bring it back from a copy, or remove {path}.")
+        return None
+    if (record.store, record.seed) != (root.id, seed):
+        what = f"trial {record.seed} of " + ("this store" if record.store == root.id else "another store")
+        raise Damaged(f"{path} holds {what}; bring the right one back from a copy, or remove {path}.")
+    if seed not in root.parts or root.configuration is None:
+        raise Damaged(f"{store / 'zarr.json'} does not know of trial {seed}; bring it back from a copy.")
+    if root.trials.get(seed) not in (None, record.seal):
+        raise Damaged(f"{path} is not as it was completed; bring it back from a copy, or remove {path}.")
+    if record.configuration != root.configuration:
+        require_same(store, root.configuration, record.configuration)
+    return record
 
 
 class Trial:
@@ -123,7 +153,8 @@ class Trial:
     def __init__(self, path: Path, record: Record) -> None:
         self._path = path
         self._record = record
-        self._arrays: dict[str, zarr.Array] = {}
+        self._layouts = record.layouts()
+        self._arrays: dict[str, ArrayReader] = {}
         self.seed = record.seed
         self.env_id = env_id_of(record.env_id, record.config)
         self.config = record.config
@@ -132,6 +163,7 @@ class Trial:
         self.committed = record.committed
         self.committed_episodes = record.committed_episodes
         self.complete = record.complete
+        self.obs_dim = record.obs_dim
         self.compact = record.compact
 
     def weights(self, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -202,14 +234,10 @@ class Trial:
         return Episodes(*(self._read(name) for name in EPISODE_ARRAYS))
 
     def _read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        stop = self._record.rows(name) if stop is None else stop
-        path = self._path / name
+        rows, path = self._record.rows(name), self._path / name
         try:
             if name not in self._arrays:
-                self._arrays[name] = open_array(path)
-            array = self._arrays[name]
-            for chunk in chunk_range(array, start, stop):
-                require_chunk(path, array.ndim, chunk)
-            return np.asarray(array[start:stop])
-        except DAMAGE as error:
-            raise TiplError(f"{path} is damaged ({error}); `tipl data verify` lists what is.") from error
+                self._arrays[name] = ArrayReader(path, self._layouts[name], rows, self._record.sums(name))
+            return self._arrays[name].read(start, rows if stop is None else stop)
+        except TiplError as error:
+            raise Damaged(f"{path} is damaged ({error}); `tipl data verify` lists what is.") from error

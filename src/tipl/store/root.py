@@ -9,21 +9,36 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from tipl.errors import TiplError
+from tipl.files import Absent, Damaged, parse_json
 from tipl.policy import ParamSpec
-from tipl.store.files import locked_file
-from tipl.store.layout import FORMAT_VERSION, check_root, write_group
+from tipl.shapes import Each, Maybe, Number, OneOf, Whole
+from tipl.store.files import locked_file, make_folder
+from tipl.store.layout import CONFIGURATION, FORMAT_VERSION, MOST_SEED, Record, group, is_seed, read_group, write_group
 
 PARTS = ("train", "validation", "test")
 _SHARES = {"train": 1 - 1 / 8 - 1 / 5, "validation": 1 / 8, "test": 1 / 5}
-_MOST_SEED = 2**63 - 1
+_ID = "[0-9a-f]{32}"
 _NAMED = 4  # settings that a refusal names at most
+
+
+_SHAPE = {
+    "format": OneOf("tipl"),
+    "format_version": Whole(),
+    "id": str,
+    "made_of": Maybe(str),
+    "compact_error": Maybe(Number(0, 1)),
+    "configuration": Maybe(CONFIGURATION),
+    "split": {part: [Whole(0, MOST_SEED)] for part in PARTS},
+    "trials": Each((None, str)),
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +53,10 @@ class Root:
     """What a compact store was asked for, see compact.py; None of any other."""
     configuration: dict[str, Any] | None = None
     """env_id, config and param_spec, which all trials of a store share; None before its first trial."""
-    parts: Mapping[int, str] | None = None
+    parts: Mapping[int, str] = field(default_factory=dict)
     """By seed, "train", "validation" or "test": of trials that were begun, or are about to be."""
+    trials: Mapping[int, str | None] = field(default_factory=dict)
+    """The trials with a commit, and of those that are complete the seal of their record: none can get lost unseen."""
 
     @classmethod
     def read(cls, store: Path) -> Self:
@@ -47,26 +64,31 @@ class Root:
         Raises:
             TiplError: there is no store of this version, or its root is damaged.
         """
-        attributes = check_root(store)
         try:
-            parts = {int(seed): part for part in PARTS for seed in attributes["split"][part]}
-            return cls(
-                id=_identity(attributes["id"]), made_of=_identity(attributes.get("made_of")),
-                compact_error=attributes.get("compact_error"), configuration=attributes.get("configuration"),
-                parts=parts,
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
-            raise TiplError(f"{store / 'zarr.json'} is damaged ({error}); bring it back from a copy.") from error
+            attributes = read_group(store, _SHAPE)
+        except Absent:
+            what = "is not a tipl store" if store.exists() else "does not exist"
+            raise TiplError(f"{store} {what}; make a store with `tipl collect`.") from None
+        root = cls(
+            parts={seed: part for part in PARTS for seed in attributes["split"][part]},
+            trials={int(seed) if is_seed(seed) else -1: seal for seed, seal in attributes["trials"].items()},
+            **{name: attributes.get(name) for name in ("id", "made_of", "compact_error", "configuration")},
+        )
+        ids = [each for each in (root.id, root.made_of) if each is not None]
+        twice = len(root.parts) < sum(map(len, attributes["split"].values()))
+        if twice or root.trials.keys() - root.parts.keys() or not all(re.fullmatch(_ID, each) for each in ids):
+            raise Damaged(f"{store / 'zarr.json'} contradicts itself; bring it back from a copy.")
+        return root
 
     def write(self, store: Path) -> None:
-        split = {part: sorted(seed for seed in self.parts or {} if (self.parts or {})[seed] == part) for part in PARTS}
         optional = {name: getattr(self, name) for name in ("made_of", "compact_error", "configuration")}
         attributes = {
             "format": "tipl",
             "format_version": FORMAT_VERSION,
             "id": self.id,
             **{name: value for name, value in optional.items() if value is not None},
-            "split": split,
+            "split": {part: sorted(seed for seed in self.parts if self.parts[seed] == part) for part in PARTS},
+            "trials": {str(seed): self.trials[seed] for seed in sorted(self.trials)},
         }
         write_group(store, attributes)
 
@@ -77,10 +99,19 @@ def new_root(compact_error: float | None, made_of: Root | None) -> Root:
     return Root(id=secrets.token_hex(16), compact_error=compact_error, **source)
 
 
-def locked(store: Path) -> Any:
+def locked(store: Path) -> AbstractContextManager[None]:
     """Keep other writers from a store's root. The lock is on a file that is written once and never replaced."""
-    content = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2).encode()
-    return locked_file(store / "trials" / "zarr.json", content)
+    make_folder(store / "trials")
+    return locked_file(store / "trials" / "zarr.json", group({}))
+
+
+def list_trials(store: Path, records: Iterable[Record]) -> None:
+    """Note in the root that these trials have commits, so that it is seen if one gets lost."""
+    with locked(store):
+        root = Root.read(store)
+        trials = {**root.trials, **{record.seed: record.seal if record.complete else None for record in records}}
+        if trials != root.trials:
+            replace(root, trials=trials).write(store)
 
 
 def plan_trials(
@@ -99,25 +130,36 @@ def plan_trials(
     """
     store, seeds = Path(store), [*seeds]
     _require_seeds(seeds)
-    wanted = {"env_id": env_id, "config": json.loads(json.dumps(config)), "param_spec": spec.to_json()}
+    wanted = {"env_id": env_id, "config": as_json(config), "param_spec": spec.to_json()}
     root = Root.read(store)
-    new = sorted({int(seed) for seed in seeds} - set(root.parts or {}))
+    new = sorted({int(seed) for seed in seeds} - set(root.parts))
     if root.configuration is not None and not new:
-        _require_same(store, root.configuration, wanted)
+        require_same(store, root.configuration, wanted)
         return
     with locked(store):
         root = Root.read(store)
         if root.configuration is not None:
-            _require_same(store, root.configuration, wanted)
-        parts = dict(root.parts or {})
-        parts |= given_parts([*parts.values()], [seed for seed in new if seed not in parts])
-        replace(root, configuration=root.configuration or wanted, parts=parts).write(store)
+            require_same(store, root.configuration, wanted)
+        given = given_parts([*root.parts.values()], [seed for seed in new if seed not in root.parts])
+        replace(root, configuration=root.configuration or wanted, parts={**root.parts, **given}).write(store)
+
+
+def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config as it reads back from a file.
+
+    Raises:
+        TiplError: it does not go into JSON, or holds numbers that are not finite.
+    """
+    try:
+        return parse_json(json.dumps(dict(config), allow_nan=False).encode(), "config")
+    except (TypeError, ValueError) as error:
+        raise TiplError(f"config does not go into JSON ({error}); give finite numbers, texts, lists, dicts.") from error
 
 
 def _require_seeds(seeds: Iterable[Any]) -> None:
     for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= _MOST_SEED:
-            raise TiplError(f"seed is {seed!r}; give a whole number from 0 to {_MOST_SEED}.")
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MOST_SEED:
+            raise TiplError(f"seed is {seed!r}; give a whole number from 0 to {MOST_SEED}.")
 
 
 def given_parts(taken: Sequence[str], seeds: Sequence[int]) -> dict[int, str]:
@@ -137,8 +179,8 @@ def _neediest(taken: Sequence[str]) -> str:
     return max(PARTS, key=lambda part: _SHARES[part] * (len(taken) + 1) - taken.count(part))
 
 
-def _require_same(store: Path, shared: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    before, now = dict(_settings(shared)), dict(_settings(wanted))
+def require_same(store: Path, shared: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    before, now = dict(settings(shared)), dict(settings(wanted))
     differing = [
         f"{name} = {_short(before.get(name))}, not {_short(now.get(name))}"
         for name in before | now
@@ -152,7 +194,7 @@ def _require_same(store: Path, shared: Mapping[str, Any], wanted: Mapping[str, A
         )
 
 
-def _settings(configuration: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def settings(configuration: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every setting by its name, such as ppo.learning_rate; seeds are none."""
     yield "env_id", configuration["env_id"]
     yield from _leaves("", configuration["config"])
@@ -176,9 +218,3 @@ def _leaves(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _identity(value: Any) -> Any:
-    if value is not None and not (isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value)):
-        raise ValueError(f"{value!r} is not the id of a store")
-    return value

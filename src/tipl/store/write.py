@@ -8,37 +8,41 @@ Shapes: T snapshots, P weights, obs the size of an observation, n what is append
 import contextlib
 import dataclasses
 import math
-import shutil
+import os
+import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import google_crc32c
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from tipl.checks import AnyPath, Positive, checked_arguments
 from tipl.errors import TiplError
+from tipl.files import PARTIAL, replace_file
 from tipl.policy import ParamSpec
-from tipl.store.arrays import ArrayWriter, create_array, rows_in
-from tipl.store.files import DAMAGE, lock_trial, replace_file, unlock, writing
+from tipl.store.arrays import MADE, ArrayWriter, create_array, rows_in
+from tipl.store.files import is_folder, lock_trial, make_folder, remove_made, unlock, writing
 from tipl.store.layout import (
+    ARRAYS,
     EPISODE_ARRAYS,
     FORMAT_VERSION,
     SNAPSHOT_ARRAYS,
     Record,
     array_layout,
-    check_root,
     checkpoint_path,
     read_checkpoint,
-    read_record,
     trial_path,
+    trials_path,
     write_group,
 )
-from tipl.store.read import Store
-from tipl.store.root import locked, new_root, plan_trials
+from tipl.store.read import Store, checked_record
+from tipl.store.root import Root, as_json, list_trials, locked, new_root, plan_trials
 
+_MADE_TO_RESUME = r"zarr\.json|lock|[0-9]+\.safetensors"
 _WEIGHTS_CHUNK = 5 << 20, 512  # most bytes and most snapshots in a chunk
 _OTHER_CHUNK_BYTES = 64 << 10  # every commit rewrites an array's last chunk: small
 
@@ -59,11 +63,14 @@ def create_store(path: AnyPath, compact_error: Positive | None = None, made_of: 
         if not ((path / "zarr.json").exists() and (path / "trials" / "zarr.json").exists()):
             if not (path / "zarr.json").exists() and path.exists() and not _is_begun(path):
                 raise TiplError(f"{path} exists and is not a tipl store; choose another path or remove it.")
-            (path / "trials").mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             with locked(path):
                 if not (path / "zarr.json").exists():
                     new_root(compact_error, made_of.root if made_of else None).write(path)
         store = Store.open(path)
+        unlisted = [store.records[seed] for seed in store.seeds if seed not in store.root.trials]
+        if unlisted:  # a writer was stopped between its commit and the root
+            list_trials(path, unlisted)
         if store.compact_error is not None and compact_error is None:
             raise TiplError(f"{path} is a compact store and takes no new trials; give the path of another store.")
         if store.compact_error != compact_error:
@@ -79,7 +86,7 @@ def _is_begun(path: Path) -> bool:
     if not path.is_dir() or not {entry.name for entry in path.iterdir()} <= {"zarr.json.partial", "trials"}:
         return False
     trials = path / "trials"
-    return not trials.exists() or (trials.is_dir() and {entry.name for entry in trials.iterdir()} <= {"zarr.json"})
+    return not is_folder(trials) or {entry.name for entry in trials.iterdir()} <= {"zarr.json"}
 
 
 class TrialWriter:
@@ -89,11 +96,14 @@ class TrialWriter:
     a `with` block, or `close`, frees the trial for others and commits nothing.
     """
 
-    def __init__(self, path: Path, record: Record, lock: int) -> None:
-        self._path = path
+    def __init__(self, store: Path, record: Record, lock: int) -> None:
+        self._store, self._path = store, trial_path(store, record.seed)
         self._record = record
-        names = SNAPSHOT_ARRAYS + EPISODE_ARRAYS
-        self._arrays = {name: ArrayWriter(path / name, record.rows(name)) for name in names}
+        self._listed = False
+        layouts = record.layouts()
+        self._arrays = {
+            name: ArrayWriter(self._path / name, layouts[name], record.rows(name), record.sums(name)) for name in ARRAYS
+        }
         self._unlock = weakref.finalize(self, unlock, lock)  # at the latest when nobody has the writer any more
 
     @classmethod
@@ -122,33 +132,37 @@ class TrialWriter:
         Raises:
             TiplError: no store there, the trial has committed snapshots, another process writes it, or a full disk.
         """
-        plan_trials(store_path, [seed], env_id=env_id, config=config, spec=spec)
-        path = trial_path(Path(store_path), seed)
-        record = read_record(path)
-        if record and record.committed:
-            raise TiplError(f"{path} holds {record.committed} snapshots already; go on with it or remove it.")
+        store = Path(store_path)
+        plan_trials(store, [seed], env_id=env_id, config=config, spec=spec)
+        path = trial_path(store, seed)
+        _require_no_commits(store, seed)
         with writing(path), contextlib.ExitStack() as on_failure:
-            (path / "resume").mkdir(parents=True, exist_ok=True)
+            for folder in (trials_path(store), path, path / "resume"):
+                make_folder(folder)
             lock = lock_trial(path)
             on_failure.callback(unlock, lock)
-            for leftover in path.iterdir():
-                if leftover.is_dir() and leftover.name != "resume":
-                    shutil.rmtree(leftover)
+            _require_no_commits(store, seed)  # now nobody else commits
+            for name in ARRAYS:
+                remove_made(path / name, MADE)
             write_group(path / "resume", {})
             if chunk_snapshots is None:
                 most_bytes, most_snapshots = _WEIGHTS_CHUNK
                 chunk_snapshots = min(most_snapshots, rows_in(most_bytes, 4 * spec.size))
-            for name, (dtype, row) in array_layout(spec.size, obs_dim).items():
+            room, chunk_rows = {}, {}
+            for name, (_, row) in array_layout(spec.size, obs_dim).items():
                 chunk = rows_in(_OTHER_CHUNK_BYTES, 8 * math.prod(row)) if name != "weights" else chunk_snapshots
-                rows = (num_snapshots if name in SNAPSHOT_ARRAYS else None) or chunk
-                chunk = min(chunk, 8 * math.ceil(rows / 8))
-                create_array(path / name, dtype, (rows, *row), chunk, grid if name == "weights" else None)
+                room[name] = (num_snapshots if name in SNAPSHOT_ARRAYS else None) or chunk
+                chunk_rows[name] = min(chunk, 8 * math.ceil(room[name] / 8))
             record = Record(
-                format_version=FORMAT_VERSION, seed=seed, env_id=env_id, config=config, param_spec=spec.to_json(),
-                versions=versions, committed=0, committed_episodes=0, complete=False, commits=0, checkpoint_crc32c=0,
+                format_version=FORMAT_VERSION, store=Root.read(store).id, seed=int(seed), env_id=env_id,
+                config=as_json(config), param_spec=spec.to_json(), versions=versions, obs_dim=obs_dim,
+                chunk_rows=chunk_rows, grid=grid, committed=0, committed_episodes=0, complete=False, commits=0,
+                checkpoint_crc32c=0, checksums={name: [0, 0] for name in ARRAYS},
             )  # fmt: skip
+            for name, layout in record.layouts().items():
+                create_array(path / name, layout, room[name])
             write_group(path, record.attributes())
-            writer = cls(path, record, lock)
+            writer = cls(store, record, lock)
             on_failure.pop_all()
             return writer
 
@@ -163,25 +177,25 @@ class TrialWriter:
             TiplError: nothing was committed, the trial is complete, another process writes it, or what is needed to
                 go on is damaged.
         """
-        check_root(Path(store_path))
-        path = trial_path(Path(store_path), seed)
+        store = Path(store_path)
+        path = trial_path(store, seed)
         with writing(path), contextlib.ExitStack() as on_failure:
-            record = read_record(path)
-            if record is None or not record.committed:
+            record = checked_record(store, Root.read(store), seed)
+            if record is None:
                 raise TiplError(f"{path} has no committed snapshots to go on from; begin that trial anew.")
             if record.complete:
                 raise TiplError(f"{path} is complete; there is nothing to go on with.")
+            make_folder(path / "resume")
             lock = lock_trial(path)
             on_failure.callback(unlock, lock)
-            record = read_record(path)  # now nobody else commits
+            record = checked_record(store, Root.read(store), seed)  # now nobody else commits
             assert record is not None
             try:
                 checkpoint = safetensors.numpy.load(read_checkpoint(path, record))
-                for leftover in (*path.rglob("*.partial"), *(path / "resume").glob("*.safetensors")):
-                    if leftover != checkpoint_path(path, record):
-                        leftover.unlink()
-                writer = cls(path, record, lock)
-            except DAMAGE as error:
+                for leftover in _leftovers(path, record):
+                    leftover.unlink()
+                writer = cls(store, record, lock)
+            except (TiplError, safetensors.SafetensorError) as error:
                 raise TiplError(
                     f"{path} cannot be gone on with ({error}); its {record.committed} snapshots stay readable, or "
                     "remove it and begin that trial anew."
@@ -248,20 +262,22 @@ class TrialWriter:
         assert self._unlock.alive, "the writer is closed"
         # safetensors writes an array's memory as it lies and takes it for C order.
         data = safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in checkpoint.items()})
-        record = dataclasses.replace(
-            self._record, committed=self.appended, committed_episodes=self._arrays["episode_step"].rows,
-            complete=complete, commits=self._record.commits + 1, checkpoint_crc32c=google_crc32c.value(data),
-            compact=compact,
-        )  # fmt: skip
         with writing(self._path):
-            for array in self._arrays.values():
-                array.flush(exact=complete)
+            sums = {name: [*array.flush(exact=complete)] for name, array in self._arrays.items()}
+            record = dataclasses.replace(
+                self._record, committed=self.appended, committed_episodes=self._arrays["episode_step"].rows,
+                complete=complete, commits=self._record.commits + 1, checkpoint_crc32c=google_crc32c.value(data),
+                checksums=sums, compact=compact,
+            )  # fmt: skip
             if not complete:
                 replace_file(checkpoint_path(self._path, record), data)
-            write_group(self._path, record.attributes())
+            record = dataclasses.replace(record, seal=write_group(self._path, record.attributes()))
             before, self._record = self._record, record
+            if complete or not self._listed:
+                list_trials(self._store, [record])
+                self._listed = True
             if complete:
-                shutil.rmtree(self._path / "resume")
+                remove_made(self._path / "resume", _MADE_TO_RESUME)
                 self.close()
             else:
                 checkpoint_path(self._path, before).unlink(missing_ok=True)
@@ -282,3 +298,23 @@ class TrialWriter:
         with writing(self._path):
             for name, value in zip(names, values, strict=True):
                 self._arrays[name].append(value)
+
+
+def _require_no_commits(store: Path, seed: int) -> None:
+    record = checked_record(store, Root.read(store), seed)
+    if record:
+        raise TiplError(
+            f"{trial_path(store, seed)} holds {record.committed} snapshots already; go on with it or remove it."
+        )
+
+
+def _leftovers(trial: Path, record: Record) -> Iterator[Path]:
+    """What a writer that was killed has left: checkpoints that no record speaks of, and files half written."""
+    made = re.compile(rf"(?:resume/)?(?:{_MADE_TO_RESUME})|(?:{'|'.join(ARRAYS)})/(?:{MADE})", re.ASCII)
+    for where, _, files in os.walk(trial):
+        for name in files:
+            path = Path(where, name)
+            half = name.endswith(PARTIAL) and made.fullmatch(path.relative_to(trial).as_posix().removesuffix(PARTIAL))
+            checkpoint = Path(where) == trial / "resume" and re.fullmatch(r"[0-9]+\.safetensors", name)
+            if half or (checkpoint and path != checkpoint_path(trial, record)):
+                yield path
