@@ -20,7 +20,7 @@ from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, parse_json
 from tipl.policy import ParamSpec
 from tipl.shapes import Each, Maybe, Number, OneOf, Whole
-from tipl.store.files import locked_file, make_folder
+from tipl.store.files import is_folder, locked_file, make_folder
 from tipl.store.layout import CONFIGURATION, FORMAT_VERSION, MOST_SEED, Record, group, is_seed, read_group, write_group
 
 PARTS = ("train", "validation", "test")
@@ -111,6 +111,15 @@ def list_trials(store: Path, records: Iterable[Record]) -> None:
         root = Root.read(store)
         trials = {**root.trials, **{record.seed: record.seal if record.complete else None for record in records}}
         if trials != root.trials:
+            replace(root, trials=trials).write(store)
+
+
+def forget_trial(store: Path, seed: int) -> None:
+    """Take a trial from the root's list whose folder was taken away, so that it may begin anew."""
+    with locked(store):
+        root = Root.read(store)
+        if seed in root.trials and not is_folder(store / "trials" / str(seed)):
+            trials = {other: seal for other, seal in root.trials.items() if other != seed}
             replace(root, trials=trials).write(store)
 
 

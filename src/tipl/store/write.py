@@ -40,7 +40,7 @@ from tipl.store.layout import (
     write_group,
 )
 from tipl.store.read import Store, checked_record
-from tipl.store.root import Root, as_json, list_trials, locked, new_root, plan_trials
+from tipl.store.root import Root, as_json, forget_trial, list_trials, locked, new_root, plan_trials
 
 _MADE_TO_RESUME = r"zarr\.json|lock|[0-9]+\.safetensors"
 _WEIGHTS_CHUNK = 5 << 20, 512  # most bytes and most snapshots in a chunk
@@ -137,6 +137,8 @@ class TrialWriter:
         path = trial_path(store, seed)
         _require_no_commits(store, seed)
         with writing(path), contextlib.ExitStack() as on_failure:
+            if seed in Root.read(store).trials:
+                forget_trial(store, seed)
             for folder in (trials_path(store), path, path / "resume"):
                 make_folder(folder)
             lock = lock_trial(path)
