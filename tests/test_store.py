@@ -486,8 +486,8 @@ def test_info(complete_store: Path) -> None:
         "raw_bytes": raw[0], "disk_bytes": disk[0], "versions": {"numpy": "2"},
     }  # fmt: skip
     assert (eight["seed"], eight["part"], eight["complete"], eight["snapshots"]) == (8, "test", False, 11)
-    assert found["id"] == Store.open(complete_store).id and found["settings"]["layers"] == [2, 3]
-    assert (found["train"], found["validation"], found["test"]) == ([7], [], [8])
+    assert found["id"] == Store.open(complete_store).id and found["settings"] == {"layers": [2, 3]}
+    assert found["split"] == {"train": [7], "validation": [9], "test": [8]}
     assert (found["incomplete"], found["missing"]) == ([8], [])
 
 
