@@ -45,6 +45,7 @@ ORDER = [
     "model",
     "train",
     "shipped",
+    "forecaster",
     "forecast",
     "seen",
     "adapt",

@@ -1,17 +1,11 @@
-"""Forecasters of policy weights: the interface, and the trained models behind it (baselines.py has the others).
+"""Trained models as forecasters, and any forecaster stretched (baselines.py has the others).
 
-In: histories that end at their origin.  Out: forecast weights at the asked horizons.
-
-A forecaster of your own is a subclass of `Forecaster`; its docstring is the contract, which `usable` checks before
-anything runs.
-
-Causal by construction: a forecaster is handed nothing later than the origin. One that knows the trial's own future
-through its basis (`full`, the paper's) says so by `causal = False`. Before φ_0 a run is taken to have stood still.
+In: a model's folder, histories.  Out: forecast weights at the asked horizons, and how far off the causal model expects
+them.
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,237 +13,33 @@ import numpy as np
 import torch
 
 from tipl.errors import TiplError
-from tipl.model import CausalTIPL, CodeModel, load, read_record, read_training
+from tipl.forecaster import Forecaster, LiveRun, WeightedSum, checked_forecast, usable
+from tipl.model import KINDS, CausalTIPL, CodeModel, load, read_record, read_training
 from tipl.model.causal import features
 from tipl.presets import SVDConfig
 from tipl.representation import Basis, Codes, fit_svd
-from tipl.shipped import PRETRAINED as PRETRAINED
-from tipl.shipped import SHIPPED, model_folder, model_name
-from tipl.shipped import stores_learned_on as stores_learned_on
+from tipl.shipped import PRETRAINED, SHIPPED, model_folder, model_name, stores_learned_on
 from tipl.store import History, Store
 from tipl.windows import HORIZONS, WINDOW, Windows, windows_of
 
-
-class Forecaster(ABC):
-    """History in, weights at the asked horizons out.
-
-    A subclass has to set `name`, `label` and `context`, on the class or on the object, and to define `forecast`:
-
-        class Still(Forecaster):
-            name, label, context = "still", "the last weights again", 1
-
-            def forecast(self, histories, horizons):
-                now = np.stack([history.weights[-1] for history in histories])
-                return np.repeat(now[:, None], len(horizons), axis=1)
-    """
-
-    name: str
-    """In metrics.json and on the command line; no other forecaster beside it may have it."""
-    label: str
-    """In reports."""
-    context: int | None
-    """How many snapshots up to the origin it is given (fewer at a run's beginning); None: all of them. It has no
-    default: who needs two and is given one forecasts no movement."""
-    basis: str | None = None
-    """Of forecasters in codes, the basis's name."""
-    causal: bool = True
-    """False where it knows, through its basis, what came after the origin."""
-    is_model: bool = False
-    """Trained by train/; all others are baselines."""
-    codes: Codes | None = None
-    """What it forecasts in, where it forecasts codes."""
-
-    @abstractmethod
-    def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
-        """Return float32 weights [B, H, P] of B histories of P weights each at H horizons, in snapshots from the
-        origin. All of them have to be finite. What a forecaster keeps between calls may change no forecast."""
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path = SHIPPED,
-        shapes: Sequence[Sequence[int]] | None = None,
-        codes: Codes | None = None,
-    ) -> Self:
-        """A trained model: the one that comes with the package, by its name (`causal`), or a folder's.
-
-        Args:
-            shapes: of the tensors that lie end to end in the weights (`trial.spec.shapes`), which the causal model
-                tells apart and cannot do without; [(P,)] for weights that are one vector.
-            codes: what a model over codes forecasts in: `Codes.open` of what `tipl fit-svd` wrote.
-
-        Raises:
-            TiplError: there is no such model, it cannot be used or is of another kind than this class, or codes are
-                missing, too many or of another size.
-        """
-        folder = model_folder(name_or_path)
-        if read_record(folder).kind == CausalTIPL.kind:
-            if codes is not None:
-                raise TiplError(f"{folder} holds a causal model, which sees weights; leave `codes` out.")
-            made: Forecaster = CausalForecaster(CausalTIPL.load(folder), shapes, name=model_name(folder))
-        else:
-            model = load(folder)
-            if codes is None:
-                raise TiplError(
-                    f"{folder} holds a model over codes; give `codes` too, which `tipl fit-svd` makes of a store."
-                )
-            if codes.config.dim != model.config.dim:
-                raise TiplError(
-                    f"{folder} takes codes of {model.config.dim} numbers, not {codes.config.dim}; give others."
-                )
-            made = ModelForecaster(model, codes, name=model_name(folder))
-        if not isinstance(made, cls):
-            raise TiplError(f"{folder} holds a {type(made).__name__}, not a {cls.__name__}; give another folder.")
-        return made
-
-    def follow(self, trial: int, weights_P: np.ndarray) -> "LiveRun":
-        """A live run from φ_0 on."""
-        return LiveRun(self, trial, weights_P)
-
-
-class LiveRun:
-    """A run as a forecaster follows it: snapshots go in as they come, forecasts from the last one come out.
-
-    origin: the last snapshot's number.
-    """
-
-    def __init__(self, forecaster: Forecaster, trial: int, weights_P: np.ndarray) -> None:
-        usable(forecaster)
-        self._forecaster, self._trial, self.origin = forecaster, trial, 0
-        self._rows, self._end = np.empty((2 * (forecaster.context or 32), len(weights_P)), np.float32), 1
-        self._rows[0] = weights_P  # then snapshot after snapshot
-
-    @property
-    def now(self) -> np.ndarray:
-        """φ_t"""
-        return self._rows[self._end - 1]
-
-    @property
-    def window(self) -> np.ndarray:
-        """[n, P], the snapshots that the forecaster sees, oldest first."""
-        count = self._forecaster.context or self._end
-        return self._rows[max(0, self._end - count) : self._end]
-
-    def extend(self, snapshots: np.ndarray) -> None:
-        """[n, P] float32, oldest first."""
-        if self._end + len(snapshots) > len(self._rows):
-            seen = self.window  # rows are never written twice, so that who has one keeps it
-            self._rows, self._end = np.empty((2 * len(seen) + len(snapshots), seen.shape[1]), np.float32), len(seen)
-            self._rows[: len(seen)] = seen
-        self._rows[self._end : self._end + len(snapshots)] = snapshots
-        self._end += len(snapshots)
-        self.origin += len(snapshots)
-
-    def forecast(self, place: int, horizons: Sequence[int]) -> np.ndarray:
-        """[1, H, P]"""
-        history = History(self._trial, self.origin, self.window, place, place + 1 or None)
-        return np.asarray(self._forecaster.forecast([history], horizons))
-
-    def state(self) -> dict[str, np.ndarray]:
-        """All that the next forecast depends on, to be given to `restore`."""
-        return {"path": self.window.copy(), "origin": np.array(self.origin)}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on where `state` was taken."""
-        self._rows = np.array(state["path"], np.float32)
-        self._end, self.origin = len(self._rows), int(state["origin"])
-
-
-def usable(forecaster: Forecaster) -> Forecaster:
-    """Return the forecaster if it keeps the contract that `Forecaster` states.
-
-    Raises:
-        TiplError: it lacks something, or something is of the wrong kind.
-    """
-    who = f"Forecaster {getattr(forecaster, 'name', None) or type(forecaster).__name__}"
-    if not isinstance(forecaster, Forecaster):
-        raise TiplError(f"{type(forecaster).__name__} is no Forecaster; make it a subclass of tipl.Forecaster.")
-    for what, kinds, wanted in (
-        ("name", str, "a word"),
-        ("label", str, "what reports call it"),
-        ("context", int | None, "how many snapshots it is given, or None for all of them"),
-        ("basis", str | None, "the name of its basis, or None"),
-        ("causal", bool, "False where it has seen the future"),
-        ("is_model", bool, "True or False"),
-        ("codes", Codes | None, "Codes, or None"),
-    ):
-        if not hasattr(forecaster, what):
-            raise TiplError(f"{who} has no `{what}`; set it: {wanted}.")
-        value = getattr(forecaster, what)
-        if not isinstance(value, kinds) or value == "" or (what == "context" and value is not None and value < 1):
-            raise TiplError(f"{who} has {value!r} as `{what}`; give {wanted}.")
-    return forecaster
-
-
-def checked_forecast(forecaster: Forecaster, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
-    """The forecast [B, H, P].
-
-    Raises:
-        TiplError: it has another shape, or is not finite.
-    """
-    made = forecaster.forecast(histories, horizons)
-    wanted = (len(histories), len(horizons), histories[0].weights.shape[1])
-    if not isinstance(made, np.ndarray):
-        raise TiplError(f"Forecaster {forecaster.name} returned {type(made).__name__}, not a numpy array; mend it.")
-    if made.shape != wanted:
-        raise TiplError(f"Forecaster {forecaster.name} returned the shape {made.shape}, not {wanted}; mend it.")
-    if not np.isfinite(made).all():
-        raise TiplError(f"Forecaster {forecaster.name} returned weights that are NaN or infinite; mend or drop it.")
-    return made
-
-
-class WeightedSum(Forecaster):
-    """A forecast in the span of the snapshots seen: φ̃_{t+h} = φ_t + Σ_k a_{h,k} (φ_{t−k} − φ_t)."""
-
-    @abstractmethod
-    def coefficients(self, place: int, horizons: Sequence[int]) -> np.ndarray:
-        """a [H, context], the oldest snapshot first; the last column, φ_t's own, has no effect."""
-
-    def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
-        assert self.context is not None
-        out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
-        for b, history in enumerate(histories):
-            a_HK = self.coefficients(history.place, horizons).astype(np.float32)
-            window = history.weights[-self.context :]
-            before = self.context - len(window)  # φ_0, the first one, stands for what was before it
-            a_HK = np.concatenate([a_HK[:, : before + 1].sum(axis=1, keepdims=True), a_HK[:, before + 1 :]], axis=1)
-            used = a_HK.any(axis=0)
-            out[b] = window[-1] + a_HK[:, used] @ (window[used] - window[-1])
-        return out
-
-
-class Stretched(Forecaster):
-    """Another forecaster's displacements from φ_t, times a factor.
-
-    The forecast with the least expected error in weights is short where much is unknown; going on in its direction may
-    give the better policy. In weights it is the worse one, and `forecast_with_error` says by how much.
-    """
-
-    def __init__(self, forecaster: Forecaster, factor: float) -> None:
-        usable(forecaster)
-        self.name, self.label = f"{forecaster.name}-x{factor:g}", f"{forecaster.label}, times {factor:g}"
-        self.basis, self.causal = forecaster.basis, forecaster.causal
-        self.is_model, self.context = forecaster.is_model, forecaster.context
-        self._forecaster, self._factor = forecaster, factor
-
-    def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
-        now = np.stack([history.weights[-1] for history in histories])[:, None]
-        return now + np.float32(self._factor) * (self._forecaster.forecast(histories, horizons) - now)
-
-    def forecast_with_error(
-        self, histories: Sequence[History], horizons: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The forecast [B, H, P], and its expected error [B, H], of a forecaster that knows its own.
-
-        What a forecast d̂ of least expected error misses is at right angles to it, so that of s d̂ the squared error is
-        the forecast's own and (s − 1)² |d̂|².
-        """
-        assert isinstance(self._forecaster, CausalForecaster), f"{self._forecaster.name} does not know its error"
-        made, error_BH = self._forecaster.forecast_with_error(histories, horizons)
-        now = np.stack([history.weights[-1] for history in histories])[:, None]
-        length_BH = np.linalg.norm((made - now).astype(np.float64), axis=2)
-        stretched = now + np.float32(self._factor) * (made - now)
-        return stretched, np.hypot(error_BH, (self._factor - 1) * length_BH)
+__all__ = [
+    "PRETRAINED",
+    "SHIPPED",
+    "CausalForecaster",
+    "Forecaster",
+    "History",
+    "LiveRun",
+    "ModelForecaster",
+    "Stretched",
+    "WeightedSum",
+    "checked_forecast",
+    "known_codes",
+    "load_forecaster",
+    "model_folder",
+    "model_name",
+    "stores_learned_on",
+    "usable",
+]
 
 
 def known_codes(codes: Codes, histories: Sequence[History]) -> dict[int, tuple[np.ndarray, Basis]]:
@@ -280,6 +70,8 @@ class ModelForecaster(Forecaster):
     The `full` basis is made from the whole trial, so it has seen the future of every origin: not causal.
     """
 
+    kinds = tuple(KINDS)
+
     def __init__(self, model: CodeModel, codes: Codes, name: str) -> None:
         self.name, self.is_model = name, True
         self.basis = codes.name
@@ -289,6 +81,17 @@ class ModelForecaster(Forecaster):
         self.context = 1  # of weights; its codes come from the basis
         self.codes = codes
         self._model = model
+
+    @classmethod
+    def of_folder(cls, folder: Path, shapes: Sequence[Sequence[int]] | None, codes: Codes | None) -> Self:
+        model = load(folder)
+        if codes is None:
+            raise TiplError(
+                f"{folder} holds a model over codes; give `codes` too, which `tipl fit-svd` makes of a store."
+            )
+        if codes.config.dim != model.config.dim:
+            raise TiplError(f"{folder} takes codes of {model.config.dim} numbers, not {codes.config.dim}; give others.")
+        return cls(model, codes, name=model_name(folder))
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         length, dim = self._model.config.context, self._model.config.dim
@@ -315,6 +118,7 @@ class CausalForecaster(Forecaster):
     displacement, which is no forecast of theirs: their expected error is NaN.
     """
 
+    kinds = (CausalTIPL.kind,)
     is_model = True
     context = WINDOW
     furthest = HORIZONS[-1]
@@ -335,6 +139,12 @@ class CausalForecaster(Forecaster):
         self.name, self.label = name, model.title
         self._model, self._shapes = model.eval(), [tuple(shape) for shape in shapes]
         self._places = _places_learned(model)
+
+    @classmethod
+    def of_folder(cls, folder: Path, shapes: Sequence[Sequence[int]] | None, codes: Codes | None) -> Self:
+        if codes is not None:
+            raise TiplError(f"{folder} holds a causal model, which sees weights; leave `codes` out.")
+        return cls(CausalTIPL.load(folder), shapes, name=model_name(folder))
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         return self.forecast_with_error(histories, horizons)[0]
@@ -412,6 +222,40 @@ def _at(horizons: Sequence[int], known: np.ndarray) -> np.ndarray:
     share = ((grid[after] - at) / (grid[after] - grid[after - 1])).astype(known.dtype)
     share = share.reshape(-1, *[1] * (known.ndim - 2))
     return share * padded[:, after - 1] + (1 - share) * padded[:, after]
+
+
+class Stretched(Forecaster):
+    """Another forecaster's displacements from φ_t, times a factor.
+
+    The forecast with the least expected error in weights is short where much is unknown; going on in its direction may
+    give the better policy. In weights it is the worse one, and `forecast_with_error` says by how much.
+    """
+
+    def __init__(self, forecaster: Forecaster, factor: float) -> None:
+        usable(forecaster)
+        self.name, self.label = f"{forecaster.name}-x{factor:g}", f"{forecaster.label}, times {factor:g}"
+        self.basis, self.causal = forecaster.basis, forecaster.causal
+        self.is_model, self.context = forecaster.is_model, forecaster.context
+        self._forecaster, self._factor = forecaster, factor
+
+    def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+        now = np.stack([history.weights[-1] for history in histories])[:, None]
+        return now + np.float32(self._factor) * (self._forecaster.forecast(histories, horizons) - now)
+
+    def forecast_with_error(
+        self, histories: Sequence[History], horizons: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The forecast [B, H, P], and its expected error [B, H], of a forecaster that knows its own.
+
+        What a forecast d̂ of least expected error misses is at right angles to it, so that of s d̂ the squared error is
+        the forecast's own and (s − 1)² |d̂|².
+        """
+        assert isinstance(self._forecaster, CausalForecaster), f"{self._forecaster.name} does not know its error"
+        made, error_BH = self._forecaster.forecast_with_error(histories, horizons)
+        now = np.stack([history.weights[-1] for history in histories])[:, None]
+        length_BH = np.linalg.norm((made - now).astype(np.float64), axis=2)
+        stretched = now + np.float32(self._factor) * (made - now)
+        return stretched, np.hypot(error_BH, (self._factor - 1) * length_BH)
 
 
 def load_forecaster(folder: str | Path, store: Store, scratch: Path) -> ModelForecaster | CausalForecaster:
