@@ -16,7 +16,7 @@ from torch import nn
 
 from tipl import Accelerator, Adapted, JumpConfig
 from tipl.adapt import _BYTES
-from tipl.baselines import fitted_baselines, line
+from tipl.baselines import Source, fitted_baselines, line
 from tipl.errors import TiplError
 from tipl.evaluate import evaluate
 from tipl.forecast import CausalForecaster, Forecaster, History, Stretched, load_forecaster, model_folder, usable
@@ -200,7 +200,7 @@ BROKEN = [
     (without("label", label=3), "has 3 as `label`"),
     (without("basis", basis=7), "has 7 as `basis`"),
     (without("causal", causal="yes"), "has 'yes' as `causal`"),
-    (object(), "object is no Forecaster"),
+    (object(), "object is no Forecaster|type object; give a Forecaster"),
 ]
 
 
@@ -220,8 +220,10 @@ def test_what_breaks_the_contract_is_told_before_anything_runs(
 
 def test_every_forecaster_of_the_package_keeps_the_contract(small_store: Path):
     data = Store.open(small_store)
+    split = data.split()
+    source = Source(data, tuple(map(data.trial, split.train)), tuple(map(data.trial, split.validation)))
     assert isinstance(usable(Still()), Still)
-    for forecaster in fitted_baselines(data, data.split(), (1, 5), 0):
+    for forecaster in fitted_baselines([source], source.train[0].spec.shapes, (1, 5), 0):
         assert usable(forecaster) is forecaster
         usable(Stretched(forecaster, 2.0))
         usable(Adapted([forecaster]))
