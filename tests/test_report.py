@@ -22,7 +22,7 @@ from tipl.across import across
 from tipl.errors import TiplError
 from tipl.presets import CollectConfig
 from tipl.report import report
-from tipl.report.acceleration import read_acceleration
+from tipl.report.acceleration import read_acceleration, signs
 from tipl.report.figure import DARK, LIGHT, Figure, Panel, Series, linear_axis, log_axis
 from tipl.report.figure2 import REPW_COLOR, WPE_COLOR
 from tipl.report.figures import figures
@@ -35,7 +35,7 @@ HORIZONS = [1, 2, 5, 10, 20]
 PLACES = 5
 
 
-def evaluation_of_walks(env_id: str, trials: int = 8, snapshots: int = 161, dim: int = 12, seed: int = 0) -> dict:
+def evaluation_of_walks(env_id: str, trials: int = 10, snapshots: int = 161, dim: int = 12, seed: int = 0) -> dict:
     """metrics.json of real forecasts: trials that drift, with steps shared inside an iteration; the last half tests."""
     rng = np.random.default_rng(seed)
     iterations = (snapshots - 1) // PLACES
@@ -214,6 +214,8 @@ def _returns_of(true: np.ndarray, predicted: np.ndarray, origin: np.ndarray) -> 
     gap, stood, change, forecast = abs(true - predicted), abs(true - origin), true - origin, predicted - origin
     means = {
         "repw": gap.mean(),
+        "repw_median": np.median(gap),
+        "repw_largest_share": gap.max() / gap.sum(),
         "repw_minus_persistence": (gap - stood).mean(),
         "true_gain": change.mean(),
         "gain": forecast.mean(),
@@ -279,7 +281,8 @@ def smallest(**changes: Any) -> dict[str, Any]:
             **changes,
         },
     }
-    return {"schema": 1, "env_id": "Walk", "horizons": [1, 10], "forecasters": forecasters}
+    trials = list(range(20))
+    return {"schema": 1, "env_id": "Walk", "horizons": [1, 10], "test_trials": trials, "forecasters": forecasters}
 
 
 class Page(HTMLParser):
@@ -330,7 +333,7 @@ NO_NUMBER = re.compile(r"\b(nan|NaN|undefined|None|null|inf|Infinity)\b")
 @pytest.fixture(scope="session")
 def accelerated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real runs, plain and with jumps."""
-    config = CollectConfig(trials=3, total_steps=8 * 2048, hidden_sizes=(8, 8))
+    config = CollectConfig(trials=5, total_steps=8 * 2048, hidden_sizes=(8, 8))
     return accelerate(config, tmp_path_factory.mktemp("accelerated"), targets=[60], workers=1)
 
 
@@ -425,19 +428,68 @@ def test_the_table_holds_the_numbers_of_the_file(page: Path, metrics: dict[str, 
     columns = [text.lower().strip() for text, _ in head]
     assert columns == [
         *("forecaster", "steps ahead", "wpe", "skill", "skill, iqm", "trials improved", "trials ahead of best"),
-        *("skill in basis", "repw", "repw − persistence", "return gained", "gain recovered", "change r²"),
-        "better than origin",
+        *("skill in basis", "repw", "repw, median", "worst origin", "repw − persistence", "return gained"),
+        *("gain recovered", "change r²", "better than origin"),
     ]
     assert len(rows) == len(metrics["forecasters"]) * len(HORIZONS)
     names = {re.sub(r" \(full.*", "", entry["label"]): name for name, entry in metrics["forecasters"].items()}
     keys = ["wpe", "skill", "skill_iqm", "trials_improved", "trials_ahead_of_best", "skill_in_basis", "repw"]
-    keys += ["repw_minus_persistence", "gain", "gain_recovered", "change_r2", "better_than_origin"]
+    keys += [
+        "repw_median",
+        "repw_largest_share",
+        "repw_minus_persistence",
+        "gain",
+        "gain_recovered",
+        "change_r2",
+        "better_than_origin",
+    ]
     for (_, label), (_, horizon), *cells in rows:
         entry = metrics["forecasters"][names[str(label)]]
         for key, (text, value) in zip(keys, cells, strict=True):
             expected = entry.get(key, {}).get(horizon)
             assert (None if value is None else float(value)) == expected
             assert (text.startswith("–")) == (expected is None)
+
+
+def test_the_errors_of_single_origins_are_drawn_in_order(page: Path, metrics: dict[str, Any]):
+    panels = json.loads(Page(page).data)["inverted-pendulum-v4-return-errors"]["panels"]
+    for panel, horizon in zip(panels, (1, 10), strict=True):
+        assert {series["key"] for series in panel["series"]} == {
+            name for name, entry in metrics["forecasters"].items() if entry.get("scatter")
+        }
+        for series in panel["series"]:
+            scatter = {key: np.array(each) for key, each in metrics["forecasters"][series["key"]]["scatter"].items()}
+            errors = np.sort(np.abs(scatter["true"] - scatter["predicted"])[scatter["horizon"] == horizon])
+            np.testing.assert_allclose(series["x"], (np.arange(len(errors)) + 0.5) / len(errors), rtol=1e-6)
+            np.testing.assert_allclose(series["y"], np.maximum(errors, min(series["y"])), rtol=1e-6)
+            assert min(series["y"]) >= panel["y"]["low"] and panel["y"]["log"]
+
+
+def test_too_few_trials_are_said_wherever_an_interval_would_stand(tmp_path: Path):
+    """As `make reproduce` has them: three test trials, every interval null."""
+    metrics = evaluation_of_walks("InvertedPendulum-v4", trials=6)
+
+    def without(entry: Any) -> Any:
+        if isinstance(entry, dict):
+            return {key: None if key.endswith("_ci") else without(value) for key, value in entry.items()}
+        return entry
+
+    document = Page(report([write(tmp_path / "eval", without(metrics))], tmp_path / "out.html"))
+    assert "There are too few test trials for an interval (N = 3), so this may be chance." in document.text
+    assert "by the value alone, which may be chance" in document.text
+    assert "Shaded: 95%" not in document.text and "Bars: 95%" not in document.text
+    drawn = json.loads(document.data)
+    assert "Too few trials for an interval (N = 3)." in drawn["inverted-pendulum-v4-skill"]["caption"]
+    assert not NO_NUMBER.search(document.text)
+
+
+def test_signs_are_corrected_for_how_many_there_are() -> None:
+    """One arm whose interval ends just below 1 has fewer steps; beside nine that say nothing it has not."""
+    narrow, level = (0.8, [0.65, 0.99]), (1.0, [0.8, 1.25])
+    assert signs([narrow], 1.0, 10) == [-1]
+    assert signs([narrow] + [level] * 9, 1.0, 10) == [0] * 10
+    assert signs([(0.5, [0.45, 0.55])] + [level] * 9, 1.0, 10) == [-1] + [0] * 9
+    assert signs([(0.8, None), (1.2, None)], 1.0, 3) == [-1, 1]
 
 
 def test_the_figures_hold_the_numbers_of_the_file(page: Path, metrics: dict[str, Any]):
@@ -594,7 +646,8 @@ def test_what_is_missing_is_said_and_never_shown_as_a_number(tmp_path: Path):
     absent = (
         "skill by place in the PPO iteration, skill by phase of learning, look-ahead, share of trials improved, return "
     )
-    absent += "gained, gain recovered, other ways to run the policies, energy spectra, directions over learning: "
+    absent += "errors of single origins, return gained, gain recovered, other ways to run the policies, energy "
+    absent += "spectra, directions over learning: "
     absent += (
         "displacements, directions over learning: weights, directions by tensor, training curve and learning curves"
     )
@@ -618,7 +671,7 @@ def test_an_evaluation_with_one_of_everything_is_drawn(tmp_path: Path):
         skill_in_basis={"1": 0.5},
         gain={"1": 0.0},
         variants={"sampled_actions": {"repw": {"1": 0.0}, "gain": {"1": 0.0}}},
-        scatter={"horizon": [1], "true": [5.0], "predicted": [5.0], "origin": [5.0]},
+        scatter={"horizon": [1], "true": [5.0], "predicted": [4.0], "origin": [5.0]},
     )
     metrics |= {
         "horizons": [1],
@@ -673,10 +726,15 @@ def test_an_evaluation_with_one_of_everything_is_drawn(tmp_path: Path):
             "only the past (line) at both.",
         ),
         (
-            {"skill_ci": {"1": None, "10": None}, "skill_minus_best_baseline_ci": None, "skill": {"1": -0.5}},
+            {
+                "skill_ci": {"1": None, "10": None},
+                "skill_minus_best_baseline_ci": None,
+                "skill": {"1": -0.5},
+                "trials": 3,
+            },
             "TIPL (full: sees the future) is worse than doing nothing 1 step ahead, and worse than "
             "the best baseline that sees only the past (line) 1 step ahead. There are too few "
-            "test trials for an interval, so this may be chance.",
+            "test trials for an interval (N = 3), so this may be chance.",
         ),
         (
             {
@@ -717,13 +775,6 @@ def test_a_causal_model_is_judged_before_one_that_sees_the_future(tmp_path: Path
     assert [standing.forecaster.name for standing in judged.standings] == ["ours", "tipl", "line-5"]
     assert judged.standings[0].line[10].value == pytest.approx(0.05 - 0.1)
     assert judged.sentence.startswith("Ours is better than doing nothing 1 step ahead and no better 10 steps ahead, ")
-
-
-def test_a_noise_floor_of_the_last_horizon_alone_stands_for_that_horizon(tmp_path: Path):
-    """As files of before `noise_floor_by_horizon` have it."""
-    old = {"return_horizons": [1, 10], "noise_floor": 2.5, "noise_floor_ci": [1.0, 4.0]}
-    found = read_evaluation(write(tmp_path, smallest() | old))
-    assert found.noise_floor == {10: 2.5} and found.noise_floor_ci == {10: (1.0, 4.0)}
 
 
 def test_two_models_of_one_kind_have_their_names(tmp_path: Path):

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tipl.errors import TiplError
 from tipl.files import read_json
 from tipl.report.figure import MARKERS, NEUTRAL, Axis, Figure, Panel, Rule, Series, linear_axis
 from tipl.report.metrics import METRICS_BYTES, read_metrics
-from tipl.report.wording import duration, listing, number, number_interval, slug
+from tipl.report.wording import duration, interval_note, listing, number, number_interval, slug, too_few
+from tipl.stats import LEAST_TRIALS, Interval, holm, p_value
 
 SCHEMA = 1
 KIND_COLORS = {"accepted": 2, "shrunk": 5, "rejected": 4, "taken back": 1, "invalid": 6, "silent": 8}
@@ -114,23 +117,37 @@ def _acceleration(metrics: Mapping[str, Any]) -> Acceleration:
 
 
 def _sentence(arms: Mapping[str, Any], first: str, seeds: int) -> str:
-    """Which arms need fewer environment steps to 90% of the gain, and whether any ends lower; by 95% intervals."""
+    """Which arms need fewer environment steps to 90% of the gain, and which end lower; corrected for all arms."""
     groups: dict[str, list[str]] = {"Fewer": [], "No fewer": [], "More": []}
+    others = {name: entry["beside"] for name, entry in arms.items() if name != first}
+    ratios = [(found["steps to 90%"]["ratio"], found["steps to 90%"]["ratio_ci"]) for found in others.values()]
+    finals = [
+        (found["final return"]["difference"], found["final return"]["difference_ci"]) for found in others.values()
+    ]
     lower = []
-    for name, entry in arms.items():
-        if name == first:
-            continue
-        beside, final = entry["beside"]["steps to 90%"], entry["beside"]["final return"]
-        low, high = beside["ratio_ci"] or (beside["ratio"],) * 2
-        said = f"{number(beside['ratio'])} × {number_interval((low, high)) if beside['ratio_ci'] else ''}".strip()
-        groups["Fewer" if high < 1 else "More" if low > 1 else "No fewer"].append(f"{name} ({said})")
-        if final["difference_ci"] and final["difference_ci"][1] < 0:
-            lower.append(f"{name} ({number(final['difference'])} {number_interval(final['difference_ci'])})")
+    for name, steps, (ratio, ratio_ci), final, (difference, difference_ci) in zip(
+        others, signs(ratios, 1.0, seeds), ratios, signs(finals, 0.0, seeds), finals, strict=True
+    ):
+        said = f"{number(ratio)} ×{f' {number_interval(ratio_ci)}' if ratio_ci else ''}"
+        groups[{-1: "Fewer", 0: "No fewer", 1: "More"}[steps]].append(f"{name} ({said})")
+        if final < 0 and difference_ci:
+            lower.append(f"{name} ({number(difference)} {number_interval(difference_ci)})")
     clauses = [f"{word} environment steps than {first}: {listing(who)}." for word, who in groups.items() if who]
     sentence = f"To 90% of the return that plain training gains, paired over {seeds} seeds. {' '.join(clauses)}"
+    if seeds < LEAST_TRIALS:
+        return f"{sentence} {too_few(seeds, 'seeds')} All of this may be chance."
     if lower:
         return f"{sentence} A lower final return beyond the interval: {listing(lower)}."
     return f"{sentence} None ends with a lower return beyond the interval."
+
+
+def signs(found: Sequence[tuple[float, Sequence[float] | None]], null: float, trials: int) -> list[int]:
+    """−1, 0 or 1: on which side of `null` each value lies, 0 where it is not told apart from it by p-values that are
+    corrected for all of them; by the value alone where it has no interval."""
+    single = [p_value(Interval(value, *(bounds or (None, None)), trials), null) for value, bounds in found]
+    adjusted = iter(holm([p for p in single if p is not None]))
+    apart = [p is None or next(adjusted) <= 0.05 for p in single]
+    return [int(np.sign(value - null)) if is_apart else 0 for (value, _), is_apart in zip(found, apart, strict=True)]
 
 
 def _row(entry: Mapping[str, Any], levels: Sequence[str], seeds: int, overhead: float) -> list[Cell | None]:
@@ -215,7 +232,7 @@ def _thresholds(metrics: Mapping[str, Any]) -> Figure | None:
     panel = dot_rows("Environment steps ÷ plain training’s", list(arms), groups, Rule("As many", 1.0))
     caption = "Ratio of mean environment steps until the return of an iteration first reaches a threshold: shares of "
     caption += "the way from plain training’s first return to its final one, or a return asked for. A run that never "
-    caption += "does counts with its length. Bars: 95% intervals, paired by seed."
+    caption += f"does counts with its length. Paired by seed.{interval_note(len(metrics['seeds']), 'Bars', 'seeds')}"
     return Figure("steps-to-threshold", "Environment steps to a return", caption, (panel,))
 
 
@@ -225,8 +242,8 @@ def _finals(metrics: Mapping[str, Any]) -> Figure:
         found = [entry[measure] for entry in metrics["arms"].values()]
         dots = dot_series(title, 0, [f["mean"] for f in found], [f["mean_ci"] for f in found], 0.0)
         panels.append(dot_rows(title, list(metrics["arms"]), [dots], None))
-    caption = "Final: of the last tenth of the iterations. Mean: the area under the learning curve. Bars: 95% "
-    caption += "intervals over seeds."
+    caption = "Final: of the last tenth of the iterations. Mean: the area under the learning curve."
+    caption += interval_note(len(metrics["seeds"]), "Bars", "seeds")
     return Figure("final-return", "Returns", caption, tuple(panels))
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from tipl.report.figure import NEUTRAL, Figure, Panel, Series, linear_axis, steps_axis
 from tipl.report.looks import color_of, series_of
 from tipl.report.read import Curve, Evaluation, Forecaster, Intervals
-from tipl.report.wording import ahead, score, slug
+from tipl.report.wording import ahead, interval_note, number, score, slug
 
 WPE_COLOR, REPW_COLOR = 3, 2
 
@@ -25,6 +25,14 @@ def figure_2(evaluation: Evaluation, model: Forecaster) -> Figure | None:
         caption += "point a forecast. "
     caption += "Persistence, which does nothing, stands beside it: a point on the diagonal or a level REPW proves "
     caption += "nothing that persistence shows as well."
+    typical = model.returns.repw_median
+    if typical:
+        at = max(typical)
+        caption += f" Median of the return errors {ahead([at])}: {number(typical[at])}; their mean, REPW: "
+        caption += f"{number(model.returns.repw[at])}, of which the worst origin makes "
+        caption += f"{model.returns.repw_largest_share.get(at, 0.0):.0%}."
+    if model.returns.repw:
+        caption += interval_note(model.returns.trials, "Shaded")
     last = max(set(model.returns.change_r2) | set(model.returns.better_than_origin), default=None)
     if last in model.returns.change_r2:
         caption += f" R² of the change in return {ahead([last])}: {score(model.returns.change_r2[last])}."

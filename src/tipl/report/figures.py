@@ -15,7 +15,7 @@ from tipl.report.curves import (
 )
 from tipl.report.figure import Figure
 from tipl.report.figure2 import figure_2
-from tipl.report.gains import gain_recovered, return_gained, variants
+from tipl.report.gains import gain_recovered, return_errors, return_gained, variants
 from tipl.report.read import Evaluation
 from tipl.report.skills import by_phase, by_place, improved, look_ahead, skill
 
@@ -28,6 +28,7 @@ def figures(evaluation: Evaluation) -> tuple[list[Figure], list[str]]:
         ("Skill by phase of learning", by_phase),
         ("Look-ahead", look_ahead),
         ("Share of trials improved", improved),
+        ("Return errors of single origins", return_errors),
         ("Return gained", return_gained),
         ("Gain recovered", gain_recovered),
         ("Other ways to run the policies", variants),

@@ -1,11 +1,11 @@
-"""Figures of what forecasts are worth in return: gained, recovered of training's gain, and run in other ways.
+"""Figures of what forecasts are worth in return: gained, recovered, wrong by how much, and run in other ways.
 
 In: an `Evaluation`.  Out: `Figure`s, or none where it has not the numbers.
 """
 
 from dataclasses import replace
 
-from tipl.report.figure import MARKERS, NEUTRAL, Figure, Panel, linear_axis, steps_axis
+from tipl.report.figure import MARKERS, NEUTRAL, Axis, Figure, Panel, Rule, linear_axis, log_axis, steps_axis
 from tipl.report.looks import (
     NOTHING,
     PHASE_COLORS,
@@ -19,8 +19,8 @@ from tipl.report.looks import (
     styled,
     styles_of,
 )
-from tipl.report.read import Evaluation
-from tipl.report.wording import ahead, listing, number
+from tipl.report.read import Evaluation, Forecaster
+from tipl.report.wording import ahead, interval_note, listing, number
 
 
 def return_gained(evaluation: Evaluation) -> Figure | None:
@@ -52,8 +52,8 @@ def return_gained(evaluation: Evaluation) -> Figure | None:
         panels.append(Panel(title, x, y, tuple(lines), rules=(NOTHING,)))
     if not panels:
         return None
-    caption = "Mean return of the predicted policies less that of their origins, on common episodes. Shaded: 95% "
-    caption += "intervals by trial."
+    caption = "Mean return of the predicted policies less that of their origins, on common episodes."
+    caption += interval_note(rivals[0].returns.trials, "Shaded")
     if evaluation.true_weights:
         caption += " Forecasts run under the observation normalizer of their origin; so do the true weights, dotted."
     return Figure("return-gained", "Return gained", caption + look_ahead_note(rivals), tuple(panels))
@@ -80,11 +80,51 @@ def gain_recovered(evaluation: Evaluation) -> Figure | None:
     if not panels:
         return None
     caption = "Share of the return which training added after the origin that the predicted policy already has: 1 is "
-    caption += "all of it. Not shown where training added nothing beyond doubt."
-    if any(f.returns.gain_recovered_ci for f in rivals):
-        caption += " Bars: 95% intervals by trial."
+    caption += "all of it. Not shown where the interval of what training added is not above 0."
+    caption += interval_note(rivals[0].returns.trials, "Bars")
     caption += arrows(panels)
     return Figure("gain-recovered", "Gain recovered", caption + look_ahead_note(rivals), tuple(panels))
+
+
+def return_errors(evaluation: Evaluation) -> Figure | None:
+    """How the return errors of single origins are distributed: their quantiles, for each forecaster."""
+    rivals = [f for f in evaluation.forecasters if f.scatter]
+    styles = styles_of(evaluation.forecasters)
+    panels = []
+    for horizon in panel_horizons(dict.fromkeys(f.scatter.horizon, 0.0) for f in rivals if f.scatter):
+        errors = {f.name: _return_errors_of(f, horizon) for f in rivals}
+        drawn = [value for found in errors.values() for value in found if value > 0]
+        if not drawn:
+            continue
+        least = max(min(drawn), max(drawn) / _DECADES)
+        lines = []
+        for f in rivals:
+            found = errors[f.name]
+            quantiles = {(i + 0.5) / len(found): max(value, least) for i, value in enumerate(found)}
+            lines.append(replace(styled(styles, f, quantiles, {}), marker="none"))
+        floor = evaluation.noise_floor.get(horizon, 0.0)
+        rules = (Rule("Noise floor of REPW, a mean", floor),) if floor > least else ()
+        shares = tuple((share, f"{share:.0%}") for share in (0.0, 0.25, 0.5, 0.75, 1.0))
+        x = Axis("Share of origins", 0.0, 1.0, shares)
+        panels.append(Panel(ahead([horizon]), x, log_axis("|ΔJ| at most", [least, *drawn]), tuple(lines), rules=rules))
+    if not panels:
+        return None
+    caption = "Of how many origins the return of the forecast policy is wrong by at most so much. REPW is the mean of "
+    caption += "these errors, which a few origins at the right end can make almost alone; the middle is their median. "
+    caption += "The smallest errors are drawn at the lower edge."
+    return Figure("return-errors", "Return errors of single origins", caption + look_ahead_note(rivals), tuple(panels))
+
+
+_DECADES = 1e4  # between the largest error and the smallest that is drawn as it is
+
+
+def _return_errors_of(forecaster: Forecaster, horizon: int) -> list[float]:
+    """|ΔJ| of every origin at a horizon, the smallest first."""
+    scatter = forecaster.scatter
+    if scatter is None:
+        return []
+    rows = zip(scatter.horizon, scatter.true, scatter.predicted, strict=True)
+    return sorted(abs(true - predicted) for h, true, predicted in rows if h == horizon)
 
 
 VARIANTS = {
@@ -119,7 +159,7 @@ def variants(evaluation: Evaluation) -> Figure | None:
             panels.append(rows_panel(title, title, rivals, groups, None, (min(drawn), max(drawn))))
     caption = f"{ahead(horizons[-1:]).capitalize()}. A forecast is run under its origin’s observation normalizer; the "
     caption += "oracle’s is the true policy’s. Under that even persistence moves: what it gains there, the normalizer "
-    caption += "alone gains. Bars: 95% intervals by trial."
+    caption += f"alone gains.{interval_note(rivals[0].returns.trials, 'Bars')}"
     floors = {"mean_actions": evaluation.noise_floor.get(horizons[-1])}
     floors |= {name: floor for name, (floor, _) in evaluation.variant_floors.items() if name != "oracle_normalizer"}
     said = [

@@ -37,8 +37,15 @@ class Scatter:
 class ReturnScores:
     """Returns of one forecaster's policies: over all origins, of one phase of learning, or of a variant."""
 
+    trials: int
+    """Behind the intervals."""
     repw: Curve
     repw_ci: Intervals
+    repw_median: Curve
+    """Of single origins; so is the IQM."""
+    repw_iqm: Curve
+    repw_largest_share: Curve
+    """What the worst origin makes of the sum."""
     repw_lead: Curve
     """REPW minus persistence's; below zero is better."""
     repw_lead_ci: Intervals
@@ -65,6 +72,8 @@ class Forecaster:
     causal: bool
     is_model: bool
     """Trained by `tipl train`: TIPL, or a rival of its size; every other forecaster is a baseline."""
+    trials: int
+    """Behind the intervals."""
     wpe: Curve
     skill: Curve
     skill_ci: Intervals
@@ -203,12 +212,11 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def _evaluation(metrics: dict[str, Any]) -> Evaluation:
-    forecasters = _told_apart([_forecaster(name, entry) for name, entry in metrics["forecasters"].items()])
+    tested = len(metrics.get("test_trials") or ())  # what files say that do not count the trials of a score
+    forecasters = _told_apart([_forecaster(name, entry, tested) for name, entry in metrics["forecasters"].items()])
     if not forecasters:
         raise ValueError("it has no forecaster")
     training = metrics.get("training") or {}
-    last = str((metrics.get("return_horizons") or [0])[-1])  # where alone earlier versions measured the noise floor
-    at_last = {key: {last: metrics[key]} for key in ("noise_floor", "noise_floor_ci") if key in metrics}
     return Evaluation(
         title=str(metrics.get("env_id") or Path(str(metrics.get("store") or "data set")).stem)
         + (", trials seen in training" if metrics.get("seen") else ""),
@@ -226,11 +234,11 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
         reconstruction_floor={
             model: _curve(curve) for model, curve in (metrics.get("reconstruction_floor") or {}).items()
         },
-        noise_floor=_curve(metrics.get("noise_floor_by_horizon", at_last.get("noise_floor"))),
-        noise_floor_ci=_intervals(metrics.get("noise_floor_by_horizon_ci", at_last.get("noise_floor_ci"))),
+        noise_floor=_curve(metrics.get("noise_floor_by_horizon")),
+        noise_floor_ci=_intervals(metrics.get("noise_floor_by_horizon_ci")),
         true_weights={
-            "all": _return_scores(metrics["true_weights"]),
-            **{phase: _return_scores(scores) for phase, scores in metrics["true_weights"]["by_phase"].items()},
+            "all": _return_scores(metrics["true_weights"], tested),
+            **{phase: _return_scores(scores, tested) for phase, scores in metrics["true_weights"]["by_phase"].items()},
         }
         if "true_weights" in metrics
         else {},
@@ -280,7 +288,7 @@ def _told_apart(forecasters: list[Forecaster]) -> list[Forecaster]:
     ]
 
 
-def _forecaster(name: str, entry: Mapping[str, Any]) -> Forecaster:
+def _forecaster(name: str, entry: Mapping[str, Any], tested: int) -> Forecaster:
     basis, causal, label = entry.get("basis"), bool(entry["causal"]), str(entry.get("label") or name)
     if basis:  # said once, by `sees`
         label = re.sub(rf" *\([^()]*\b{re.escape(basis)}\b[^()]*\)", "", label)
@@ -290,6 +298,7 @@ def _forecaster(name: str, entry: Mapping[str, Any]) -> Forecaster:
         basis=basis,
         causal=causal,
         is_model=bool(entry.get("model", name.startswith("tipl"))),
+        trials=int(entry.get("trials") or tested),
         wpe=_curve(entry.get("wpe")),
         skill=_curve(entry.get("skill")),
         skill_ci=_intervals(entry.get("skill_ci")),
@@ -307,17 +316,23 @@ def _forecaster(name: str, entry: Mapping[str, Any]) -> Forecaster:
         skill_by_place_ci={int(p): _intervals(pairs) for p, pairs in (entry.get("skill_by_place_ci") or {}).items()},
         skill_by_phase={phase: _curve(curve) for phase, curve in (entry.get("skill_by_phase") or {}).items()},
         skill_by_phase_ci={phase: _intervals(p) for phase, p in (entry.get("skill_by_phase_ci") or {}).items()},
-        returns=_return_scores(entry),
-        returns_by_phase={phase: _return_scores(scores) for phase, scores in (entry.get("by_phase") or {}).items()},
-        variants={variant: _return_scores(scores) for variant, scores in (entry.get("variants") or {}).items()},
+        returns=_return_scores(entry, tested),
+        returns_by_phase={
+            name: _return_scores(scores, tested) for name, scores in (entry.get("by_phase") or {}).items()
+        },
+        variants={variant: _return_scores(scores, tested) for variant, scores in (entry.get("variants") or {}).items()},
         scatter=_scatter(entry.get("scatter")),
     )
 
 
-def _return_scores(entry: Mapping[str, Any]) -> ReturnScores:
+def _return_scores(entry: Mapping[str, Any], tested: int) -> ReturnScores:
     return ReturnScores(
+        trials=int(entry.get("trials") or tested),
         repw=_curve(entry.get("repw")),
         repw_ci=_intervals(entry.get("repw_ci")),
+        repw_median=_curve(entry.get("repw_median")),
+        repw_iqm=_curve(entry.get("repw_iqm")),
+        repw_largest_share=_curve(entry.get("repw_largest_share")),
         repw_lead=_curve(entry.get("repw_minus_persistence")),
         repw_lead_ci=_intervals(entry.get("repw_minus_persistence_ci")),
         true_gain=_curve(entry.get("true_gain")),

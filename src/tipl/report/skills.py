@@ -23,7 +23,7 @@ from tipl.report.looks import (
     styles_of,
 )
 from tipl.report.read import Evaluation
-from tipl.report.wording import ahead
+from tipl.report.wording import ahead, interval_note
 
 
 def skill(evaluation: Evaluation) -> Figure | None:
@@ -44,8 +44,7 @@ def skill(evaluation: Evaluation) -> Figure | None:
     if whole.high - whole.low > 2.2 * (close.high - close.low):
         panels.append(Panel("The same, near zero", x, close, tuple(lines), rules=(NOTHING,)))
     caption = "Skill is 1 for a perfect forecast and 0 for doing nothing."
-    if any(f.skill_ci for f in rivals):
-        caption += " Shaded: 95% intervals by trial."
+    caption += interval_note(rivals[0].trials, "Shaded")
     return Figure(
         "skill", "Skill by horizon", caption + below_note(panels[:1]) + look_ahead_note(rivals), tuple(panels)
     )
@@ -129,8 +128,7 @@ def by_phase(evaluation: Evaluation) -> Figure | None:
         return None
     caption = "Rising: the trial’s return is still below its ceiling. Ceiling: it has arrived, and says little about "
     caption += "forecasts of return."
-    if any(f.skill_by_phase_ci for f in rivals):
-        caption += " Bars: 95% intervals by trial."
+    caption += interval_note(rivals[0].trials, "Bars")
     caption += arrows(panels)
     return Figure("skill-by-phase", "Skill by phase of learning", caption + look_ahead_note(rivals), tuple(panels))
 
@@ -156,8 +154,8 @@ def improved(evaluation: Evaluation) -> Figure | None:
         panels.append(rows_panel(ahead([horizon]), "Share of test trials", shown, groups, half, (0.0, 1.0)))
     if not panels:
         return None
-    caption = "In how many of the test trials the forecast’s error is the smaller one; ties count half. Bars: 95% "
-    caption += "intervals by trial."
+    caption = "In how many of the test trials the forecast’s error is the smaller one; ties count half."
+    caption += interval_note(shown[0].trials, "Bars")
     if len(shown) < len(rivals):
         caption += f" Not shown: {len(rivals) - len(shown)} that are better than neither in any trial."
     return Figure("trials-improved", "Share of trials improved", caption + look_ahead_note(shown), tuple(panels))

@@ -11,6 +11,7 @@ from tipl.report.acceleration import Acceleration, Cell
 from tipl.report.read import Curve, Evaluation, Forecaster, Intervals
 from tipl.report.verdict import Judgment, Standing, Verdict
 from tipl.report.wording import GLOSSARY, ahead, interval, number, number_interval, score, slug
+from tipl.stats import LEAST_TRIALS
 
 SIGNS = {"better": "▲", "worse": "▼", "no better": "≈"}
 LEAD = "minus best baseline"
@@ -30,8 +31,15 @@ def summary(judged: Sequence[tuple[Evaluation, Verdict]]) -> str:
         f'<th scope="col" class="number">{ahead(horizons[-1:])}</th></tr>'
     )
     bodies = "".join(_summary_body(*pair, horizons, len(judged) > 1) for pair in judged)
-    note = f"In brackets: {word('95% interval')}s. ▲ better, ▼ worse, ≈ no better: what the interval says,"
-    note += " of REPW that of its difference to doing nothing, paired by trial."
+    signs = "▲ better, ▼ worse, ≈ no better"
+    counts = {evaluation.title: standing.forecaster.trials for evaluation, v in judged for standing in v.standings}
+    said = ", ".join(str(count) for count in dict.fromkeys(counts.values()))
+    if all(count < LEAST_TRIALS for count in counts.values()):
+        note = f"Too few test trials for {word('95% interval')}s (N = {said}). {signs}: by the value alone, which may "
+        note += "be chance."
+    else:
+        note = f"In brackets: {word('95% interval')}s (N = {said} test trials). {signs}: {word('corrected')} for all "
+        note += "signs of the evaluation; of REPW that of its difference to doing nothing, paired by trial."
     return (
         f'<div class="table-frame"><table class="summary"><caption class="hidden">The answer in numbers</caption>'
         f'<thead>{head}</thead>{bodies}</table></div><p class="note">{note}</p>'
@@ -88,7 +96,7 @@ def _row_head(label: str, sees: str, is_warning: bool = False) -> str:
 def _judgment_cell(judgment: Judgment | None, label: str) -> str:
     if judgment is None:
         return NOTHING.format(label=label)
-    bounds = interval(judgment.interval) if judgment.interval else "no interval"
+    bounds = interval(judgment.interval) if judgment.interval else "too few trials"
     return (
         f'<td class="number" data-label="{label}" data-value="{judgment.value!r}"><span>{_sign(judgment)}'
         f"{score(judgment.value)}</span><small>{bounds}</small></td>"
@@ -136,6 +144,9 @@ COLUMNS = (
     _Column("cosine", lambda f: f.cosine, _no_bounds, score),
     _Column("length ratio", lambda f: f.length_ratio, _no_bounds, score),
     _Column("REPW", lambda f: f.returns.repw, lambda f: f.returns.repw_ci, number),
+    _Column("REPW, median", lambda f: f.returns.repw_median, _no_bounds, number),
+    _Column("REPW, IQM", lambda f: f.returns.repw_iqm, _no_bounds, number),
+    _Column("worst origin", lambda f: f.returns.repw_largest_share, _no_bounds, "{:.0%}".format),
     _Column("REPW − persistence", lambda f: f.returns.repw_lead, lambda f: f.returns.repw_lead_ci, number),
     _Column("return gained", lambda f: f.returns.gain, lambda f: f.returns.gain_ci, number),
     _Column("gain recovered", lambda f: f.returns.gain_recovered, lambda f: f.returns.gain_recovered_ci, score),

@@ -9,10 +9,10 @@ from typing import Any
 
 from tipl.across import SHARED, across
 from tipl.files import read_json
-from tipl.report.acceleration import Acceleration, Cell, dot_rows, dot_series
+from tipl.report.acceleration import Acceleration, Cell, dot_rows, dot_series, signs
 from tipl.report.figure import Figure, Rule
 from tipl.report.metrics import METRICS_BYTES
-from tipl.report.wording import listing, number, number_interval
+from tipl.report.wording import interval_note, listing, number, number_interval, too_few
 
 TITLE = "All environments"
 _JUDGED = "steps to 90%"
@@ -53,15 +53,22 @@ def _cell(row: Mapping[str, Any] | None, measure: str) -> Cell | None:
 
 
 def _sentence(reference: str, rows: Mapping[str, Any]) -> str:
-    """Which arms need fewer environment steps than a reference, and which end lower, by their 95% intervals."""
-    fewer, lower = [], []
-    if any(row[_JUDGED]["value"] is None for row in rows.values()):
+    """Which arms need fewer environment steps than a reference, and which end lower; corrected for all arms."""
+    steps, finals = ([row[measure] for row in rows.values()] for measure in (_JUDGED, "final return"))
+    if any(each["value"] is None for each in (*steps, *finals)):
         return f"Beside {reference} nothing is concluded: plain training gains nothing in one of the environments."
-    for arm, row in rows.items():
-        steps, final = row[_JUDGED], row["final return"]
-        if steps["ci"] and steps["ci"][1] < 1:
-            fewer.append(f"{arm} ({number(steps['value'])} × {number_interval(steps['ci'])})")
-        if final["ci"] and final["ci"][1] < 0:
+    runs = steps[0]["runs"]
+    if not any(each["ci"] for each in steps):
+        return f"Beside {reference}: {too_few(runs, 'runs')}"
+    fewer, lower = [], []
+    beside_one, beside_none = (
+        signs([(each["value"], each["ci"]) for each in found], null, runs)
+        for found, null in ((steps, 1.0), (finals, 0.0))
+    )
+    for arm, is_fewer, step, is_lower, final in zip(rows, beside_one, steps, beside_none, finals, strict=True):
+        if is_fewer < 0 and step["ci"]:
+            fewer.append(f"{arm} ({number(step['value'])} × {number_interval(step['ci'])})")
+        if is_lower < 0 and final["ci"]:
             lower.append(f"{arm} ({number(final['value'])} {number_interval(final['ci'])} of the gain)")
     said = f"Fewer environment steps than {reference} to 90% of the gain: {listing(fewer) if fewer else 'no arm'}."
     return (
@@ -80,6 +87,7 @@ def _figure(turn: int, reference: str, rows: Mapping[str, Any], environments: Se
     caption += (
         "final one. All environments: steps divided by the reference’s mean in each, seeds of all of them as one "
     )
-    caption += "sample. Bars: 95% intervals, seeds drawn within each environment, paired."
+    runs = next(iter(rows.values()))[_JUDGED]["runs"]
+    caption += f"sample, drawn within each environment, paired.{interval_note(runs, 'Bars', 'runs')}"
     name = "steps" if turn == 0 else f"steps-{turn + 1}"
     return Figure(name, f"Environment steps beside {reference}", caption, (panel,))

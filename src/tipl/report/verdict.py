@@ -3,28 +3,33 @@
 In: an `Evaluation`.  Out: one sentence and the few judgments behind it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tipl.report.read import Evaluation, Forecaster
 from tipl.report.wording import ahead, listing
+from tipl.stats import Interval, holm, p_value
 
 Word = Literal["better", "worse", "no better"]
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """A difference whose sign is in question: a skill, or a skill minus another's."""
+    """A difference whose sign is in question: a skill, or a skill minus another's; over `trials` trials."""
 
     value: float
     interval: tuple[float, float] | None
+    trials: int
+    p: float | None = None
+    """Of no difference, corrected for all the judgments of the verdict; None without an interval."""
 
     @property
     def word(self) -> Word:
-        """What the 95% interval says; without one, what the value alone says."""
-        low, high = self.interval or (self.value, self.value)
-        return "better" if low > 0 else "worse" if high < 0 else "no better"
+        """What the corrected p-value says; without one, what the value alone says."""
+        if self.value == 0 or (self.p is not None and self.p > 0.05):
+            return "no better"
+        return "better" if self.value > 0 else "worse"
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def verdict(evaluation: Evaluation) -> Verdict:
     models = sorted(evaluation.models, key=lambda model: not model.causal)
     rivals = list(dict.fromkeys(baseline.name for baseline in best.values() if baseline.name != "persistence"))
     baselines = [forecaster for name in rivals if (forecaster := evaluation.get(name))]
-    standings = [_standing(forecaster, horizons, best) for forecaster in [*models, *baselines]]
+    standings = _corrected([_standing(forecaster, horizons, best) for forecaster in [*models, *baselines]])
     return Verdict(_sentence(standings, best, bool(models)), horizons, tuple(standings))
 
 
@@ -74,20 +79,37 @@ def _two_horizons(evaluation: Evaluation) -> tuple[int, ...]:
 
 
 def _standing(forecaster: Forecaster, horizons: tuple[int, ...], best: Mapping[int, Forecaster]) -> Standing:
-    known = [h for h in horizons if h in forecaster.skill]
+    known, trials, returns = [h for h in horizons if h in forecaster.skill], forecaster.trials, forecaster.returns
     return Standing(
         forecaster,
-        nothing={h: Judgment(forecaster.skill[h], forecaster.skill_ci.get(h)) for h in known},
+        nothing={h: Judgment(forecaster.skill[h], forecaster.skill_ci.get(h), trials) for h in known},
         line={
-            h: Judgment(forecaster.skill[h] - best[h].skill[h], forecaster.lead_ci.get(h))
+            h: Judgment(forecaster.skill[h] - best[h].skill[h], forecaster.lead_ci.get(h), trials)
             for h in known
             if h in best and best[h].name != forecaster.name
         },
         returns={
-            h: Judgment(-value, (-pair[1], -pair[0]) if (pair := forecaster.returns.repw_lead_ci.get(h)) else None)
-            for h, value in forecaster.returns.repw_lead.items()
+            h: Judgment(-value, (-pair[1], -pair[0]) if (pair := returns.repw_lead_ci.get(h)) else None, returns.trials)
+            for h, value in returns.repw_lead.items()
+            if h in horizons
         },
     )
+
+
+def _corrected(standings: Sequence[Standing]) -> list[Standing]:
+    """With p-values that hold for all judgments together: as many signs as there are, some would be wrong."""
+    of = ("nothing", "line", "returns")
+    places = [(turn, kind, h) for turn, each in enumerate(standings) for kind in of for h in getattr(each, kind)]
+    judgments = [getattr(standings[turn], kind)[h] for turn, kind, h in places]
+    single = [p_value(Interval(j.value, *(j.interval or (None, None)), j.trials), 0.0) for j in judgments]
+    known = [turn for turn, p in enumerate(single) if p is not None]
+    made: list[dict[str, dict[int, Judgment]]] = [
+        {kind: dict(getattr(each, kind)) for kind in of} for each in standings
+    ]
+    for place, p in zip(known, holm([p for p in single if p is not None]), strict=True):
+        turn, kind, h = places[place]
+        made[turn][kind][h] = replace(judgments[place], p=p)
+    return [replace(each, **kinds) for each, kinds in zip(standings, made, strict=True)]
 
 
 def _sentence(standings: list[Standing], best: Mapping[int, Forecaster], has_model: bool) -> str:
@@ -109,7 +131,8 @@ def _sentence(standings: list[Standing], best: Mapping[int, Forecaster], has_mod
         sentence += "; it sees the future, so even where it is better it is no forecast"
     sentence += f".{_of_returns(judged)}"
     if any(judgment.interval is None for judgment in judgments):
-        return f"{sentence} There are too few test trials for an interval, so this may be chance."
+        count = judged.forecaster.trials
+        return f"{sentence} There are too few test trials for an interval (N = {count}), so this may be chance."
     return sentence
 
 

@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from tipl.stats import LEAST_TRIALS
+
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 GLOSSARY = {
@@ -33,6 +35,10 @@ GLOSSARY = {
     "length ratio": "Length of the predicted displacement ÷ length of the true one.",
     "return": "J(φ): the mean undiscounted raw episode return of the policy with weights φ.",
     "REPW": "Return error of the predicted weights: |J(true) − J(predicted)|, on common episode seeds.",
+    "REPW, median": "The median of the return errors of single origins: what the typical forecast does. A few origins "
+    "can make most of REPW, which is a mean.",
+    "REPW, IQM": "The interquartile mean of the return errors of single origins.",
+    "worst origin": "The share that the single worst origin has in the sum of all return errors.",
     "noise floor": "REPW of a perfect forecast: |J(φ) − J(φ)| measured on two disjoint sets of episode seeds.",
     "REPW − persistence": "REPW less that of doing nothing, paired by trial. Below 0 the forecast’s returns are the "
     "closer ones.",
@@ -47,7 +53,10 @@ GLOSSARY = {
     "can be better.",
     "basis": "The temporal SVD in whose coordinates a model works. window and prefix use only the past, pooled only "
     "training trials; full is the SVD of the whole trial, so it sees the future of every origin.",
-    "95% interval": "From resampling whole trials, because the forecasts of one trial depend on each other.",
+    "95% interval": "Studentized, over whole trials, because the forecasts of one trial depend on each other; N says "
+    f"how many. Simulated, it covers with {LEAST_TRIALS} trials too; from fewer there is no interval.",
+    "corrected": "For many comparisons at once: by Holm’s method, over all the signs of one evaluation, any of them is "
+    "wrong in at most 5% of studies.",
 }
 
 
@@ -80,6 +89,17 @@ def score(value: float) -> str:
 
 def interval(pair: tuple[float, float]) -> str:
     return f"[{score(pair[0])}, {score(pair[1])}]"
+
+
+def interval_note(trials: int, drawn: str, what: str = "trials") -> str:
+    """What a caption says of the intervals in a figure, or of why there are none; `drawn`: Shaded, or Bars."""
+    if trials < LEAST_TRIALS:
+        return f" {too_few(trials, what)}"
+    return f" {drawn}: 95% intervals over {what} (N = {trials})."
+
+
+def too_few(trials: int, what: str = "trials") -> str:
+    return f"Too few {what} for an interval (N = {trials})."
 
 
 def number_interval(pair: tuple[float, float]) -> str:

@@ -3,7 +3,7 @@
 In: nothing.  Out: OUT.json: for every statistic and number of trials the share of data sets whose interval holds the
 truth, of our intervals and of percentiles of the same resamples, and how wide the former are beside the latter.
 
-    python benchmarks/coverage.py --out results/intervals/coverage.json
+    python benchmarks/intervals.py --out results/intervals/coverage.json
 """
 
 import argparse
@@ -53,6 +53,8 @@ class Case:
     statistic: Statistic
     draw: Callable[[np.random.Generator, tuple[int, int]], tuple[np.ndarray, ...]]
     scale: Scale = PLAIN
+    beyond: bool = False
+    """Far more skewed than anything in our results, where no method that was tried covers 93%."""
 
 
 def lognormal(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:
@@ -84,10 +86,11 @@ CASES = (
     Case("mean, exponential", mean, lambda rng, shape: (rng.exponential(size=shape),), POSITIVE),
     Case("mean of 24 lognormal, σ = 1.5", mean,
          lambda rng, shape: (lognormal(rng, (*shape, 24), 1.5).mean(-1),), POSITIVE),
-    Case("mean, lognormal, σ = 1", mean, lambda rng, shape: (lognormal(rng, shape, 1.0),), POSITIVE),
+    Case("mean, lognormal, σ = 1", mean, lambda rng, shape: (lognormal(rng, shape, 1.0),), POSITIVE, beyond=True),
     Case("skill, lengths σ = 0.7, errors σ = 0.5", skill, lambda rng, shape: skills(rng, shape, 0.7, 0.5), BELOW_ONE),
     Case("skill, lengths σ = 1, errors σ = 0.3", skill, lambda rng, shape: skills(rng, shape, 1.0, 0.3), BELOW_ONE),
-    Case("skill, lengths σ = 1.5, errors σ = 0.5", skill, lambda rng, shape: skills(rng, shape, 1.5, 0.5), BELOW_ONE),
+    Case("skill, lengths σ = 1.5, errors σ = 0.5", skill, lambda rng, shape: skills(rng, shape, 1.5, 0.5), BELOW_ONE,
+         beyond=True),
     Case("skill less another's, paired", lead, leads),
     Case("IQM, lognormal, σ = 0.5", iqm, lambda rng, shape: (lognormal(rng, shape, 0.5),)),
     Case("IQM, lognormal, σ = 1", iqm, lambda rng, shape: (lognormal(rng, shape, 1.0),)),
@@ -117,7 +120,7 @@ def covered(case: Case, trials: int, sets: int, resamples: int, seed: int) -> di
 
 def truth_of(case: Case) -> float:
     """The statistic of very many trials."""
-    drawn = case.draw(RNG(1), (50_000, 40))
+    drawn = case.draw(RNG(1), (20_000, 20))
     return float(np.mean(case.statistic(*drawn, axis=0)))
 
 
