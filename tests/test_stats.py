@@ -179,7 +179,7 @@ def test_intervals_cover_with_few_trials(case) -> None:
     sets = {5: 400, 10: 200, 20: 80}
     held = {n: COVERAGE.covered(case, n, count, resamples=200, seed=n)["ours"] for n, count in sets.items()}
     wrong = sum((1 - held[n]) * count for n, count in sets.items()) / sum(sets.values())
-    assert wrong <= (0.09 if case.beyond else 0.07), held
+    assert wrong <= (0.10 if case.beyond else 0.07), held
 
 
 def test_strata_keep_their_sizes() -> None:
