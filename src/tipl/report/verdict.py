@@ -114,7 +114,8 @@ def _corrected(standings: Sequence[Standing]) -> list[Standing]:
 
 def _sentence(standings: list[Standing], best: Mapping[int, Forecaster], has_model: bool) -> str:
     if not has_model:
-        judged = {h: Judgment(best[h].skill[h], best[h].skill_ci.get(h)) for h in best}
+        found = {standing.forecaster.name: standing.nothing for standing in standings}
+        judged = {h: found[b.name][h] if b.name in found else Judgment(0.0, None, b.trials) for h, b in best.items()}
         return f"There is no model here. The best baseline that sees only the past ({_names(best)}) is " + (
             f"{_clause(judged, 'doing nothing')}." if judged else "not known: no forecaster has a skill."
         )
