@@ -264,6 +264,28 @@ def test_turning_the_weights_of_a_tensor_turns_the_forecast(model: CausalTIPL):
     np.testing.assert_allclose(other[:, 6:], -made[:, [7, 8, 6]], rtol=1e-3, atol=2e-3)
 
 
+def test_weights_that_never_move_change_the_forecast_by_the_tensors_size_alone(model: CausalTIPL):
+    """968 constants at the end of a tensor leave every inner product as it is; the logarithm of the tensor's size is an
+    input of its own, so the forecast of the others is another one. Told the old size, the model says the same."""
+    weights, more = path_of(260, 7), 968
+    longer = np.concatenate([weights, np.full((len(weights), more), 3.0, np.float32)], axis=1)
+    history, other = history_of(weights, 240), history_of(longer, 240)
+    sizes = (SIZES[0], SIZES[1] + more)
+    _, seen = windows_of(history.last(WINDOW), SIZES, history.place, 240)
+    _, appended = windows_of(other.last(WINDOW), sizes, other.place, 240)
+    for name in ("own", "whole", "unit", "share", "place", "origin"):
+        np.testing.assert_array_equal(getattr(appended, name), getattr(seen, name))
+    assert appended.size.tolist() == list(sizes) and seen.size.tolist() == list(SIZES)
+    for made, expected in zip(features(dataclasses.replace(appended, size=seen.size)), features(seen), strict=True):
+        torch.testing.assert_close(made, expected, rtol=0, atol=0)
+    shapes = (*SHAPES[:1], (sizes[1],))
+    before = CausalForecaster(model, SHAPES).forecast([history], HORIZONS)[0]
+    after = CausalForecaster(model, shapes).forecast([other], HORIZONS)[0]
+    np.testing.assert_array_equal(after[:, : SIZES[0]], before[:, : SIZES[0]])  # the other tensor's is untouched
+    assert np.abs(after[:, SIZES[0] : sum(SIZES)] - before[:, SIZES[0] :]).max() > 0.05
+    np.testing.assert_array_equal(after[:, sum(SIZES) :], longer[240, sum(SIZES) :] + np.zeros((len(HORIZONS), more)))
+
+
 def test_the_forecast_is_the_sum_of_differences_that_the_coefficients_say(model: CausalTIPL):
     weights = path_of(260, 3)
     history = history_of(weights, 255)
