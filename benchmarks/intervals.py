@@ -54,7 +54,7 @@ class Case:
     draw: Callable[[np.random.Generator, tuple[int, int]], tuple[np.ndarray, ...]]
     scale: Scale = PLAIN
     beyond: bool = False
-    """Far more skewed than anything in our results, where these cover 92 to 95%, and other methods that were tried less."""
+    """Far more skewed than anything in our results; other methods that were tried cover less there."""
 
 
 def lognormal(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:

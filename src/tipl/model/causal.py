@@ -5,9 +5,9 @@ In: `Windows`.  Out: coefficients over the tokens at every horizon, and how far 
 φ̃_{t+h} − φ_t = Σ_j a_{h,j} x_j, with a = (1 + gate_h) · linear_{place,h} + network_{h,j}: a linear autoregression, on
 which the network leans more or less and to which it adds. The network is a Transformer over the tokens; a token is
 described by its cosines with all tokens and its length, of its own tensor and of the whole policy. Nothing in the model
-has a tensor's shape, so it is one for all policies. A tensor's size enters by its logarithm alone, as a fact of the window:
-weights that never move, appended to a tensor, change the forecast of the others. The model is blind to scale because
-all is in units of the window's steps, and odd, so that turning all signs turns the forecast.
+has a tensor's shape, so it is one for all policies. A tensor's size enters by its logarithm alone, as a fact of the
+window: weights that never move, appended to a tensor, change the forecast of the others. The model is blind to scale
+because all is in units of the window's steps, and odd, so that turning all signs turns the forecast.
 
 Shapes: B windows, J tokens, H horizons, C width, F features of a token or facts of a window.
 """
