@@ -297,7 +297,10 @@ def _forecast_flags(verbs: Any) -> None:
     _add_number(verb, "--origin", Whole, "N", "the last snapshot that the model sees", required=True)
     _add_number(verb, "--horizon", Count, "N", "snapshots ahead", required=True)
     _add_path(verb, "--out", "FILE.safetensors", required=True)
-    _add_model(verb, "a folder, or the name of one shipped [causal]", default=SHIPPED)
+    note = "a folder, or the name of one shipped [causal], which on a task that it has not learned is often behind an "
+    _add_model(
+        verb, note + "autoregression fitted on a few of the task's runs: tipl evaluate judges both", default=SHIPPED
+    )
     _add_number(verb, "--stretch", Positive, "X", "that the displacement from φ_t is multiplied by [1]", default=1.0)
     verb.add_argument("--adapt", action="store_true", help="correct it by what came of earlier forecasts in the trial")
     verb.add_argument("--seen", action="store_true", help="forecast a trial that the model has learned from")

@@ -111,7 +111,7 @@ class ModelForecaster(Forecaster):
 
 
 class CausalForecaster(Forecaster):
-    """Causal TIPL: any policy, from its last 201 snapshots.
+    """Causal TIPL: takes any policy, from its last 201 snapshots. How good it is hangs on what it learned from.
 
     Every tensor is forecast apart, as a weighted sum of the differences of its snapshots.
     Horizons between those that the model was trained for are interpolated. Later ones than `furthest` get its
