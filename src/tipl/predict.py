@@ -73,8 +73,9 @@ def forecast_policy(
         origin: the last snapshot that the model sees.
         out: a .safetensors file: the tensors by the names in the store, `obs_mean` and `obs_var` of the origin, and in
             its metadata, as JSON, what it is.
-        model: a folder that `train` wrote, or the name of a model that comes with the package. On a task that it has not
-            learned, that one is often behind an autoregression fitted on a few of the task's runs (`results/causal`).
+        model: a folder that `train` wrote, or the name of a model that comes with the package. On a task that it has
+            not learned, that one is often behind an autoregression fitted on a few of the task's runs
+            (`results/causal`).
         stretch: that the displacement from the origin is multiplied by (`results/causal` has what that is worth).
         adapt: correct it by what came of the model's forecasts from every earlier snapshot.
         seen: forecast a trial that the model has learned from; otherwise that is refused.
