@@ -69,8 +69,12 @@ def evaluation_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def acceleration_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What a comparison's metrics.json says in a few lines and a table, for `show`."""
+    from tipl.stats import LEAST_TRIALS
+
     arms = metrics["arms"]
     plain, *others = arms
+    count = len(metrics["seeds"])
+    few = f"too few seeds (N = {count})" if count < LEAST_TRIALS else ""
     rows = []
     for name in others:
         for measure, beside in arms[name]["beside"].items():
@@ -82,10 +86,10 @@ def acceleration_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
                     plain: _rounded(arms[plain][measure]["mean"]),
                     "with jumps": _rounded(arms[name][measure]["mean"]),
                     "ratio": _rounded(beside["ratio"]),
-                    "95% interval": f"{_rounded(bounds[0])} to {_rounded(bounds[1])}" if bounds else "",
+                    "95% interval": f"{_rounded(bounds[0])} to {_rounded(bounds[1])}" if bounds else few,
                 }
             )
-    return {"env_id": metrics["env_id"], "seeds": len(metrics["seeds"]), "beside_plain": rows}
+    return {"env_id": metrics["env_id"], "seeds": count, "beside_plain": rows}
 
 
 def _few(horizons: Sequence[int]) -> list[int]:
