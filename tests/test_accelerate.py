@@ -31,6 +31,7 @@ from tipl.jump import KINDS
 from tipl.live import named_forecaster
 from tipl.presets import CollectConfig, DiscreteCollectConfig, JumpConfig
 from tipl.shipped import model_folder
+from tipl.show import acceleration_facts
 from tipl.stack import Stack
 from tipl.store import Store, create_store
 
@@ -221,6 +222,16 @@ def test_a_store_to_fit_on_is_for_the_autoregression_alone(small_store: Path, tm
     with pytest.raises(TiplError, match="`targets` is nan"):
         accelerate(SHORT, tmp_path / "out", targets=[float("nan")])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_terminal_says_why_there_is_no_interval() -> None:
+    beside = {"steps to 90%": {"ratio": 0.5, "ratio_ci": None}}
+    arms = {"plain": {"steps to 90%": {"mean": 10.0}}, "line": {"steps to 90%": {"mean": 5.0}, "beside": beside}}
+    few = acceleration_facts({"env_id": "A-v1", "seeds": [1, 2, 3], "arms": arms})
+    assert few["beside_plain"][0]["95% interval"] == "too few seeds (N = 3)"
+    beside["steps to 90%"]["ratio_ci"] = [0.4, 0.6]
+    enough = acceleration_facts({"env_id": "A-v1", "seeds": [1, 2, 3, 4, 5], "arms": arms})
+    assert enough["beside_plain"][0]["95% interval"] == "0.400 to 0.600"
 
 
 def test_returns_that_never_change(tmp_path: Path) -> None:
