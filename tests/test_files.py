@@ -188,14 +188,25 @@ def test_a_full_disk_leaves_the_old_file_and_is_one_line(tmp_path: Path, monkeyp
 
 def test_a_folder_appears_whole(tmp_path: Path):
     out = tmp_path / "a" / "out"
-    with pytest.raises(ZeroDivisionError), new_folder(out) as folder:
+    with pytest.raises(ZeroDivisionError), new_folder(out, {"half"}) as folder:
         (folder / "half").touch()
+        (folder / "half.partial").touch()
         raise ZeroDivisionError
     assert not out.exists()
-    with new_folder(out) as folder:
-        assert not out.exists()
+    with new_folder(out, {"half"}) as folder:
+        assert not out.exists() and not any(folder.iterdir())
         (folder / "whole").touch()
     assert [p.name for p in out.iterdir()] == ["whole"] and [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+def test_what_lies_under_a_temporary_name_and_is_not_ours_is_left_alone(tmp_path: Path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "out.partial").symlink_to(tmp_path / "thesis")
+    (tmp_path / "other.partial" / "half").mkdir(parents=True)
+    for name, problem in {"out": "in the way", "other": "did not make"}.items():
+        with pytest.raises(TiplError, match=problem), new_folder(tmp_path / name, {"half"}):
+            raise AssertionError("not reached")
+    assert (tmp_path / "thesis").is_dir() and (tmp_path / "other.partial" / "half").is_dir()
 
 
 def test_what_is_damaged_is_kept_under_another_name(tmp_path: Path):

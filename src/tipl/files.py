@@ -17,9 +17,8 @@ import json
 import math
 import os
 import re
-import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -306,28 +305,28 @@ def _not_finite(value: Any, name: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, made: Collection[str]) -> Iterator[Path]:
     """Yield an empty folder beside `path` to fill, which then appears under its name by one rename.
 
-    What an earlier try left under the temporary name is removed first.
+    Args:
+        made: names of files that an earlier try, which was stopped, may have left under the temporary name; they are
+            removed, and nothing else is.
 
     Raises:
-        TiplError: the place cannot be written, or the disk is full.
+        TiplError: something else lies there, or the place cannot be written.
     """
     partial = path.with_name(path.name + PARTIAL)
     with told(path):
-        remove(partial)
-        partial.mkdir(parents=True)
+        if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+            raise TiplError(f"{partial} is in the way; move it away.")
+        partial.mkdir(parents=True, exist_ok=True)
+        left = [*partial.iterdir()]
+        if any(each.is_dir() or each.name.removesuffix(PARTIAL) not in made for each in left):
+            raise TiplError(f"{partial} holds what this program did not make; move it away.")
+        for each in left:
+            each.unlink()
         yield partial
         os.rename(partial, path)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link (not what it points to) or a folder with all that is in it, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def set_aside(path: Path) -> Path:

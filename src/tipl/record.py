@@ -216,21 +216,6 @@ class WeightRecorder:
         marked = {f"state.{name}": _array(value) for name, value in state.items()}
         self._writer.commit({"steps": np.array(self._steps), "weights": self._weights(), **marked})
 
-    @property
-    def closed(self) -> bool:
-        """Whether nothing is recorded any more."""
-        return not self._hooks
-
-    def save(self) -> None:
-        """Commit what was recorded, where the loop gives no state of its own to `commit`.
-
-        Raises:
-            TiplError: the disk is full; the commit before stays.
-        """
-        if not self._loop_commits and self._snapshots >= self._writer.committed:
-            self._writer.commit({})
-            self._committed_at = time.monotonic()
-
     def close(self) -> None:
         """Complete the trial and free it; nothing is recorded afterwards.
 

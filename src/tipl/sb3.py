@@ -64,11 +64,10 @@ _NO_SETTINGS = ("verbose", "tensorboard_log", "stats_window_size")  # arguments 
 
 
 class SB3Recorder(BaseCallback):
-    """Records one call of `learn`, or several. A run that was killed goes on by running the same seeded script again.
+    """Records one call of `learn`. A run that was killed goes on by running the same seeded script again.
 
-    By default the end of `learn` completes the trial. With `complete=False` the next call of `learn` with this recorder
-    goes on with it, and `callback.recorder.close()` completes it. A trial whose `learn` was interrupted is left as it
-    is, incomplete; what the model learns afterwards is not recorded into it.
+    A further call of `learn` is a trial of its own, hence takes another recorder with another seed. One that was
+    interrupted is left as it is, incomplete; what the model learns afterwards is not recorded into it.
 
     The iteration of a snapshot is the number of the rollout, from 1, after which it was made.
 
@@ -85,7 +84,6 @@ class SB3Recorder(BaseCallback):
         unit: Literal["gradient step", "rollout"] = "gradient step",
         env_id: str | None = None,
         config: Mapping[str, Any] | None = None,
-        complete: bool = True,
     ) -> None:
         """
         Args:
@@ -95,7 +93,6 @@ class SB3Recorder(BaseCallback):
             unit: a step of the optimizer that trains the actor (PPO makes many a rollout), or a rollout.
             env_id: default: what the environments' spec says.
             config: what else made the run, as JSON; the algorithm and its settings are taken from the model.
-            complete: whether the end of `learn` completes the trial.
         """
         super().__init__()
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
@@ -104,7 +101,7 @@ class SB3Recorder(BaseCallback):
             raise TiplError(f"unit is {unit!r}; give 'gradient step' or 'rollout'.")
         self._store, self._seed, self._every, self._unit = store, seed, every, unit
         self._env_id, self._config = env_id, dict(config or {})
-        self._rollouts, self._complete = 0, complete
+        self._rollouts = 0
 
     def _on_training_start(self) -> None:
         model: Any = self.model
@@ -112,14 +109,10 @@ class SB3Recorder(BaseCallback):
         if seed is None:
             raise TiplError("A trial has a seed; give one to the model or to SB3Recorder.")
         if hasattr(self, "recorder"):
-            if self.recorder.closed or self._recorded is not model:
-                raise TiplError(
-                    "This SB3Recorder has recorded its trial already. Give this call of `learn` a new SB3Recorder with "
-                    "another seed; or let the first one have complete=False, and the trial goes on."
-                )
-            self.recorder._goes_on = _learning()
-            return
-        self._recorded = model
+            raise TiplError(
+                "This SB3Recorder has recorded a call of `learn` already; give the next one a new SB3Recorder with "
+                "another seed, or train in one call."
+            )
         env_id = _environment(self.training_env, self._env_id)
         policy, optimizer = _actor(model)
         normalizer, obs_clip = _normalizer(model.get_vec_normalize_env(), self.training_env)
@@ -144,10 +137,7 @@ class SB3Recorder(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._after_rollout()
-        if self._complete:
-            self.recorder.close()
-        else:
-            self.recorder.save()
+        self.recorder.close()
 
     def _after_rollout(self) -> None:
         if self._unit == "rollout" and self._rollouts and self._rollouts % self._every == 0:

@@ -22,6 +22,7 @@ from tipl.presets import SVDConfig
 from tipl.progress import console, steps_progress
 from tipl.representation.basis import joined_bases, trial_basis
 from tipl.representation.codes import (
+    CODES_FILE,
     FORMAT,
     POOLED,
     VERSION,
@@ -62,7 +63,7 @@ def fit_svd(store: AnyPath, out: AnyPath, config: SVDConfig = SVDConfig(), *, pr
     if found is None:
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise TiplError(f"{out} exists and is not a CODES folder; remove it or choose another --out.")
-        with new_folder(out) as folder:
+        with new_folder(out, {CODES_FILE}) as folder:
             write_identity(folder, facts, finished=False)
     elif any(found.get(key) != value for key, value in facts.items()):
         raise TiplError(

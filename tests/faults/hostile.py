@@ -1,0 +1,231 @@
+"""Files that lie: JSON with values of other types and sizes, sealed so that they are believed, and no files at all.
+
+In: sound outputs, Hypothesis.  Out: what came of reading them by every verb: done, refused, traceback, hang, code run,
+memory, changed (something outside of the folder that the verb writes).
+"""
+
+import copy
+import functools
+import hashlib
+import json
+import os
+import random
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from tests.faults import small
+from tests.faults.forked import Ended, forked
+
+from tipl.files import SEAL, seal_of, sealed
+
+ONLY_IN = "evil"
+"""A module that lies in the folder, and that nothing may import."""
+_READS = {
+    # the readers that look into a kind of output
+    small.STORE: ["info", "verify", "judge", "run", "forecast", "fit-svd", "compact"],
+    small.MODEL: ["forecast of codes", "judge a model"],
+    small.CODES: ["judge a model", "forecast of codes"],
+    small.EVAL: ["report"],
+    small.COMPARISON: ["report a comparison"],
+}
+VALUES = st.one_of(
+    st.sampled_from([
+        None, True, False, 0, -1, 1, 2, 7, 10**6, 10**9, 10**13, 2**63 - 1, 2**64, -(10**13), 0.5, -0.0, 1e308, 1e-320,
+        "", "x", "1", "../../home", "/etc/passwd", "a/b", ".", "..", "trials", f"{ONLY_IN}:X-v0", f"{ONLY_IN}/X-v0",
+        "CartPole-v1", "\x1b[2J\x1b]0;x\x07", "\u202eabc", "[/b][red]", "<script>alert(1)</script>", "nan", "é" * 300,
+        "x" * 100_000, [], {}, [[]], [None], {"a": 1}, [0] * 1000, [10**13, 10**13], [-1], ["x"],
+    ]),
+    st.sampled_from([float("nan"), float("inf"), float("-inf")]),
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False),
+    st.text(max_size=8),
+    st.lists(st.integers(-2, 5), max_size=4),
+)  # fmt: skip
+Lie = tuple[int, Any, bool]
+"""At which place, which value, or whether the place is gone."""
+_SPECIAL = ["deep", "huge", "fifo", "link", "folder", "empty", "binary", "absent", "surrogate", "twice", "utf-16"]
+_PLACE = st.integers(0, 10**6)
+LIES = st.tuples(
+    _PLACE,
+    st.sampled_from([None] * 60 + _SPECIAL),
+    st.lists(st.tuples(_PLACE, VALUES, st.sampled_from([False] * 5 + [True])), min_size=1, max_size=3),
+)
+
+
+def stores(folder: Path, count: int, number: int, note: Callable[[str], None]) -> Counter[str]:
+    """Read `count` outputs that lie by the verbs that read them."""
+    found: Counter[str] = Counter()
+    documents = [*_documents(folder)]
+    random.Random(number).shuffle(documents)
+    sound = functools.cache(lambda name: _run(folder, name).memory)
+    tried = 0
+
+    @seed(number)
+    @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate],
+              suppress_health_check=[*HealthCheck])  # fmt: skip
+    @given(LIES)
+    def one(told: tuple[int, str | None, list[Lie]]) -> None:
+        nonlocal tried
+        if tried >= count:
+            return
+        kind, path = documents[tried % len(documents)]
+        tried += 1
+        reader = _READS[kind][told[0] % len(_READS[kind])]
+        content = told[1] or _lie(path, told[2])
+        came = _read(folder, path, content, reader, sound)
+        found[came] += 1
+        if came not in ("done", "refused"):
+            note(f"{reader} with {path.relative_to(folder)} as {_short(content)}: {came}")
+
+    one()
+    return found
+
+
+def _documents(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The JSON files of every kind of output, the large ones of a store's arrays once each."""
+    for kind in _READS:
+        for path in sorted((folder / kind).rglob("*.json")):
+            of_array = path.name == "zarr.json" and "trials" in path.parts[-4:-2]
+            if "resume" not in path.parts and (not of_array or path.parent.name in ("weights", "env_step")):
+                yield kind, path
+
+
+def _lie(path: Path, lies: list[Lie]) -> bytes:
+    """The content of a file with other values at some places of it, or without those places."""
+    document = json.loads(path.read_bytes())
+    for place, value, absent in lies:
+        places = [*_places(document)]
+        if not places:
+            break
+        parent, key = places[place % len(places)]
+        if absent:
+            del parent[key]
+        else:
+            parent[key] = copy.deepcopy(value)
+    return _believed(document)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(min(len(value), 20)):
+            if key != "seal":
+                yield value, key
+                yield from _places(value[key])
+
+
+def _believed(document: Any) -> bytes:
+    """As the writer of the file would have it, with its checksum right."""
+    for place in (document, document.get("attributes") if isinstance(document, dict) else None):
+        if isinstance(place, dict) and isinstance(place.get("seal"), str):
+            place["seal"] = SEAL
+            return sealed(json.dumps(document, indent=1).encode())
+    return json.dumps(document, indent=1).encode()
+
+
+def _read(folder: Path, path: Path, content: bytes | str, reader: str, sound: Callable[[str], int]) -> str:
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    (home / "thesis.tex").write_text("precious")
+    (folder / f"{ONLY_IN}.py").write_text("raise SystemExit('ran')\n")
+    most, root = 2 * sound(reader), folder / small.STORE / "zarr.json"
+    kept = root.read_bytes()
+    os.rename(path, folder / "aside")
+    try:
+        _place(path, content, home)
+        if path.parent.parent.name == "trials" and isinstance(content, bytes):
+            root.write_bytes(_with_record(kept, path.parent.name, content))
+        before = _listing(folder)
+        ended = _run(folder, reader)
+        return _came(ended, most) if _listing(folder) == before else "changed"
+    finally:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        os.rename(folder / "aside", path)
+        root.write_bytes(kept)
+
+
+def _with_record(root: bytes, trial: str, record: bytes) -> bytes:
+    """The store's own file, which names the checksum of every record, with that of a record that lies."""
+    document = json.loads(root)
+    if (named := document["attributes"].get("trials")) and b"sha256:" in record:
+        named[trial] = seal_of(record)
+    return _believed(document)
+
+
+def _run(folder: Path, reader: str) -> Ended:
+    """Run a reader, which may write to `out` alone."""
+    for left in ("out", "out.partial"):
+        shutil.rmtree(folder / left, ignore_errors=True)
+        if (folder / left).is_file():
+            (folder / left).unlink()
+    sys.path[:0] = [str(folder)]
+    try:
+        return forked(lambda: (small.READERS[reader](), _nothing_imported())[1], folder)
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _nothing_imported() -> None:
+    assert ONLY_IN not in sys.modules, "code run"
+
+
+def _place(path: Path, content: bytes | str, home: Path) -> None:
+    match content:
+        case bytes():
+            path.write_bytes(content)
+        case "fifo":
+            os.mkfifo(path)
+        case "link":
+            path.symlink_to(home / "thesis.tex")
+        case "folder":
+            path.mkdir()
+        case "absent":
+            pass
+        case _:
+            path.write_bytes({
+                "deep": b"[" * 100_000 + b"]" * 100_000,
+                "huge": b'{"a": "' + b"x" * (300 << 20) + b'"}',
+                "empty": b"",
+                "binary": bytes(range(256)),
+                "surrogate": rb'{"attributes": {"env_id": "\ud800"}}',
+                "twice": b'{"attributes": {}, "attributes": {}}',
+                "utf-16": "{}".encode("utf-16"),
+            }[content])  # fmt: skip
+
+
+def _came(ended: Ended, most: int) -> str:
+    if ended.hung:
+        return "hang"
+    if "code run" in ended.said or "\nran" in ended.said:
+        return "code run"
+    if ended.failed:
+        lines = ended.said.strip().splitlines()
+        return f"traceback ({lines[-1][:120] if lines else ended.code})"
+    if "\x1b" in ended.said:
+        return "escape sequence"
+    if ended.memory > most:
+        return f"memory ({ended.memory >> 20} MiB)"
+    return "done" if ended.code == 0 else "refused"
+
+
+def _listing(folder: Path) -> str:
+    """A digest of all files but what the reader may write."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder).parts
+        if not inside[0].startswith(("out", "aside")) and "__pycache__" not in inside and not path.is_dir():
+            facts = path.lstat()
+            digest.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _short(content: bytes | str) -> str:
+    return content if isinstance(content, str) else content[:60].decode(errors="replace") + "…"
