@@ -3,7 +3,9 @@
 In: short runs of InvertedPendulum-v4.  Out: failures.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -12,13 +14,15 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import zarr
+from gymnasium.envs.registration import EnvSpec
 
 from tipl.collect import collect, default_config, run_stack
 from tipl.errors import TiplError
-from tipl.presets import CollectConfig, DiscreteCollectConfig
+from tipl.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig
 from tipl.stack import Stack
 from tipl.store import Store, create_store
 
@@ -200,3 +204,134 @@ def test_a_recorded_trial_of_the_same_seed_is_refused_in_one_line(tmp_path: Path
     file.write_text(json.dumps(group))
     with pytest.raises(TiplError, match="holds trial 1 with env_id = None, not InvertedPendulum-v4"):
         collect(config, path)
+
+
+def trials_of(path: Path) -> list[tuple[bool, int, bytes]]:
+    trials = [Store.open(path).trial(seed) for seed in Store.open(path).seeds]
+    return [(trial.complete, trial.committed, trial.weights().tobytes()) for trial in trials]
+
+
+def running_of(session: int) -> list[int]:
+    """The processes of a session that are not dead and waiting to be buried."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = file.read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                found.append(int(file.parent.name))
+    return found
+
+
+TINY = DiscreteCollectConfig("CartPole-v1", trials=2, total_steps=8 * 512, hidden_sizes=(4,))
+
+
+@pytest.mark.parametrize("asked", [1, 150, 3 * 130, 1000])
+def test_an_iteration_that_is_given_up_in_its_middle_leaves_those_before_it(asked: int, tmp_path: Path):
+    create_store(tmp_path / "whole")
+    create_store(tmp_path / "cut")
+    run_stack(TINY, tmp_path / "whole", [1, 2], lambda *_: None)
+    calls, done = itertools.count(1), []
+    run_stack(
+        TINY, tmp_path / "cut", [1, 2], lambda seeds, result: done.append(result), abandon=lambda: next(calls) >= asked
+    )
+    assert [trial.iteration[-1] for trial in map(Store.open(tmp_path / "cut").trial, (1, 2))] == [len(done)] * 2
+    run_stack(TINY, tmp_path / "cut", [1, 2], lambda *_: None)
+    assert trials_of(tmp_path / "cut") == trials_of(tmp_path / "whole")
+
+
+def test_a_stop_that_comes_while_the_parent_is_told_loses_no_iteration(tmp_path: Path):
+    create_store(tmp_path / "store")
+    told: list[int] = []
+    run_stack(TINY, tmp_path / "store", [1], lambda _, result: told.append(result.number), stopped=lambda: 5 in told)
+    assert told == [1, 2, 3, 4, 5] and Store.open(tmp_path / "store").trial(1).iteration[-1] == 5
+
+
+class GoesBad(gymnasium.Env):
+    """Of seed 2, something is not finite in the 7th step of every episode after the 50th."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, what: str) -> None:
+        self.what, self.bad, self.episodes = what, False, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.bad, self.episodes, self.steps = self.bad or seed == 2, self.episodes + 1, 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        now = self.what if self.bad and self.episodes > 50 and self.steps == 7 else ""
+        obs = np.full(2, {"nan": np.nan, "infinite": np.inf}.get(now, 0.1), np.float32)
+        return obs, np.inf if now == "reward" else 1.0, False, self.steps >= 10, {}
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("what", ["nan", "infinite", "reward"])
+def test_a_trial_that_is_no_longer_finite_is_named_and_the_others_go_on(
+    what: str, normalize: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The 50 episodes before have 10 steps each, so it comes in the 507th step, in the fourth iteration of 128."""
+    monkeypatch.setitem(
+        gymnasium.registry, "GoesBad-v0", EnvSpec("GoesBad-v0", lambda: GoesBad(what), disable_env_checker=True)
+    )
+    ppo = DiscretePPOConfig(num_envs=1, num_minibatches=2, normalize=normalize)
+    config = DiscreteCollectConfig("GoesBad-v0", trials=3, total_steps=8 * 128, hidden_sizes=(4,), ppo=ppo)
+    path = tmp_path / "store"
+    create_store(path)
+    for _ in range(2):  # the same command says the same, and loses nothing
+        seeds = [seed for seed in config.seeds if seed not in Store.open(path).seeds or seed == 2]
+        kind = "a reward" if what == "reward" else "an observation"
+        line = rf"^GoesBad-v0 gave {kind} that is not finite to trial 2 at environment step 507, in iteration 4\. What"
+        with pytest.raises(TiplError, match=line):
+            run_stack(config, path, seeds, lambda *_: None)
+        assert [(complete, count) for complete, count, _ in trials_of(path)] == [(True, 17), (False, 7), (True, 17)]
+    alone = tmp_path / "alone"
+    create_store(alone)
+    run_stack(config, alone, [1, 3], lambda *_: None)
+    assert trials_of(alone) == trials_of(path)[::2]
+
+
+def test_ctrl_c_and_a_kill_with_many_trials_in_two_processes_lose_nothing(tmp_path: Path):
+    """Sixteen trials in two processes once filled the pipe, and everybody waited for somebody."""
+    words = "-m tipl collect --env-id CartPole-v1 --hidden-sizes 4 --trials 16 --workers 2 --total-steps 4096"
+    command = [sys.executable, *words.split()]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    subprocess.run([*command, "--out", tmp_path / "whole"], check=True, **quiet)
+    for number, code, line in ((signal.SIGINT, 130, "tipl: interrupted"), (signal.SIGKILL, 2, "tipl: error: process ")):
+        process = subprocess.Popen([*command, "--out", tmp_path / "cut"], start_new_session=True, **quiet)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(began := children.read_text().split()) < 3 or not list((tmp_path / "cut").glob("trials/*/resume")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            os.kill(max(map(int, began)), number)
+        began = time.monotonic()
+        error = process.communicate(timeout=30)[1]
+        assert process.returncode == code and error.splitlines()[-1].startswith(line), error
+        assert time.monotonic() - began < 10
+        while running_of(process.pid):  # multiprocessing's own process sees that the parent has ended
+            assert time.monotonic() - began < 10
+            time.sleep(0.05)
+    subprocess.run([*command, "--out", tmp_path / "cut"], check=True, **quiet)
+    assert trials_of(tmp_path / "cut") == trials_of(tmp_path / "whole")
+
+
+def test_a_script_without_a_main_guard_collects_once(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom tipl import DiscreteCollectConfig\nfrom tipl.collect import collect\nprint('once')\n"
+        "collect(DiscreteCollectConfig(trials=1, total_steps=512), sys.argv[1], workers=1)\n"
+    )
+    done = subprocess.run([sys.executable, script, tmp_path / "s"], capture_output=True, text=True, check=True)
+    assert done.stdout == "once\n" and Store.open(tmp_path / "s").trial(1).complete
+
+
+def test_an_environment_that_only_this_process_knows_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(
+        gymnasium.registry, "Mine-v0", EnvSpec("Mine-v0", lambda: GoesBad(""), disable_env_checker=True)
+    )
+    with pytest.raises(TiplError, match=r"cannot make 'Mine-v0'.*if __name__ == \"__main__\":"):
+        collect(DiscreteCollectConfig("Mine-v0", trials=1, total_steps=512), tmp_path / "store", workers=1)

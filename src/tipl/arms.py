@@ -11,22 +11,18 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import tipl
-from tipl.collect import deaf_to_interrupts, one_thread_a_process, trial_config
+from tipl.collect import trial_config
 from tipl.envs import chosen_backend, engine_versions
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster
@@ -36,8 +32,9 @@ from tipl.parts import ENDING, keep_part, kept_part
 from tipl.policy import FASTMATH, forward_batch, kernel
 from tipl.ppo import categorical_log_probs, gaussian_log_prob
 from tipl.presets import CollectConfig, JumpConfig
+from tipl.processes import Parent, run_in_processes
 from tipl.progress import console, steps_progress
-from tipl.stack import Stack
+from tipl.stack import Abandoned, Stack
 
 _TOGETHER = 5  # seeds that are run, and written when they are done, together
 
@@ -123,44 +120,45 @@ def _shapes(arm: Arm, seeds: Sequence[int]) -> dict[str, tuple[int, ...]]:
 
 
 def _run_parts(waiting: Sequence[tuple[Arm, Path, list[int]]], count: int) -> None:
-    context = multiprocessing.get_context("spawn")
-    steps = sum(arm.config.num_iterations * arm.config.ppo.batch_size * len(group) for arm, _, group in waiting)
+    """Run what is missing; an interrupted part is begun anew, those that are done are written."""
+    sizes = [arm.config.num_iterations * arm.config.ppo.batch_size * len(group) for arm, _, group in waiting]
+    done = [0] * len(waiting)
     console.print(f"accelerate: {sum(len(group) for _, _, group in waiting)} runs in {count} processes")
-    stop = context.Event()
-    with one_thread_a_process(), deaf_to_interrupts():
-        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_heed, initargs=(stop,))
-        futures = {pool.submit(run_part, *part): part for part in waiting}
-    try:
-        with steps_progress("accelerate", steps) as advance:
-            for future in as_completed(futures):
-                future.result()
-                arm, _, group = futures[future]
-                advance(arm.config.num_iterations * arm.config.ppo.batch_size * len(group), arm.forecaster or "plain")
-    finally:
-        stop.set()  # a process leaves its seeds at the end of their iteration; those that are done are written
-        pool.shutdown(cancel_futures=True)
+    with steps_progress("accelerate", sum(sizes)) as advance:
+
+        def take(part: int, steps: int) -> None:
+            new, done[part] = steps - done[part], steps
+            advance(new, waiting[part][0].forecaster or "plain")
+
+        run_in_processes(
+            _run_part,
+            waiting,
+            count,
+            [f"the seeds {group[0]} to {group[-1]}" for _, _, group in waiting],
+            lambda part, numbers: take(part, int(numbers[0])),
+            lambda part: take(part, sizes[part]),
+        )
 
 
-_stop: Event | None = None
+def _run_part(parent: Parent, arm: Arm, path: Path, seeds: Sequence[int]) -> None:
+    run_part(arm, path, seeds, parent.wants_stop, lambda steps: parent.tell([steps]))
 
 
-def _heed(stop: Event) -> None:
-    global _stop
-    _stop = stop
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+def run_part(
+    arm: Arm,
+    path: Path,
+    seeds: Sequence[int],
+    stopped: Callable[[], bool] = lambda: False,
+    on_iteration: Callable[[int], None] = lambda steps: None,
+) -> None:
+    """Run these seeds of an arm and write what they did to `path`.
 
-
-def _leave_with_parent() -> None:
-    """A pool's process waits for work for ever, also for that of a parent that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def run_part(arm: Arm, path: Path, seeds: Sequence[int]) -> None:
-    """Run these seeds of an arm and write what they did to `path`."""
+    Args:
+        stopped: asked again and again; once true, the call returns and nothing is written.
+        on_iteration: told after every iteration how many steps all seeds together have done.
+    """
     stack = Stack(arm.config, seeds)
+    stack.abandon = stopped
     shape = len(seeds), arm.config.num_iterations
     found: dict[str, np.ndarray] = {name: np.zeros(shape) for name in ("shares", "kl", "trust")}
     found |= {"returns": np.full(shape, np.nan), "kinds": np.zeros(shape, np.int8)}
@@ -169,9 +167,10 @@ def run_part(arm: Arm, path: Path, seeds: Sequence[int]) -> None:
     began = time.perf_counter()
     jumpers = _jumpers(arm, stack)
     for at in range(arm.config.num_iterations):
-        if _stop is not None and _stop.is_set():
+        try:
+            result = stack.iterate()
+        except Abandoned:
             return
-        result = stack.iterate()
         _check_finite(arm, stack, result.episodes, at)
         for n, episodes in enumerate(result.episodes):
             found["returns"][n, at] = episodes[:, 1].mean() if len(episodes) else found["returns"][n, max(at - 1, 0)]
@@ -185,6 +184,7 @@ def run_part(arm: Arm, path: Path, seeds: Sequence[int]) -> None:
             found["kinds"][n, at] = KINDS.index(jump.kind)
             found["shares"][n, at], found["kl"][n, at], found["trust"][n, at] = jump.share, jump.kl, jump.trust
         jumping += time.perf_counter() - jump_began
+        on_iteration((at + 1) * arm.config.ppo.batch_size * len(seeds))
     each = np.full(len(seeds), 1 / len(seeds))
     found |= {"seconds": (time.perf_counter() - began) * each, "jump_seconds": jumping * each}
     keep_part(path, found)

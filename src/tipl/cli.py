@@ -35,6 +35,8 @@ from tipl.presets import (
     jumps_of,
 )
 from tipl.show import acceleration_facts, evaluation_facts, show
+from tipl.stopping import INTERRUPTED, stops_in_time
+from tipl.terminal import drop_broken_streams, open_streams
 from tipl.text import printable
 
 SHIPPED = "causal"
@@ -42,7 +44,6 @@ SHIPPED = "causal"
 METRICS_FILE = "metrics.json"
 _METRICS_BYTES = 1 << 30
 PRESETS = tuple(dict.fromkeys(preset for presets in EXPERIMENTS.values() for preset in presets))
-INTERRUPTED = "tipl: interrupted; what was committed stays readable, the same command goes on (train: with --resume)"
 
 # What a disk or a path of the user's can do to any stage; every other OSError is a bug.
 _USER_OS_ERRORS = (
@@ -53,20 +54,32 @@ _USER_OS_ERRORS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
+    open_streams()
+    with stops_in_time(to_the_end=argv is None) as stop:
 
-    def run() -> None:
-        arguments = build_parser().parse_args(argv)
-        arguments.run(arguments)
+        def run() -> None:
+            try:
+                arguments = build_parser().parse_args(argv)
+                arguments.run(arguments)
+            except (Exception, KeyboardInterrupt) as error:
+                if stop.told or isinstance(error, KeyboardInterrupt):
+                    stop.settle()
+                    raise KeyboardInterrupt from None  # a library may have made something else of it
+                raise
 
-    return exit_code(run)
+        return exit_code(run)
 
 
 def exit_code(run: Callable[[], None]) -> int:
     """Run and say how it ended; an internal error comes out as the exception that it is (Python's exit code 1)."""
     try:
         run()
+        sys.stdout.flush()
     except TiplError as error:
         return _refuse(str(error))
+    except BrokenPipeError:  # nobody reads on, as after `tipl … | head`
+        drop_broken_streams()
+        return 130
     except OSError as error:
         if error.errno not in _USER_OS_ERRORS:
             raise

@@ -10,16 +10,10 @@ depends on, so the same command goes on after a kill and ends with the trajector
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
 import os
 import platform
-import queue
-import signal
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.synchronize import Event
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +22,14 @@ from rich.columns import Columns
 
 import tipl
 from tipl.checks import AnyPath, Count, checked_arguments
-from tipl.env_spec import EnvId
+from tipl.env_spec import EnvId, env_id_in
 from tipl.envs import chosen_backend, engine_versions, make_env
 from tipl.errors import TiplError
 from tipl.policy import OBS_CLIP
 from tipl.presets import Backend, CollectConfig, Device, DiscreteCollectConfig
+from tipl.processes import Numbers, Parent, run_in_processes
 from tipl.progress import console, scalars, steps_progress
-from tipl.stack import Iteration, Stack
+from tipl.stack import Abandoned, Iteration, NotFinite, Stack
 from tipl.store import Store, TrialWriter, create_store, plan_trials
 
 COMMIT_SECONDS = 60.0
@@ -74,6 +69,9 @@ def collect(
 
         require_device(device)
     stack = Stack(config, config.seeds[-1:])  # what cannot be collected is told before there is a store
+    curves = None if tensorboard is None else Path(tensorboard)
+    with scalars(curves):  # likewise what cannot be plotted
+        pass
     store = create_store(out)
     waiting = [seed for seed in config.seeds if not _is_complete(store, seed, config)]
     plan_trials(out, config.seeds, env_id=config.env_id, config=trial_config(config), spec=stack.spec)
@@ -87,14 +85,20 @@ def collect(
             f"({config.num_snapshots} snapshots) " + (f"on {device}" if device == "cuda" else f"in {count} processes")
         )
         begun = {seed: _steps_done(store, seed) for seed in waiting}
-        with contextlib.ExitStack() as closing:
-            curves = {
-                seed: closing.enter_context(scalars(tensorboard and Path(tensorboard) / f"trial-{seed}"))
-                for seed in waiting
-            }
-            watch = _Watch(config.num_iterations * config.ppo.batch_size, begun, curves)
-            _run_processes(config, out, shares, watch, device, workers or cores)
+        tasks = [(config, out, share, begun, device, workers or cores, curves) for share in shares]
+        watch = _Watch(config.num_iterations * config.ppo.batch_size, begun)
+        with steps_progress("collect", watch.left, watch.trials) as advance:
+
+            def heard(task: int, numbers: Numbers) -> None:
+                for index, steps, recent in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
+                    advance(watch.take(shares[task][int(index)], int(steps), recent), watch.mean_return())
+
+            run_in_processes(_run_share, tasks, count, [_trials(share) for share in shares], heard)
     return out
+
+
+def _trials(seeds: Sequence[int]) -> str:
+    return ("trial " if len(seeds) == 1 else "trials ") + ", ".join(map(str, seeds))
 
 
 def default_config(
@@ -129,53 +133,104 @@ def run_stack(
     on_iteration: Any,
     stopped: Any = lambda: False,
     make_stack: MakeStack = Stack,
+    abandon: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run these trials to their end in this process.
 
-    Trials that were interrupted at different iterations are run group after group; no trial depends on its group.
+    Trials that were interrupted at different iterations are run group after group; no trial depends on its group. One
+    in which something is no longer finite stays as it was before that, and the others go on.
 
     Args:
         on_iteration: called with (seeds, Iteration) after every iteration of a group.
         stopped: asked after every iteration; once true, everything is committed and the call returns.
         make_stack: from the config and seeds.
+        abandon: asked within every iteration; once true, the iteration is given up, what was before it is committed,
+            and the call returns.
+
+    Raises:
+        TiplError: a trial's observations, rewards or weights are no longer finite; all others have come to their end.
     """
     recorded = set(Store.open(out).seeds)
     if new := [seed for seed in seeds if seed not in recorded]:
         spec = make_stack(config, new[:1]).spec
         plan_trials(out, new, env_id=config.env_id, config=trial_config(config), spec=spec)
-    begun: dict[int, list[tuple[int, TrialWriter, Mapping[str, np.ndarray]]]] = {}
+    begun: dict[int, list[_Begun]] = {}
     for seed in seeds:
         if seed in recorded:
             writer, checkpoint = TrialWriter.resume(out, seed)
         else:
             writer, checkpoint = _begin_trial(config, out, seed, make_stack)
         begun.setdefault(int(checkpoint["iteration"]), []).append((seed, writer, checkpoint))
+    broken: list[str] = []
     for _, group in sorted(begun.items()):
-        members, writers, checkpoints = zip(*group, strict=True)
-        stack = make_stack(config, members)
-        stack.restore(checkpoints)
-        _run_group(stack, writers, on_iteration, stopped)
-        if stopped():
-            return
+        while group:
+            stack = make_stack(config, [seed for seed, *_ in group])
+            stack.restore([checkpoint for *_, checkpoint in group])
+            stack.abandon = abandon
+            group, found = _run_group(stack, group, on_iteration, stopped)
+            broken += found
+        if stopped() or abandon():
+            break
+    if broken:
+        raise TiplError(
+            f"{'; '.join(broken)}. What was before that is committed, and the other trials have gone on; mend the "
+            "environment, or give a lower learning rate and another --out."
+        )
 
 
-def _run_group(stack: Stack, writers: Sequence[TrialWriter], on_iteration: Any, stopped: Any) -> None:
+_Begun = tuple[int, TrialWriter, Mapping[str, np.ndarray]]  # a trial's seed, its writer, where it stands
+
+
+def _run_group(
+    stack: Stack, group: Sequence[_Begun], on_iteration: Any, stopped: Any
+) -> tuple[list[_Begun], list[str]]:
+    """Run trials to their end, or until they are stopped.
+
+    Returns:
+        What remains to be run if something in a trial is no longer finite, the others, and that in words.
+    """
     committed = time.monotonic()
+    writers = [writer for _, writer, _ in group]
+
+    def commit(states: Sequence[Mapping[str, np.ndarray]], complete: bool = False) -> None:
+        for writer, state in zip(writers, states, strict=True):
+            writer.commit(state, complete=complete)
+
     while stack.iteration < stack.config.num_iterations:
-        result = stack.iterate()
+        before = [stack.state(trial) for trial in range(len(writers))]
+        try:
+            result = stack.iterate()
+            if diverged := [n for n in range(len(writers)) if not np.isfinite(result.snapshots[n]).all()]:
+                raise NotFinite({n: _divergence(stack, n) for n in diverged})
+        except Abandoned:
+            commit(before)
+            return [], []
+        except NotFinite as error:
+            commit(before)
+            others = [n for n in range(len(writers)) if n not in error.trials]
+            return [(group[n][0], writers[n], before[n]) for n in others], list(error.trials.values())
         complete = stack.iteration == stack.config.num_iterations
         due = complete or stopped() or time.monotonic() - committed > COMMIT_SECONDS
         for trial, writer in enumerate(writers):
             _append(stack, writer, trial, result.snapshots[trial], result.number, result.learning_rate)
             step, episode_return, length = result.episodes[trial].T
             writer.append_episodes(step.astype(np.int64), episode_return, length.astype(np.int64))
-            if due:
-                writer.commit(stack.state(trial), complete=complete)
         if due:
+            commit([stack.state(trial) for trial in range(len(writers))], complete)
             committed = time.monotonic()
         on_iteration(stack.seeds, result)
         if stopped():
-            return
+            if not due:
+                commit([stack.state(trial) for trial in range(len(writers))])
+            break
+    return [], []
+
+
+def _divergence(stack: Stack, trial: int) -> str:
+    return (
+        f"the weights of trial {stack.seeds[trial]} of {stack.config.env_id} are no longer finite after iteration "
+        f"{stack.iteration}"
+    )
 
 
 def _append(stack: Stack, writer: TrialWriter, trial: int, weights: np.ndarray, iteration: int, rate: float) -> None:
@@ -243,118 +298,95 @@ def _steps_done(store: Store, seed: int) -> int:
     return int(store.trial(seed).env_step[-1]) if seed in store.seeds else 0
 
 
-def _run_processes(
-    config: CollectConfig, out: Path, shares: list[list[int]], watch: "_Watch", device: Device, threads: int
-) -> None:
-    context = multiprocessing.get_context("spawn")
-    messages, stop = context.Queue(), context.Event()
-    processes = [
-        context.Process(target=_process, args=(config, out, share, device, threads, messages, stop), daemon=True)
-        for share in shares
-    ]
-    with one_thread_a_process(), deaf_to_interrupts():
-        for process in processes:
-            process.start()
-    try:
-        _show(watch, processes, messages)
-    except BaseException:
-        stop.set()  # the processes commit at the end of their iteration
-        for process in processes:
-            process.join()
-        raise
-    for process in processes:
-        process.join()
-
-
 class _Watch:
     """What is known of every running trial: how far it is, how fast it goes, what it earns."""
 
-    def __init__(
-        self, total: int, begun: Mapping[int, int], curves: Mapping[int, Callable[[str, float, int], None]]
-    ) -> None:
-        """Trials of `total` steps that stand at `begun[seed]`, and where the points of their curves go."""
+    def __init__(self, total: int, begun: Mapping[int, int]) -> None:
+        """Trials of `total` steps that stand at `begun[seed]`."""
         self.total = total
         self.left = sum(total - steps for steps in begun.values())
-        self._first = dict(begun)
         self._steps = dict(begun)
-        self._recent: dict[int, list[float]] = {seed: [] for seed in begun}
-        self._began = time.monotonic()
-        self._curves = curves
+        self._recent: dict[int, float] = {}
+        self._first: dict[int, tuple[int, float]] = {}  # the steps that were done when a trial was first heard of, when
 
-    def take(self, seed: int, steps: int, learning_rate: float, episodes: np.ndarray) -> None:
-        """A trial has gone on by `steps`, in which these episodes [E, 3] ended (step, return, length)."""
-        self._steps[seed] += steps
-        self._recent[seed] = [*self._recent[seed], *episodes[:, 1].tolist()][-_RECENT:]
-        write = self._curves[seed]
-        for step, episode_return, length in episodes.tolist():
-            write("charts/episodic_return", episode_return, int(step))
-            write("charts/episodic_length", length, int(step))
-        write("charts/learning_rate", learning_rate, self._steps[seed])
-        write("charts/SPS", self._pace(seed), self._steps[seed])
-
-    def _pace(self, seed: int) -> float:
-        """Steps a second."""
-        return (self._steps[seed] - self._first[seed]) / max(time.monotonic() - self._began, 1e-9)
+    def take(self, seed: int, steps: int, recent: float) -> int:
+        """A trial has done so many steps and earns so much (NaN: no episode has ended); how many steps are new."""
+        new, self._steps[seed] = steps - self._steps[seed], steps
+        self._first.setdefault(seed, (steps, time.monotonic()))
+        if not np.isnan(recent):
+            self._recent[seed] = recent
+        return new
 
     def mean_return(self) -> str:
-        means = [np.mean(values) for values in self._recent.values() if values]
-        return f"return {np.mean(means):.0f}" if means else ""
+        return f"return {np.mean(list(self._recent.values())):.0f}" if self._recent else ""
 
     def trials(self) -> Columns:
         """A cell a trial: its seed, its share of the steps, steps a second, return so far; as many as there is room."""
         cells = []
         for seed, steps in self._steps.items():
-            recent = f"{np.mean(self._recent[seed]):.0f}" if self._recent[seed] else "–"
-            pace = "done" if steps >= self.total else f"{steps / self.total:.0%} {self._pace(seed):,.0f}/s"
-            cells.append(f"trial {seed}: {pace}, return {recent}")
+            recent = f"{self._recent[seed]:.0f}" if seed in self._recent else "–"
+            begun, since = self._first.get(seed, (steps, 0.0))
+            pace = (steps - begun) / max(time.monotonic() - since, 1e-9)
+            done = "done" if steps >= self.total else f"{steps / self.total:.0%} {pace:,.0f}/s"
+            cells.append(f"trial {seed}: {done}, return {recent}")
         a_row = max(1, console.width // (2 + max(map(len, cells))))
         return Columns(cells[: a_row * max(1, console.height - 3)], equal=True, padding=(0, 2))
 
 
-def _show(watch: _Watch, processes: list[Any], messages: Any) -> None:
-    """Progress until every process has said that it is done; its error, if it has one."""
-    running = len(processes)
-    with steps_progress("collect", watch.left, watch.trials) as advance:
-        while running:
-            try:
-                kind, content = messages.get(timeout=1.0)
-            except queue.Empty:
-                if any(process.exitcode not in (None, 0) for process in processes):
-                    raise RuntimeError("a collecting process died; the same command goes on") from None
-                continue
-            if kind == "done":
-                running -= 1
-            elif kind == "input":
-                raise TiplError(content)
-            elif kind == "bug":
-                raise RuntimeError(content)
-            else:
-                steps, learning_rate, episodes = content
-                for seed, rows in episodes.items():
-                    watch.take(seed, steps, learning_rate, rows)
-                advance(steps * len(episodes), watch.mean_return())
+def _run_share(
+    parent: Parent, config: CollectConfig, out: Path, seeds: list[int], begun: Mapping[int, int], device: Device,
+    threads: int, tensorboard: Path | None,
+) -> None:  # fmt: skip
+    """Run these trials in a process of their own, write their curves and tell how far they are."""
+    _check_known_here(config)
+    with contextlib.ExitStack() as closing:
+        traces = {}
+        for seed in seeds:
+            write = closing.enter_context(scalars(tensorboard and tensorboard / f"trial-{seed}"))
+            traces[seed] = _Trace(begun[seed], write)
+
+        def on_iteration(group: Sequence[int], result: Iteration) -> None:
+            steps = result.number * config.ppo.batch_size
+            parent.tell(*(
+                (seeds.index(seed), steps, traces[seed].take(steps, result.learning_rate, episodes))
+                for seed, episodes in zip(group, result.episodes, strict=True)
+            ))  # fmt: skip
+
+        run_stack(config, out, seeds, on_iteration, parent.wants_stop, _stacks(device, threads), parent.wants_stop)
 
 
-def _process(
-    config: CollectConfig, out: Path, seeds: list[int], device: Device, threads: int, messages: Any, stop: Event
-) -> None:
-    parent = multiprocessing.parent_process()
+class _Trace:
+    """One trial as it runs: its curves, and what it earns."""
 
-    def stopped() -> bool:
-        return stop.is_set() or parent is None or not parent.is_alive()
+    def __init__(self, begun: int, write: Callable[[str, float, int], None]) -> None:
+        self._begun, self._write = begun, write
+        self._since = time.monotonic()
+        self._recent: list[float] = []
 
-    def on_iteration(group: list[int], result: Iteration) -> None:
-        episodes = dict(zip(group, result.episodes, strict=True))
-        messages.put(("progress", (config.ppo.batch_size, result.learning_rate, episodes)))
+    def take(self, steps: int, learning_rate: float, episodes: np.ndarray) -> float:
+        """The trial has done so many steps, and in the last iteration these episodes [E, 3] ended (step, return,
+        length); returns its mean return over the last episodes, NaN before there is any."""
+        for step, episode_return, length in episodes.tolist():
+            self._write("charts/episodic_return", episode_return, int(step))
+            self._write("charts/episodic_length", length, int(step))
+        self._write("charts/learning_rate", learning_rate, steps)
+        self._write("charts/SPS", (steps - self._begun) / max(time.monotonic() - self._since, 1e-9), steps)
+        self._recent = [*self._recent, *episodes[:, 1].tolist()][-_RECENT:]
+        return float(np.mean(self._recent)) if self._recent else np.nan
 
+
+def _check_known_here(config: CollectConfig) -> None:
+    """
+    Raises:
+        TiplError: the process that started this one can make the environment and this one cannot.
+    """
     try:
-        run_stack(config, out, seeds, on_iteration, stopped, _stacks(device, threads))
+        make_env(env_id_in(config), [0], config.backend)
     except TiplError as error:
-        messages.put(("input", str(error)))
-    except Exception:
-        messages.put(("bug", traceback.format_exc()))
-    else:
-        messages.put(("done", None))
+        raise TiplError(
+            f"{error} The processes that collect know an environment that a module registers (--env-id module:Id), or "
+            'a script whose work stands under if __name__ == "__main__":.'
+        ) from error
 
 
 def _stacks(device: Device, threads: int) -> MakeStack:
@@ -364,32 +396,3 @@ def _stacks(device: Device, threads: int) -> MakeStack:
     from tipl.stack_torch import TorchStack
 
     return functools.partial(TorchStack, threads=threads, device=device)
-
-
-@contextlib.contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """Processes started within ignore Ctrl-C from their first moment on: the parent says when to stop."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set this
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def one_thread_a_process() -> Iterator[None]:
-    """Processes started within compute with one thread each; BLAS reads these when it is loaded."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

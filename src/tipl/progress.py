@@ -28,6 +28,9 @@ class PlainConsole(Console):
     def print(self, *shown: Any, **options: Any) -> None:
         super().print(*(printable(each) if isinstance(each, str) else each for each in shown), **options)
 
+    def on_broken_pipe(self) -> None:
+        raise  # rich would end the program with 1
+
 
 console = PlainConsole(stderr=True, soft_wrap=True)
 
@@ -40,9 +43,12 @@ def steps_progress(
 
     Args:
         above: asked again and again for what a terminal shows above the bar.
+
+    The rate leaves out what was done first, and the time until then: kernels are compiled in it.
     """
-    began = shown = time.monotonic()
-    done = 0
+    shown = time.monotonic()
+    done = first = 0
+    began: float | None = None
     columns = (
         _plain("{task.description}"), BarColumn(), MofNCompleteColumn(), _plain("{task.fields[rate]}"),
         _plain("{task.fields[note]}"), TimeElapsedColumn(), _plain("left"), TimeRemainingColumn(),
@@ -51,15 +57,17 @@ def steps_progress(
     task = bar.add_task(printable(label), total=total, rate="", note="")
 
     def advance(steps: int, note: str = "") -> None:
-        nonlocal done, shown
+        nonlocal done, shown, began, first
         done += steps
         now = time.monotonic()
-        rate = done / max(now - began, 1e-9)
-        bar.update(task, completed=done, rate=f"{rate:,.0f}/s", note=printable(note))
+        if began is None:
+            began, first = now, done
+        rate = (done - first) / max(now - began, 1e-9)
+        bar.update(task, completed=done, rate=f"{rate:,.0f}/s" if rate else "", note=printable(note))
         if not console.is_terminal and (now - shown > _PLAIN_SECONDS or done == total):
             shown = now
-            left = (total - done) / rate
-            console.print(f"{label}: {done:,} of {total:,} at {rate:,.0f}/s, {left:.0f} s left {note}".rstrip())
+            pace = f" at {rate:,.0f}/s, {(total - done) / rate:.0f} s left" if rate else ""
+            console.print(f"{label}: {done:,} of {total:,}{pace} {note}".rstrip())
 
     def picture() -> RenderableType:
         return Group(above(), bar) if above else bar

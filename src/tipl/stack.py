@@ -14,7 +14,7 @@ an iteration, O observation, A action (1 if discrete), F outputs of the policy's
 import importlib.metadata
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,18 @@ class Iteration:
     """For each trial [E, 3] float64: env step at which the episode ended, its raw return, its length."""
 
 
+class NotFinite(TiplError):
+    """An environment gave what is no number; `trials` says what, by the trial's place in the stack."""
+
+    def __init__(self, trials: dict[int, str]) -> None:
+        super().__init__(f"{'; '.join(trials.values())}; mend the environment. What was committed before stays.")
+        self.trials = trials
+
+
+class Abandoned(Exception):
+    """An iteration was given up in its middle; its stack is of no more use."""
+
+
 class Stack:
     """N trials and all that their next iteration depends on.
 
@@ -96,6 +108,8 @@ class Stack:
         self.critic_sizes = layer_sizes(obs_dim, config.hidden_sizes, 1)
         self.activation = activation_code(config.activation)
 
+        self.abandon: Callable[[], bool] = lambda: False
+        """Asked within an iteration, which can take long; once true, `iterate` raises Abandoned."""
         self.iteration = 0
         self.theta = np.stack([self._initial_theta(seed) for seed in self.seeds])
         self.adam_m, self.adam_v = np.zeros_like(self.theta), np.zeros_like(self.theta)
@@ -219,6 +233,10 @@ class Stack:
         count = self.config.ppo.num_envs
         return slice(trial * count, (trial + 1) * count)
 
+    def _check_abandoned(self) -> None:
+        if self.abandon():
+            raise Abandoned
+
     def _initial_theta(self, seed: int) -> np.ndarray:
         rng = np.random.default_rng([seed, _INIT])
         networks = self.env.obs_dim, self.config.hidden_sizes, self.env.policy_outputs
@@ -234,6 +252,7 @@ class Stack:
         begun = np.zeros(len(self._all), np.int64)  # the step of this rollout at which the current episode began
         env_actions = np.empty((len(self._all), self.env.action_dim))
         for step in range(ppo.num_steps):
+            self._check_abandoned()
             self._act(noise, step, env_actions)
             obs, reward, terminated, truncated = self.env.step(env_actions)
             self._observe(obs, self._all)
@@ -265,22 +284,28 @@ class Stack:
         """Stop where the environment gave what is no number: nothing that is learned from it would be.
 
         Raises:
-            TiplError: it did, in this rollout.
+            NotFinite: it did, in this rollout.
         """
-        for what, array, moments in (
-            ("an observation", self.obs, (self.obs_mean, self.obs_var)),
-            ("an observation", self.next_obs[:, None], ()),
-            ("a reward", self.rewards, (self.return_moments,)),
-        ):
-            bad = ~np.isfinite(array.reshape(len(self.seeds), -1)).all(axis=1)
-            for each in moments:
-                bad |= ~np.isfinite(each.reshape(len(self.seeds), -1)).all(axis=1)
-            if bad.any():
-                seed = self.seeds[np.flatnonzero(bad)[0]]
-                raise TiplError(
-                    f"{self.config.env_id} gave {what} that is not finite to trial {seed} in iteration "
-                    f"{self.iteration}; mend the environment. What was committed before stays."
-                )
+        bad = np.zeros(len(self.seeds), np.bool_)
+        for array in (self.obs, self.next_obs, self.rewards, self.obs_mean, self.obs_var, self.return_moments):
+            bad |= ~np.isfinite(array.reshape(len(self.seeds), -1)).all(axis=1)
+        if bad.any():
+            raise NotFinite({trial: self._first_not_finite(trial) for trial in np.flatnonzero(bad).tolist()})
+
+    def _first_not_finite(self, trial: int) -> str:
+        """What was no number first in a trial's rollout, and at which environment step."""
+        ppo, mine = self.config.ppo, self.copies(trial)
+        seen = np.concatenate([self.obs[mine], self.next_obs[mine, None]], axis=1)  # before each step, and at the end
+        steps = range(ppo.num_steps + 1)
+        bad_obs = ~np.isfinite(seen).all(axis=(0, 2))
+        bad_reward = np.r_[False, ~np.isfinite(self.rewards[mine]).all(axis=0)]  # with the observation that follows it
+        at = next((step for step in steps if bad_obs[step] or bad_reward[step]), ppo.num_steps)
+        what = "a reward" if bad_reward[at] and not bad_obs[at] else "an observation"
+        env_step = (self.iteration - 1) * ppo.batch_size + at * ppo.num_envs
+        return (
+            f"{self.config.env_id} gave {what} that is not finite to trial {self.seeds[trial]} at environment step "
+            f"{env_step:,}, in iteration {self.iteration}"
+        )
 
     def _reset(self, ids: np.ndarray) -> None:
         if self.env.draws_in_steps:
@@ -313,6 +338,7 @@ class Stack:
             snapshots: [N, n, P], overwritten.
         """
         for trial, order in enumerate(orders):
+            self._check_abandoned()
             self._update_trial(trial, order, learning_rate, snapshots[trial])
 
     def _estimate(self, copy: int, values: np.ndarray, returns: np.ndarray) -> None:

@@ -98,6 +98,7 @@ class TorchStack(Stack):
         steps = (self.iteration - 1) * ppo.update_epochs * ppo.num_minibatches
         batch = ppo.batch_size // ppo.num_minibatches
         for epoch in range(ppo.update_epochs):
+            self._check_abandoned()
             for start in range(0, ppo.batch_size, batch):
                 picked = self._trials, order[:, epoch, start : start + batch]
                 for tensor in tensors:
