@@ -1,6 +1,6 @@
 """Hostile calls: every argument of every public function and class with values that nobody should give.
 
-In: a folder with a tiny store in it.  Out: what came of each call; `python -m tests.hostile_calls` runs all.
+In: a folder with a tiny store in it.  Out: what came of each call; `python tests/hostile_calls.py` runs all.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.hostile_lines import _at_most, _TooLong, _working_in, furnish
+from hostile_lines import _at_most, _TooLong, _working_in, furnish
 
 import tipl
 from tipl.accelerate import accelerate
@@ -128,7 +128,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             },
         ),
         "report": (report, {"evals": ["eval"], "out": "new.html"}),
-        "reproduce": (reproduce, {"name": "inverted-pendulum", "preset": "quick", "out": "file"}),
+        "reproduce": (reproduce, {"name": "inverted-pendulum", "preset": "none", "out": "file"}),
         "experiment": (tipl.experiment, {"name": "inverted-pendulum", "preset": "quick"}),
         "Policies": (
             tipl.Policies,

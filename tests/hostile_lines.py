@@ -1,6 +1,6 @@
 """Hostile command lines: every flag of every verb with values that nobody should give.
 
-In: a folder with a tiny store in it.  Out: command lines, and what came of each. `python -m tests.hostile_lines` runs
+In: a folder with a tiny store in it.  Out: command lines, and what came of each. `python tests/hostile_lines.py` runs
 all, or those of the verbs that are named.
 """
 
@@ -27,7 +27,7 @@ SECONDS = 60
 NUMBERS = ("0", "-1", "nan", "inf", "-inf", "1e20", "1e400", "", "x", "99999999999999999999", "-0.5", "0.5", "1", "2")
 NAMES = ("", " ", "n" * 300, "é\u202e", "-", "\x1b[31m", "a/b", "..", "[/x]")
 PATHS = (
-    "", ".", "..", "~", "file/below", "p" * 300, "missing/deep/er", "é ü", "s", "s/", "file", "-", "[/x]",
+    "", ".", "..", "~nobody-of-that-name/x", "file/below", "p" * 300, "missing/deep/er", "é ü", "s", "s/", "file", "-", "[/x]",
     "s/trials", "loop", "/dev/null", "/proc/1/mem", "sealed/out", "model", "codes", "eval",
 )  # fmt: skip
 SMALL = "--total-steps 128 --ppo.num-steps 64 --ppo.num-minibatches 2 --ppo.update-epochs 2 --hidden-sizes 2"

@@ -85,6 +85,11 @@ def test_what_it_does_not_take_is_one_line(kind: Any, value: Any, words: str):
     assert str(caught.value) == words
 
 
+def test_home_is_where_a_shell_would_have_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert checked("x", "~/store", AnyPath) == "/home/somebody/store" and checked("x", "a~", AnyPath) == "a~"
+
+
 def test_a_link_that_leads_to_itself_is_no_path(tmp_path: Path):
     (tmp_path / "loop").symlink_to("loop")
     for path in (tmp_path / "loop", tmp_path / "loop" / "below", tmp_path / Path(*["a"] * 3000)):

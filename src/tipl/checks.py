@@ -117,7 +117,7 @@ def checked_arguments(function: Callable[_Arguments, _Result]) -> Callable[_Argu
 
 
 def checked_path(name: str, value: Any) -> Any:
-    """A path that some file could have.
+    """A path that some file could have; ~ is the user's home, as it is where a shell has seen it.
 
     Raises:
         TiplError: it is empty, holds a NUL, is too long, or a link in it leads back to itself.
@@ -146,7 +146,7 @@ def checked_path(name: str, value: Any) -> Any:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
             raise TiplError(f"{name} is {text[:60]}: {error.strerror}; give another path.") from error
-    return value
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else value
 
 
 def _one_of(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:

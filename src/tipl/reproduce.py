@@ -77,6 +77,8 @@ def _claim(out: Path, identity: dict[str, str]) -> None:
         TiplError: it is there and is not.
     """
     mark = out / EXPERIMENT_FILE
+    if out.exists() and not out.is_dir():
+        raise TiplError(f"{out} is a file; give --out a folder.")
     if out.exists() and any(path.name != EXPERIMENT_FILE + PARTIAL for path in out.iterdir()):
         try:
             found = read_json(mark, dict)
