@@ -27,8 +27,8 @@ SECONDS = 60
 NUMBERS = ("0", "-1", "nan", "inf", "-inf", "1e20", "1e400", "", "x", "99999999999999999999", "-0.5", "0.5", "1", "2")
 NAMES = ("", " ", "n" * 300, "é\u202e", "-", "\x1b[31m", "a/b", "..", "[/x]")
 PATHS = (
-    "", ".", "..", "~nobody-of-that-name/x", "file/below", "p" * 300, "missing/deep/er", "é ü", "s", "s/", "file", "-", "[/x]",
-    "s/trials", "loop", "/dev/null", "/proc/1/mem", "sealed/out", "model", "codes", "eval",
+    "", ".", "..", "~nobody-of-that-name/x", "file/below", "p" * 300, "missing/deep/er", "é ü", "s", "s/", "file", "-",
+    "[/x]", "s/trials", "loop", "/dev/null", "/proc/1/mem", "sealed/out", "model", "codes", "eval",
 )  # fmt: skip
 SMALL = "--total-steps 128 --ppo.num-steps 64 --ppo.num-minibatches 2 --ppo.update-epochs 2 --hidden-sizes 2"
 BASES = {
