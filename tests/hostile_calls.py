@@ -184,6 +184,8 @@ def faults(only: str = "") -> Iterator[str]:
             continue
         for argument in given:
             for word, value in VALUES.items():
+                if argument == "normalizer" and callable(value):
+                    continue  # whose own faults are its own
                 fault = _fault(function, {**given, argument: value})
                 if fault:
                     yield f"{name}({argument}={word}): {fault}"

@@ -400,7 +400,7 @@ def test_snapshots_only_when_the_loop_says_so(tmp_path: Path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"every": 0}, "every is 0; give a whole number of 1 or more"),
+        ({"every": 0}, "`every` is 0; give at least 1"),
         ({"every": 2.5}, "every is 2.5; give a whole number"),
         ({"env_id": None}, "A trial has an environment; give env_id, or env"),
         ({"names": ["actor"]}, r"no parameter or module 'actor' to record; there are: actor_logstd, critic\.0\.weight"),
@@ -571,7 +571,7 @@ def test_an_actor_is_known_by_what_it_computes(tmp_path: Path):
 @pytest.mark.parametrize("seed", [1.5, "7", True, -1, None])
 def test_a_seed_is_a_whole_number(tmp_path: Path, seed: Any):
     module = nn.Linear(2, 1)
-    with pytest.raises(TiplError, match=r"seed is .*; give a whole number of 0 or more"):
+    with pytest.raises(TiplError, match=r"seed. is .*; give (a whole number|at least 0)"):
         WeightRecorder(tmp_path / "s", seed, module, torch.optim.SGD(module.parameters(), lr=1), every=1, env_id="X-v0")
     assert not (tmp_path / "s").exists()
 

@@ -14,11 +14,14 @@ Shapes: M regressors, P weights, H horizons.
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from tipl.checks import Count, checked_arguments
 from tipl.errors import TiplError
 from tipl.forecast import Forecaster, History, usable
+from tipl.forecaster import asked
 from tipl.seen import Seen
 from tipl.store import Trial
 from tipl.windows import places_in_iteration
@@ -39,7 +42,8 @@ class Adapted(Forecaster):
 
     context = None
 
-    def __init__(self, forecasters: Sequence[Forecaster], per_iteration: int = 1) -> None:
+    @checked_arguments
+    def __init__(self, forecasters: Sequence[Any], per_iteration: Count = 1) -> None:
         """
         Args:
             forecasters: at least one.
@@ -60,6 +64,7 @@ class Adapted(Forecaster):
         self._runs: list[_Run] = []  # the last asked about last
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
+        horizons = asked(histories, horizons)
         out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
         for b, history in enumerate(histories):
             run = self._run_of(history, tuple(horizons))

@@ -172,11 +172,15 @@ def _items(name: str, value: Any, origin: type, parts: tuple[Any, ...]) -> Any:
     """A sequence, checked item by item."""
     if isinstance(value, str | bytes | Mapping | set) or not (isinstance(value, Iterable) and isinstance(value, Sized)):
         raise _refused(name, value, "several, as a list or a tuple")
+    try:
+        value = [*value]
+    except TypeError as error:  # an array or a tensor of no dimension
+        raise _refused(name, value, "several, as a list or a tuple") from error
     if origin is tuple and parts and parts[-1] is not Ellipsis:
         if len(value) != len(parts):
             raise _refused(name, value, f"{len(parts)} of them")
         return tuple(checked(name, item, part) for item, part in zip(value, parts, strict=True))
-    made = [checked(name, item, parts[0]) for item in value] if parts else list(value)
+    made = [checked(name, item, parts[0]) for item in value] if parts else value
     return tuple(made) if origin is tuple else made
 
 

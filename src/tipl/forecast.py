@@ -12,8 +12,9 @@ from typing import Self
 import numpy as np
 import torch
 
+from tipl.checks import Whole, checked_arguments
 from tipl.errors import TiplError
-from tipl.forecaster import Forecaster, LiveRun, WeightedSum, checked_forecast, usable
+from tipl.forecaster import Forecaster, LiveRun, WeightedSum, asked, checked_forecast, usable
 from tipl.model import KINDS, CausalTIPL, CodeModel, load, read_record, read_training
 from tipl.model.causal import features
 from tipl.presets import SVDConfig
@@ -123,7 +124,10 @@ class CausalForecaster(Forecaster):
     context = WINDOW
     furthest = HORIZONS[-1]
 
-    def __init__(self, model: CausalTIPL, shapes: Sequence[Sequence[int]] | None = None, name: str = "causal") -> None:
+    @checked_arguments
+    def __init__(
+        self, model: CausalTIPL, shapes: Sequence[Sequence[Whole]] | None = None, name: str = "causal"
+    ) -> None:
         """
         Args:
             shapes: of the tensors that lie end to end in the weights; [(P,)] for weights that are one vector.
@@ -156,8 +160,7 @@ class CausalForecaster(Forecaster):
 
         The error is NaN where the model has nothing to go by: beyond `furthest`, and where nothing has moved yet.
         """
-        if not histories or min(horizons, default=0) < 1:
-            raise TiplError("A forecast takes at least one history, and horizons of at least 1 snapshot ahead.")
+        horizons = asked(histories, horizons)
         out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
         errors = np.empty((len(histories), len(horizons)))
         sizes = self._sizes(out.shape[2])

@@ -15,6 +15,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from tipl.checks import AnyPath, Count, Whole, checked, checked_arguments
 from tipl.errors import TiplError
 from tipl.model import read_record
 from tipl.representation import Codes
@@ -59,10 +60,11 @@ class Forecaster(ABC):
         origin. All of them have to be finite. What a forecaster keeps between calls may change no forecast."""
 
     @classmethod
+    @checked_arguments
     def from_pretrained(
         cls,
-        name_or_path: str | Path = SHIPPED,
-        shapes: Sequence[Sequence[int]] | None = None,
+        name_or_path: AnyPath = SHIPPED,
+        shapes: Sequence[Sequence[Whole]] | None = None,
         codes: Codes | None = None,
     ) -> Self:
         """A trained model: the one that comes with the package, by its name (`causal`), or a folder's.
@@ -93,6 +95,20 @@ class Forecaster(ABC):
     def follow(self, trial: int, weights_P: np.ndarray) -> "LiveRun":
         """A live run from φ_0 on."""
         return LiveRun(self, trial, weights_P)
+
+
+def asked(histories: Sequence[History], horizons: Sequence[int]) -> list[int]:
+    """Return the horizons of what a forecaster is asked for.
+
+    Raises:
+        TiplError: there is no history, one is none, or a horizon is no number of snapshots ahead.
+    """
+    if not isinstance(histories, Sequence) or not histories or not all(isinstance(h, History) for h in histories):
+        raise TiplError("A forecast begins from histories; give a list of History, one at least.")
+    found = checked("`horizons`", horizons, Sequence[Count])
+    if not found:
+        raise TiplError("`horizons` is empty; give snapshots ahead, one at least.")
+    return found
 
 
 def _subclasses(kind: type[Forecaster]) -> Iterator[type[Forecaster]]:

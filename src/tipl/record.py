@@ -20,7 +20,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 from weakref import WeakSet
 
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import tipl
+from tipl.checks import AnyPath, Count, Positive, Whole, checked_arguments
 from tipl.env_described import environment_of
 from tipl.env_spec import EnvId
 from tipl.envs import engine_versions
@@ -69,20 +69,21 @@ class WeightRecorder:
         resumed: the arrays that `commit` was last given by an earlier process, or None.
     """
 
+    @checked_arguments
     def __init__(
         self,
-        store: Path | str,
-        seed: int,
+        store: AnyPath,
+        seed: Whole,
         policy: nn.Module | Iterable[tuple[str, Tensor]],
         optimizer: torch.optim.Optimizer,
         *,
-        every: int | None,
+        every: Count | None,
         env_id: str | None = None,
         env: Any = None,
         first_action: int | None = None,
         names: Sequence[str] = (),
         normalizer: Normalizer | None = None,
-        obs_clip: float = 10.0,
+        obs_clip: Positive = 10.0,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin the trial `seed`, or go on with it.
@@ -106,9 +107,6 @@ class WeightRecorder:
         Raises:
             TiplError: something here cannot be used, or the store holds a complete or another trial of this seed.
         """
-        _require_count("seed", seed, 0)
-        if every is not None:
-            _require_count("every", every, 1)
         if env is None and env_id is None:
             raise TiplError("A trial has an environment; give env_id, or env.")
         env_id = EnvId.of(env_id or "") if env is None else environment_of(env, env_id, first_action=first_action)
@@ -324,11 +322,6 @@ class WeightRecorder:
 
         handle = self._optimizer.register_step_pre_hook(require_restored)
         self._hooks.append(handle)
-
-
-def _require_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise TiplError(f"{name} is {value!r}; give a whole number of {least} or more.")
 
 
 def _group_index(parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> int:

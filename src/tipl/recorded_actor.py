@@ -40,7 +40,10 @@ class Subject(NamedTuple):
 def subject_of(policy: nn.Module | Iterable[tuple[str, Tensor]], names: Sequence[str]) -> Subject:
     while isinstance(inner := getattr(policy, "_orig_mod", getattr(policy, "module", None)), nn.Module):
         policy = inner  # of torch.compile, or of data in parallel
-    named = dict(policy.named_parameters() if isinstance(policy, nn.Module) else policy)
+    try:
+        named = dict(policy.named_parameters() if isinstance(policy, nn.Module) else policy)
+    except (TypeError, ValueError) as error:
+        raise TiplError("The policy is neither a module nor (name, parameter) pairs; give one of these.") from error
     for wanted in names:
         if not any(_is_within(name, wanted) for name in named):
             raise TiplError(f"There is no parameter or module {wanted!r} to record; there are: {', '.join(named)}.")

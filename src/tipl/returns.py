@@ -77,7 +77,7 @@ def _numbers(name: str, values: object, kind: type) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):
             array = np.ascontiguousarray(np.asarray(values), dtype=kind)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TiplError(f"{name} of policies are no array of numbers ({error}).") from error
     if array.ndim != 2:
         raise TiplError(f"{name} of policies have the shape {array.shape}; give one row a policy, [M, ...].")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tipl.bundle import read_bundle, write_bundle
+from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, check_seal, parse_json, read_file, read_json, require, write_file, write_json
 from tipl.shapes import Each, Maybe, Number, OneOf, Whole
@@ -81,16 +82,18 @@ class SavedModel(nn.Module):
     identity: str = ""
     """Tells this model's files from another's; where it is empty, its weights' checksum does."""
 
-    def save(self, folder: Path) -> None:
+    @checked_arguments
+    def save(self, folder: AnyPath) -> None:
         """Write the weights and the settings into `folder`.
 
         Raises:
             TiplError: the folder cannot be written.
         """
-        write_model(folder, self.kind, dataclasses.asdict(self.config), self.state_dict(), self.identity)
+        write_model(Path(folder), self.kind, dataclasses.asdict(self.config), self.state_dict(), self.identity)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    @checked_arguments
+    def load(cls, folder: AnyPath) -> Self:
         """The model of this kind in `folder`, in eval mode.
 
         Raises:

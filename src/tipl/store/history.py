@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tipl.checks import Count, checked
 from tipl.errors import TiplError
 
 
@@ -32,6 +33,8 @@ class History:
     per_iteration: int | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("trial", int), ("origin", int), ("place", int), ("per_iteration", Count | None)):
+            object.__setattr__(self, name, checked(f"`{name}`", getattr(self, name), kind))
         weights = np.asarray(self.weights)
         if weights.ndim != 2 or not weights.size or weights.dtype.kind not in "fiu":
             raise TiplError(
