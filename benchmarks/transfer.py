@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from tipl.adapt import Adapted, adapted
+from tipl.apart import learned_by
 from tipl.baselines import RIDGES, Autoregression, difference_features, normal_equations, persistence
 from tipl.evaluate import compare_weights
-from tipl.forecast import load_forecaster, stores_learned_on
+from tipl.forecast import load_forecaster
 from tipl.origins import choose_origins, join_origins
 from tipl.presets import EvaluateConfig
 from tipl.score import weight_scores
@@ -34,7 +35,8 @@ def judge(
 ) -> dict[str, Any]:
     """The model and the autoregression of `source` on the trials of `target`."""
     data = Store.open(target)
-    seen = target.name in stores_learned_on(model) or target.resolve() == source.resolve()
+    learned = learned_by(model)
+    seen = learned is None or any(part.of(data) for part in learned) or target.resolve() == source.resolve()
     seeds = data.split().test if seen or held_out else data.seeds
     trials = [data.trial(seed) for seed in seeds]
     config = EvaluateConfig(horizons=HORIZONS, return_horizons=(1,), origins=origins)

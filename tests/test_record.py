@@ -401,7 +401,7 @@ def test_snapshots_only_when_the_loop_says_so(tmp_path: Path):
     "options, message",
     [
         ({"every": 0}, "`every` is 0; give at least 1"),
-        ({"every": 2.5}, "every is 2.5; give a whole number"),
+        ({"every": 2.5}, "`every` is 2.5; give a whole number"),
         ({"env_id": None}, "A trial has an environment; give env_id, or env"),
         ({"names": ["actor"]}, r"no parameter or module 'actor' to record; there are: actor_logstd, critic\.0\.weight"),
         ({"normalizer": lambda: (np.zeros(4), np.ones(4), 1)}, "normalizer has 4 means and the network 3 inputs"),

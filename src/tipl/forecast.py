@@ -19,7 +19,7 @@ from tipl.model import KINDS, CausalTIPL, CodeModel, load, read_record, read_tra
 from tipl.model.causal import features
 from tipl.presets import SVDConfig
 from tipl.representation import Basis, Codes, fit_svd
-from tipl.shipped import PRETRAINED, SHIPPED, model_folder, model_name, stores_learned_on
+from tipl.shipped import PRETRAINED, SHIPPED, model_folder, model_name
 from tipl.store import History, Store
 from tipl.windows import HORIZONS, WINDOW, Windows, windows_of
 
@@ -38,7 +38,6 @@ __all__ = [
     "load_forecaster",
     "model_folder",
     "model_name",
-    "stores_learned_on",
     "usable",
 ]
 

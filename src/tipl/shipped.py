@@ -1,6 +1,6 @@
 """Trained models by name or folder, and what their folders say of them.
 
-In: the name of a model that comes with the package, or a path.  Out: its folder, a digest of it, what it learned on.
+In: the name of a model that comes with the package, or a path.  Out: its folder, a digest of it.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tipl.bundle import MOST_BYTES
 from tipl.files import read_file
-from tipl.model import CONFIG_FILE, WEIGHTS_FILE, read_training
+from tipl.model import CONFIG_FILE, WEIGHTS_FILE
 from tipl.train import LAST
 
 SHIPPED = "causal"
@@ -39,9 +39,3 @@ def model_name(folder: Path) -> str:
     """What a trained model is called: its folder's name, and MODEL-last for the last one of a training, MODEL/last."""
     folder = Path(folder).resolve()
     return f"{folder.parent.name}-{LAST}" if folder.name == LAST else folder.name
-
-
-def stores_learned_on(folder: str | Path) -> set[str]:
-    """Names of the stores that a trained model learned on, as its training.json has them."""
-    trials = read_training(model_folder(folder))["codes"]["trials"]
-    return {store["name"] for store in trials.get("stores", [])}
