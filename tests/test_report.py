@@ -20,6 +20,7 @@ from PIL import Image
 from tipl.accelerate import accelerate
 from tipl.across import across
 from tipl.errors import TiplError
+from tipl.files import write_json
 from tipl.presets import CollectConfig
 from tipl.report import report
 from tipl.report.acceleration import read_acceleration, signs
@@ -992,3 +993,23 @@ def test_the_page_works_in_a_browser(page: Path, metrics: dict[str, Any], tmp_pa
         values = [value for entry in metrics["forecasters"].values() for value in entry["skill"].values()]
         assert [float(value) for value in seen["sorted"]] == sorted(values, reverse=True)
         assert seen["rows"] == len(metrics["forecasters"])
+
+
+@pytest.mark.parametrize("value", [1e308, -1e200])
+def test_a_number_that_is_no_measurement_is_refused(tmp_path: Path, value: float):
+    folder = write(tmp_path / "eval", smallest(skill={"1": value}))
+    with pytest.raises(TiplError, match="is no measurement"):
+        report([folder], tmp_path / "report.html")
+
+
+def test_metrics_that_were_changed_since_they_were_written_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "eval"
+    write_json(folder / "metrics.json", smallest(), seal=True)
+    report([folder], tmp_path / "report.html")
+    assert "is not as it was written" not in capsys.readouterr().err
+    text = (folder / "metrics.json").read_text()
+    (folder / "metrics.json").write_text(text.replace('"schema": 1', '"schema":  1'))
+    report([folder], tmp_path / "report.html")
+    assert f"{folder / 'metrics.json'} is not as it was written" in capsys.readouterr().err

@@ -61,6 +61,8 @@ def _errors(evaluation: Evaluation, model: Forecaster) -> Panel | None:
     left = [value for line in series if not line.right for value in line.y]
     right = [v for line in series if line.right for v in (*line.y, *filter(None, line.high))]
     steps = [h for line in series for h in line.x]
+    if not steps:
+        return None
     return Panel(
         "Error by forward step",
         steps_axis(steps, log=max(steps) > 10),  # linear as the paper's, where there is room

@@ -196,7 +196,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     """
     path = folder / "metrics.json"
     try:
-        metrics = read_metrics(folder, "evaluate again")
+        metrics = read_metrics(folder, "evaluate again", finite=False)
     except Absent as error:
         if (folder / "zarr.json").exists():
             raise TiplError(f"{folder} is a store; run `tipl evaluate {folder}` and report what it writes.") from error

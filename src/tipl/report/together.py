@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tipl.across import SHARED, across
+from tipl.errors import TiplError
 from tipl.files import read_json
 from tipl.report.acceleration import Acceleration, Cell, dot_rows, dot_series, signs
 from tipl.report.figure import Figure, Rule
@@ -21,7 +22,14 @@ _JUDGED = "steps to 90%"
 def read_together(folders: Sequence[Path]) -> Acceleration | None:
     """What the accelerations that `read_acceleration` took say together; None if they have no two arms in
     common or two of them are of one environment."""
-    found = across([read_json(folder / "metrics.json", dict, METRICS_BYTES, finite=False) for folder in folders])
+    metrics = [read_json(folder / "metrics.json", dict, METRICS_BYTES, finite=False) for folder in folders]
+    try:
+        found = across(metrics)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise TiplError(
+            f"{', '.join(map(str, folders))} are no accelerations to take together ({error!r}); accelerate again with "
+            "this version."
+        ) from error
     beside = {reference: arms for reference, arms in found["beside"].items() if arms}
     if not beside or len(set(found["environments"])) < len(folders):
         return None
