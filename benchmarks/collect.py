@@ -139,7 +139,8 @@ class Collecting:
         self.timers.clear()
         self.timers.calls.clear()
         clock = Clock()
-        tipl.collect._run_group(self.stack, self._writers, on_iteration, stopped)
+        group = [(seed, writer, {}) for seed, writer in zip(self.stack.seeds, self._writers, strict=True)]
+        tipl.collect._run_group(self.stack, group, on_iteration, stopped)
         times = clock.times
         commit = self.timers["commit"] / (self.timers.calls["commit"] / len(self._writers))  # of all trials, once
         between = times - self.timers["commit"]
