@@ -3,6 +3,7 @@
 In: policies and normalizers from a store.  Out: failures.
 """
 
+import time
 from pathlib import Path
 
 import gymnasium
@@ -11,6 +12,7 @@ import plain_ppo
 import pytest
 import torch
 import toy_envs  # noqa: F401 - registers
+from gymnasium.envs.registration import EnvSpec
 
 from tipl import returns
 from tipl.env_spec import EnvId
@@ -235,3 +237,34 @@ def test_arrays_of_other_types_and_orders_are_the_same_policies() -> None:
     )
     np.testing.assert_array_equal(policy_returns(other, **TOY), plain)
     assert len(np.unique(plain)) > 1
+
+
+class EndsBadlyOrNever(gymnasium.Env):
+    """The first of its kind raises in its fifth step; the others are slow and go on for ever."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    bad = episode_seeds(0, 2)[0]
+
+    def reset(self, *, seed=None, options=None):
+        self.is_bad, self.steps = seed == self.bad, 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        time.sleep(0.001)
+        if self.is_bad and self.steps == 5:
+            raise ArithmeticError("in one thread")
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+def test_an_error_in_one_thread_does_not_wait_for_the_episodes_of_the_others(monkeypatch: pytest.MonkeyPatch):
+    """Nor does Ctrl-C: an episode of a hundred thousand such steps takes minutes."""
+    monkeypatch.setitem(
+        gymnasium.registry, "EndsBadly-v0", EnvSpec("EndsBadly-v0", EndsBadlyOrNever, disable_env_checker=True)
+    )
+    policies = Policies(np.zeros((1, (2 + 1) * 4 + (4 + 1) * 2), np.float32), np.zeros((1, 2)), np.ones((1, 2)))
+    began = time.monotonic()
+    with pytest.raises(ArithmeticError, match="in one thread"):
+        policy_returns(policies, "EndsBadly-v0", (4,), 2, threads=2)
+    assert time.monotonic() - began < 30

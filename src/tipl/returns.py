@@ -9,6 +9,7 @@ seed e gives: policies are compared on common random numbers, and a result depen
 import itertools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -130,16 +131,18 @@ def policy_returns(
     def run(block: np.ndarray) -> None:
         policy, episode = np.divmod(block, episodes)
         returns[policy, episode] = _run_episodes(
-            policies, policy, seeds[episode], env_id, hidden_sizes, sampled, activation, backend, obs_clip
+            policies, policy, seeds[episode], env_id, hidden_sizes, sampled, activation, backend, obs_clip, over
         )
         advance(len(block), "")
 
+    over = threading.Event()
     pool = ThreadPoolExecutor(threads)
     try:
         for _ in pool.map(run, blocks):
             pass
     finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C: what runs is waited for, what waits is not begun
+        over.set()  # after Ctrl-C, or an error in one: what runs is left, what waits is not begun
+        pool.shutdown(cancel_futures=True)
     return returns
 
 
@@ -159,8 +162,9 @@ def _run_episodes(
     activation: Activation,
     backend: Backend,
     obs_clip: float | None,
+    over: threading.Event,
 ) -> np.ndarray:
-    """One episode of policy[j] from seed[j], for each j."""
+    """One episode of policy[j] from seed[j], for each j; of no use once it is `over` for another reason."""
     env = make_env(env_id, seeds.tolist(), backend)
     sizes = layer_sizes(env.obs_dim, hidden_sizes, env.policy_outputs)
     actions = np.empty((len(policy), env.action_dim))
@@ -171,7 +175,7 @@ def _run_episodes(
     obs = env.reset(running)
     clip = np.inf if obs_clip is None else obs_clip
     for steps in itertools.count(1):
-        if not len(running):
+        if not len(running) or over.is_set():
             break
         if steps > MAX_EPISODE_STEPS:
             raise TiplError(
