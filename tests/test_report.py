@@ -416,6 +416,17 @@ def test_accelerations_in_several_environments_are_taken_together(accelerated: P
     assert f"InvertedPendulum-v4 ({accelerated.name})" in again.text and "InvertedPendulum-v4 (again)" in again.text
 
 
+def test_where_plain_training_gains_nothing_nothing_is_concluded(accelerated: Path, tmp_path: Path):
+    """Shares of a gain below 0 are reached at once by everyone."""
+    metrics = json.loads((accelerated / "metrics.json").read_text()) | {"gain": -1.0}
+    worse = write(tmp_path / "worse", metrics)
+    assert read_acceleration(worse).sentence.startswith("Plain training gained no return here")
+    better = write(tmp_path / "better", metrics | {"env_id": "Elsewhere-v1", "gain": 5.0})
+    document = Page(report([worse, better], tmp_path / "out.html"))
+    assert "Beside plain nothing is concluded" in document.text
+    assert "all-environments-accelerated-steps" not in json.loads(document.data)
+
+
 def test_folders_of_one_name_are_numbered(accelerated: Path, tmp_path: Path):
     folders = [
         write(tmp_path / which / "runs", json.loads((accelerated / "metrics.json").read_text())) for which in "ab"
