@@ -65,6 +65,15 @@ class Clamped(Agent):
         return Normal(self.actor_mean(x), self.actor_logstd.clamp(-5, -1).exp().expand(len(x), -1))
 
 
+class Deep(Agent):
+    """With 30 times its weights it overflows, which tells nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [layer for _ in range(60) for layer in (nn.Linear(8, 8), nn.ReLU())]
+        self.actor_mean = nn.Sequential(nn.Linear(3, 8), *layers, nn.Linear(8, 2))
+
+
 class Mute(Clamped):
     """Has no output of its own to be held against."""
 
@@ -136,6 +145,16 @@ def test_an_agent_that_does_something_else_to_its_actor_is_refused_before_a_jump
     own = Accelerator(kind(), "line", distribution=agent.distribution, **FREE)  # another agent's
     with pytest.raises(TiplError, match="does not depend on actor_"):
         own.step(Batch(torch.randn(64, 3)))
+
+
+def test_a_network_that_overflows_where_it_is_looked_at_is_no_other() -> None:
+    agent = Deep()
+    far = copy.deepcopy(agent.actor_mean)
+    with torch.no_grad():
+        for parameter in far.parameters():
+            parameter.mul_(30)
+    assert not torch.isfinite(far(torch.ones(1, 3))).all()
+    assert train(agent, Accelerator(agent, "line", **FREE)).counts == {"accepted": 3}
 
 
 def test_a_batch_that_the_policy_did_not_make_is_refused() -> None:

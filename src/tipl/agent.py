@@ -24,6 +24,7 @@ ACTS = ("actor_mean", "actor_logstd", "actor")
 _JUDGES = ("critic", "value", "vf")  # how names of parts that do not act begin
 _WRAPPERS = ("_orig_mod", "module")  # of torch.compile and DataParallel
 _TOLERANCE = 2e-3  # nats between a policy and itself, which rounding, in half precision too, stays below
+_RELATIVE = 1e-3  # of log-probabilities, which may be large
 _LOOKED_AT = 64  # samples from which is told what a distribution depends on
 
 PolicyDistribution = Callable[[Tensor], Distribution]
@@ -164,13 +165,23 @@ def check_own_log_probs(
 ) -> None:
     """Refuse where a distribution is not that of a CleanRL agent's `get_action_and_value`.
 
-    Agents that have none, or one of another signature, pass.
+    Nothing is told of agents that have none, or one of another signature, nor by numbers that are not finite.
     """
-    made = distribution(observations)
+    try:
+        made = distribution(observations)
+    except ValueError:  # torch's word for parameters that make no distribution
+        return
     actions = made.sample() if actions is None else actions
-    own_S = _own_log_probs(policy, observations, actions)
-    if own_S is not None:
-        check_log_probs(by_sample(made.log_prob(actions)), own_S, "its own get_action_and_value")
+    own_S, found_S = _own_log_probs(policy, observations, actions), by_sample(made.log_prob(actions))
+    if own_S is None or not (torch.isfinite(own_S) & torch.isfinite(found_S)).all():
+        return
+    off = (found_S - own_S).abs().double().mean()
+    if off > _RELATIVE * (1 + own_S.abs().double().mean()):
+        raise TiplError(
+            f"The policy's own get_action_and_value gives the same actions other log-probabilities, by {off:.2g} on "
+            "average, than a network of its names: it does more than they say. Give the `distribution` that its "
+            "actions are drawn from."
+        )
 
 
 def _own_log_probs(policy: object, observations: Tensor, actions: Tensor) -> Tensor | None:
