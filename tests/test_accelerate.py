@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from torch.distributions import Categorical, Normal, kl_divergence
 
@@ -104,8 +105,8 @@ def test_a_forecaster_of_nan_changes_nothing(tmp_path: Path, monkeypatch: pytest
     nan = FixedSum("nan", "NaN", 2, lambda back, h: np.full(len(back), np.nan))
     monkeypatch.setattr(module, "named_forecaster", lambda *_: nan)
     for name, arm in (("plain", Arm(SHORT)), ("nan", Arm(SHORT, "line"))):
-        module.run_part(arm, tmp_path / f"{name}.npz", [1])
-    plain, broken = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("plain", "nan"))
+        module.run_part(arm, tmp_path / f"{name}.safetensors", [1])
+    plain, broken = (safetensors.numpy.load_file(tmp_path / f"{name}.safetensors") for name in ("plain", "nan"))
     assert set(broken["kinds"].ravel()) == {KINDS.index("invalid")}
     np.testing.assert_array_equal(broken["returns"], plain["returns"])
 
@@ -171,8 +172,8 @@ def test_a_run_whose_weights_are_not_finite_stops(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Stack, "iterate", diverging)
     with pytest.raises(TiplError, match="Seed 2 of InvertedPendulum-v4, trained plainly, diverged in iteration 1"):
-        module.run_part(Arm(SHORT), tmp_path / "part.npz", [1, 2])
-    assert not (tmp_path / "part.npz").exists()
+        module.run_part(Arm(SHORT), tmp_path / "part.safetensors", [1, 2])
+    assert not (tmp_path / "part.safetensors").exists()
 
 
 def test_ratios_of_returns_that_are_not_above_0_mean_nothing() -> None:
