@@ -16,9 +16,11 @@ import pytest
 import toy_envs
 from gymnasium import wrappers
 
+from tipl.collect import trial_config
 from tipl.env_described import environment_of, why_other
 from tipl.env_spec import EnvId, env_id_of, from_json, import_named, made, to_json
 from tipl.errors import TiplError
+from tipl.presets import CollectConfig
 
 
 def again(env: Any, **how: Any) -> EnvId:
@@ -162,6 +164,22 @@ def test_another_environment_under_the_same_id_is_told() -> None:
         other = dict(env_id.spec, entry_point="toy_envs:Endless")
         reason = why_other(EnvId("toy/Toy-v0", other, typed=False))
         assert reason is not None and "first steps differ" in reason
+    finally:
+        gymnasium.registry["toy/Toy-v0"] = before
+
+
+def test_what_collect_keeps_of_an_id_tells_another_environment_under_it(tmp_path: Path) -> None:
+    config = CollectConfig(env_id="toy/Toy-v0", env_kwargs={"scale": 2.0}, total_steps=2048, hidden_sizes=(3,))
+    kept = json.loads(json.dumps(trial_config(config)))
+    env_id = env_id_of("toy/Toy-v0", kept)
+    assert env_id.spec["entry_point"] == "toy_envs:Toy" and why_other(env_id) is None
+    np.testing.assert_array_equal(steps(made(env_id)), steps(gymnasium.make("toy/Toy-v0", scale=2.0)))
+    before = gymnasium.registry.pop("toy/Toy-v0")
+    try:
+        gymnasium.register("toy/Toy-v0", toy_envs.Toy, disable_env_checker=True, max_episode_steps=5)
+        other = env_id_of("toy/Toy-v0", {**kept, "env_kwargs": {"scale": 3.0}})
+        assert "first steps differ" in str(why_other(other))
+        assert why_other(env_id) is None  # the record's own limit and arguments count
     finally:
         gymnasium.registry["toy/Toy-v0"] = before
 

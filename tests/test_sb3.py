@@ -376,6 +376,16 @@ def test_policies_are_run_in_the_environment_that_they_were_trained_in(
         assert_earns_what_sb3_says(trial, env(), policy, **settings)
 
 
+def test_actions_count_from_where_the_training_has_them(tmp_path: Path):
+    """Stable-Baselines3 hands over 0, 1 or 2 where the space begins at 5."""
+    trial = recorded(tmp_path, gym.make("toy/Five-v0"))
+    assert trial.env_id.spec["first_action"] == 0 and why_not_run(trial) is None
+    weights = np.zeros_like(trial.weights()[:1])
+    weights[0, -1] = 1.0  # the last bias: always the third action
+    policies = Policies(weights, trial.obs_mean[:1], trial.obs_var[:1])
+    assert policy_returns(policies, trial.env_id, [64, 64], 1, obs_clip=None)[0, 0] == 2 * sum(range(1, 11))
+
+
 def test_a_dict_of_observations_is_run_as_one_flat_one(tmp_path: Path):
     trial = recorded(tmp_path / "s", named_parts(), "MultiInputPolicy")
     assert trial.config["hidden_sizes"] == [64, 64] and why_not_run(trial) is None

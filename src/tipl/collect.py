@@ -22,6 +22,7 @@ from rich.columns import Columns
 
 import tipl
 from tipl.checks import AnyPath, Count, checked_arguments
+from tipl.env_described import registered
 from tipl.env_spec import EnvId, env_id_in
 from tipl.envs import chosen_backend, engine_versions, make_env
 from tipl.errors import TiplError
@@ -117,12 +118,15 @@ def default_config(
 
 def trial_config(config: CollectConfig) -> dict[str, Any]:
     """What makes a trial, apart from its seed, as JSON: the config without the number and seed of the trials, the
-    backend that was chosen, and within which ± normalized observations are held (None: they are as they are)."""
+    backend that was chosen, within which ± normalized observations are held (None: they are as they are), and of
+    Gymnasium's what the id stands for."""
     values = dataclasses.asdict(config)
     del values["trials"], values["seed"]
     values["hidden_sizes"] = list(config.hidden_sizes)
     values["backend"] = chosen_backend(config.env_id, config.backend)
     values["obs_clip"] = OBS_CLIP if config.ppo.normalize else None
+    if values["backend"] == "gymnasium":
+        values["environment"] = registered(env_id_in(config))
     return values
 
 
@@ -284,7 +288,7 @@ def _is_complete(store: Store, seed: int, config: CollectConfig) -> bool:
         return False
     trial, wanted = store.trial(seed), trial_config(config)
     found = {**_ONCE_UNSAID, **trial.config, "ppo": {**_ONCE_UNSAID_OF_PPO, **trial.config.get("ppo", {})}}
-    differing = [key for key in wanted if found.get(key) != wanted[key]]
+    differing = [key for key in wanted if key != "environment" and found.get(key) != wanted[key]]
     if differing:
         key = differing[0]
         raise TiplError(

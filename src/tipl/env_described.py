@@ -142,6 +142,28 @@ def described(env: Any, env_id: str | None = None, spec: Any = None) -> dict[str
     return facts | _compared(env, spec, facts)
 
 
+def registered(env_id: EnvId) -> dict[str, Any]:
+    """What an id that the user types stands for here, as JSON, so that another environment under it is noticed later.
+
+    Raises:
+        TiplError: Gymnasium cannot make it.
+    """
+    return deepcopy(_registered(str(env_id), json.dumps(env_id.spec, sort_keys=True)))
+
+
+@cache
+def _registered(text: str, spec: str) -> dict[str, Any]:
+    env_id = EnvId(text, json.loads(spec))
+    env = made(env_id)
+    facts = {"id": env.spec.id, "module": env_id.module or _module(env, env.spec)}
+    facts |= {"entry_point": entry_point_of(env.spec), "max_episode_steps": env.spec.max_episode_steps}
+    env.close()
+    with contextlib.suppress(Exception):  # what its steps run into is said where it is collected
+        probe, again = (_probed_anew(env_id) for _ in range(2))
+        return facts | ({"probe": probe} if _alike(probe, again) else {})
+    return facts
+
+
 def _module(env: Any, spec: Any) -> str | None:
     """The module that registers the id, where it is not Gymnasium: the environment's own, or one that seems to."""
     own = type(env.unwrapped).__module__

@@ -96,7 +96,8 @@ class WeightRecorder:
             env_id: what Gymnasium makes the environment from; default: the id of `env`.
             env: the environment itself, or a vector of them. It is not stepped. Its keyword arguments, time limit and
                 wrappers are recorded, so that policies are run again in the same one; without it, in what the bare
-                `env_id` makes. What cannot be made again, or is another then, is marked as not to be run.
+                `env_id` makes. What cannot be made again, or is another then, is marked as not to be run; so is what is
+                behind Gymnasium's NormalizeObservation: give what is below it, and its statistics as `normalizer`.
             first_action: the number that the loop hands `env` for the first output of a discrete policy, where the
                 environment's actions do not count from 0.
             names: parameters to take, and modules whose parameters to take; default: all.
