@@ -296,12 +296,23 @@ def test_an_output_is_no_part_of_what_is_read(tmp_path: Path):
     (tmp_path / "link").symlink_to(store)
     (tmp_path / "file").write_text("")
     for out in (store, store / "eval", tmp_path / "link" / "eval", tmp_path / "elsewhere" / ".." / "store"):
-        with pytest.raises(TiplError, match=r"--out .* is in .*store, which is read; give a folder outside of it"):
+        with pytest.raises(TiplError, match=r"is in .*store, which is a data set; give --out a place outside of it"):
             evaluate(store, out, CONFIG, returns=False)
     with pytest.raises(TiplError, match="file is a file; give --out a folder"):
         evaluate(store, tmp_path / "file", CONFIG, returns=False)
     with pytest.raises(TiplError, match=r"Cannot write .*file/below"):
         evaluate(store, tmp_path / "file" / "below", CONFIG, returns=False)
+    inner = store / "inner"
+    for write in (
+        lambda: create_store(inner),
+        lambda: fit_svd(store, inner, SVDConfig(dim=2)),
+        lambda: train(store, inner, TrainConfig(steps=1, warmup_steps=0), SVDConfig(dim=2)),
+        lambda: compact(store, inner),
+        lambda: report([tmp_path], inner / "page.html"),
+        lambda: forecast_policy(store, 1, 1, 1, inner.with_suffix(".safetensors")),
+    ):
+        with pytest.raises(TiplError, match="store, which is a data set; give --out a place outside of it"):
+            write()
     assert sorted(path.name for path in store.iterdir()) == ["trials", "zarr.json"]
 
 

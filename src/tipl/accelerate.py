@@ -16,7 +16,7 @@ import numpy as np
 from tipl.arms import Arm, run_arms, versions
 from tipl.checks import AnyPath, Count, Positive, checked_arguments
 from tipl.errors import TiplError
-from tipl.files import told, write_json
+from tipl.files import require_no_store_above, told, write_json
 from tipl.jump import KINDS
 from tipl.live import as_name, check_effect, jumps_for
 from tipl.presets import CollectConfig, JumpConfig
@@ -61,6 +61,7 @@ def accelerate(
     jump = jump or usual
     check_effect(forecaster, [name for name, value in vars(jump).items() if value != getattr(usual, name)], jump)
     arms = {"plain": Arm(_at_rate(config, plain_learning_rate)), "accelerated": Arm(config, forecaster, jump, fit)}
+    require_no_store_above(out)
     with told(out):  # before anything runs
         out.mkdir(parents=True, exist_ok=True)
     runs = run_arms(arms, out, workers)

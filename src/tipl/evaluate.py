@@ -25,7 +25,7 @@ from tipl.baselines import FITTED, Autoregression, fitted_baselines, persistence
 from tipl.checks import AnyPath, checked_arguments
 from tipl.env_spec import import_named
 from tipl.errors import TiplError
-from tipl.files import Absent, told, write_json
+from tipl.files import Absent, require_no_store_above, told, write_json
 from tipl.forecast import Forecaster, Stretched, load_forecaster, model_folder, model_name, usable
 from tipl.forecast_returns import measure_returns, why_not_run
 from tipl.model import read_training
@@ -246,6 +246,7 @@ def _require_out(out: Path, inputs: Sequence[Path]) -> None:
         raise TiplError(f"{out} holds an evaluation already; give another --out or remove it.")
     if out.exists() and not out.is_dir():
         raise TiplError(f"{out} is a file; give --out a folder.")
+    require_no_store_above(out)
     for path in _resolved(inputs):
         if out.resolve().is_relative_to(path):
             raise TiplError(f"--out {out} is in {path}, which is read; give a folder outside of it.")

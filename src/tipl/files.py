@@ -329,6 +329,21 @@ def new_folder(path: Path, made: Collection[str]) -> Iterator[Path]:
         os.rename(partial, path)
 
 
+def require_no_store_above(out: Path, itself: bool = True) -> None:
+    """Refuse an output that lies in a data set, where nothing but its own trials belongs.
+
+    Args:
+        itself: whether `out` may be no data set either.
+
+    Raises:
+        TiplError: it does, or is one.
+    """
+    place = Path(os.path.realpath(out))
+    store = next((each for each in [place, *place.parents][not itself :] if (each / "zarr.json").exists()), None)
+    if store is not None:
+        raise TiplError(f"{out} is in {store}, which is a data set; give --out a place outside of it.")
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged file so that it is out of the way and still there, and return its new path.
 

@@ -18,7 +18,7 @@ from tipl.apart import Learned, learned_by, require_unseen
 from tipl.checks import AnyPath, Count, Positive, Whole, checked_arguments
 from tipl.env_spec import import_named
 from tipl.errors import TiplError
-from tipl.files import to_json
+from tipl.files import require_no_store_above, to_json
 from tipl.forecast import SHIPPED, CausalForecaster, Forecaster, Stretched, checked_forecast, load_forecaster
 from tipl.forecast_returns import why_not_run
 from tipl.model import write_file
@@ -89,6 +89,7 @@ def forecast_policy(
     store, out = Path(store), Path(out)
     if out.suffix != ".safetensors":
         raise TiplError(f"--out is {out}; what is written is a .safetensors file, give it that ending.")
+    require_no_store_above(out)
     if out.is_dir():
         raise TiplError(f"{out} is a folder; give --out the name of a file.")
     data = Store.open(store)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
-from tipl.files import replace_file
+from tipl.files import replace_file, require_no_store_above
 from tipl.report.acceleration import Acceleration, is_acceleration, read_acceleration
 from tipl.report.figures import figures
 from tipl.report.page import Section, page
@@ -39,6 +39,7 @@ def report(evals: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
         raise TiplError(
             "Nothing to report; give at least one folder, as written by `tipl evaluate` or `tipl accelerate`."
         )
+    require_no_store_above(out)
     if out.is_dir():
         raise TiplError(f"{out} is a folder; give a file to write, such as {out / 'report.html'}.")
     accelerated = [folder for folder in evals if is_acceleration(folder)]

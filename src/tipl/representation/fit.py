@@ -17,7 +17,7 @@ import numpy as np
 
 from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
-from tipl.files import Absent, Damaged, new_folder, set_aside
+from tipl.files import Absent, Damaged, new_folder, require_no_store_above, set_aside
 from tipl.presets import SVDConfig
 from tipl.progress import console, steps_progress
 from tipl.representation.basis import joined_bases, trial_basis
@@ -57,6 +57,7 @@ def fit_svd(store: AnyPath, out: AnyPath, config: SVDConfig = SVDConfig(), *, pr
         TiplError: the store cannot be read, its trials cannot be represented as asked, or `out` is something else.
     """
     store, out = Path(store), Path(out)
+    require_no_store_above(out)
     trials = _representable_trials(store, config)
     facts = _identity(store, out, trials, config)
     found = read_identity(out)

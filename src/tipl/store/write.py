@@ -22,7 +22,7 @@ import safetensors.numpy
 
 from tipl.checks import AnyPath, Positive, checked_arguments
 from tipl.errors import TiplError
-from tipl.files import PARTIAL, replace_file
+from tipl.files import PARTIAL, replace_file, require_no_store_above
 from tipl.policy import ParamSpec
 from tipl.store.arrays import MADE, ArrayWriter, create_array, rows_in
 from tipl.store.files import is_folder, lock_trial, make_folder, remove_made, unlock, writing
@@ -59,6 +59,7 @@ def create_store(path: AnyPath, compact_error: Positive | None = None, made_of: 
         TiplError: something else is there, a store of the other kind for one, or the disk does not take it.
     """
     path = Path(path)
+    require_no_store_above(path, itself=False)
     with writing(path):
         if not ((path / "zarr.json").exists() and (path / "trials" / "zarr.json").exists()):
             if not (path / "zarr.json").exists() and path.exists() and not _is_begun(path):

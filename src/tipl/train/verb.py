@@ -18,7 +18,7 @@ from torch import nn
 
 from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
-from tipl.files import Damaged, set_aside
+from tipl.files import Damaged, require_no_store_above, set_aside
 from tipl.model import CONFIG_FILE, TIPL, WEIGHTS_FILE, CausalTIPL, CodeModel, load, num_parameters
 from tipl.presets import Device, SVDConfig, TrainConfig
 from tipl.progress import console, scalars, steps_progress
@@ -373,6 +373,7 @@ def check_out(out: Path, resume: bool) -> None:
     """Raises TiplError if `out` holds a model or a checkpoint that training would overwrite."""
     if out.exists() and not out.is_dir():
         raise TiplError(f"{out} is a file; give --out a folder.")
+    require_no_store_above(out)
     if (out / CHECKPOINT_FILE).exists():
         if not resume:
             raise TiplError(f"{out} holds a training already; pass --resume to go on with it, or give another --out.")
