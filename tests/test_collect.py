@@ -6,7 +6,6 @@ In: short runs of InvertedPendulum-v4.  Out: failures.
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -175,35 +174,6 @@ def test_a_store_of_discrete_actions_holds_what_the_stack_went_through(tmp_path:
         assert trial.config["activation"] == "relu" and trial.config["obs_clip"] is None
         assert trial.config["backend"] == "envpool" and "envpool" in trial.versions
         assert trial.config["ppo"]["num_envs"] == 4 and trial.config["ppo"]["normalize"] is False
-
-
-@pytest.mark.parametrize("backend", ["auto", "envpool"])
-def test_a_store_from_before_there_were_these_settings_is_gone_on_with(backend, tmp_path: Path, capsys):
-    """However the default of the backend is written."""
-    config = dataclasses.replace(CONFIG, trials=1, total_steps=2048)
-    path = collect(config, tmp_path / "store", workers=1)
-    file = path / "trials" / "1" / "zarr.json"
-    group = json.loads(file.read_text())
-    recorded = group["attributes"]["config"]
-    del recorded["activation"], recorded["obs_clip"], recorded["ppo"]["num_envs"], recorded["ppo"]["normalize"]
-    file.write_text(json.dumps(group))
-    collect(dataclasses.replace(config, backend=backend), path, workers=1)
-    assert "1 of 1 trials are already complete" in capsys.readouterr().err
-    for changes in ({"activation": "relu"}, {"ppo": dataclasses.replace(config.ppo, normalize=False)}):
-        with pytest.raises(TiplError, match="holds trial 1 with"):
-            collect(dataclasses.replace(config, **changes), path)
-
-
-def test_a_recorded_trial_of_the_same_seed_is_refused_in_one_line(tmp_path: Path):
-    """Its config is the recording loop's own and need not name any of these settings."""
-    config = dataclasses.replace(CONFIG, trials=1, total_steps=2048)
-    path = collect(config, tmp_path / "store", workers=1)
-    file = path / "trials" / "1" / "zarr.json"
-    group = json.loads(file.read_text())
-    group["attributes"]["config"] = {"num_steps": 2048}
-    file.write_text(json.dumps(group))
-    with pytest.raises(TiplError, match="holds trial 1 with env_id = None, not InvertedPendulum-v4"):
-        collect(config, path)
 
 
 def trials_of(path: Path) -> list[tuple[bool, int, bytes]]:

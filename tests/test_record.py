@@ -249,19 +249,6 @@ def test_an_actor_that_is_not_for_the_environment_is_refused_in_one_line(tmp_pat
     assert predict._returns(trial, 20, [*trial.weights()[:3]], 5, 0) == [None] * 3  # what `tipl forecast` says
 
 
-def test_a_recording_from_before_there_were_activations_goes_on(tmp_path: Path):
-    with pytest.raises(KeyboardInterrupt), Loop().recorder(tmp_path):
-        raise KeyboardInterrupt
-    file = tmp_path / "trials" / "5" / "zarr.json"
-    group = json.loads(file.read_text())
-    del group["attributes"]["config"]["activation"]
-    file.write_text(json.dumps(group))
-    loop = Loop()
-    with loop.recorder(tmp_path) as recorder:
-        loop.run(recorder, 6)
-    assert Store.open(tmp_path).trial(5).committed == 3
-
-
 def killed_run(store: Path) -> None:
     record.COMMIT_SECONDS = 0.0
     loop = Loop()
@@ -472,7 +459,7 @@ def test_the_example_goes_through_train_and_evaluate(example_store: Path, tmp_pa
     out = evaluate(example_store, tmp_path / "eval", config, models=[model])
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["env_id"] == "InvertedPendulum-v4" and metrics["hidden_sizes"] == [64, 64]
-    assert metrics["test_trials"] == [3] and set(metrics["forecasters"]["model"]["repw"]) == {"1", "5"}
+    assert metrics["test_trials"] == [2] and set(metrics["forecasters"]["model"]["repw"]) == {"1", "5"}
     assert set(metrics["forecasters"]["persistence"]["skill_by_place"]) <= set("01234")
 
 
@@ -484,6 +471,7 @@ def test_the_example_run_again_repeats_itself(example: Any, example_store: Path,
         def episode(self, step: int, episode_return: float, length: int) -> None:
             super().episode(step, episode_return, length)
             if step > 200:
+                self._writer.close()  # as the end of its process would
                 raise Stopped
 
     args = example.Args(seed=1, store=str(tmp_path / "store"), total_steps=512, num_steps=64, num_minibatches=4)
@@ -508,7 +496,7 @@ def test_policies_of_another_kind_are_judged_by_weights_alone(tmp_path: Path):
                 (agent.critic(torch.randn(4, OBS)) ** 2).mean().backward()
                 optimizer.step()
     config = EvaluateConfig(horizons=(1, 5), return_horizons=(1,), origins=4)
-    with pytest.raises(TiplError, match=r"trial 3 of .* are none that can be run .* pass --no-returns"):
+    with pytest.raises(TiplError, match=r"trial 2 of .* are none that can be run .* pass --no-returns"):
         evaluate(tmp_path / "store", tmp_path / "eval", config)
     assert not (tmp_path / "eval").exists()
     out = evaluate(tmp_path / "store", tmp_path / "eval", config, returns=False)

@@ -2,15 +2,29 @@
 
 In: snapshots, episodes and checkpoints of running trials.  Out: read-only trials, their split, what is damaged.
 
-    STORE/zarr.json                attributes format, format_version; of a compact store (compact.py) compact_error
-    STORE/trials/<seed>/zarr.json  attributes of a trial (class layout.Record); it is the commit record
-    STORE/trials/<seed>/<array>/   weights [T, P], env_step [T], …: see layout.array_layout
-    STORE/trials/<seed>/resume/    until the trial is complete: its checkpoint and its writer's lock
+    STORE/zarr.json                  the root (class root.Root): the store's id, what made its trials, which there are,
+                                     and the part of the split that each belongs to
+    STORE/trials/zarr.json           the lock of whoever changes the root
+    STORE/trials/<seed>/zarr.json    a trial's record (class layout.Record); to replace it is to commit
+    STORE/trials/<seed>/<array>/     weights [T, P], env_step [T], …: see layout.array_layout, and arrays.py
+    STORE/trials/<seed>/resume/      until the trial is complete: its checkpoint and its writer's lock
 
-All of it reads with zarr alone; rows from `committed` on (`committed_episodes` for episodes) are not data. A commit
-writes the chunks, then the checkpoint, then the record, each under another name first and then renamed, so that a
-crash at any byte leaves the last record true. Chunks carry a checksum. zarr reads a chunk that is missing as the fill
-value (NaN, -1), so this package looks for the file first.
+All of it reads with zarr alone; rows from `committed` on (`committed_episodes` for episodes) are not data.
+
+**A commit** writes the chunks, then the checkpoint, then the record, each under another name first and then renamed,
+so that a crash at any byte leaves the last record true.
+
+**Every file is known from one above it.** A `zarr.json` carries a SHA-256 of itself (`seal`), the id of its store and
+the seed of its trial. The record has the checksums of all chunks and of the checkpoint. The root lists the trials, and
+of complete ones the seal of their record. So a bit that flips, two files that change places, an older file, and one
+that gets lost are all seen: when they are read, and by `tipl data verify`.
+
+**A store may come from anywhere.** Nothing here follows a link, waits for a FIFO, opens another codec or array than
+those of the format, believes a size before it is held against the files, or removes what this program did not make.
+
+**After a power cut** a store is as it was at its last commit if the file system writes a file out before it replaces
+another (ext4 and btrfs do). A commit waits (fsync) for the record, the root, the checkpoint and new chunks, and not for
+the last chunk of an array where that replaces a shorter one.
 
 Shapes: T snapshots, P weights, E episodes, obs the size of an observation.
 """

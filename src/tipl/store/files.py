@@ -6,6 +6,7 @@ In: paths.  Out: a lock, a folder that lies where it says, TiplError.
 import contextlib
 import errno
 import fcntl
+import gc
 import os
 import re
 import stat
@@ -74,14 +75,23 @@ def lock_trial(trial: Path) -> int:
     file is opened and closed elsewhere, as a backup does.
     """
     descriptor = os.open(trial / "resume" / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not _lock_now(descriptor):
+        gc.collect()  # a writer of this process that nobody has any more gives its lock back
+        if not _lock_now(descriptor):
+            os.close(descriptor)
+            raise TiplError(
+                f"{trial} is being written by another process or another writer of this one; wait for it, stop it, "
+                "or let go of that writer."
+            )
+    return descriptor
+
+
+def _lock_now(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        os.close(descriptor)
-        raise TiplError(
-            f"{trial} is being written by another process or another writer of this one; wait for it or stop it."
-        ) from None
-    return descriptor
+        return False
+    return True
 
 
 def unlock(descriptor: int) -> None:

@@ -109,9 +109,14 @@ def list_trials(store: Path, records: Iterable[Record]) -> None:
     """Note in the root that these trials have commits, so that it is seen if one gets lost."""
     with locked(store):
         root = Root.read(store)
-        trials = {**root.trials, **{record.seed: record.seal if record.complete else None for record in records}}
+        trials = {**root.trials, **{record.seed: noted(record) for record in records}}
         if trials != root.trials:
             replace(root, trials=trials).write(store)
+
+
+def noted(record: Record) -> str | None:
+    """Return what the root says of a trial with a commit: the seal of its record, once that is the last."""
+    return record.seal if record.complete else None
 
 
 def forget_trial(store: Path, seed: int) -> None:

@@ -40,7 +40,7 @@ from tipl.store.layout import (
     write_group,
 )
 from tipl.store.read import Store, checked_record
-from tipl.store.root import Root, as_json, forget_trial, list_trials, locked, new_root, plan_trials
+from tipl.store.root import Root, as_json, forget_trial, list_trials, locked, new_root, noted, plan_trials
 
 _MADE_TO_RESUME = r"zarr\.json|lock|[0-9]+\.safetensors"
 _WEIGHTS_CHUNK = 5 << 20, 512  # most bytes and most snapshots in a chunk
@@ -69,9 +69,9 @@ def create_store(path: AnyPath, compact_error: Positive | None = None, made_of: 
                 if not (path / "zarr.json").exists():
                     new_root(compact_error, made_of.root if made_of else None).write(path)
         store = Store.open(path)
-        unlisted = [store.records[seed] for seed in store.seeds if seed not in store.root.trials]
-        if unlisted:  # a writer was stopped between its commit and the root
-            list_trials(path, unlisted)
+        trials = {**store.root.trials, **{seed: noted(record) for seed, record in store.records.items()}}
+        if trials != store.root.trials:  # a writer was stopped between its commit and the root
+            list_trials(path, store.records.values())
         if store.compact_error is not None and compact_error is None:
             raise TiplError(f"{path} is a compact store and takes no new trials; give the path of another store.")
         if store.compact_error != compact_error:
