@@ -288,7 +288,7 @@ def test_p_value_is_students_where_the_interval_is(null: float) -> None:
 def test_p_value_at_the_ends_of_an_interval() -> None:
     skewed = Interval(0.4, 0.1, 1.9, 7)
     assert p_value(skewed, 0.1) == pytest.approx(0.05) and p_value(skewed, 1.9) == pytest.approx(0.05)
-    assert p_value(Interval(0.4, None, None, 3), 0.0) is None
+    assert p_value(Interval(0.4, None, None, 3), 0.0) is None and p_value(Interval(0.4, 0.1, 0.9, 1), 0.0) is None
     assert p_value(Interval(1.0, 1.0, 1.0, 5), 0.0) == 0 and p_value(Interval(1.0, 1.0, 1.0, 5), 1.0) == 1
 
 

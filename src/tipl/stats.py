@@ -200,7 +200,7 @@ def p_value(interval: Interval, null: float) -> float | None:
     less than trials. None where there is no interval.
     """
     value, low, high, trials = interval
-    if value is None or low is None or high is None:
+    if value is None or low is None or high is None or trials < 2:
         return None
     side, distance = (value - low, value - null) if value > null else (high - value, null - value)
     if side <= 0:
