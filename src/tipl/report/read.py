@@ -97,6 +97,8 @@ class Forecaster:
     skill_by_place_ci: dict[int, Intervals]
     skill_by_phase: dict[str, Curve]
     skill_by_phase_ci: dict[str, Intervals]
+    trials_by_phase: dict[str, int]
+    """Behind those intervals."""
     returns: ReturnScores
     """With mean actions, each forecast under its origin's observation normalizer."""
     returns_by_phase: dict[str, ReturnScores]
@@ -316,6 +318,7 @@ def _forecaster(name: str, entry: Mapping[str, Any], tested: int) -> Forecaster:
         skill_by_place_ci={int(p): _intervals(pairs) for p, pairs in (entry.get("skill_by_place_ci") or {}).items()},
         skill_by_phase={phase: _curve(curve) for phase, curve in (entry.get("skill_by_phase") or {}).items()},
         skill_by_phase_ci={phase: _intervals(p) for phase, p in (entry.get("skill_by_phase_ci") or {}).items()},
+        trials_by_phase={phase: int(n) for phase, n in (entry.get("skill_by_phase_trials") or {}).items()},
         returns=_return_scores(entry, tested),
         returns_by_phase={
             name: _return_scores(scores, tested) for name, scores in (entry.get("by_phase") or {}).items()

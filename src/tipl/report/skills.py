@@ -23,7 +23,7 @@ from tipl.report.looks import (
     styles_of,
 )
 from tipl.report.read import Evaluation
-from tipl.report.wording import ahead, interval_note
+from tipl.report.wording import ahead, interval_note, listing
 
 
 def skill(evaluation: Evaluation) -> Figure | None:
@@ -128,7 +128,10 @@ def by_phase(evaluation: Evaluation) -> Figure | None:
         return None
     caption = "Rising: the trial’s return is still below its ceiling. Ceiling: it has arrived, and says little about "
     caption += "forecasts of return."
-    caption += interval_note(rivals[0].trials, "Bars")
+    counts = {phase: rivals[0].trials_by_phase.get(phase, rivals[0].trials) for phase in phases}
+    for count in dict.fromkeys(counts.values()):
+        of = listing([phase for phase in phases if counts[phase] == count])
+        caption += interval_note(count, "Bars", f"trials ({of})")
     caption += arrows(panels)
     return Figure("skill-by-phase", "Skill by phase of learning", caption + look_ahead_note(rivals), tuple(panels))
 
