@@ -12,7 +12,8 @@ import numpy as np
 
 from tipl.report.figure import MARKERS, NEUTRAL, Axis, Figure, Marker, Panel, Rule, Series, linear_axis, log_axis, tick
 from tipl.report.looks import below_note, color_of, on_scale
-from tipl.report.read import Curve, Evaluation
+from tipl.report.read import Evaluation
+from tipl.report.values import Curve
 from tipl.report.wording import ahead, power
 
 TRIAL_COLOR, TEST_COLOR, MEAN_COLOR = NEUTRAL, 4, 3

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from tipl.report.figure import NEUTRAL, Figure, Panel, Series, linear_axis, steps_axis
 from tipl.report.looks import color_of, series_of
-from tipl.report.read import Curve, Evaluation, Forecaster, Intervals
+from tipl.report.read import Evaluation, Forecaster
+from tipl.report.values import Curve, Intervals
 from tipl.report.wording import ahead, interval_note, number, score, slug
 
 WPE_COLOR, REPW_COLOR = 3, 2

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from tipl.report.figure import MARKERS, NEUTRAL, Axis, Marker, Panel, Rule, Series, linear_axis, tick
-from tipl.report.read import Curve, Forecaster, Intervals
+from tipl.report.read import Forecaster
+from tipl.report.values import Curve, Intervals
 from tipl.report.wording import listing
 
 LOOK_AHEAD_MODEL, CAUSAL_MODEL, BASELINES_FROM = 0, 1, 2

@@ -3,7 +3,6 @@
 In: an evaluation's folder.  Out: an `Evaluation`, in which a value that is null or not finite is simply absent.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -14,13 +13,9 @@ from typing import Any
 from tipl.errors import TiplError
 from tipl.files import Absent
 from tipl.report.metrics import read_metrics
+from tipl.report.values import Curve, Intervals, curve_of, finite, interval_of, intervals_of, pairs_of
 
 SCHEMA = 1
-
-Curve = dict[int, float]
-"""Horizon → value."""
-Intervals = dict[int, tuple[float, float]]
-"""Horizon → 95% interval."""
 
 
 @dataclass(frozen=True)
@@ -234,10 +229,10 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
         episodes=metrics.get("episodes"),
         forecasters=tuple(sorted(forecasters, key=lambda forecaster: not forecaster.is_model)),
         reconstruction_floor={
-            model: _curve(curve) for model, curve in (metrics.get("reconstruction_floor") or {}).items()
+            model: curve_of(curve) for model, curve in (metrics.get("reconstruction_floor") or {}).items()
         },
-        noise_floor=_curve(metrics.get("noise_floor_by_horizon")),
-        noise_floor_ci=_intervals(metrics.get("noise_floor_by_horizon_ci")),
+        noise_floor=curve_of(metrics.get("noise_floor_by_horizon")),
+        noise_floor_ci=intervals_of(metrics.get("noise_floor_by_horizon_ci")),
         true_weights={
             "all": _return_scores(metrics["true_weights"], tested),
             **{phase: _return_scores(scores, tested) for phase, scores in metrics["true_weights"]["by_phase"].items()},
@@ -245,11 +240,11 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
         if "true_weights" in metrics
         else {},
         variant_floors={
-            variant: (_number(entry.get("noise_floor")), _interval(entry.get("noise_floor_ci")))
+            variant: (finite(entry.get("noise_floor")), interval_of(entry.get("noise_floor_ci")))
             for variant, entry in (metrics.get("variants") or {}).items()
         },
         learning_curves={
-            seed: _pairs(curve["env_step"], curve["return"])
+            seed: pairs_of(curve["env_step"], curve["return"])
             for seed, curve in (metrics.get("learning_curves") or {}).items()
         },
         spectra={name: _spectrum(name, spectrum) for name, spectrum in (metrics.get("spectrum") or {}).items()},
@@ -258,7 +253,7 @@ def _evaluation(metrics: dict[str, Any]) -> Evaluation:
         | {model: entry["config"] for model, entry in training.items() if isinstance(entry, dict)},
         versions=metrics.get("versions") or {},
         command=str(metrics.get("command") or ""),
-        seconds={stage: value for stage, entry in (metrics.get("seconds") or {}).items() if (value := _number(entry))},
+        seconds={stage: value for stage, entry in (metrics.get("seconds") or {}).items() if (value := finite(entry))},
     )
 
 
@@ -301,23 +296,23 @@ def _forecaster(name: str, entry: Mapping[str, Any], tested: int) -> Forecaster:
         causal=causal,
         is_model=bool(entry.get("model", name.startswith("tipl"))),
         trials=int(entry.get("trials") or tested),
-        wpe=_curve(entry.get("wpe")),
-        skill=_curve(entry.get("skill")),
-        skill_ci=_intervals(entry.get("skill_ci")),
-        lead_ci=_intervals(entry.get("skill_minus_best_baseline_ci")),
-        skill_iqm=_curve(entry.get("skill_iqm")),
-        skill_iqm_ci=_intervals(entry.get("skill_iqm_ci")),
-        improved=_curve(entry.get("trials_improved")),
-        improved_ci=_intervals(entry.get("trials_improved_ci")),
-        ahead=_curve(entry.get("trials_ahead_of_best")),
-        ahead_ci=_intervals(entry.get("trials_ahead_of_best_ci")),
-        skill_in_basis=_curve(entry.get("skill_in_basis")),
-        cosine=_curve(entry.get("cosine")),
-        length_ratio=_curve(entry.get("length_ratio")),
-        skill_by_place={int(place): _curve(curve) for place, curve in (entry.get("skill_by_place") or {}).items()},
-        skill_by_place_ci={int(p): _intervals(pairs) for p, pairs in (entry.get("skill_by_place_ci") or {}).items()},
-        skill_by_phase={phase: _curve(curve) for phase, curve in (entry.get("skill_by_phase") or {}).items()},
-        skill_by_phase_ci={phase: _intervals(p) for phase, p in (entry.get("skill_by_phase_ci") or {}).items()},
+        wpe=curve_of(entry.get("wpe")),
+        skill=curve_of(entry.get("skill")),
+        skill_ci=intervals_of(entry.get("skill_ci")),
+        lead_ci=intervals_of(entry.get("skill_minus_best_baseline_ci")),
+        skill_iqm=curve_of(entry.get("skill_iqm")),
+        skill_iqm_ci=intervals_of(entry.get("skill_iqm_ci")),
+        improved=curve_of(entry.get("trials_improved")),
+        improved_ci=intervals_of(entry.get("trials_improved_ci")),
+        ahead=curve_of(entry.get("trials_ahead_of_best")),
+        ahead_ci=intervals_of(entry.get("trials_ahead_of_best_ci")),
+        skill_in_basis=curve_of(entry.get("skill_in_basis")),
+        cosine=curve_of(entry.get("cosine")),
+        length_ratio=curve_of(entry.get("length_ratio")),
+        skill_by_place={int(place): curve_of(curve) for place, curve in (entry.get("skill_by_place") or {}).items()},
+        skill_by_place_ci={int(p): intervals_of(pairs) for p, pairs in (entry.get("skill_by_place_ci") or {}).items()},
+        skill_by_phase={phase: curve_of(curve) for phase, curve in (entry.get("skill_by_phase") or {}).items()},
+        skill_by_phase_ci={phase: intervals_of(p) for phase, p in (entry.get("skill_by_phase_ci") or {}).items()},
         trials_by_phase={phase: int(n) for phase, n in (entry.get("skill_by_phase_trials") or {}).items()},
         returns=_return_scores(entry, tested),
         returns_by_phase={
@@ -331,23 +326,23 @@ def _forecaster(name: str, entry: Mapping[str, Any], tested: int) -> Forecaster:
 def _return_scores(entry: Mapping[str, Any], tested: int) -> ReturnScores:
     return ReturnScores(
         trials=int(entry.get("trials") or tested),
-        repw=_curve(entry.get("repw")),
-        repw_ci=_intervals(entry.get("repw_ci")),
-        repw_median=_curve(entry.get("repw_median")),
-        repw_iqm=_curve(entry.get("repw_iqm")),
-        repw_largest_share=_curve(entry.get("repw_largest_share")),
-        repw_lead=_curve(entry.get("repw_minus_persistence")),
-        repw_lead_ci=_intervals(entry.get("repw_minus_persistence_ci")),
-        true_gain=_curve(entry.get("true_gain")),
-        true_gain_ci=_intervals(entry.get("true_gain_ci")),
-        gain=_curve(entry.get("gain")),
-        gain_ci=_intervals(entry.get("gain_ci")),
-        gain_recovered=_curve(entry.get("gain_recovered")),
-        gain_recovered_ci=_intervals(entry.get("gain_recovered_ci")),
-        change_r2=_curve(entry.get("change_r2")),
-        change_r2_ci=_intervals(entry.get("change_r2_ci")),
-        better_than_origin=_curve(entry.get("better_than_origin")),
-        better_than_origin_ci=_intervals(entry.get("better_than_origin_ci")),
+        repw=curve_of(entry.get("repw")),
+        repw_ci=intervals_of(entry.get("repw_ci")),
+        repw_median=curve_of(entry.get("repw_median")),
+        repw_iqm=curve_of(entry.get("repw_iqm")),
+        repw_largest_share=curve_of(entry.get("repw_largest_share")),
+        repw_lead=curve_of(entry.get("repw_minus_persistence")),
+        repw_lead_ci=intervals_of(entry.get("repw_minus_persistence_ci")),
+        true_gain=curve_of(entry.get("true_gain")),
+        true_gain_ci=intervals_of(entry.get("true_gain_ci")),
+        gain=curve_of(entry.get("gain")),
+        gain_ci=intervals_of(entry.get("gain_ci")),
+        gain_recovered=curve_of(entry.get("gain_recovered")),
+        gain_recovered_ci=intervals_of(entry.get("gain_recovered_ci")),
+        change_r2=curve_of(entry.get("change_r2")),
+        change_r2_ci=intervals_of(entry.get("change_r2_ci")),
+        better_than_origin=curve_of(entry.get("better_than_origin")),
+        better_than_origin_ci=intervals_of(entry.get("better_than_origin_ci")),
     )
 
 
@@ -366,7 +361,7 @@ def _spectrum(name: str, entry: Mapping[str, Any]) -> Spectrum:
     return Spectrum(
         of=str(entry.get("of") or name),
         source=str(entry.get("source") or "trials"),
-        energy=_pairs(entry["directions"], entry["energy"]),
+        energy=pairs_of(entry["directions"], entry["energy"]),
         over_learning=over_learning,
         by_tensor=by_tensor,
     )
@@ -382,48 +377,19 @@ def _validations(entry: Any) -> list[Validation]:
     return [
         Validation(
             step=float(row["step"]),
-            train_loss=_number(row.get("train_loss")),
-            validation_loss=_number(row.get("validation_loss")),
-            skill=_curve(row.get("skill") or {h: row.get(f"skill_{h}") for h in ("1", "10")}),
+            train_loss=finite(row.get("train_loss")),
+            validation_loss=finite(row.get("validation_loss")),
+            skill=curve_of(row.get("skill") or {h: row.get(f"skill_{h}") for h in ("1", "10")}),
         )
         for row in rows
     ]
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _curve(curve: Mapping[str, Any] | None) -> Curve:
-    items = ((int(horizon), _number(value)) for horizon, value in (curve or {}).items())
-    return {horizon: value for horizon, value in sorted(items, key=lambda item: item[0]) if value is not None}
-
-
-def _interval(pair: Any) -> tuple[float, float] | None:
-    low, high = pair if pair is not None else (None, None)
-    low, high = _number(low), _number(high)
-    return None if low is None or high is None else (low, high)
-
-
-def _intervals(intervals: Mapping[str, Any] | None) -> Intervals:
-    items = ((int(horizon), _interval(pair)) for horizon, pair in (intervals or {}).items())
-    return {horizon: pair for horizon, pair in sorted(items, key=lambda item: item[0]) if pair is not None}
-
-
-def _pairs(x: list[Any], y: list[Any]) -> tuple[list[float], list[float]]:
-    kept = [
-        (a, b)
-        for left, right in zip(x, y, strict=True)
-        if (a := _number(left)) is not None and (b := _number(right)) is not None
-    ]
-    return [a for a, _ in kept], [b for _, b in kept]
 
 
 def _scatter(scatter: Mapping[str, Any] | None) -> Scatter | None:
     if not scatter:
         return None
     rows = zip(scatter["horizon"], scatter["true"], scatter["predicted"], scatter["origin"], strict=True)
-    kept = [row for row in rows if all(_number(value) is not None for value in row)]
+    kept = [row for row in rows if all(finite(value) is not None for value in row)]
     if not kept:
         return None
     horizon, true, predicted, origin = zip(*kept, strict=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from html import escape
 
 from tipl.report.acceleration import Acceleration, Cell
-from tipl.report.read import Curve, Evaluation, Forecaster, Intervals
+from tipl.report.read import Evaluation, Forecaster
+from tipl.report.values import Curve, Intervals
 from tipl.report.verdict import Judgment, Standing, Verdict
 from tipl.report.wording import GLOSSARY, ahead, interval, number, number_interval, score, slug
 from tipl.stats import LEAST_TRIALS
