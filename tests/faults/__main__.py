@@ -4,6 +4,7 @@ In: how many, a seed.  Out: a table; exit code 1 where something was silent, los
 """
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -28,7 +29,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=SMALL, default=[*SMALL])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=None, help="of each kind, instead")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which each kind begins no more")
     asked = parser.parse_args()
+    from tests.faults import forked
+
     counts, wrong = LARGE if asked.large else SMALL, 0
     with tempfile.TemporaryDirectory(prefix="faults-") as place:
         began = time.monotonic()
@@ -38,6 +42,7 @@ def main() -> int:
             began, count = time.monotonic(), asked.count or counts[kind]
             if kind == "swaps" and asked.large:
                 other = other or _sound(Path(place) / "other", variant=1)
+            forked.until = time.monotonic() + asked.seconds
             came = _run(kind, folder, other, count, asked.seed)
             bad = {what: number for what, number in came.items() if what not in GOOD[kind]}
             wrong += sum(bad.values())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.faults import small
-from tests.faults.forked import Ended, forked
+from tests.faults.forked import Ended, forked, late
 
 KINDS = (small.STORE, small.COMPACT, small.CODES, small.MODEL, small.EVAL, small.COMPARISON)
 _TOLD = ("not as it was written", "is made again")
@@ -24,6 +24,8 @@ def flips(folder: Path, count: int, rng: random.Random, note: Callable[[str], No
     expected = {kind: small.digest_of(kind, folder / kind) for kind in KINDS}
     groups = _files_alike(folder)
     for number in range(count):
+        if late():
+            break
         kind, path = rng.choice(groups[number % len(groups)])
         content = path.read_bytes()
         at, bit = rng.randrange(len(content)), 1 << rng.randrange(8)
@@ -45,6 +47,8 @@ def swaps(
     pairs = [*_exchanges(folder, other)]
     rng.shuffle(pairs)
     for kind, path, unit in pairs[:count]:
+        if late():
+            break
         came = _read_with(folder, kind, path, unit, expected[kind])
         found[came] += 1
         if came not in ("found", "harmless"):

@@ -5,6 +5,7 @@ In: a function, a time limit.  Out: how it ended, what it printed, what it retur
 
 import contextlib
 import dataclasses
+import math
 import os
 import pickle
 import resource
@@ -18,6 +19,14 @@ from typing import Any
 
 SECONDS = 40.0
 ROOM = 3 << 30  # of address space that a case may take beside what is there already
+
+
+until = math.inf
+"""When no more faults are begun, by time.monotonic()."""
+
+
+def late() -> bool:
+    return time.monotonic() > until
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from tests.faults import small
-from tests.faults.forked import Ended, forked
+from tests.faults.forked import Ended, forked, late
 
 from tipl.files import SEAL, seal_of, sealed
 
@@ -72,7 +72,7 @@ def stores(folder: Path, count: int, number: int, note: Callable[[str], None]) -
     @given(LIES)
     def one(told: tuple[int, str | None, list[Lie]]) -> None:
         nonlocal tried
-        if tried >= count:
+        if tried >= count or late():
             return
         kind, path = documents[tried % len(documents)]
         tried += 1

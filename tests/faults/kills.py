@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults import small
-from tests.faults.forked import KILLED, Ended, forked
+from tests.faults.forked import KILLED, Ended, forked, late
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree"}
@@ -71,6 +71,8 @@ def kills(folder: Path, count: int, rng: random.Random, note: Callable[[str], No
         expected = _digest(place, output)
         total = sound.value
         for at in sorted(rng.sample(range(1, total + 1), min(each, total))):
+            if late():
+                break
             place = begun(folder, name)
             ended = forked(operations(run, place, at), place)
             came = _came(ended, place, output, run, expected, KILLED)
@@ -84,6 +86,8 @@ def full_disks(folder: Path, count: int, rng: random.Random, note: Callable[[str
     """Let no file become larger than a limit, as a full disk does; then run the same command with room."""
     found: Counter[str] = Counter()
     for number in range(count):
+        if late():
+            break
         name = [*small.VERBS][number % len(small.VERBS)]
         output, run = small.VERBS[name]
         place = begun(folder, name)

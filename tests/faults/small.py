@@ -57,12 +57,6 @@ def run_here() -> None:
             work(Parent(), *task)
             ended(index)
 
-    if not hasattr(tipl.collect, "run_in_processes"):  # XXX
-        tipl.collect._run_processes = lambda config, out, shares, *rest: [  # type: ignore
-            tipl.collect.run_stack(config, out, share, lambda *_: None) for share in shares
-        ]
-        tipl.arms._run_parts = lambda waiting, count: [tipl.arms.run_part(*part) for part in waiting]  # type: ignore
-        return
     for module in (tipl.collect, tipl.arms):
         module.run_in_processes = run  # type: ignore[attr-defined]
 
