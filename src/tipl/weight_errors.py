@@ -11,7 +11,6 @@ Shapes: M origins, H horizons, P weights.
 
 import functools
 import hashlib
-import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tipl.files import SEAL, Absent, Damaged, check_seal, read_file, sealed, set_aside, write_file
 from tipl.forecast import Forecaster, checked_forecast
 from tipl.origins import history, read_only_weights
-from tipl.progress import console, steps_progress
+from tipl.parts import ENDING, keep_part, kept_part
+from tipl.progress import steps_progress
 from tipl.representation import Codes
 from tipl.score import Comparison, Origins
 from tipl.store import Trial
@@ -79,8 +78,9 @@ def _compare_trial(
     keys = {} if parts is None else _keys(weights, origins, mine, horizons, prints)
     done: dict[str, Rows] = {}
     for name, key in keys.items():
-        kept = _read_part(parts / f"{key}.npy", (4, len(mine), len(horizons))) if parts is not None else None
-        done |= {} if kept is None else {name: kept}
+        shape = {"rows": (4, len(mine), len(horizons))}
+        kept = kept_part(parts / f"{key}{ENDING}", shape) if parts is not None else None
+        done |= {} if kept is None else {name: tuple(kept["rows"])}
     advance(len(mine) * len(done), "")
     left = [f for f in forecasters if f.name not in done]
     rows: dict[str, list[Rows]] = {f.name: [] for f in left}
@@ -101,31 +101,8 @@ def _compare_trial(
     done |= {name: tuple(map(np.concatenate, zip(*each, strict=True))) for name, each in rows.items()}
     for name, took in seconds.items():
         if name in keys and took >= KEPT_FROM_SECONDS and parts is not None:
-            _write_part(parts / f"{keys[name]}.npy", done[name])
+            keep_part(parts / f"{keys[name]}{ENDING}", {"rows": np.stack(done[name]).astype(np.float64)})
     return done
-
-
-def _read_part(path: Path, shape: tuple[int, ...]) -> Rows | None:
-    """The rows that are kept there; None where there are none, or none that can be used: those are set aside."""
-    advice = "it is made again"
-    try:
-        content = read_file(path, 1 << 30, advice)
-        check_seal(path, content, advice)
-        rows = np.load(io.BytesIO(content), allow_pickle=False)
-        if rows.shape != shape or rows.dtype != np.float64:
-            raise Damaged(f"{path} holds an array of another kind; {advice}.")
-    except Absent:
-        return None
-    except (Damaged, ValueError, EOFError) as error:
-        console.print(f"evaluate: {error} It is kept as {set_aside(path)}.")
-        return None
-    return tuple(rows)
-
-
-def _write_part(path: Path, rows: Rows) -> None:
-    content = io.BytesIO()
-    np.save(content, np.stack(rows).astype(np.float64))
-    write_file(path, sealed(content.getvalue() + SEAL.encode()))  # numpy stops reading before the seal
 
 
 def _keys(
