@@ -100,7 +100,9 @@ def train(agent: Agent, accelerator: Accelerator, iterations: int = 3, log_probs
 # What acts.
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda agent: torch.compile(agent, backend="eager")], ids=["data-parallel", "compiled"])
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, lambda agent: torch.compile(agent, backend="eager")], ids=["data-parallel", "compiled"]
+)
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own
 def test_a_wrapped_agent_is_the_agent(wrap: Callable[[nn.Module], Any]) -> None:
     plain, wrapped = Agent(), Agent()
