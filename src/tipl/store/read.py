@@ -7,7 +7,7 @@ Shapes: T snapshots, P weights, E episodes, obs the size of an observation.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -18,6 +18,7 @@ from tipl.env_spec import env_id_of
 from tipl.errors import TiplError
 from tipl.files import Damaged
 from tipl.policy import ParamSpec
+from tipl.progress import console
 from tipl.store.arrays import ArrayReader
 from tipl.store.files import is_folder
 from tipl.store.history import History, places_of
@@ -102,6 +103,8 @@ class Store:
     def split(self) -> Split:
         """By trial, as the store has it: each trial was given its part before it began, and keeps it (`plan_trials`).
 
+        Says on the terminal which trials are not complete, or were taken away.
+
         Raises:
             TiplError: there are no trials to fit on, or none to judge by.
         """
@@ -111,6 +114,9 @@ class Store:
                 f"{self.path} has {len(split.train)} trial(s) to train on and {len(split.test)} to test; a split "
                 "takes one of each at least: collect more trials."
             )
+        for seeds, what in ((self.incomplete, "not complete"), (self.missing, "no longer there")):
+            if seeds:
+                _say_once(f"{self.path}: of its trials {', '.join(map(str, seeds))} are {what}.")
         return split
 
 
@@ -142,6 +148,11 @@ def checked_record(store: Path, root: Root, seed: int) -> Record | None:
     if record.configuration != root.configuration:
         require_same(store, root.configuration, record.configuration)
     return record
+
+
+@cache
+def _say_once(line: str) -> None:
+    console.print(line)
 
 
 class Trial:
