@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import tracemalloc
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -520,12 +519,3 @@ def test_what_another_process_commits_before_the_lock_is_kept(store: Path, monke
     with pytest.raises(TiplError, match="trials/3 holds 19 snapshots already"):
         begin(store, 3)
     assert Store.open(store).trial(3).committed == 19 and data_verify(store)["ok"]
-
-
-def test_plain_zarr_says_nothing_of_our_own_files(store: Path) -> None:
-    import zarr
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        group = zarr.open_group(store, mode="r")
-        assert {name for name, _ in group["trials/2"].members()} == {*ARRAYS, "resume"}  # pyright: ignore
