@@ -101,7 +101,7 @@ class ParamSpec:
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
 
-    @property
+    @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         return tuple(math.prod(shape) for shape in self.shapes)
 
@@ -110,7 +110,7 @@ class ParamSpec:
         """Where each tensor begins."""
         return tuple(sum(self.sizes[:i]) for i in range(len(self.sizes)))
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """P."""
         return sum(self.sizes)

@@ -53,7 +53,8 @@ def stops_in_time(to_the_end: bool = False) -> Iterator[Stop]:
     """What runs within is stopped by SIGINT, SIGTERM and SIGHUP alike, in time; those that are ignored stay ignored.
 
     Args:
-        to_the_end: a process that was told to stop is ended in time also after this, when only Python has to shut down.
+        to_the_end: nothing comes after this but Python's own end, in which a process that was told to stop is ended in
+            time too.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # no other is told of signals
@@ -70,7 +71,10 @@ def stops_in_time(to_the_end: bool = False) -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        if not (to_the_end and stop.told):
+        if to_the_end:
+            for number in ours if not stop.told else ():  # it has ended, and its exit code stands
+                signal.signal(number, signal.SIG_IGN)
+        else:
             signal.set_wakeup_fd(before)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
