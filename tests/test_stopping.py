@@ -16,13 +16,12 @@ LIMIT = 20.0
 
 # A command whose main thread is away in C, in training's own way of stopping, or in a library that hides Ctrl-C.
 PROGRAM = """
-import ctypes, signal, sys, time
+import signal, sys, time
 from tipl import cli, stopping
-stopping.GRACE_SECONDS = 1.5
+stopping.GRACE_SECONDS = 1.5 if sys.argv[1] == "away" else 15
 def away():
-    ctypes.CDLL(None).sleep(1000) if False else ctypes.PyDLL(None)  # loads it
-    select = ctypes.CDLL(None).poll
-    for _ in range(1000): select(None, 0, 100000)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})  # another thread has them
+    time.sleep(1000)
 def python():
     time.sleep(1000)
 def pressed():
@@ -34,7 +33,9 @@ def hidden():
     try: time.sleep(1000)
     except KeyboardInterrupt: raise ValueError("made something else of it") from None
 def tidy():
-    try: time.sleep(1000)
+    try:
+        print("begun", flush=True)
+        time.sleep(1000)
     finally:
         time.sleep(1.0)
         print("tidied", flush=True)
@@ -42,7 +43,7 @@ class Arguments: pass
 class Parser:
     def parse_args(self, argv):
         arguments = Arguments()
-        arguments.run = lambda _: (print("begun", flush=True), globals()[sys.argv[1]]())
+        arguments.run = lambda _: (sys.argv[1] == "tidy" or print("begun", flush=True), globals()[sys.argv[1]]())
         return arguments
 cli.build_parser = Parser
 sys.exit(cli.main())
@@ -66,7 +67,7 @@ def test_every_way_of_telling_it_to_stop_ends_it_in_time(number: int, what: str)
     error = process.communicate(timeout=LIMIT)[1].splitlines()
     assert process.returncode == 130, error
     assert error[0].startswith("tipl: stopping") and error[-1].startswith("tipl: interrupted;") and len(error) == 2
-    assert what == "away" or time.monotonic() - began < 1.5
+    assert what == "away" or time.monotonic() - began < 15
 
 
 def test_it_says_so_at_once_also_while_the_main_thread_is_away():
@@ -74,7 +75,7 @@ def test_it_says_so_at_once_also_while_the_main_thread_is_away():
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     assert process.stderr is not None and process.stderr.readline().startswith("tipl: stopping")
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 1.5
     process.communicate(timeout=LIMIT)
 
 
@@ -84,7 +85,7 @@ def test_the_same_signal_twice_at_once_lets_it_tidy_up_and_a_later_one_ends_it()
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=LIMIT)
-    assert (out, process.returncode) == ("tidied\n", 130) and "Traceback" not in error
+    assert (out, process.returncode) == ("tidied\n", 130) and "Traceback" not in error, error
 
     process = start("tidy")
     process.send_signal(signal.SIGINT)

@@ -72,7 +72,7 @@ def stops_in_time(to_the_end: bool = False) -> Iterator[Stop]:
         yield stop
     finally:
         if to_the_end:
-            for number in ours if not stop.told else ():  # it has ended, and its exit code stands
+            for number in ours:  # it has ended, and its exit code stands
                 signal.signal(number, signal.SIG_IGN)
         else:
             signal.set_wakeup_fd(before)
