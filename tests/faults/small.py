@@ -46,7 +46,7 @@ def run_here() -> None:
     import tipl.collect
 
     class Parent:
-        def tell(self, numbers: Any) -> None:
+        def tell(self, *numbers: Any) -> None:
             pass
 
         def wants_stop(self) -> bool:
