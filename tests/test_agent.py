@@ -114,7 +114,7 @@ def test_a_wrapped_agent_is_the_agent(wrap: Callable[[nn.Module], Any]) -> None:
 
 
 def test_a_network_that_several_processes_train_is_refused(tmp_path: Path) -> None:
-    store = torch.distributed.FileStore(str(tmp_path / "group"), 1)
+    store = torch.distributed.FileStore(str(tmp_path / "group"), 1)  # pyright: ignore
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         with pytest.raises(TiplError, match="would each jump by their own batch"):
@@ -481,7 +481,7 @@ def test_parameters_in_the_same_memory_would_be_moved_twice() -> None:
     with pytest.raises(TiplError, match="0 and 1 lie in the same memory"):
         JumpingOptimizer(torch.optim.SGD([parameter for _, parameter in named], 0.1))
     tied = nn.Linear(1, 1)
-    tied.bias = tied.weight  # by one parameter
+    tied.bias = tied.weight  # pyright: ignore  (by one parameter)
     assert Accelerator(tied, distribution=Categorical)._moves_P.sum() == 1
 
 

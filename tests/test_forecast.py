@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from torch import nn
+from torch.distributions import Categorical
 
 from tipl import Accelerator, Adapted, JumpConfig
 from tipl.adapt import _BYTES
@@ -215,7 +216,7 @@ def test_what_breaks_the_contract_is_told_before_anything_runs(
         with pytest.raises(TiplError, match=says):
             use()
     with pytest.raises(TiplError, match=says):
-        Accelerator(nn.Linear(2, 1), broken, distribution=lambda observations: observations)
+        Accelerator(nn.Linear(2, 1), broken, distribution=lambda observations: Categorical(observations))
 
 
 def test_every_forecaster_of_the_package_keeps_the_contract(small_store: Path):

@@ -83,10 +83,11 @@ class Batch:
             raise TiplError(f"The Batch has no {missing[0]}; {why} actions, log_probs and advantages.")
         samples = len(self.observations)
         for name, part in parts.items():
-            fits = part is None or (len(part) == samples if name == "actions" else part.numel() == samples)
-            if not fits:
+            if part is None:
+                continue
+            if (len(part) if name == "actions" else part.numel()) != samples:
                 raise TiplError(f"The Batch has {samples} observations and {name} of the shape {list(part.shape)}.")
-            if part is not None and part.is_floating_point() and not torch.isfinite(part).all():
+            if part.is_floating_point() and not torch.isfinite(part).all():
                 raise TiplError(f"The Batch's {name} are not finite; the run diverged, or the batch is not whole.")
         if not np.isfinite(np.asarray(self.returns, np.float64)).all():
             raise TiplError("An episode's return is not finite; the run diverged, or the environment is at fault.")
@@ -129,13 +130,13 @@ class Accelerator:
         check_effect(forecaster, settings, config)
         if config.reset_momentum:
             raise TiplError("reset_momentum has no effect here, where the optimizer is not known; leave it out.")
-        policy = unwrapped(policy)
-        named = acting_parameters(policy)
+        inner = unwrapped(policy)
+        named = acting_parameters(inner)
         check_apart(named)
         self._named, self._parameters = named, [parameter for _, parameter in named]
-        self._policy = policy if isinstance(policy, nn.Module) else None
+        self._policy = inner if isinstance(inner, nn.Module) else None
         self._is_own, self._is_checked = distribution is not None, False
-        self._distribution = distribution or cleanrl_distribution(policy)
+        self._distribution = distribution or cleanrl_distribution(inner)
         self._per_iteration = None
         if isinstance(forecaster, str | Path):
             shapes = [parameter.shape for parameter in self._parameters]
@@ -234,7 +235,7 @@ class Accelerator:
 
     def _check_batch(self, batch: Batch) -> None:
         """Hold the batch's log-probabilities against the distribution under the weights that made it."""
-        if batch.log_probs is not None and self._acted is not None:
+        if batch.log_probs is not None and batch.actions is not None and self._acted is not None:
             with self._with(self._acted):
                 found = by_sample(self._distribution(batch.observations).log_prob(batch.actions))
             check_log_probs(found, batch.log_probs, "the policy that made it, as the Accelerator knows it")

@@ -96,7 +96,9 @@ def cleanrl_distribution(policy: object) -> PolicyDistribution:
             "give `distribution`, and as policy the (name, parameter) pairs of all that acts."
         )
     if is_normal:
+        assert mean is not None and log_std is not None
         return lambda observations: Normal(mean(observations), log_std.exp().expand(len(observations), -1))
+    assert logits is not None
     return lambda observations: Categorical(logits=logits(observations))
 
 

@@ -115,7 +115,7 @@ def run_arms(arms: Mapping[str, Arm], out: Path, workers: int | None = None) -> 
 def _shapes(arm: Arm, seeds: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Of what `run_part` keeps."""
     each, every = (len(seeds),), (len(seeds), arm.config.num_iterations)
-    found = dict.fromkeys(("returns", "kinds", "shares", "kl", "trust"), every)
+    found: dict[str, tuple[int, ...]] = dict.fromkeys(("returns", "kinds", "shares", "kl", "trust"), every)
     return found | dict.fromkeys(("seconds", "jump_seconds"), each)
 
 

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from tipl.checks import Whole, checked_arguments
+from tipl.checks import AnyPath, Whole, checked_arguments
 from tipl.errors import TiplError
 from tipl.forecaster import Forecaster, LiveRun, WeightedSum, asked, checked_forecast, usable
 from tipl.model import KINDS, CausalTIPL, CodeModel, load, read_record, read_training
@@ -260,7 +260,7 @@ class Stretched(Forecaster):
         return stretched, np.hypot(error_BH, (self._factor - 1) * length_BH)
 
 
-def load_forecaster(folder: str | Path, store: Store, scratch: Path) -> ModelForecaster | CausalForecaster:
+def load_forecaster(folder: AnyPath, store: Store, scratch: Path) -> ModelForecaster | CausalForecaster:
     """A trained model, for the store that it is judged on.
 
     Args:

@@ -22,6 +22,7 @@ from tipl.baselines import (
     line,
     normal_equations,
 )
+from tipl.checks import AnyPath
 from tipl.errors import TiplError
 from tipl.files import read_json
 from tipl.forecast import CausalForecaster, Forecaster
@@ -37,12 +38,12 @@ ANY = "any"
 """In that file, of places that it has no slopes for."""
 
 
-def as_name(forecaster: str | Path) -> str:
+def as_name(forecaster: AnyPath) -> str:
     """Return what forecasters are asked for by: a name is a name, and a `Path` that leads somewhere is that place."""
     return str(forecaster.absolute()) if isinstance(forecaster, Path) and forecaster.exists() else str(forecaster)
 
 
-def jumps_for(forecaster: Forecaster | str | Path) -> JumpConfig:
+def jumps_for(forecaster: Forecaster | AnyPath) -> JumpConfig:
     """How to jump with a forecaster, whether it is given by its name, its folder or itself."""
     match forecaster:
         case CausalForecaster():
@@ -66,7 +67,7 @@ def with_settings(default: JumpConfig, settings: Mapping[str, Any]) -> JumpConfi
     return replace(default, **settings)
 
 
-def check_effect(forecaster: Forecaster | str | Path, asked: Iterable[str], config: JumpConfig) -> None:
+def check_effect(forecaster: Forecaster | AnyPath, asked: Iterable[str], config: JumpConfig) -> None:
     """
     Args:
         asked: names of the settings that were asked for.
@@ -74,8 +75,9 @@ def check_effect(forecaster: Forecaster | str | Path, asked: Iterable[str], conf
     Raises:
         TiplError: one of them has no effect beside the others or on this forecaster.
     """
-    idle = dict.fromkeys(("memory", "silent_below"), "where full_trust is 0 and every forecast is believed in full")
-    idle = {} if config.full_trust else idle
+    idle: dict[str, str] = {}
+    if not config.full_trust:
+        idle |= dict.fromkeys(("memory", "silent_below"), "where full_trust is 0: every forecast is believed in full")
     if isinstance(forecaster, str | Path) and as_name(forecaster) in _OF_NO_HORIZON:
         idle["horizon"] = f"on {forecaster}, which goes to the same place whatever the horizon"
     for name in asked:

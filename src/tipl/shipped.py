@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 from tipl.bundle import MOST_BYTES
+from tipl.checks import AnyPath
 from tipl.files import read_file
 from tipl.model import CONFIG_FILE, WEIGHTS_FILE
 from tipl.train import LAST
@@ -16,7 +17,7 @@ SHIPPED = "causal"
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
-def model_folder(name_or_path: str | Path) -> Path:
+def model_folder(name_or_path: AnyPath) -> Path:
     """Return a model's folder, by its path or by the name of one that comes with the package.
 
     A name is a name: `causal` is the package's own, also where a folder of that name is here, which `./causal` is. A
