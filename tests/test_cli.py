@@ -61,6 +61,53 @@ def parsed(settings, line: str):
         "report EVAL EVAL2 --out FILE.html",
     ],
 )
+def test_keyword_arguments_are_pairs_or_an_object():
+    line = ["collect", "--out", "S", "--env-id", "Pendulum-v1", "--env-kwargs", "g=1.62", '{"max_episode_steps": 50}']
+    settings = collect_settings(build_parser().parse_args(line))
+    assert settings.env_kwargs == {"g": 1.62, "max_episode_steps": 50}
+    for wrong, message in (
+        ("g", "neither K=V nor a JSON object"),
+        ("{", "is no JSON"),
+        ("h=1", "cannot be made"),
+    ):
+        with pytest.raises(TiplError, match=message):
+            collect_settings(build_parser().parse_args([*line[:6], wrong]))
+
+
+def test_a_module_in_the_users_own_folder(tmp_path: Path):
+    """Collected by a worker, then run again by `forecast`, where the store's word for the module is not enough."""
+    (tmp_path / "my_module.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv', max_episode_steps=50)\n"
+    )
+    tipl = Path(sys.executable).parent / "tipl"
+
+    def run(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run([tipl, *words], cwd=tmp_path, capture_output=True, text=True)
+
+    done = run("collect", "--env-id", "my_module:Mine-v0", "--trials", "1", "--total-steps", "1024", "--out", "s")
+    assert done.returncode == 0, done.stderr
+    forecast = [
+        "forecast",
+        "--store",
+        "s",
+        "--trial",
+        "1",
+        "--origin",
+        "2",
+        "--horizon",
+        "1",
+        "--episodes",
+        "2",
+        "--json",
+    ]
+    for more, known in (([], False), (["--trust"], True), (["--import", "my_module"], True)):
+        done = run(*forecast, "--out", f"{len(more)}{known}.safetensors", *more)
+        assert done.returncode == 0, done.stderr
+        assert (json.loads(done.stdout)["predicted_return"] is not None) == known
+        assert ("pass --trust" in done.stderr) == (not known)
+
+
 def test_the_contract_parses(line: str):
     assert callable(build_parser().parse_args(line.split()).run)
 

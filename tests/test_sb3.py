@@ -44,6 +44,11 @@ REPLAY: dict[str, Any] = {
 }  # fmt: skip
 
 
+def ppo_parameters(model: Any) -> list[nn.Parameter]:
+    policy = model.policy
+    return [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters(), policy.log_std]
+
+
 def ppo_actor(policy: Any) -> np.ndarray:
     """SB3's actor as one vector: layer after layer, then the log-std."""
     parts = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters(), policy.log_std]
@@ -429,8 +434,27 @@ def test_hooks_end_with_the_call_that_they_were_made_for(tmp_path: Path, monkeyp
     model.learn(320)
     trial = Store.open(tmp_path).trial(1)
     assert trial.committed == before > 1 and not trial.complete
-    with pytest.raises(TiplError, match="recorded a call of `learn` already"):
+    with pytest.raises(TiplError, match="has recorded its trial already"):
         model.learn(64, callback=recorder)
+
+
+def test_several_calls_of_learn_are_one_trial_where_that_is_asked(tmp_path: Path):
+    def model() -> PPO:
+        return PPO("MlpPolicy", "InvertedPendulum-v4", seed=1, **SHORT)
+
+    parts, callback = model(), SB3Recorder(tmp_path / "parts", every=1, unit="rollout", complete=False)
+    for _ in range(2):
+        parts.learn(128, callback=callback, reset_num_timesteps=False)
+        assert not Store.open(tmp_path / "parts").trial(1).complete
+    callback.recorder.close()
+    trial = Store.open(tmp_path / "parts").trial(1)
+    assert trial.complete and trial.env_step.tolist() == [0, 64, 128, 192, 256]
+    now = nn.utils.parameters_to_vector(ppo_parameters(parts)).detach().numpy()
+    np.testing.assert_array_equal(trial.weights()[-1], now)
+    again, closed = model(), SB3Recorder(tmp_path / "one", every=1)
+    again.learn(64, callback=closed)
+    with pytest.raises(TiplError, match="let the first one have complete=False"):
+        again.learn(64, callback=closed)
 
 
 def test_dqn_is_recorded_by_its_q_network(tmp_path: Path):

@@ -10,6 +10,7 @@ import numpy as np
 import plain_discrete_ppo
 import plain_ppo
 import pytest
+import toy_envs  # noqa: F401 - registers
 
 from tipl.envs import VectorEnv, make_env
 from tipl.errors import TiplError
@@ -246,6 +247,53 @@ def test_restore_goes_on_to_the_bit(env_id: str, iterations: int, backend: Backe
     for state, copy in zip(states, kept, strict=True):  # the states are the caller's: no stack has written to them
         for name, value in copy.items():
             np.testing.assert_array_equal(state[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "backend"),
+    [
+        ("LunarLander-v3", "envpool"),
+        ("FrozenLake-v1", "gymnasium"),
+        ("FrozenLake-v1", "envpool"),
+        ("toy/Draws-v0", "auto"),
+    ],
+)
+def test_an_environment_that_draws_in_its_steps_goes_on_to_the_bit(env_id: str, backend: Backend) -> None:
+    config = small(env_id, "gymnasium") if env_id.startswith("toy/") else small_discrete(env_id, backend)
+    stack = Stack(config, [1, 2])
+    for _ in range(3):
+        stack.iterate()
+    assert stack.resets.min() > 1  # earlier episodes have drawn
+    restored = Stack(config, [2])
+    restored.restore([stack.state(1)])
+    for _ in range(2):
+        assert_same(restored.iterate(), 0, stack.iterate(), 1)
+    again = Stack(config, [2])  # and from a state of what was restored
+    again.restore([restored.state(0)])
+    assert_same(again.iterate(), 0, stack.iterate(), 1)
+
+
+def test_an_environment_that_does_not_come_back_is_refused() -> None:
+    config = small("toy/DrawsElsewhere-v0", "gymnasium")
+    stack = Stack(config, [1])
+    stack.iterate()
+    with pytest.raises(TiplError, match=r"Trial 1 cannot go on to the same bits: .* toy/DrawsElsewhere-v0 back"):
+        Stack(config, [1]).restore([stack.state(0)])
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("env_id", "what"), [("toy/Nothing-v0", "an observation"), ("toy/Worthless-v0", "a reward")])
+def test_what_is_not_finite_ends_the_collection(env_id: str, what: str, normalize: bool) -> None:
+    ppo = PPOConfig(num_steps=64, num_minibatches=4, normalize=normalize)
+    config = CollectConfig(env_id=env_id, total_steps=128, ppo=ppo)
+    with pytest.raises(TiplError, match=f"{env_id} gave {what} that is not finite to trial 3 in iteration 1"):
+        Stack(config, [3]).iterate()
+
+
+def test_keyword_arguments_make_another_environment() -> None:
+    plain, heavy = (Stack(small("toy/Toy-v0", "gymnasium", env_kwargs=kwargs), [1]) for kwargs in ({}, {"scale": 7.0}))
+    one, other = (stack.iterate().episodes[0][:, 1] for stack in (plain, heavy))
+    np.testing.assert_allclose(other, 7 * one)
 
 
 def test_restore_of_a_stack_that_has_not_begun() -> None:

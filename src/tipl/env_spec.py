@@ -157,6 +157,8 @@ def made(env_id: EnvId) -> Any:
     if not env_id.typed or "entry_point" in spec:
         name = _registered(env_id)
     kwargs = {key: from_json(value) for key, value in spec.get("kwargs", {}).items()}
+    if not env_id.typed:
+        kwargs.pop("render_mode", None)  # no window for a file
     if "max_episode_steps" in spec:
         kwargs["max_episode_steps"] = spec["max_episode_steps"] or -1
     try:

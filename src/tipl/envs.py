@@ -25,6 +25,7 @@ from tipl.errors import TiplError
 from tipl.presets import Backend
 
 _MAX_ENVPOOL_SEED = 2**31 - 1  # EnvPool's seeds are C ints
+_MOST_FRAMES = 1000
 _TRIED_EPISODES, _TRIED_STEPS = 4, 300  # to find out whether an environment draws in its steps
 
 
@@ -87,8 +88,12 @@ class VectorEnv(ABC):
             )
         self.obs_space, self._obs_size = obs, spaces.flatdim(obs)
         frames = env_id.spec.get("frames", 1)
-        if frames < 1 or (frames > 1 and not (isinstance(obs, spaces.Box) and len(obs.shape) == 1)):
-            raise TiplError(f"{env_id} is recorded with {frames} frames of {obs}; only flat ones can be stacked again.")
+        if not 1 <= frames <= _MOST_FRAMES or (
+            frames > 1 and not (isinstance(obs, spaces.Box) and len(obs.shape) == 1)
+        ):
+            raise TiplError(
+                f"{env_id} is recorded with {frames} frames of {obs}; up to {_MOST_FRAMES} flat ones can be stacked."
+            )
         self.obs_dim = frames * self._obs_size
         if isinstance(action, spaces.Discrete):
             self.num_actions = int(action.n)
@@ -107,7 +112,7 @@ class VectorEnv(ABC):
             return bounded[:, 0] + self._first_action
         if self._whole_actions:
             bounded = np.rint(bounded).astype(self._action_type)
-        return bounded.reshape(-1, *self._action_shape)
+        return bounded if len(self._action_shape) == 1 else bounded.reshape(-1, *self._action_shape)
 
     def replay(self, resets: Sequence[int], episodes: Sequence[Sequence[np.ndarray]], random: Any = None) -> np.ndarray:
         """Bring fresh copies to a recorded state.
@@ -188,8 +193,10 @@ class EnvPoolEnv(VectorEnv):
             raise TiplError(f"{env_id} takes several actions at once; only one can be collected.")
         keys = list(self._env._state_keys)
         self._reward_at, self._done_at, self._truncated_at = (keys.index(key) for key in ("reward", "done", "trunc"))
-        self._obs_at = keys.index("obs") if "obs" in keys else None
-        self._parts_at = [(keys.index(f"obs:{name}"), part) for name, part in _leaves(self.obs_space)]
+        parts = [(f"obs:{name}", part) for name, part in _leaves(self.obs_space)] or [("obs", self.obs_space)]
+        self._parts_at = [(keys.index(key), part) for key, part in parts]
+        is_flat = keys.count("obs") == 1 and _is_box(self.obs_space) and len(self.obs_space.shape) == 1
+        self._flat_at = keys.index("obs") if is_flat else None  # the usual case takes no detour
         self._sent_type = self._env.spec.action_array_spec["action"].dtype
 
     @property
@@ -197,8 +204,8 @@ class EnvPoolEnv(VectorEnv):
         return _draws_in_steps(str(self._env_id), json.dumps(self._env_id.spec.get("kwargs", {}), sort_keys=True))
 
     def _observed(self, state: list[Any]) -> np.ndarray:
-        if self._obs_at is not None and not self._parts_at:
-            return _flattened(self.obs_space, state[self._obs_at])
+        if self._flat_at is not None:
+            return np.asarray(state[self._flat_at], np.float64)
         return np.concatenate([_flattened(part, state[at]) for at, part in self._parts_at], axis=1)
 
     def reset(self, ids: np.ndarray) -> np.ndarray:

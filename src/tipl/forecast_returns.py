@@ -39,7 +39,12 @@ def why_not_run(trial: Trial) -> str | None:
     Collected ones can; recorded ones if record.py knew their network and what makes their environment, and both fit.
     """
     config = trial.config
-    if config.get("hidden_sizes") is None or "backend" not in config:
+    layers = config.get("hidden_sizes")
+    if (
+        not isinstance(layers, list)
+        or not all(type(size) is int and size > 0 for size in layers)
+        or ("backend" not in config)
+    ):
         return "are none that can be run (Linear and Tanh, ReLU or ELU in turn, to logits or to means with a log-std)"
     if trial.env_id.spec.get("not_run"):
         return f"cannot be run: {trial.env_id.spec['not_run']}"
@@ -48,7 +53,7 @@ def why_not_run(trial: Trial) -> str | None:
         other = why_other(trial.env_id)
     except TiplError as error:
         return f"cannot be run here: {str(error).rstrip('.')}"
-    spec = policy_spec(env.obs_dim, config["hidden_sizes"], env.policy_outputs, discrete=env.discrete)
+    spec = policy_spec(env.obs_dim, layers, env.policy_outputs, discrete=env.discrete)
     if spec.size != trial.spec.size:
         return f"have {trial.spec.size} weights, and {trial.env_id} takes {spec.size} with these layers"
     if trial.obs_mean.shape[1] != env.obs_dim:

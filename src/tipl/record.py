@@ -83,7 +83,7 @@ class WeightRecorder:
         first_action: int | None = None,
         names: Sequence[str] = (),
         normalizer: Normalizer | None = None,
-        obs_clip: Positive = 10.0,
+        obs_clip: Positive | None = 10.0,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin the trial `seed`, or go on with it.
@@ -102,7 +102,7 @@ class WeightRecorder:
                 environment's actions do not count from 0.
             names: parameters to take, and modules whose parameters to take; default: all.
             normalizer: gives mean [obs], variance [obs] and count of the observation normalizer.
-            obs_clip: normalized observations are held within ± this; without a normalizer nothing is.
+            obs_clip: normalized observations are held within ± this; None, or without a normalizer: nothing is.
             config: what made the run, as JSON; it becomes `run` in the trial's config.
 
         Raises:
@@ -136,7 +136,7 @@ class WeightRecorder:
             "hidden_sizes": subject.hidden_sizes,
             "activation": subject.activation,
             "backend": env_id.spec.get("backend", "gymnasium"),
-            "obs_clip": None if normalizer is None or math.isinf(obs_clip) else obs_clip,
+            "obs_clip": None if normalizer is None else obs_clip,
             "run": _as_json(config or {}),
         }
         if env_id.spec:
@@ -214,6 +214,21 @@ class WeightRecorder:
         self._loop_commits = True
         marked = {f"state.{name}": _array(value) for name, value in state.items()}
         self._writer.commit({"steps": np.array(self._steps), "weights": self._weights(), **marked})
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is recorded any more."""
+        return not self._hooks
+
+    def save(self) -> None:
+        """Commit what was recorded, where the loop gives no state of its own to `commit`.
+
+        Raises:
+            TiplError: the disk is full; the commit before stays.
+        """
+        if not self._loop_commits and self._snapshots >= self._writer.committed:
+            self._writer.commit({})
+            self._committed_at = time.monotonic()
 
     def close(self) -> None:
         """Complete the trial and free it; nothing is recorded afterwards.

@@ -64,10 +64,11 @@ _NO_SETTINGS = ("verbose", "tensorboard_log", "stats_window_size")  # arguments 
 
 
 class SB3Recorder(BaseCallback):
-    """Records one call of `learn`. A run that was killed goes on by running the same seeded script again.
+    """Records one call of `learn`, or several. A run that was killed goes on by running the same seeded script again.
 
-    A further call of `learn` is a trial of its own, hence takes another recorder with another seed. One that was
-    interrupted is left as it is, incomplete; what the model learns afterwards is not recorded into it.
+    By default the end of `learn` completes the trial. With `complete=False` the next call of `learn` with this recorder
+    goes on with it, and `callback.recorder.close()` completes it. A trial whose `learn` was interrupted is left as it
+    is, incomplete; what the model learns afterwards is not recorded into it.
 
     The iteration of a snapshot is the number of the rollout, from 1, after which it was made.
 
@@ -84,6 +85,7 @@ class SB3Recorder(BaseCallback):
         unit: Literal["gradient step", "rollout"] = "gradient step",
         env_id: str | None = None,
         config: Mapping[str, Any] | None = None,
+        complete: bool = True,
     ) -> None:
         """
         Args:
@@ -93,6 +95,7 @@ class SB3Recorder(BaseCallback):
             unit: a step of the optimizer that trains the actor (PPO makes many a rollout), or a rollout.
             env_id: default: what the environments' spec says.
             config: what else made the run, as JSON; the algorithm and its settings are taken from the model.
+            complete: whether the end of `learn` completes the trial.
         """
         super().__init__()
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
@@ -101,7 +104,8 @@ class SB3Recorder(BaseCallback):
             raise TiplError(f"unit is {unit!r}; give 'gradient step' or 'rollout'.")
         self._store, self._seed, self._every, self._unit = store, seed, every, unit
         self._env_id, self._config = env_id, dict(config or {})
-        self._rollouts = 0
+        self._rollouts = self._seen = 0
+        self._complete = complete
 
     def _on_training_start(self) -> None:
         model: Any = self.model
@@ -109,14 +113,18 @@ class SB3Recorder(BaseCallback):
         if seed is None:
             raise TiplError("A trial has a seed; give one to the model or to SB3Recorder.")
         if hasattr(self, "recorder"):
-            raise TiplError(
-                "This SB3Recorder has recorded a call of `learn` already; give the next one a new SB3Recorder with "
-                "another seed, or train in one call."
-            )
+            if self.recorder.closed or self._recorded is not model:
+                raise TiplError(
+                    "This SB3Recorder has recorded its trial already. Give this call of `learn` a new SB3Recorder with "
+                    "another seed; or let the first one have complete=False, and the trial goes on."
+                )
+            self.recorder._goes_on = _learning()
+            return
+        self._recorded = model
         env_id = _environment(self.training_env, self._env_id)
         policy, optimizer = _actor(model)
         normalizer, obs_clip = _normalizer(model.get_vec_normalize_env(), self.training_env)
-        self._rollouts = 0
+        self._rollouts = self._seen = 0
         self.recorder = WeightRecorder(
             self._store, seed, policy, optimizer, every=self._every if self._unit == "gradient step" else None,
             env_id=env_id, normalizer=normalizer, obs_clip=obs_clip, config=_settings(model) | self._config,
@@ -137,11 +145,16 @@ class SB3Recorder(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._after_rollout()
-        self.recorder.close()
+        if self._complete:
+            self.recorder.close()
+        else:
+            self.recorder.save()
 
     def _after_rollout(self) -> None:
-        if self._unit == "rollout" and self._rollouts and self._rollouts % self._every == 0:
+        due = self._rollouts > self._seen and self._rollouts % self._every == 0
+        if self._unit == "rollout" and due:  # not again where the next call of `learn` begins
             self.recorder.snapshot()
+        self._seen = self._rollouts
 
 
 class SB3Accelerator(BaseCallback):
@@ -298,14 +311,14 @@ def _acts_by_now(policy: ActorCriticPolicy, network: nn.Module) -> bool:
     return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
 
 
-def _normalizer(env: VecNormalize | None, whole: Any) -> tuple[Normalizer | None, float]:
+def _normalizer(env: VecNormalize | None, whole: Any) -> tuple[Normalizer | None, float | None]:
     """VecNormalize's statistics in the order of the flattened observations, and its clip, if it normalizes them all."""
     if env is None or not env.norm_obs:
-        return None, math.inf
+        return None, None
     space = env.observation_space
     names = [*space.spaces] if isinstance(space, spaces.Dict) else None
     if names is not None and {*names} != {*env.obs_rms}:
-        return None, math.inf
+        return None, None
 
     def statistics() -> tuple[Any, Any, Any]:
         moments: Any = [env.obs_rms] if names is None else [env.obs_rms[name] for name in names]
@@ -314,7 +327,7 @@ def _normalizer(env: VecNormalize | None, whole: Any) -> tuple[Normalizer | None
         frames = 1 if names else math.prod(whole.observation_space.shape) // len(mean)  # of VecFrameStack above it
         return np.tile(mean, frames), np.tile(var, frames) + (env.epsilon - VAR_EPSILON), moments[0].count
 
-    return statistics, env.clip_obs
+    return statistics, env.clip_obs if math.isfinite(env.clip_obs) else None
 
 
 def _environment(env: Any, env_id: str | None) -> EnvId:

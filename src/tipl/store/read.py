@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from tipl.checks import AnyPath, Count, checked
-from tipl.env_spec import env_id_of
+from tipl.env_spec import EnvId, env_id_of
 from tipl.errors import TiplError
 from tipl.files import Damaged
 from tipl.policy import ParamSpec
@@ -167,7 +167,6 @@ class Trial:
         self._layouts = record.layouts()
         self._arrays: dict[str, ArrayReader] = {}
         self.seed = record.seed
-        self.env_id = env_id_of(record.env_id, record.config)
         self.config = record.config
         self.spec = ParamSpec.from_json(record.param_spec)
         self.versions = record.versions
@@ -204,6 +203,15 @@ class Trial:
         places = places_of(np.asarray(self.iteration))
         per_iteration = int(places.max()) + 1 or None
         return History(self.seed, origin, self.weights(first, origin + 1), int(places[origin]), per_iteration)
+
+    @cached_property
+    def env_id(self) -> EnvId:
+        """The environment's id, a string that knows what else makes the environment.
+
+        Raises:
+            TiplError: the record says no such thing.
+        """
+        return env_id_of(self._record.env_id, self.config)
 
     @cached_property
     def env_step(self) -> np.ndarray:
