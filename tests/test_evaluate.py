@@ -651,7 +651,7 @@ def test_trials_of_two_kinds_are_refused(tmp_path: Path):
     def mixed(name: str, paths: dict[int, np.ndarray], **other: Any) -> Store:
         there = Store.open(made_up_store(tmp_path / name, paths, **other))
         shutil.copytree(there.path / "trials" / "2", here.path / "trials" / "2", dirs_exist_ok=True)
-        return Store(here.path, here.root, {**here._records, **there._records})
+        return Store(here.path, here.root, {**here.records, **there.records})
 
     with pytest.raises(TiplError, match=r"differ in their number of weights \(4, 5\); give each its own store"):
         require_alike(mixed("sizes", {2: walk(2, 30, 5)}))

@@ -90,6 +90,7 @@ class Store:
         Raises:
             TiplError: nothing of that trial is committed.
         """
+        seed = checked("`seed`", seed, int)
         if seed not in self.records:
             have = ", ".join(map(str, self.seeds)) or "none yet"
             raise TiplError(f"{self.path} has no trial {seed}; it has: {have}.")
