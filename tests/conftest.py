@@ -3,6 +3,7 @@
 In: nothing.  Out: fixtures.
 """
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from tipl.collect import run_stack
 from tipl.presets import CollectConfig
 from tipl.store import create_store
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and every child inherits that; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = CollectConfig(trials=6, total_steps=16 * 2048)
 

@@ -3,13 +3,14 @@
 In: small functions in real processes, real signals.  Out: failures.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -207,12 +208,25 @@ if __name__ == "__main__":
 """
 
 
+STARTED: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on() -> Iterator[None]:
+    """Whatever a test that fails has left running."""
+    yield
+    while STARTED:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(STARTED.pop(), signal.SIGKILL)
+
+
 def start(work: str, marks: list[Path], tmp_path: Path) -> subprocess.Popen[str]:
     script = tmp_path / "script.py"
     script.write_text(PARENT.format(tests=str(Path(__file__).parent), work=work))
     process = subprocess.Popen(
         [sys.executable, script, *marks], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
     )
+    STARTED.append(process.pid)
     wait_until(lambda: all(mark.with_suffix(".begun").exists() for mark in marks))
     return process
 
