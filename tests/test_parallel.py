@@ -80,7 +80,7 @@ def test_the_shares_of_a_batch_add_up_to_its_loss_where_valid_positions_are_uneq
     def loss(rank: int, ranks: int) -> tuple[float, torch.Tensor]:
         torch.manual_seed(0)
         place = Place(rank=rank, ranks=ranks)
-        task = NextCode(paths(3, 12, 1), paths(2, 20, 2), [np.ones(4)] * 2, PAPER, {}, place)
+        task = NextCode(paths(3, 12, 1), paths(2, 20, 2), [np.ones(4)] * 5, PAPER, {}, place)
         value = task.loss(task.draw(torch.Generator().manual_seed(1)))
         value.backward()
         gradients = [weight.grad for weight in task.model.parameters() if weight.grad is not None]

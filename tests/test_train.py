@@ -687,6 +687,7 @@ def test_train_learns_from_training_trials_chooses_by_validation_trials_and_neve
     assert read == [1, 2, 3, 4]
     record = json.loads((out / CURVE_FILE).read_text())
     (learned_from,) = record["codes"]["trials"]["stores"]
+    assert learned_from.pop("env_id") == "InvertedPendulum-v4"
     assert learned_from == {"id": Store.open(store).id, "name": "store", "train": [1, 2, 3], "validation": [4]}
     assert record["codes"]["basis"] == dataclasses.asdict(SVDConfig(dim=4))
     model = load(out)

@@ -6,6 +6,7 @@ thresholds, final returns, every jump; plain PPO and accelerated PPO on the same
 Shapes: N seeds, I iterations.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,9 +63,16 @@ def accelerate(
     check_effect(forecaster, [name for name, value in vars(jump).items() if value != getattr(usual, name)], jump)
     arms = {"plain": Arm(_at_rate(config, plain_learning_rate)), "accelerated": Arm(config, forecaster, jump, fit)}
     require_no_store_above(out)
+    new = not out.exists()
     with told(out):  # before anything runs
         out.mkdir(parents=True, exist_ok=True)
-    runs = run_arms(arms, out, workers)
+    try:
+        runs = run_arms(arms, out, workers)
+    except TiplError:
+        with contextlib.suppress(OSError):
+            if new:
+                out.rmdir()  # where nothing was kept
+        raise
     write_json(out / METRICS_FILE, compare(arms, runs, targets), seal=True)
     return out
 
