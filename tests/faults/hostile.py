@@ -4,9 +4,11 @@ In: sound outputs, Hypothesis.  Out: what came of reading them by every verb: do
 memory, changed (something outside of the folder that the verb writes).
 """
 
+import contextlib
 import copy
 import functools
 import hashlib
+import io
 import json
 import os
 import random
@@ -63,6 +65,7 @@ def stores(folder: Path, count: int, number: int, note: Callable[[str], None]) -
     found: Counter[str] = Counter()
     documents = [*_documents(folder)]
     random.Random(number).shuffle(documents)
+    _warm(folder)
     sound = functools.cache(lambda name: _run(folder, name).memory)
     tried = 0
 
@@ -85,6 +88,23 @@ def stores(folder: Path, count: int, number: int, note: Callable[[str], None]) -
 
     one()
     return found
+
+
+def _warm(folder: Path) -> None:
+    """Run every reader once in this process, so that its forks need not import and compile what it takes."""
+    for reader in small.READERS.values():
+        _clear(folder)
+        os.chdir(folder)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            reader()
+        os.chdir("/")
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a reader wrote."""
+    for left in folder.glob("out*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _documents(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -162,10 +182,7 @@ def _with_record(root: bytes, trial: str, record: bytes) -> bytes:
 
 def _run(folder: Path, reader: str) -> Ended:
     """Run a reader, which may write to `out` alone."""
-    for left in ("out", "out.partial"):
-        shutil.rmtree(folder / left, ignore_errors=True)
-        if (folder / left).is_file():
-            (folder / left).unlink()
+    _clear(folder)
     sys.path[:0] = [str(folder)]
     try:
         return forked(lambda: (small.READERS[reader](), _nothing_imported())[1], folder)
