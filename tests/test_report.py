@@ -24,7 +24,7 @@ from tipl.files import write_json
 from tipl.presets import CollectConfig
 from tipl.report import report
 from tipl.report.acceleration import read_acceleration, signs
-from tipl.report.figure import DARK, LIGHT, Figure, Panel, Series, linear_axis, log_axis
+from tipl.report.figure import DARK, LIGHT, Figure, Panel, Rule, Series, linear_axis, log_axis
 from tipl.report.figure2 import REPW_COLOR, WPE_COLOR
 from tipl.report.figures import figures
 from tipl.report.paper import print_figure
@@ -1024,3 +1024,11 @@ def test_metrics_that_were_changed_since_they_were_written_are_told_of(
     (folder / "metrics.json").write_text(text.replace('"schema": 1', '"schema":  1'))
     report([folder], tmp_path / "report.html")
     assert f"{folder / 'metrics.json'} is not as it was written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["j", {"a": 1}, [1.0]])
+def test_a_point_that_is_no_number_is_refused_before_it_is_drawn(value: Any):
+    with pytest.raises(TypeError, match="is drawn, and is no number"):
+        Series("key", "label", 0, (1.0, value), (1.0, 2.0))
+    with pytest.raises(TypeError, match="is drawn, and is no number"):
+        Rule("label", value)

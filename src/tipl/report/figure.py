@@ -6,7 +6,8 @@ In: values to show.  Out: plain data with every limit, tick and label chosen, dr
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 from tipl.report.wording import power
 
@@ -54,6 +55,10 @@ class Series:
     notes: tuple[str, ...] = ()
     """What else to say of each point."""
 
+    def __post_init__(self) -> None:
+        """Raises TypeError where a point, or a bound of one, is no number: a file may say anything."""
+        _check_numbers(*self.x, *self.y, *self.low, *self.high)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -63,6 +68,16 @@ class Rule:
     value: float
     color: int = NEUTRAL
     interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises TypeError as `Series` does."""
+        _check_numbers(self.value, *(self.interval or ()))
+
+
+def _check_numbers(*values: Any) -> None:
+    for value in values:
+        if value is not None and not isinstance(value, Real):
+            raise TypeError(f"{str(value)[:40]!r} is drawn, and is no number")
 
 
 @dataclass(frozen=True)
