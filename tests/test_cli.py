@@ -37,30 +37,6 @@ def parsed(settings, line: str):
     return with_flags(settings, vars(build_parser().parse_args(line.split())))
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "reproduce inverted-pendulum",
-        "reproduce half-cheetah --preset paper --out DIR",
-        "collect --env-id InvertedPendulum-v4 --trials 3 --total-steps 4096 --hidden-sizes 8 8 --seed 5 --out STORE",
-        "collect --preset quick --backend gymnasium --snapshot-every-epochs 2 --out STORE",
-        "data info STORE",
-        "data verify STORE --json",
-        "data compact STORE --out STORE2 --error 0.05",
-        "fit-svd STORE --basis full --dim 8 --out CODES",
-        "fit-svd STORE --basis prefix --out CODES",
-        "fit-svd STORE --basis window --out CODES",
-        "fit-svd STORE --basis pooled --out CODES",
-        "train STORE --model paper --out MODEL",
-        "train STORE --model causal --out MODEL --resume",
-        "train STORE STORE2 --model causal --out MODEL",
-        "forecast --model MODEL --store STORE --trial 1 --origin 50 --horizon 10 --out FILE.safetensors",
-        "evaluate STORE --out EVAL",
-        "evaluate STORE --model A --model B C --no-returns --out EVAL",
-        "report EVAL --out FILE.html",
-        "report EVAL EVAL2 --out FILE.html",
-    ],
-)
 def test_keyword_arguments_are_pairs_or_an_object():
     line = ["collect", "--out", "S", "--env-id", "Pendulum-v1", "--env-kwargs", "g=1.62", '{"max_episode_steps": 50}']
     settings = collect_settings(build_parser().parse_args(line))
@@ -108,6 +84,30 @@ def test_a_module_in_the_users_own_folder(tmp_path: Path):
         assert ("pass --trust" in done.stderr) == (not known)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "reproduce inverted-pendulum",
+        "reproduce half-cheetah --preset paper --out DIR",
+        "collect --env-id InvertedPendulum-v4 --trials 3 --total-steps 4096 --hidden-sizes 8 8 --seed 5 --out STORE",
+        "collect --preset quick --backend gymnasium --snapshot-every-epochs 2 --out STORE",
+        "data info STORE",
+        "data verify STORE --json",
+        "data compact STORE --out STORE2 --error 0.05",
+        "fit-svd STORE --basis full --dim 8 --out CODES",
+        "fit-svd STORE --basis prefix --out CODES",
+        "fit-svd STORE --basis window --out CODES",
+        "fit-svd STORE --basis pooled --out CODES",
+        "train STORE --model paper --out MODEL",
+        "train STORE --model causal --out MODEL --resume",
+        "train STORE STORE2 --model causal --out MODEL",
+        "forecast --model MODEL --store STORE --trial 1 --origin 50 --horizon 10 --out FILE.safetensors",
+        "evaluate STORE --out EVAL",
+        "evaluate STORE --model A --model B C --no-returns --out EVAL",
+        "report EVAL --out FILE.html",
+        "report EVAL EVAL2 --out FILE.html",
+    ],
+)
 def test_the_contract_parses(line: str):
     assert callable(build_parser().parse_args(line.split()).run)
 
