@@ -372,7 +372,11 @@ def chosen_backend(env_id: str, backend: Backend) -> Backend:
     spec = EnvId.of(env_id).spec
     if "entry_point" in spec:
         return "gymnasium"
-    return spec.get("backend") or ("envpool" if _in_envpool(env_id) else "gymnasium")
+    import gymnasium
+
+    # Keyword arguments are those of Gymnasium's environment, where there is one.
+    given = bool(spec.get("kwargs")) and str(env_id) in gymnasium.registry
+    return spec.get("backend") or ("envpool" if _in_envpool(env_id) and not given else "gymnasium")
 
 
 def _in_envpool(env_id: str) -> bool:

@@ -104,7 +104,7 @@ class CollectConfig:
     snapshot_every_epochs: Count = 2
     """Update epochs between two snapshots. 2 is inferred from the paper: 800k steps / 2k snapshots = 400 steps."""
     backend: Backend = "auto"
-    """auto: EnvPool where it has the environment, Gymnasium otherwise."""
+    """auto: EnvPool where it has the environment, Gymnasium otherwise and where `env_kwargs` are given."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
     def __post_init__(self) -> None:
