@@ -46,7 +46,8 @@ from torch.distributions import Normal
 
 import tipl.collect
 import tipl.stack
-from tipl.envs import _quiet_making, _quiet_mujoco, chosen_backend, engine_versions, make_env
+from tipl.env_spec import quiet_making, quiet_mujoco
+from tipl.envs import chosen_backend, engine_versions, make_env
 from tipl.experiments import experiment
 from tipl.policy import forward_batch
 from tipl.ppo import adam_step, backward_batch, kernel_settings, loss_gradients
@@ -160,7 +161,7 @@ class Environment:
 
     def __init__(self, stack: Stack) -> None:
         self._env = make_env(stack.config.env_id, stack.seeds, stack.config.backend)
-        self._env.replay(stack.resets.tolist(), stack.actions_since_reset)
+        self._env.replay(stack.resets.tolist(), [[actions] for actions in stack.actions_since_reset])
 
     def run(self, taken: Taken) -> dict[str, Any]:
         expected = np.concatenate([done for _, done in taken])
@@ -211,7 +212,7 @@ def tanh_network(sizes: Sequence[int]) -> nn.Sequential:
 
 def wrapped_env(env_id: str, gamma: float) -> gymnasium.Env:
     """One environment in CleanRL's wrappers, in its order."""
-    with _quiet_making(), _quiet_mujoco():
+    with quiet_making(), quiet_mujoco():
         env = wrappers.FlattenObservation(gymnasium.make(env_id))
     env = wrappers.RecordEpisodeStatistics(env)
     env = wrappers.ClipAction(env)

@@ -103,7 +103,7 @@ def test_the_arguments_of_a_function_are_checked_and_its_defaults_are_not():
     def add(store: AnyPath, *more: AnyPath, count: Count = 0, note=None) -> tuple:
         return os.fspath(store), more, count, note
 
-    assert add("a", note=object) == ("a", (), 0, object) and add(Path("a"), count=np.int8(2)) == ("a", (), 2, None)
+    assert add("a", note=object) == ("a", (), 0, object) and add(Path("a"), count=np.int8(2)) == ("a", (), 2, None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TiplError, match="`store` is 7; give a path"):
         add(7)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TiplError, match="`count` is -1; give at least 1"):

@@ -243,7 +243,9 @@ def test_a_trial_that_is_no_longer_finite_is_named_and_the_others_go_on(
 ):
     """The 50 episodes before have 10 steps each, so it comes in the 507th step, in the fourth iteration of 128."""
     monkeypatch.setitem(
-        gymnasium.registry, "GoesBad-v0", EnvSpec("GoesBad-v0", lambda: GoesBad(what), disable_env_checker=True)
+        gymnasium.registry,
+        "GoesBad-v0",
+        EnvSpec("GoesBad-v0", lambda: GoesBad(what), disable_env_checker=True),  # pyright: ignore[reportArgumentType]
     )
     ppo = DiscretePPOConfig(num_envs=1, num_minibatches=2, normalize=normalize)
     config = DiscreteCollectConfig("GoesBad-v0", trials=3, total_steps=8 * 128, hidden_sizes=(4,), ppo=ppo)
@@ -301,7 +303,9 @@ def test_a_script_without_a_main_guard_collects_once(tmp_path: Path):
 
 def test_an_environment_that_only_this_process_knows_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(
-        gymnasium.registry, "Mine-v0", EnvSpec("Mine-v0", lambda: GoesBad(""), disable_env_checker=True)
+        gymnasium.registry,
+        "Mine-v0",
+        EnvSpec("Mine-v0", lambda: GoesBad(""), disable_env_checker=True),  # pyright: ignore[reportArgumentType]
     )
     with pytest.raises(TiplError, match=r"cannot make 'Mine-v0'.*if __name__ == \"__main__\":"):
         collect(DiscreteCollectConfig("Mine-v0", trials=1, total_steps=512), tmp_path / "store", workers=1)

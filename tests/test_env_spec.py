@@ -107,7 +107,7 @@ class Halved(gymnasium.ActionWrapper):
         (changed_model, "another than what its spec makes"),
         (lambda: Halved(gymnasium.make("Pendulum-v1")), "behind the wrapper Halved"),
         (
-            lambda: wrappers.TransformReward(gymnasium.make("Pendulum-v1"), lambda r: 2 * r),
+            lambda: wrappers.TransformReward(gymnasium.make("Pendulum-v1"), lambda r: 2 * r),  # pyright: ignore[reportOperatorIssue]
             "the wrapper TransformReward",
         ),
         (lambda: wrappers.NormalizeObservation(gymnasium.make("Pendulum-v1")), "the wrapper NormalizeObservation"),
@@ -158,7 +158,7 @@ def test_another_environment_under_the_same_id_is_told() -> None:
     env_id = again(gymnasium.make("toy/Toy-v0"))
     before = gymnasium.registry.pop("toy/Toy-v0")
     try:
-        gymnasium.register("toy/Toy-v0", toy_envs.Endless, disable_env_checker=True)
+        gymnasium.register("toy/Toy-v0", toy_envs.Endless, disable_env_checker=True)  # pyright: ignore[reportArgumentType]
         with pytest.raises(TiplError, match="is toy_envs:Endless here, and the trial was made in toy_envs:Toy"):
             made(env_id)
         other = dict(env_id.spec, entry_point="toy_envs:Endless")
@@ -176,7 +176,7 @@ def test_what_collect_keeps_of_an_id_tells_another_environment_under_it(tmp_path
     np.testing.assert_array_equal(steps(made(env_id)), steps(gymnasium.make("toy/Toy-v0", scale=2.0)))
     before = gymnasium.registry.pop("toy/Toy-v0")
     try:
-        gymnasium.register("toy/Toy-v0", toy_envs.Toy, disable_env_checker=True, max_episode_steps=5)
+        gymnasium.register("toy/Toy-v0", toy_envs.Toy, disable_env_checker=True, max_episode_steps=5)  # pyright: ignore[reportArgumentType]
         other = env_id_of("toy/Toy-v0", {**kept, "env_kwargs": {"scale": 3.0}})
         assert "first steps differ" in str(why_other(other))
         assert why_other(env_id) is None  # the record's own limit and arguments count

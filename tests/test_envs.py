@@ -468,7 +468,7 @@ def test_replay_brings_back_what_draws_in_its_steps(env_id: str, backend: Backen
         actions = rng.integers(env.policy_outputs, size=(2, 1)) * 1.0
         for ours, theirs in zip(env.step(actions), fresh.step(actions), strict=True):
             np.testing.assert_array_equal(ours, theirs)
-        done = np.flatnonzero(ours | theirs)
+        done = np.flatnonzero(ours | theirs)  # pyright: ignore[reportOperatorIssue]
         if len(done):
             np.testing.assert_array_equal(env.reset(done), fresh.reset(done))
 

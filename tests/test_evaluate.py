@@ -473,7 +473,7 @@ def test_five_trials_have_intervals_and_p_values_for_all_horizons_at_once():
     assert 0 < low < scores["skill"]["1"] < high < 1 and least < 0 < most
     # Two horizons: the smaller p-value counts twice.
     single = p_value(Interval(scores["skill"]["1"], low, high, 5), 0.0)
-    assert scores["skill_holm"]["1"] == pytest.approx(2 * single) and scores["skill_holm"]["9"] > 0.05
+    assert scores["skill_holm"]["1"] == pytest.approx(2 * single) and scores["skill_holm"]["9"] > 0.05  # pyright: ignore[reportOperatorIssue]
     np.testing.assert_allclose(scores["trials_improved_ci"]["1"], (0.025**0.2, 1.0))
 
 

@@ -223,9 +223,9 @@ def test_what_cannot_be_run_is_said_before_a_kernel_reads_it(arrays: dict, how: 
 def test_an_episode_that_does_not_end_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(returns, "MAX_EPISODE_STEPS", 500)
     with pytest.raises(TiplError, match=r"toy/Endless-v0 has not ended after 500 steps; give the environment a time"):
-        policy_returns(toy_policies(), **(TOY | {"env_id": "toy/Endless-v0"}))
+        policy_returns(toy_policies(), **(TOY | {"env_id": "toy/Endless-v0"}))  # pyright: ignore[reportArgumentType]
     limited = EnvId("toy/Endless-v0", {"kwargs": {"max_episode_steps": 500}})
-    assert policy_returns(toy_policies(), **(TOY | {"env_id": limited})).shape == (1, 2)
+    assert policy_returns(toy_policies(), **(TOY | {"env_id": limited})).shape == (1, 2)  # pyright: ignore[reportArgumentType]
 
 
 def test_arrays_of_other_types_and_orders_are_the_same_policies() -> None:
@@ -261,7 +261,9 @@ class EndsBadlyOrNever(gymnasium.Env):
 def test_an_error_in_one_thread_does_not_wait_for_the_episodes_of_the_others(monkeypatch: pytest.MonkeyPatch):
     """Nor does Ctrl-C: an episode of a hundred thousand such steps takes minutes."""
     monkeypatch.setitem(
-        gymnasium.registry, "EndsBadly-v0", EnvSpec("EndsBadly-v0", EndsBadlyOrNever, disable_env_checker=True)
+        gymnasium.registry,
+        "EndsBadly-v0",
+        EnvSpec("EndsBadly-v0", EndsBadlyOrNever, disable_env_checker=True),  # pyright: ignore[reportArgumentType]
     )
     policies = Policies(np.zeros((1, (2 + 1) * 4 + (4 + 1) * 2), np.float32), np.zeros((1, 2)), np.ones((1, 2)))
     began = time.monotonic()

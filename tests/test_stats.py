@@ -135,7 +135,7 @@ def test_a_scale_bounds_what_it_is_of() -> None:
         lambda x, y, axis: x.sum(axis) / y.sum(axis), errors, moved, rng=np.random.default_rng(7), scale=POSITIVE
     )
     plain = bootstrap_interval(skill, errors, moved, rng=np.random.default_rng(7))[0]
-    assert of_skill.high < 1 < plain.high and of_ratio.low > 0
+    assert of_skill.high < 1 < plain.high and of_ratio.low > 0  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
     np.testing.assert_allclose(numbers(of_skill)[0, :3], 1 - numbers(of_ratio)[0, [0, 2, 1]], rtol=1e-9)
     # Without errors there is no logarithm: that horizon is taken on the plain scale, the others are not.
     both = np.stack([errors, np.zeros(6)], axis=1), np.stack([moved, moved], axis=1)
@@ -164,9 +164,9 @@ def test_working_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 def coverage_module():
     path = Path(__file__).parents[1] / "benchmarks" / "intervals.py"
     spec = importlib.util.spec_from_file_location("coverage_of_intervals", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
+    sys.modules[spec.name] = module  # pyright: ignore[reportOptionalMemberAccess]
+    spec.loader.exec_module(module)  # pyright: ignore[reportOptionalMemberAccess]
     return module
 
 
@@ -282,7 +282,7 @@ def test_p_value_is_students_where_the_interval_is(null: float) -> None:
     test = scipy.stats.ttest_1samp(x, null)
     bounds = test.confidence_interval()
     found = p_value(Interval(float(x.mean()), bounds.low, bounds.high, 9), null)
-    assert found == pytest.approx(test.pvalue, rel=1e-9)
+    assert found == pytest.approx(test.pvalue, rel=1e-9)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_p_value_at_the_ends_of_an_interval() -> None:

@@ -800,7 +800,7 @@ def _main(mode: str, path: Path, *arguments: str) -> None:
             _full_disk(path)
         elif mode == "create":
             print(create_store(path).id)
-            begin(path, *map(int, arguments)).close()
+            begin(path, *map(int, arguments)).close()  # pyright: ignore[reportArgumentType]
         elif mode == "resume":
             TrialWriter.resume(path, SEED)[0].close()
     except TiplError as error:

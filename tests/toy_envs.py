@@ -116,4 +116,4 @@ class Worthless(Toy):
 
 
 for made in (Toy, Draws, DrawsElsewhere, Endless, Parts, Squares, Switches, Bags, Five, Nothing, Worthless):
-    gymnasium.register(f"toy/{made.__name__}-v0", made, disable_env_checker=True)
+    gymnasium.register(f"toy/{made.__name__}-v0", made, disable_env_checker=True)  # pyright: ignore[reportArgumentType]

@@ -154,7 +154,7 @@ def _one_of(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
     others = [kind for kind in kinds if kind is not types.NoneType]
     if value is None and len(others) < len(kinds):
         return None
-    if os.PathLike in map(get_origin, others):
+    if os.PathLike in map(get_origin, others):  # pyright: ignore[reportOperatorIssue]
         others = [kind for kind in others if kind is not str]
         if len(others) == 1 or isinstance(value, str | os.PathLike):
             return checked_path(name, value)

@@ -93,7 +93,7 @@ def env_id_of(env_id: str, config: Mapping[str, Any]) -> EnvId:
             raise TiplError(
                 f"The record of a trial in {env_id!r} is damaged: its environment's {key} is {str(spec[key])[:40]!r}."
             )
-    for wrapper in spec.get("wrappers", []):
+    for wrapper in spec.get("wrappers", []):  # pyright: ignore[reportGeneralTypeIssues]
         if not (isinstance(wrapper, dict) and isinstance(wrapper.get("entry_point"), str)
                 and isinstance(wrapper.get("kwargs"), dict)):  # fmt: skip
             raise TiplError(f"The record of a trial in {env_id!r} is damaged: its wrapper is {str(wrapper)[:40]!r}.")

@@ -112,7 +112,7 @@ class VectorEnv(ABC):
             return bounded[:, 0] + self._first_action
         if self._whole_actions:
             bounded = np.rint(bounded).astype(self._action_type)
-        return bounded if len(self._action_shape) == 1 else bounded.reshape(-1, *self._action_shape)
+        return bounded if len(self._action_shape) == 1 else bounded.reshape(-1, *self._action_shape)  # pyright: ignore[reportArgumentType, reportOptionalIterable]
 
     def replay(self, resets: Sequence[int], episodes: Sequence[Sequence[np.ndarray]], random: Any = None) -> np.ndarray:
         """Bring fresh copies to a recorded state.

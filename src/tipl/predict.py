@@ -98,7 +98,7 @@ def forecast_policy(
         import_named([run.env_id])
     if not 0 <= origin < run.committed:
         raise TiplError(f"Trial {trial} has snapshots 0 to {run.committed - 1}; --origin {origin} is none of them.")
-    learned = learned_by(model)
+    learned = learned_by(model)  # pyright: ignore[reportArgumentType]
     if not seen:
         require_unseen(data, [trial], str(model), learned, "forecast another trial, or take this one by --seen")
     with tempfile.TemporaryDirectory(prefix="tipl-") as scratch:  # codes that a model over codes may need

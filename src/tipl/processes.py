@@ -340,7 +340,7 @@ def _starting() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     for number in came[:1]:
-        handlers[number](number, None)
+        handlers[number](number, None)  # pyright: ignore[reportArgumentType]
 
 
 def _is_guarded(main: types.ModuleType) -> bool:

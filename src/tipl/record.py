@@ -147,10 +147,10 @@ class WeightRecorder:
                 earlier._leave()  # of a run that was interrupted in this process, as a cell of a notebook is
         checkpoint: dict[str, np.ndarray] = {}
         if seed in Store.open(store).seeds:
-            self._writer, checkpoint = TrialWriter.resume(store, seed)
+            self._writer, checkpoint = TrialWriter.resume(store, seed)  # pyright: ignore[reportArgumentType]
         else:
             self._writer = TrialWriter.create(
-                store, seed, env_id=env_id, config=settings, spec=subject.spec, versions=_versions(),
+                store, seed, env_id=env_id, config=settings, spec=subject.spec, versions=_versions(),  # pyright: ignore[reportArgumentType]
                 obs_dim=self._obs_dim, num_snapshots=None,
             )  # fmt: skip
         with contextlib.ExitStack() as on_failure:

@@ -124,7 +124,7 @@ def _computes_now(
     expected = observations
     linears = list(network)[::2]
     for layer in linears:
-        expected = nn.functional.linear(expected, layer.weight, layer.bias)
+        expected = nn.functional.linear(expected, layer.weight, layer.bias)  # pyright: ignore[reportArgumentType]
         expected = expected if layer is linears[-1] else _ACTIVATIONS[activation](expected)
     try:
         if not _alike(network(observations), expected):

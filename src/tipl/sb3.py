@@ -317,11 +317,11 @@ def _normalizer(env: VecNormalize | None, whole: Any) -> tuple[Normalizer | None
         return None, None
     space = env.observation_space
     names = [*space.spaces] if isinstance(space, spaces.Dict) else None
-    if names is not None and {*names} != {*env.obs_rms}:
+    if names is not None and {*names} != {*env.obs_rms}:  # pyright: ignore[reportGeneralTypeIssues]
         return None, None
 
     def statistics() -> tuple[Any, Any, Any]:
-        moments: Any = [env.obs_rms] if names is None else [env.obs_rms[name] for name in names]
+        moments: Any = [env.obs_rms] if names is None else [env.obs_rms[name] for name in names]  # pyright: ignore[reportIndexIssue]
         mean = np.concatenate([each.mean.reshape(-1) for each in moments])
         var = np.concatenate([each.var.reshape(-1) for each in moments])
         frames = 1 if names else math.prod(whole.observation_space.shape) // len(mean)  # of VecFrameStack above it
@@ -339,7 +339,7 @@ def _environment(env: Any, env_id: str | None) -> EnvId:
             frames *= env.stacked_obs.n_stack
         elif isinstance(env, VecNormalize) and env.norm_obs:
             keys = env.observation_space.spaces if isinstance(env.observation_space, spaces.Dict) else env.obs_rms
-            if frames > 1 or (isinstance(env.obs_rms, dict) and {*keys} != {*env.obs_rms}):
+            if frames > 1 or (isinstance(env.obs_rms, dict) and {*keys} != {*env.obs_rms}):  # pyright: ignore[reportGeneralTypeIssues]
                 partly = True
         elif not isinstance(env, (VecNormalize, VecMonitor, VecCheckNan, VecVideoRecorder)):
             odd = odd or type(env).__name__

@@ -198,7 +198,7 @@ class Stack:
             for name in _SAVED_OF_COPIES:  # without the axis of the copies in stores from before there were several
                 getattr(self, name)[copies] = state[name]
             counts = np.cumsum(state["earlier_episodes"])[:-1]
-            self.earlier_lengths[copies] = [each.tolist() for each in np.split(state["earlier_lengths"], counts)]
+            self.earlier_lengths[copies] = [each.tolist() for each in np.split(state["earlier_lengths"], counts)]  # pyright: ignore[reportArgumentType, reportCallIssue]
             lengths = [sum(each) for each in self.earlier_lengths[copies]] + self.episode_length[copies]
             actions = np.split(np.array(state["actions_since_reset"]), np.cumsum(lengths)[:-1])
             self.actions_since_reset[copies] = actions
@@ -299,8 +299,8 @@ class Stack:
         steps = range(ppo.num_steps + 1)
         bad_obs = ~np.isfinite(seen).all(axis=(0, 2))
         bad_reward = np.r_[False, ~np.isfinite(self.rewards[mine]).all(axis=0)]  # with the observation that follows it
-        at = next((step for step in steps if bad_obs[step] or bad_reward[step]), ppo.num_steps)
-        what = "a reward" if bad_reward[at] and not bad_obs[at] else "an observation"
+        at = next((step for step in steps if bad_obs[step] or bad_reward[step]), ppo.num_steps)  # pyright: ignore[reportIndexIssue]
+        what = "a reward" if bad_reward[at] and not bad_obs[at] else "an observation"  # pyright: ignore[reportIndexIssue]
         env_step = (self.iteration - 1) * ppo.batch_size + at * ppo.num_envs
         return (
             f"{self.config.env_id} gave {what} that is not finite to trial {self.seeds[trial]} at environment step "

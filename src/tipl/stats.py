@@ -229,7 +229,7 @@ def _joined(
     """The interval of one horizon from the statistic without each trial and in the resamples; None where one of these
     is not finite on the scale."""
     with np.errstate(all="ignore"):
-        value, left_N, drawn_R, left_RN = (scale.to(np.asarray(each)) for each in (value, left_N, drawn_R, left_RN))
+        value, left_N, drawn_R, left_RN = (scale.to(np.asarray(each)) for each in (value, left_N, drawn_R, left_RN))  # pyright: ignore[reportAssignmentType]
         if not (np.isfinite(value) and np.isfinite(left_N).all() and np.isfinite(drawn_R).all()):
             return None
         error, degrees = _jackknife(left_N, groups)

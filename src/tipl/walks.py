@@ -51,14 +51,14 @@ def random_walk(
     config = {"kind": ENV_ID, "snapshots": snapshots, "dim": dim, "drift": drift, "anneal": anneal}
     spec = ParamSpec(("walk",), ((dim,),))
     there = set(create_store(out).seeds)
-    plan_trials(out, range(seed, seed + trials), env_id=ENV_ID, config=config, spec=spec)
+    plan_trials(out, range(seed, seed + trials), env_id=ENV_ID, config=config, spec=spec)  # pyright: ignore[reportArgumentType]
     waiting = [number for number in range(seed, seed + trials) if number not in there]
     if len(waiting) < trials:
         console.print(f"random-walk: {trials - len(waiting)} of {trials} trials are already there.")
     with steps_progress("random-walk", len(waiting) * snapshots) as advance:
         for number in waiting:
             writer = TrialWriter.create(
-                out, number, env_id=ENV_ID, config=config, spec=spec,
+                out, number, env_id=ENV_ID, config=config, spec=spec,  # pyright: ignore[reportArgumentType]
                 versions={"tipl": tipl.__version__, "numpy": np.__version__}, obs_dim=1, num_snapshots=snapshots,
             )  # fmt: skip
             for start, weights in _walk(snapshots, dim, drift, number, anneal):

@@ -71,7 +71,7 @@ def stores(folder: Path, count: int, number: int, note: Callable[[str], None]) -
 
     @seed(number)
     @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate],
-              suppress_health_check=[*HealthCheck])  # fmt: skip
+              suppress_health_check=[*HealthCheck])  # fmt: skip  # pyright: ignore[reportArgumentType]
     @given(LIES)
     def one(told: tuple[int, str | None, list[Lie]]) -> None:
         nonlocal tried

@@ -144,7 +144,7 @@ def _sentence(arms: Mapping[str, Any], first: str, seeds: int) -> str:
 def signs(found: Sequence[tuple[float, Sequence[float] | None]], null: float, trials: int) -> list[int]:
     """−1, 0 or 1: on which side of `null` each value lies, 0 where it is not told apart from it by p-values that are
     corrected for all of them; by the value alone where it has no interval."""
-    single = [p_value(Interval(value, *(bounds or (None, None)), trials), null) for value, bounds in found]
+    single = [p_value(Interval(value, *(bounds or (None, None)), trials), null) for value, bounds in found]  # pyright: ignore[reportCallIssue]
     adjusted = iter(holm([p for p in single if p is not None]))
     apart = [p is None or next(adjusted) <= 0.05 for p in single]
     return [int(np.sign(value - null)) if is_apart else 0 for (value, _), is_apart in zip(found, apart, strict=True)]

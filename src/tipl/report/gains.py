@@ -101,7 +101,7 @@ def return_errors(evaluation: Evaluation) -> Figure | None:
         for f in rivals:
             found = errors[f.name]
             quantiles = {(i + 0.5) / len(found): max(value, least) for i, value in enumerate(found)}
-            lines.append(replace(styled(styles, f, quantiles, {}), marker="none"))
+            lines.append(replace(styled(styles, f, quantiles, {}), marker="none"))  # pyright: ignore[reportArgumentType]
         floor = evaluation.noise_floor.get(horizon, 0.0)
         rules = (Rule("Noise floor of REPW, a mean", floor),) if floor > least else ()
         shares = tuple((share, f"{share:.0%}") for share in (0.0, 0.25, 0.5, 0.75, 1.0))

@@ -101,7 +101,7 @@ def _corrected(standings: Sequence[Standing]) -> list[Standing]:
     of = ("nothing", "line", "returns")
     places = [(turn, kind, h) for turn, each in enumerate(standings) for kind in of for h in getattr(each, kind)]
     judgments = [getattr(standings[turn], kind)[h] for turn, kind, h in places]
-    single = [p_value(Interval(j.value, *(j.interval or (None, None)), j.trials), 0.0) for j in judgments]
+    single = [p_value(Interval(j.value, *(j.interval or (None, None)), j.trials), 0.0) for j in judgments]  # pyright: ignore[reportCallIssue]
     known = [turn for turn, p in enumerate(single) if p is not None]
     made: list[dict[str, dict[int, Judgment]]] = [
         {kind: dict(getattr(each, kind)) for kind in of} for each in standings

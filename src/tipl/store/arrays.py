@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
-from numcodecs import Blosc, blosc
+from numcodecs import Blosc, blosc  # pyright: ignore[reportAttributeAccessIssue]
 
 from tipl.files import SEAL, Absent, Damaged, file_size, read_file, read_json, replace_file, sealed
 from tipl.store.files import is_folder, make_folder
@@ -345,7 +345,7 @@ class ArrayWriter:
         if exact and self.rows != self._room:
             self._make_room(self.rows)
         if self._untold:
-            _append(self._path / "checksums", 4 * self._told, self._untold)
+            _append(self._path / "checksums", 4 * self._told, self._untold)  # pyright: ignore[reportArgumentType]
             self._sum = google_crc32c.extend(self._sum, bytes(self._untold))
             self._told, self._untold = self._told + len(self._untold) // 4, bytearray()
         rest = self._buffer[:begin]

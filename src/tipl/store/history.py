@@ -33,7 +33,7 @@ class History:
     per_iteration: int | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("trial", int), ("origin", int), ("place", int), ("per_iteration", Count | None)):
+        for name, kind in (("trial", int), ("origin", int), ("place", int), ("per_iteration", Count | None)):  # pyright: ignore[reportOperatorIssue]
             object.__setattr__(self, name, checked(f"`{name}`", getattr(self, name), kind))
         weights = np.asarray(self.weights)
         if weights.ndim != 2 or not weights.size or weights.dtype.kind not in "fiu":

@@ -181,9 +181,9 @@ class Trial:
         """Snapshots start … stop - 1, float32 [n, P]; reads only the chunks that hold them."""
         stop = self.committed if stop is None else stop
         start, stop = checked("`start`", start, int), checked("`stop`", stop, int)
-        if not 0 <= start <= stop <= self.committed:
+        if not 0 <= start <= stop <= self.committed:  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
             raise TiplError(
-                f"Trial {self.seed} has snapshots 0 to {self.committed - 1}, not {start} to {stop - 1}; ask for those."
+                f"Trial {self.seed} has snapshots 0 to {self.committed - 1}, not {start} to {stop - 1}; ask for those."  # pyright: ignore[reportOptionalOperand]
             )
         return self._read("weights", start, stop)
 

@@ -267,7 +267,7 @@ class Training:
         return digest([settings, self.facts["codes"]["sha256"], folder.relative_to(self.out).name])
 
     def _save(self, folder: Path) -> None:
-        self.task.model.identity = self._identity(folder)  # of which nn.Module knows nothing
+        self.task.model.identity = self._identity(folder)  # of which nn.Module knows nothing  # pyright: ignore[reportArgumentType]
         self.task.save(folder)
 
     def write_checkpoint(self) -> None:

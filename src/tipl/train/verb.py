@@ -310,7 +310,7 @@ def fit_causal(
     def task(place: Place) -> Displacements:
         return Displacements(train, validation, config, place)
 
-    train_task(task, config, out, facts, progress=progress, write=write, device=device)
+    train_task(task, config, out, facts, progress=progress, write=write, device=device)  # pyright: ignore[reportArgumentType]
     return CausalTIPL.load(out)
 
 
