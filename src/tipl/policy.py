@@ -75,7 +75,7 @@ def _kernels_folder() -> Path | None:
     """
     package, home = Path(__file__).parent, Path(os.path.expanduser("~"))
     state = hashlib.sha256(b"".join((package / name).read_bytes() for name in _INLINED)).hexdigest()[:16]
-    users = numba.config.CACHE_DIR  # pyright: ignore[reportPrivateImportUsage]
+    users = numba.config.CACHE_DIR  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
     private = Path(tempfile.gettempdir()) / f"tipl-{os.getuid()}"
     places = [Path(users)] if users else []
     places += [package / "__pycache__", Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "tipl", private]
