@@ -286,7 +286,8 @@ def test_an_environment_that_does_not_come_back_is_refused() -> None:
 def test_what_is_not_finite_ends_the_collection(env_id: str, what: str, normalize: bool) -> None:
     ppo = PPOConfig(num_steps=64, num_minibatches=4, normalize=normalize)
     config = CollectConfig(env_id=env_id, total_steps=128, ppo=ppo)
-    with pytest.raises(TiplError, match=f"{env_id} gave {what} that is not finite to trial 3 at environment step 7, in iteration 1"):
+    words = f"{env_id} gave {what} that is not finite to trial 3 at environment step 7, in iteration 1"
+    with pytest.raises(TiplError, match=words):
         Stack(config, [3]).iterate()
 
 
