@@ -32,7 +32,7 @@ from typing import Any
 
 from tipl.errors import TiplError
 
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 3.0
 """How long a process that was told to stop may take to keep what it has done."""
 _LOOK_SECONDS = 0.1
 _TELL_SECONDS = 0.02  # between messages

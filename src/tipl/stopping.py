@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-GRACE_SECONDS = 8.0
+GRACE_SECONDS = 5.0
 INTERRUPTED = "tipl: interrupted; what was committed stays readable, the same command goes on (train: with --resume)"
 _STOPPING = "tipl: stopping; once more, and it ends at once"
 _SAME_SECONDS = 0.5  # signals that come within these are one: a wrapper passes on what the terminal sends to all
