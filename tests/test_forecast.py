@@ -244,9 +244,11 @@ def test_a_causal_model_is_told_its_tensors(small_store: Path):
         CausalForecaster.from_pretrained(shapes=[(2, 4)]).forecast([history], [1])
     forecaster = CausalForecaster.from_pretrained(shapes=[(122,)])
     assert forecaster.forecast([history], [1]).shape == (1, 1, 122)
-    for histories, horizons in (([], [1]), ([history], []), ([history], [0]), ([history], [1, -5])):
-        with pytest.raises(TiplError, match=r"at least 1|at least one|one at least"):
-            forecaster.forecast(histories, horizons)
+    with pytest.raises(TiplError, match="give a list of History, one at least"):
+        forecaster.forecast([], [1])
+    for horizons, message in (([], "`horizons`"), ([0], "`horizons` is 0; give at least 1"), ([1, -5], "is -5; give")):
+        with pytest.raises(TiplError, match=message):
+            forecaster.forecast([history], horizons)
 
 
 def test_beyond_the_last_horizon_and_before_any_movement_there_is_no_error_to_tell(small_store: Path, tmp_path: Path):
