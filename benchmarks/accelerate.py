@@ -20,9 +20,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tipl.accelerate import compare
-from tipl.arms import Arm, run_arms
-from tipl.presets import JUMPS, CollectConfig, jumps_of
+from tipl.acceleration.arms import Arm, run_arms
+from tipl.acceleration.compare import compare
+from tipl.config.presets import JUMPS, CollectConfig, jumps_of
 
 ELSEWHERE = "autoregression elsewhere"
 RATES = (3e-4, 6e-4, 1e-3, 2e-3, 3e-3)

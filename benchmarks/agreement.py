@@ -22,8 +22,8 @@ import numpy as np
 from curves import curve
 from scipy import stats as scipy_stats
 
-from tipl.returns import Policies, policy_returns
-from tipl.stats import bootstrap_interval, iqm
+from tipl.evaluation.statistics import bootstrap_interval, iqm
+from tipl.rl.returns import Policies, policy_returns
 from tipl.store import Store, Trial
 
 matplotlib.use("Agg")

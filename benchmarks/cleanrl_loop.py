@@ -3,7 +3,7 @@
 In: an environment, seeds.  Out: a JSON a seed in a folder, written when the seed is done. What is there stays.
 
 `Reference` of `benchmarks/collect.py` is `ppo_continuous_action` in plain torch: Gymnasium's wrappers and engine,
-autograd, torch's Adam, torch's draws. It shares nothing with `tipl.stack` but a seed's initial weights, so what
+autograd, torch's Adam, torch's draws. It shares nothing with `trial_batch` but a seed's initial weights, so what
 it earns tells a difference of the loop from one of the engine or of the seeds. The measure is that of CleanRL's tables
 (openrlbenchmark's `rlops.py`): the mean of a run's last 100 training episodes.
 
@@ -23,8 +23,8 @@ import torch
 from collect import Reference
 from scipy import stats as scipy_stats
 
-from tipl.presets import CollectConfig
-from tipl.stack import Stack
+from tipl.config.presets import CollectConfig
+from tipl.rl.trial_batch import Stack
 
 PACKAGES = "gymnasium", "mujoco", "numpy", "torch"
 

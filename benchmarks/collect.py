@@ -12,7 +12,7 @@ episodes of InvertedPendulum are long. The parts:
 collect      the loop of a process of `collect` with its share of the preset's 50 trials, snapshots written to a store
              in a temporary folder. Commits count as often as `collect` makes them, however short the part is.
 environment  EnvPool alone: the very steps and resets of the part before, replayed from the actions that the stack
-             took, in environments of the same seeds; through `tipl.envs`, which is faster than EnvPool's own `step`.
+             took, in environments of the same seeds; through `tipl.rl.envs`, which is faster than EnvPool's own `step`.
 reference    one trial in one Gymnasium environment, written as CleanRL's `ppo_continuous_action` is (without its logs),
              begun with the weights and normalizers of a warm trial.
 products     the matrix products of the stack's iterations alone, in their shapes, by the same BLAS; and the rate of
@@ -44,15 +44,15 @@ from numba import njit
 from torch import nn
 from torch.distributions import Normal
 
-import tipl.collect
-import tipl.stack
-from tipl.env_spec import quiet_making, quiet_mujoco
-from tipl.envs import chosen_backend, engine_versions, make_env
-from tipl.experiments import experiment
-from tipl.policy import forward_batch
-from tipl.ppo import adam_step, backward_batch, kernel_settings, loss_gradients
-from tipl.presets import CollectConfig
-from tipl.stack import Iteration, Stack
+import tipl.collection.collect
+import tipl.rl.trial_batch
+from tipl.config.env_spec import quiet_making, quiet_mujoco
+from tipl.config.experiments import experiment
+from tipl.config.presets import CollectConfig
+from tipl.rl.envs import chosen_backend, engine_versions, make_env
+from tipl.rl.kernels import forward_batch
+from tipl.rl.ppo import adam_step, backward_batch, kernel_settings, loss_gradients
+from tipl.rl.trial_batch import Iteration, Stack
 from tipl.store import TrialWriter, create_store
 
 ITERATIONS = {"inverted-pendulum": 30, "half-cheetah": 3}  # before anything is timed
@@ -115,7 +115,7 @@ class Collecting:
         self.timers = Timers()
         self._writers: list[TrialWriter] = []
         for seed in seeds:
-            writer, _ = tipl.collect._begin_trial(config, folder, seed)
+            writer, _ = tipl.collection.collect._begin_trial(config, folder, seed)
             for name in ("append", "append_episodes", "commit"):
                 setattr(writer, name, self.timers.timed(name, getattr(writer, name)))
             self._writers.append(writer)
@@ -141,11 +141,11 @@ class Collecting:
         self.timers.calls.clear()
         clock = Clock()
         group = [(seed, writer, {}) for seed, writer in zip(self.stack.seeds, self._writers, strict=True)]
-        tipl.collect._run_group(self.stack, group, on_iteration, stopped)
+        tipl.collection.collect._run_group(self.stack, group, on_iteration, stopped)
         times = clock.times
         commit = self.timers["commit"] / (self.timers.calls["commit"] / len(self._writers))  # of all trials, once
         between = times - self.timers["commit"]
-        pause = tipl.collect.COMMIT_SECONDS
+        pause = tipl.collection.collect.COMMIT_SECONDS
         return {
             "steps": sum(done.size for _, done in taken),
             "times": between * (pause + commit[0]) / pause,  # with commits as far apart as in a long run
@@ -441,17 +441,17 @@ def profile(collecting: Collecting) -> dict[str, float]:
     """
     stack, timers = collecting.stack, Timers()
     kernels = ("act", "normalize_obs", "normalize_reward", "critic_values", "advantages_and_returns", "update")
-    real = {name: getattr(tipl.stack, name) for name in kernels}
+    real = {name: getattr(tipl.rl.trial_batch, name) for name in kernels}
     step, reset = stack.env.step, stack.env.reset
     for name, function in real.items():
-        setattr(tipl.stack, name, timers.timed(name, function))
+        setattr(tipl.rl.trial_batch, name, timers.timed(name, function))
     stack.env.step = timers.timed("env.step", step)  # pyright: ignore[reportAttributeAccessIssue]
     stack.env.reset = timers.timed("env.reset", reset)  # pyright: ignore[reportAttributeAccessIssue]
     clock = Clock()
     stack.iterate()
     whole = clock.times[0]
     for name, function in real.items():
-        setattr(tipl.stack, name, function)
+        setattr(tipl.rl.trial_batch, name, function)
     stack.env.step, stack.env.reset = step, reset
     seconds = {name: float(times[0]) for name, times in timers.items()}
     seconds["noise, orders, Python of the rollout"] = whole - sum(seconds.values())

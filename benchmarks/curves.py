@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from tipl.stats import bootstrap_interval, iqm
+from tipl.evaluation.statistics import bootstrap_interval, iqm
 from tipl.store import Store, Trial, data_info, data_verify
 
 matplotlib.use("Agg")

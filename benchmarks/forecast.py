@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tipl.forecast import CausalForecaster
-from tipl.policy import ParamSpec, policy_spec
-from tipl.windows import WINDOW
+from tipl.forecasting.trained import CausalForecaster
+from tipl.representation.windows import WINDOW
+from tipl.rl.policies import policy_spec
+from tipl.store.spec import ParamSpec
 
 POLICIES = {"71,948 weights": policy_spec(17, (256, 256), 6), "122 weights": policy_spec(4, (8, 8), 1)}
 assert [spec.size for spec in POLICIES.values()] == [71_948, 122]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tipl.stats import (
+from tipl.evaluation.statistics import (
     BELOW_ONE,
     LEAST_TRIALS,
     PLAIN,

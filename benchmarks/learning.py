@@ -24,10 +24,10 @@ from typing import get_args
 
 import numpy as np
 
-from tipl.collect import default_config
-from tipl.envs import chosen_backend, engine_versions
-from tipl.presets import Activation, Backend, CollectConfig
-from tipl.stack import Stack
+from tipl.collection.collect import default_config
+from tipl.config.presets import Activation, Backend, CollectConfig
+from tipl.rl.envs import chosen_backend, engine_versions
+from tipl.rl.trial_batch import Stack
 
 
 def training_returns(config: CollectConfig, seeds: Sequence[int], first_step: int, last_step: int) -> np.ndarray:

@@ -6,7 +6,7 @@ In: nothing; random walks are made.  Out: tables in Markdown, and JSON with what
 
 Three data sets go through `tipl evaluate`, every baseline and a line through codes of the `full` basis: driftless walks
 of the InvertedPendulum trials' shape, driftless walks of many more weights, where a basis that has seen the future
-manufactures skill, and walks with a drift, whose best possible skill is `tipl.walks.best_skill`: from the last 100
+manufactures skill, and walks with a drift, whose best possible skill is `random_walk.best_skill`: from the last 100
 steps, which the autoregression sees, and from all steps since φ_0, a mean over the origins.
 """
 
@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from tipl.evaluate import METRICS_FILE, evaluate
-from tipl.origins import choose_origins
-from tipl.presets import EvaluateConfig, SVDConfig
+from tipl.collection.random_walk import best_skill, random_walk
+from tipl.config.presets import EvaluateConfig, SVDConfig
+from tipl.evaluation.evaluate import METRICS_FILE, evaluate
+from tipl.evaluation.origins import choose_origins
 from tipl.representation import fit_svd
 from tipl.store import Store
-from tipl.walks import best_skill, random_walk
 
 CONFIG = EvaluateConfig(origins=128, spectrum_trials=0)
 SHOWN = 1, 5, 10, 50, 100  # horizons of the tables

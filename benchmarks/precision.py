@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from tipl.model import load, read_training
-from tipl.presets import TrainConfig
+from tipl.config.presets import TrainConfig
+from tipl.models import load, read_training
 from tipl.representation import Codes
 from tipl.store import Store
-from tipl.train import NextCode
+from tipl.training import NextCode
 
 FACTORS = (1, 4, 16, 40)
 BATCHES = 5

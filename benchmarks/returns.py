@@ -6,7 +6,7 @@ In: an experiment.  Out: a table of steps a second and of where the time goes; J
 
 Environment alone: as many threads as `policy_returns` has, each with an EnvPool that is made beforehand and full all
 the time; it replays actions that the same policies chose in closed loop from the same seeds, resets included, through
-`tipl.envs`, which is faster than EnvPool's own `step`. Of two sizes of that pool the one with the higher median counts.
+`envs`, which is faster than EnvPool's own `step`. Of two sizes of that pool the one with the higher median counts.
 The two are taken in turn, because a machine drifts, and the ratio is the median over rounds.
 
 Policies are the last snapshots of a short run of the paper's preset, by default long enough that an episode of
@@ -31,13 +31,13 @@ from typing import Any
 
 import numpy as np
 
-import tipl.returns
-from tipl.envs import VectorEnv, chosen_backend, engine_versions, make_env
-from tipl.experiments import experiment
-from tipl.policy import layer_sizes
-from tipl.presets import CollectConfig
-from tipl.returns import Policies, act_frozen, policy_returns
-from tipl.stack import Stack
+import tipl.rl.returns
+from tipl.config.experiments import experiment
+from tipl.config.presets import CollectConfig
+from tipl.rl.envs import VectorEnv, chosen_backend, engine_versions, make_env
+from tipl.rl.policies import layer_sizes
+from tipl.rl.returns import Policies, act_frozen, policy_returns
+from tipl.rl.trial_batch import Stack
 
 ITERATIONS = {"inverted-pendulum": 30, "half-cheetah": 3}  # of the run that makes the policies
 BARS = {"inverted-pendulum": 0.70, "half-cheetah": 0.40}  # least share of the environment-only rate
@@ -156,12 +156,12 @@ def watched() -> Iterator[dict[str, float]]:
         env.step, env.reset = timed("step", env.step), timed("reset", env.reset)
         return env
 
-    real = tipl.returns.make_env, tipl.returns.act_frozen
-    tipl.returns.make_env, tipl.returns.act_frozen = make_watched, timed("act", act_frozen)
+    real = tipl.rl.returns.make_env, tipl.rl.returns.act_frozen
+    tipl.rl.returns.make_env, tipl.rl.returns.act_frozen = make_watched, timed("act", act_frozen)
     try:
         yield parts
     finally:
-        tipl.returns.make_env, tipl.returns.act_frozen = real
+        tipl.rl.returns.make_env, tipl.rl.returns.act_frozen = real
 
 
 def main() -> None:

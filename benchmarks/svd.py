@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from tipl.representation import trial_basis
-from tipl.representation.linalg import _BLOCK
+from tipl.representation.linear_algebra import _BLOCK
 
 HALF_CHEETAH = 4_881, 71_948
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tipl.evaluate import METRICS_FILE, evaluate
-from tipl.presets import EvaluateConfig, SVDConfig, TrainConfig
+from tipl.config.presets import EvaluateConfig, SVDConfig, TrainConfig
+from tipl.evaluation.evaluate import METRICS_FILE, evaluate
 from tipl.representation import fit_svd
-from tipl.train import CHECKPOINT_FILE, CURVE_FILE, train
+from tipl.training import CHECKPOINT_FILE, CURVE_FILE, train
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},

@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-import tipl.model.causal
-import tipl.train.displacement
-from tipl.forecast import CausalForecaster, History
-from tipl.model import CausalTIPL
-from tipl.presets import CausalTrainConfig
+import tipl.models.causal
+import tipl.training.displacement
+from tipl.config.presets import CausalTrainConfig
+from tipl.forecasting.trained import CausalForecaster, History
+from tipl.models import CausalTIPL
+from tipl.representation.windows import HORIZONS, Windows, places_in_iteration
 from tipl.store import Store, Trial
-from tipl.train import train
-from tipl.windows import HORIZONS, Windows, places_in_iteration
+from tipl.training import train
 
 SHOWN = (1, 2, 5, 10, 20, 50, 100)
 APPENDED = 968
-facts = tipl.model.causal.facts
+facts = tipl.models.causal.facts
 
 
 def without_size(windows: Windows) -> Any:
@@ -38,7 +38,7 @@ def without_size(windows: Windows) -> Any:
 
 def told(make: Callable[[Windows], Any]) -> None:
     """Let the model learn from and forecast by these facts."""
-    tipl.model.causal.facts = tipl.train.displacement.facts = make
+    tipl.models.causal.facts = tipl.training.displacement.facts = make
 
 
 def judged(model: CausalTIPL, trials: list[Trial], origins: int) -> dict[str, list[float]]:

@@ -32,9 +32,9 @@ import torch
 import transformers  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 
-from tipl.presets import TrainConfig
-from tipl.train import NextCode, Place
-from tipl.train.loop import Training
+from tipl.config.presets import TrainConfig
+from tipl.training import NextCode, Place
+from tipl.training.loop import Training
 
 TRIALS, SNAPSHOTS, DIM = 40, 1951, 32
 CONFIG = TrainConfig(precision="fast")

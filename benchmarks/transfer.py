@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from tipl.adapt import Adapted, adapted
-from tipl.apart import learned_by
-from tipl.baselines import RIDGES, Autoregression, difference_features, normal_equations, persistence
-from tipl.evaluate import compare_weights
-from tipl.forecast import load_forecaster
-from tipl.origins import choose_origins, join_origins
-from tipl.presets import EvaluateConfig
-from tipl.score import weight_scores
+from tipl.config.presets import EvaluateConfig
+from tipl.evaluation.apart import learned_by
+from tipl.evaluation.evaluate import compare_weights
+from tipl.evaluation.origins import choose_origins, join_origins
+from tipl.evaluation.scores import weight_scores
+from tipl.forecasting.baselines import RIDGES, Autoregression, difference_features, normal_equations, persistence
+from tipl.forecasting.online import Adapted, adapted
+from tipl.forecasting.trained import load_forecaster
 from tipl.store import Store
 
 HORIZONS = (1, 2, 5, 10, 20, 50, 100)

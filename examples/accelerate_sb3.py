@@ -10,7 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from tipl.sb3 import SB3Accelerator
+from tipl.integrations.sb3 import SB3Accelerator
 
 
 def main() -> None:

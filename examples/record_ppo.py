@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from tipl.accelerator import Accelerator, Batch
-from tipl.record import WeightRecorder
+from tipl.acceleration.accelerator import Accelerator, Batch
+from tipl.collection.record import WeightRecorder
 
 
 @dataclass

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tipl.collect import run_stack
-from tipl.presets import CollectConfig
+from tipl.collection.collect import run_stack
+from tipl.config.presets import CollectConfig
 from tipl.store import create_store
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and every child inherits that; tests send it.

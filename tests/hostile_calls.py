@@ -19,17 +19,17 @@ import torch
 from hostile_lines import _at_most, _TooLong, _working_in, furnish
 
 import tipl
-from tipl.accelerate import accelerate
-from tipl.baselines import persistence
-from tipl.collect import collect
-from tipl.compact import compact
+from tipl.acceleration.compare import accelerate
+from tipl.collection.collect import collect
+from tipl.collection.random_walk import random_walk
 from tipl.errors import TiplError
-from tipl.evaluate import evaluate
-from tipl.report import report
-from tipl.reproduce import reproduce
+from tipl.evaluation.evaluate import evaluate
+from tipl.forecasting.baselines import persistence
+from tipl.reporting import report
+from tipl.reproduction import reproduce
 from tipl.store import History
-from tipl.train import train
-from tipl.walks import random_walk
+from tipl.store.compact import compact
+from tipl.training import train
 
 SECONDS = 60
 VALUES: dict[str, Any] = {
@@ -98,8 +98,8 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "returns": False,
             },
         ),
-        "forecast_policy": (
-            tipl.forecast_policy,
+        "forecast": (
+            tipl.forecast,
             {
                 "store": "s",
                 "trial": 1,

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tipl.cli import build_parser, main
-from tipl.walks import random_walk
+from tipl.cli.main import build_parser, main
+from tipl.collection.random_walk import random_walk
 
 SECONDS = 60
 """What one command line may take."""

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tipl.config.presets import CausalTrainConfig, Device, TrainConfig
 from tipl.errors import TiplError
-from tipl.presets import CausalTrainConfig, Device, TrainConfig
-from tipl.train import fit, fit_causal, loop
-from tipl.train.place import process_group
-from tipl.windows import HORIZONS, TOKENS, Lessons
+from tipl.representation.windows import HORIZONS, TOKENS, Lessons
+from tipl.training import fit, fit_causal, loop
+from tipl.training.devices import process_group
 
 STEPS = 30
 PAPER = TrainConfig(

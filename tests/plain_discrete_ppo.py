@@ -15,8 +15,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics
 from torch.distributions import Categorical
 
-from tipl.policy import initial_weights
-from tipl.presets import CollectConfig
+from tipl.config.presets import CollectConfig
+from tipl.rl.policies import initial_weights
 
 
 @dataclass

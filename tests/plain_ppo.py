@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, Normal
 
-from tipl.envs import make_env
-from tipl.policy import initial_weights
-from tipl.presets import CollectConfig, PPOConfig
+from tipl.config.presets import CollectConfig, PPOConfig
+from tipl.rl.envs import make_env
+from tipl.rl.policies import initial_weights
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
 

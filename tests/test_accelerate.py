@@ -20,20 +20,20 @@ import safetensors.numpy
 import torch
 from torch.distributions import Categorical, Normal, kl_divergence
 
-import tipl.arms as module
-from tipl.accelerate import accelerate, compare, measures, thresholds
-from tipl.arms import Arm, batch_judge, run_arms
-from tipl.baselines import FixedSum
-from tipl.cli import main
-from tipl.collect import run_stack
+import tipl.acceleration.arms as module
+from tipl.acceleration.arms import Arm, batch_judge, run_arms
+from tipl.acceleration.compare import accelerate, compare, measures, thresholds
+from tipl.acceleration.jump import KINDS
+from tipl.cli.main import main
+from tipl.cli.show import acceleration_facts
+from tipl.collection.collect import run_stack
+from tipl.config.presets import CollectConfig, DiscreteCollectConfig, JumpConfig
 from tipl.errors import TiplError
-from tipl.forecast import History
-from tipl.jump import KINDS
-from tipl.live import named_forecaster
-from tipl.presets import CollectConfig, DiscreteCollectConfig, JumpConfig
-from tipl.shipped import model_folder
-from tipl.show import acceleration_facts
-from tipl.stack import Stack
+from tipl.forecasting.baselines import FixedSum
+from tipl.forecasting.named import named_forecaster
+from tipl.forecasting.shipped import model_folder
+from tipl.forecasting.trained import History
+from tipl.rl.trial_batch import Stack
 from tipl.store import Store, create_store
 
 SHORT = CollectConfig(trials=3, total_steps=6 * 2048)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal, kl_divergence
 
-from tipl.accelerator import Accelerator, Batch, JumpingOptimizer
-from tipl.baselines import FixedSum
+from tipl.acceleration.accelerator import Accelerator, Batch, JumpingOptimizer
 from tipl.errors import TiplError
+from tipl.forecasting.baselines import FixedSum
 
 EVERYTHING: dict[str, Any] = {"full_trust": 0.0, "max_kl": 1e9, "surrogate": False}  # no guard
 NAN = FixedSum("nan", "NaN", 2, lambda back, h: np.full(len(back), np.nan))

@@ -6,9 +6,9 @@ In: paths drawn here.  Out: failures where the recursion, its memory or its inva
 import numpy as np
 import pytest
 
-from tipl.adapt import FORGETTING, LAG_RIDGE, LAGS, RIDGE, Adapted
-from tipl.baselines import damped_line, line, persistence
-from tipl.forecast import Forecaster, History
+from tipl.forecasting.baselines import damped_line, line, persistence
+from tipl.forecasting.online import FORGETTING, LAG_RIDGE, LAGS, RIDGE, Adapted
+from tipl.forecasting.trained import Forecaster, History
 
 HORIZONS = (1, 4, 10)
 

@@ -23,13 +23,13 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from tipl.accelerator import Accelerator, Batch, JumpingOptimizer
-from tipl.baselines import FixedSum
+from tipl.acceleration.accelerator import Accelerator, Batch, JumpingOptimizer
+from tipl.acceleration.jump import may_jump
+from tipl.collection.flat import flat, tried
+from tipl.collection.record import WeightRecorder
+from tipl.config.presets import JumpConfig
 from tipl.errors import TiplError
-from tipl.flat import flat, tried
-from tipl.jump import may_jump
-from tipl.presets import JumpConfig
-from tipl.record import WeightRecorder
+from tipl.forecasting.baselines import FixedSum
 
 FREE: dict[str, Any] = {"full_trust": 0.0, "max_kl": 1e9, "surrogate": False, "fall": 0.0}
 

@@ -7,6 +7,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,86 +17,61 @@ import tipl
 SOURCE = Path(tipl.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# A module imports only from modules that stand above it. A package counts as one module.
+# A folder, or a module beside the folders, imports only from those that stand above it.
 ORDER = [
-    "text",
     "errors",
     "checks",
     "shapes",
     "files",
     "bundle",
-    "stats",
     "progress",
     "parts",
-    "stopping",
-    "terminal",
     "processes",
-    "presets",
-    "experiments",
-    "device",
-    "env_spec",
-    "env_described",
-    "envs",
-    "policy",
-    "ppo",
-    "stack",
-    "stack_torch",
+    "config",
     "store",
-    "walks",
+    "rl",
+    "collection",
     "representation",
-    "compact",
-    "windows",
-    "model",
-    "train",
-    "shipped",
-    "forecaster",
-    "forecast",
-    "seen",
-    "adapt",
-    "subspace",
-    "baselines",
-    "jump",
-    "returns",
-    "score",
-    "origins",
-    "weight_errors",
-    "apart",
-    "forecast_returns",
-    "evaluate",
-    "predict",
-    "collect",
-    "live",
-    "arms",
-    "accelerate",
-    "across",
-    "flat",
-    "agent",
-    "recorded_actor",
-    "record",
-    "jumping",
-    "accelerator",
-    "sb3",
-    "report",
-    "reproduce",
-    "flags",
-    "show",
+    "models",
+    "training",
+    "forecasting",
+    "evaluation",
+    "acceleration",
+    "integrations",
+    "reporting",
+    "reproduction",
     "cli",
     "__main__",
 ]
+MOST_FILES, MOST_LINES = 12, 400
 
 
-def test_the_order_names_every_module_and_no_other():
-    assert {_module(file) for file in FILES} - {"__init__"} == set(ORDER)
+def test_the_order_names_every_folder_and_no_other():
+    assert {_folder(file) for file in FILES} - {"__init__"} == set(ORDER)
     assert len(ORDER) == len(set(ORDER))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
 def test_imports_point_up_the_order(file: Path):
-    own = _module(file)
+    own = _folder(file)
     if own == "__init__":
         return  # the public surface stands for the whole package; nothing imports from it but the version
     allowed = {*ORDER[: ORDER.index(own) + 1], "__version__"}
     assert imported_modules(file.read_text()) <= allowed
+
+
+@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES} - {SOURCE}), ids=lambda folder: folder.name)
+def test_inside_a_folder_imports_go_one_way(folder: Path):
+    """What a module of a folder imports from its neighbours, late imports too, leads to no circle."""
+    edges = {file.stem: imported_modules(file.read_text(), f"tipl.{folder.name}.") for file in folder.glob("*.py")}
+    TopologicalSorter({name: names & set(edges) for name, names in edges.items()}).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=lambda folder: folder.name)
+def test_a_folder_is_taken_in_at_a_glance(folder: Path):
+    files = [file for file in folder.iterdir() if file.is_file()]
+    assert len(files) <= MOST_FILES, sorted(file.name for file in files)
+    assert {file.name: lines for file in files if (lines := len(file.read_text().splitlines())) > MOST_LINES} == {}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
@@ -106,7 +82,7 @@ def test_a_module_opens_with_what_it_is_and_what_flows_in_and_out(file: Path):
 
 
 def test_the_command_line_and_the_package_load_nothing_slow():
-    code = "import sys, tipl, tipl.cli; print(*sys.modules)"
+    code = "import sys, tipl, tipl.cli.main; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "numpy", "numba", "zarr", "gymnasium", "matplotlib", "rich"} & set(loaded)
 
@@ -118,34 +94,29 @@ def test_every_public_name_is_there_and_says_so():
         tipl.nothing_like_this  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def imported_modules(source: str) -> set[str]:
-    """What of the package a source imports or reaches as `tipl.…`, wherever in the file, by its first name."""
+def imported_modules(source: str, above: str = "tipl.") -> set[str]:
+    """What below `above` a source imports or reaches as `tipl.…`, wherever in the file, by its first name."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         match node:
-            case ast.ImportFrom(module="tipl", names=names):
-                found |= {alias.name for alias in names}
-            case ast.ImportFrom(module=module, level=level):
+            case ast.ImportFrom(module=module, level=level, names=names):
                 assert level == 0, "imports are absolute"
-                found |= _inside([module or ""])
+                found |= {f"{module}.{alias.name}" for alias in names}
             case ast.Import(names=names):
-                found |= _inside([alias.name for alias in names])
+                found |= {alias.name for alias in names}
             case ast.Attribute(value=ast.Name(id="tipl"), attr=name):
-                found.add(name)
-    return found
+                found.add(f"tipl.{name}")
+    return {name.removeprefix(above).split(".")[0] for name in found if name.startswith(above)}
 
 
 def test_the_reader_of_imports_sees_every_form():
     source = (
-        "import os, tipl, tipl.store\nfrom tipl import model as m, train\n"
-        "if os.path:\n    from tipl.report.x import y\n    tipl.stack.Stack\n"
+        "import os, tipl, tipl.store\nfrom tipl import models as m, training\n"
+        "if os.path:\n    from tipl.reporting.x import y\n    tipl.rl.Stack\n"
     )
-    assert imported_modules(source) == {"store", "model", "train", "report", "stack"}
+    assert imported_modules(source) == {"store", "models", "training", "reporting", "rl"}
+    assert imported_modules(source, "tipl.reporting.") == {"x"}
 
 
-def _inside(modules: list[str]) -> set[str]:
-    return {module.split(".")[1] for module in modules if module.startswith("tipl.")}
-
-
-def _module(file: Path) -> str:
+def _folder(file: Path) -> str:
     return file.relative_to(SOURCE).parts[0].removesuffix(".py")

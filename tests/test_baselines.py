@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tipl import baselines
-from tipl.baselines import (
+from tipl.config.presets import EvaluateConfig
+from tipl.evaluation.origins import choose_origins, history
+from tipl.forecasting import baselines
+from tipl.forecasting.baselines import (
     Autoregression,
     Source,
     TrainMean,
@@ -22,12 +24,10 @@ from tipl.baselines import (
     normal_equations,
     persistence,
 )
-from tipl.forecast import Forecaster, History, checked_forecast
-from tipl.origins import choose_origins, history
-from tipl.policy import ParamSpec
-from tipl.presets import EvaluateConfig
+from tipl.forecasting.trained import Forecaster, History, checked_forecast
+from tipl.representation.windows import places_in_iteration
 from tipl.store import Store, TrialWriter, create_store
-from tipl.windows import places_in_iteration
+from tipl.store.spec import ParamSpec
 
 HORIZONS = (1, 2, 7)
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from tipl.checks import AnyPath, Count, Part, Positive, Share, Whole, checked, checked_arguments
-from tipl.errors import TiplError
-from tipl.presets import (
+from tipl.config.presets import (
     CausalTrainConfig,
     CollectConfig,
     CompactConfig,
@@ -25,6 +24,7 @@ from tipl.presets import (
     SVDConfig,
     TrainConfig,
 )
+from tipl.errors import TiplError
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tipl.cli import build_parser, collect_settings, exit_code, main
-from tipl.errors import TiplError
-from tipl.flags import with_flags
-from tipl.presets import (
+from tipl.cli.flags import with_flags
+from tipl.cli.main import build_parser, collect_settings, exit_code, main
+from tipl.config.presets import (
     CollectConfig,
     CompactConfig,
     DiscreteCollectConfig,
@@ -28,6 +27,7 @@ from tipl.presets import (
     SVDConfig,
     TrainConfig,
 )
+from tipl.errors import TiplError
 
 VERBS = ["reproduce", "collect", "fit-svd", "train", "evaluate", "report", "data info", "data verify", "data compact"]
 

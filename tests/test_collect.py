@@ -19,10 +19,10 @@ import pytest
 import zarr
 from gymnasium.envs.registration import EnvSpec
 
-from tipl.collect import collect, default_config, run_stack
+from tipl.collection.collect import collect, default_config, run_stack
+from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig
 from tipl.errors import TiplError
-from tipl.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig
-from tipl.stack import Stack
+from tipl.rl.trial_batch import Stack
 from tipl.store import Store, create_store
 
 CONFIG = CollectConfig(trials=3, total_steps=4 * 2048)
@@ -30,8 +30,8 @@ CONFIG = CollectConfig(trials=3, total_steps=4 * 2048)
 # A collecting process that commits after every iteration, to be killed at any moment.
 COLLECT_AND_COMMIT = """
 import sys
-from tipl import collect
-from tipl.presets import CollectConfig
+from tipl.collection import collect
+from tipl.config.presets import CollectConfig
 from tipl.store import create_store
 collect.COMMIT_SECONDS = 0
 store = create_store(sys.argv[1])
@@ -296,7 +296,7 @@ def test_ctrl_c_and_a_kill_with_many_trials_in_two_processes_lose_nothing(tmp_pa
 def test_a_script_without_a_main_guard_collects_once(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nfrom tipl import DiscreteCollectConfig\nfrom tipl.collect import collect\nprint('once')\n"
+        "import sys\nfrom tipl import DiscreteCollectConfig\nfrom tipl import collect\nprint('once')\n"
         "collect(DiscreteCollectConfig(trials=1, total_steps=512), sys.argv[1], workers=1)\n"
     )
     done = subprocess.run([sys.executable, script, tmp_path / "s"], capture_output=True, text=True, check=True)

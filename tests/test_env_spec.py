@@ -16,11 +16,11 @@ import pytest
 import toy_envs
 from gymnasium import wrappers
 
-from tipl.collect import trial_config
-from tipl.env_described import environment_of, why_other
-from tipl.env_spec import EnvId, env_id_of, from_json, import_named, made, to_json
+from tipl.collection.collect import trial_config
+from tipl.config.env_spec import EnvId, env_id_of, from_json, import_named, made, to_json
+from tipl.config.presets import CollectConfig
 from tipl.errors import TiplError
-from tipl.presets import CollectConfig
+from tipl.rl.env_described import environment_of, why_other
 
 
 def again(env: Any, **how: Any) -> EnvId:
@@ -194,7 +194,7 @@ def test_no_module_is_imported_for_a_file(tmp_path: Path) -> None:
     cases = [("evil:Mine-v0", {}), ("Mine-v0", {"module": "evil"}), ("CartPole-v1", {"wrappers": [wrapper]})]
     code = f"""
 import json, pathlib
-from tipl.env_spec import env_id_of, import_named, made
+from tipl.config.env_spec import env_id_of, import_named, made
 from tipl.errors import TiplError
 for name, spec in {cases!r}:
     env_id = env_id_of(name, {{"environment": spec, "backend": "gymnasium"}})

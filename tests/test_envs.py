@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import toy_envs  # noqa: F401 - registers
 
-from tipl.env_spec import EnvId
-from tipl.envs import EnvPoolEnv, GymnasiumEnv, VectorEnv, chosen_backend, engine_versions, make_env
+from tipl.config.env_spec import EnvId
+from tipl.config.presets import Backend
 from tipl.errors import TiplError
-from tipl.presets import Backend
+from tipl.rl.envs import EnvPoolEnv, GymnasiumEnv, VectorEnv, chosen_backend, engine_versions, make_env
 
 BACKENDS: tuple[Backend, ...] = ("envpool", "gymnasium")
 PENDULUM, CHEETAH = "InvertedPendulum-v4", "HalfCheetah-v4"
@@ -519,7 +519,7 @@ def test_making_says_nothing_and_leaves_no_log(backend: Backend, tmp_path: Path)
 
     MuJoCo writes its remarks into the working directory unless someone listens.
     """
-    code = f"from tipl.envs import make_env\nfor id in {CHEETAH, PENDULUM}: make_env(id, [1], {backend!r})"
+    code = f"from tipl.rl.envs import make_env\nfor id in {CHEETAH, PENDULUM}: make_env(id, [1], {backend!r})"
     command = [sys.executable, "-W", "error", "-c", code]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

@@ -15,28 +15,28 @@ import numpy as np
 import pytest
 import torch
 
-from tipl import evaluate as evaluation
-from tipl import forecast_returns, weight_errors
-from tipl.adapt import Adapted, adapted
-from tipl.apart import require_alike
-from tipl.baselines import damped_line, line, persistence
-from tipl.compact import compact
+from tipl.config.experiments import EXPERIMENTS
+from tipl.config.presets import CausalTrainConfig, EvaluateConfig, SVDConfig, TrainConfig
 from tipl.errors import TiplError
-from tipl.evaluate import compare_weights, evaluate
-from tipl.experiments import EXPERIMENTS
-from tipl.forecast import PRETRAINED, Forecaster, History, checked_forecast, load_forecaster
-from tipl.model import load
-from tipl.origins import choose_origins, join_origins, return_progress, some_origins
-from tipl.policy import ParamSpec
-from tipl.predict import forecast_policy
-from tipl.presets import CausalTrainConfig, EvaluateConfig, SVDConfig, TrainConfig
-from tipl.report import report
+from tipl.evaluation import evaluate as evaluation
+from tipl.evaluation import forecast_returns, weight_errors
+from tipl.evaluation.apart import require_alike
+from tipl.evaluation.evaluate import compare_weights, evaluate
+from tipl.evaluation.origins import choose_origins, join_origins, return_progress, some_origins
+from tipl.evaluation.scores import Comparison, Origins, Returns, return_scores, weight_scores
+from tipl.evaluation.statistics import Interval, p_value
+from tipl.forecasting.baselines import damped_line, line, persistence
+from tipl.forecasting.forecast import forecast
+from tipl.forecasting.online import Adapted, adapted
+from tipl.forecasting.trained import PRETRAINED, Forecaster, History, checked_forecast, load_forecaster
+from tipl.models import load
+from tipl.reporting import report
 from tipl.representation import Codes, fit_svd
-from tipl.returns import Policies, policy_returns
-from tipl.score import Comparison, Origins, Returns, return_scores, weight_scores
-from tipl.stats import Interval, p_value
+from tipl.rl.returns import Policies, policy_returns
 from tipl.store import Store, TrialWriter, create_store, plan_trials
-from tipl.train import fit, train
+from tipl.store.compact import compact
+from tipl.store.spec import ParamSpec
+from tipl.training import fit, train
 
 CONFIG = EvaluateConfig(
     horizons=(1, 2, 5, 10), return_horizons=(1, 10), origins=12, return_origins=4, episodes=4,
@@ -254,8 +254,8 @@ def test_no_model_is_judged_on_what_it_learned_whatever_the_folders_are_called(t
         with pytest.raises(TiplError, match=rf"model has learned from trials 11, 12.* of {path}"):
             evaluate(path, tmp_path / "refused", everything, models=[model], returns=False)
         with pytest.raises(TiplError, match=r"model has learned from trial 11 of .*--seen"):
-            forecast_policy(path, 11, 20, 1, tmp_path / "f.safetensors", model=model)
-        assert forecast_policy(path, 11, 20, 1, tmp_path / "f.safetensors", model=model, seen=True).trial == 11
+            forecast(path, 11, 20, 1, tmp_path / "f.safetensors", model=model)
+        assert forecast(path, 11, 20, 1, tmp_path / "f.safetensors", model=model, seen=True).trial == 11
     evaluate(renamed, tmp_path / "seen", replace(config, seen=True), models=[model], returns=False)
     with pytest.raises(TiplError, match=r"would be judged, and the baselines are fitted on the same of"):
         evaluate(small_one, tmp_path / "refused", config, fit=renamed, returns=False)
@@ -309,7 +309,7 @@ def test_an_output_is_no_part_of_what_is_read(tmp_path: Path):
         lambda: train(store, inner, TrainConfig(steps=1, warmup_steps=0), SVDConfig(dim=2)),
         lambda: compact(store, inner),
         lambda: report([tmp_path], inner / "page.html"),
-        lambda: forecast_policy(store, 1, 1, 1, inner.with_suffix(".safetensors")),
+        lambda: forecast(store, 1, 1, 1, inner.with_suffix(".safetensors")),
     ):
         with pytest.raises(TiplError, match="store, which is a data set; give --out a place outside of it"):
             write()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tipl.errors import TiplError
+from tipl.errors import TiplError, printable
 from tipl.files import (
     SEAL,
     Absent,
@@ -27,7 +27,6 @@ from tipl.files import (
     write_json,
 )
 from tipl.shapes import Each, Maybe, Number, OneOf, Whole, fault
-from tipl.text import printable
 
 
 def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(tmp_path: Path):
@@ -223,8 +222,8 @@ def test_what_a_file_says_cannot_steer_a_terminal():
 
 
 def test_brackets_and_escapes_are_shown_as_they_are(capfd: pytest.CaptureFixture[str]):
+    from tipl.cli.show import show
     from tipl.progress import console, steps_progress
-    from tipl.show import show
 
     console.print("to c[/b] [red]x :smile: \x1b[31m")
     with steps_progress("m[/y]", 1) as advance:

@@ -16,19 +16,27 @@ from torch import nn
 from torch.distributions import Categorical
 
 from tipl import Accelerator, Adapted, JumpConfig
-from tipl.adapt import _BYTES
-from tipl.baselines import Source, fitted_baselines, line
+from tipl.config.presets import EvaluateConfig, SVDConfig, TrainConfig
 from tipl.errors import TiplError
-from tipl.evaluate import evaluate
-from tipl.forecast import CausalForecaster, Forecaster, History, Stretched, load_forecaster, model_folder, usable
-from tipl.forecast import ModelForecaster as OfCodes
-from tipl.live import fit_autoregression, forecaster_digest, jumps_for, named_forecaster
-from tipl.predict import forecast_policy
-from tipl.presets import EvaluateConfig, SVDConfig, TrainConfig
+from tipl.evaluation.evaluate import evaluate
+from tipl.forecasting.baselines import Source, fitted_baselines, line
+from tipl.forecasting.forecast import forecast
+from tipl.forecasting.named import fit_autoregression, forecaster_digest, jumps_for, named_forecaster
+from tipl.forecasting.online import _BYTES
+from tipl.forecasting.subspace import CodeLine, PathProducts, PrefixLine
+from tipl.forecasting.trained import (
+    CausalForecaster,
+    Forecaster,
+    History,
+    Stretched,
+    load_forecaster,
+    model_folder,
+    usable,
+)
+from tipl.forecasting.trained import ModelForecaster as OfCodes
 from tipl.representation import Codes, fit_svd
 from tipl.store import Store
-from tipl.subspace import CodeLine, PathProducts, PrefixLine
-from tipl.train import train
+from tipl.training import train
 
 HORIZONS = (1, 3, 8)
 
@@ -258,9 +266,9 @@ def test_beyond_the_last_horizon_and_before_any_movement_there_is_no_error_to_te
     assert np.isfinite(error[0, :2]).all() and np.isnan(error[0, 2]) and np.isnan(error[1]).all()
     out = tmp_path / "policy.safetensors"
     with pytest.raises(TiplError, match="--horizon is 5000; this model forecasts up to 100"):
-        forecast_policy(small_store, 1, 60, 5000, out, episodes=0)
+        forecast(small_store, 1, 60, 5000, out, episodes=0)
     assert not out.exists()
-    first = forecast_policy(small_store, 1, 0, 10, out, episodes=0)
+    first = forecast(small_store, 1, 0, 10, out, episodes=0)
     assert first.expected_error is None and json.dumps(dataclasses.asdict(first), allow_nan=False)
     with pytest.raises(TiplError, match=r"100 snapshots ahead, and 50 iterations of 5 are 250; give --horizon 20"):
         named_forecaster("causal", trial.spec.shapes, 50, 5)
@@ -273,9 +281,9 @@ def test_the_error_of_a_stretched_forecast_is_that_of_the_stretch_too(small_stor
     made, error = forecaster.forecast_with_error([trial.history(60, 201)], [10])
     length = np.sqrt(np.square(made[0, 0].astype(np.float64) - trial.weights(60, 61)[0]).sum())
     for factor in (0.5, 1.0, 3.0):
-        found = forecast_policy(small_store, 1, 60, 10, out, stretch=factor, episodes=0).expected_error
+        found = forecast(small_store, 1, 60, 10, out, stretch=factor, episodes=0).expected_error
         assert found == pytest.approx(np.sqrt(error[0, 0] ** 2 + (factor - 1) ** 2 * length**2), rel=1e-5)
-    assert forecast_policy(small_store, 1, 60, 10, out, adapt=True, episodes=0).expected_error is None
+    assert forecast(small_store, 1, 60, 10, out, adapt=True, episodes=0).expected_error is None
 
 
 # Names.

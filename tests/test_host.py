@@ -16,8 +16,8 @@ import tipl
 # Runs one small kernel; prints where kernels are kept, and whether this one was compiled (0) or loaded (1).
 RUN_A_KERNEL = """
 import numpy as np
-from tipl.policy import _kernels_folder
-from tipl.ppo import advantages_and_returns
+from tipl.rl.kernels import _kernels_folder
+from tipl.rl.ppo import advantages_and_returns
 ones, advantages, returns = np.ones((3, 2), np.float32)
 advantages_and_returns(ones, ones, ones * 0, np.float32(1), np.float32(0), 0.5, 1.0, advantages, returns)
 print(_kernels_folder(), sum(advantages_and_returns.stats.cache_hits.values()), returns.tolist())
@@ -69,7 +69,7 @@ def test_a_folder_of_kernels_that_others_may_write_to_is_not_believed(locked: di
 def test_without_opengl_only_mujoco_is_missed():
     code = """
 from tipl import TiplError
-from tipl.envs import make_env
+from tipl.rl.envs import make_env
 print(make_env("CartPole-v1", [0], "gymnasium").obs_dim)
 try:
     make_env("InvertedPendulum-v4", [0], "gymnasium")

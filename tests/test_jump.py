@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tipl.baselines import RandomDisplacement, line, persistence
-from tipl.forecast import Forecaster, History
-from tipl.jump import Judgment, Jump, Jumper, may_jump
-from tipl.presets import JumpConfig
+from tipl.acceleration.jump import Judgment, Jump, Jumper, may_jump
+from tipl.config.presets import JumpConfig
+from tipl.forecasting.baselines import RandomDisplacement, line, persistence
+from tipl.forecasting.trained import Forecaster, History
 
 P = 50
 

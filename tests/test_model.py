@@ -16,7 +16,7 @@ import torch
 from tipl.bundle import write_bundle
 from tipl.errors import TiplError
 from tipl.files import write_json
-from tipl.model import (
+from tipl.models import (
     CONFIG_FILE,
     GRU,
     KINDS,

@@ -18,10 +18,10 @@ import safetensors.torch
 import torch
 from parallel_fit import CAUSAL, PAPER, drawn_lessons, paths, train_here
 
-from tipl.cli import main
+from tipl.cli.main import main
 from tipl.errors import TiplError
-from tipl.train import CHECKPOINT_FILE, NextCode, Place, fit, fit_causal, loop
-from tipl.train.recorded import Recorded
+from tipl.training import CHECKPOINT_FILE, NextCode, Place, fit, fit_causal, loop
+from tipl.training.cuda_graph import Recorded
 
 MODELS = "paper", "causal"
 SCRIPT = Path(__file__).with_name("parallel_fit.py")

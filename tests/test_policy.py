@@ -14,22 +14,11 @@ import torch
 from numba import njit
 
 import tipl
+from tipl.config.presets import Activation
 from tipl.errors import TiplError
-from tipl.policy import (
-    FASTMATH,
-    ParamSpec,
-    action_noise,
-    activation_code,
-    forward_batch,
-    forward_one,
-    initial_weights,
-    layer_sizes,
-    network_size,
-    policy_spec,
-    sampled_action,
-    tanh32,
-)
-from tipl.presets import Activation
+from tipl.rl.kernels import FASTMATH, activation_code, forward_batch, forward_one, sampled_action, tanh32
+from tipl.rl.policies import action_noise, initial_weights, layer_sizes, network_size, policy_spec
+from tipl.store.spec import ParamSpec
 
 Network = tuple[int, tuple[int, ...], int]
 NETWORKS: list[Network] = [(4, (8, 8), 1), (17, (64, 64), 6), (3, (5,), 2), (2, (9, 1, 4), 3)]
@@ -72,7 +61,7 @@ def test_a_kept_kernel_follows_the_files_whose_code_it_holds(tmp_path: Path) -> 
     """A kernel of stack.py calls one of policy.py; numba alone would keep it after policy.py has changed."""
     shutil.copytree(Path(tipl.__file__).parent, tmp_path / "tipl", ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "import numpy as np; from tipl.stack import critic_values; ones = np.ones((2, 1), np.float32);"
+        "import numpy as np; from tipl.rl.trial_batch import critic_values; ones = np.ones((2, 1), np.float32);"
         "print(critic_values(np.ones(4, np.float32), 0, np.array([1, 1, 1]), ones, ones[0])[0])"
     )
 
@@ -281,9 +270,9 @@ def critic_size(network: Network) -> int:
 _UPDATE = """
 import hashlib
 import numpy as np
-from tipl.policy import layer_sizes, network_size
-from tipl.ppo import kernel_settings, update
-from tipl.presets import PPOConfig
+from tipl.rl.policies import layer_sizes, network_size
+from tipl.rl.ppo import kernel_settings, update
+from tipl.config.presets import PPOConfig
 
 rng = np.random.default_rng(0)
 policy, critic = layer_sizes(17, (64, 64), 6), layer_sizes(17, (64, 64), 1)

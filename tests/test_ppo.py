@@ -8,8 +8,10 @@ import plain_ppo
 import pytest
 import torch
 
-from tipl.policy import activation_code, forward_batch, initial_weights, layer_sizes, network_size
-from tipl.ppo import (
+from tipl.config.presets import Activation, PPOConfig
+from tipl.rl.kernels import activation_code, forward_batch
+from tipl.rl.policies import initial_weights, layer_sizes, network_size
+from tipl.rl.ppo import (
     adam_step,
     advantages_and_returns,
     backward_batch,
@@ -19,7 +21,6 @@ from tipl.ppo import (
     loss_gradients,
     update,
 )
-from tipl.presets import Activation, PPOConfig
 
 SAMPLES, EPOCHS, MINIBATCHES = 256, 4, 4
 TOLERANCE = 1e-6  # of weights of the size of 1 that move by 5e-3; measured: 2e-7

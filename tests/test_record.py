@@ -19,15 +19,16 @@ import torch
 from plain_ppo import Agent, network
 from torch import nn
 
-from tipl import predict, record
+from tipl.collection import record
+from tipl.collection.record import WeightRecorder
+from tipl.config.presets import Activation, EvaluateConfig, SVDConfig, TrainConfig
 from tipl.errors import TiplError
-from tipl.evaluate import evaluate
-from tipl.policy import layer_sizes, network_size, policy_spec
-from tipl.presets import Activation, EvaluateConfig, SVDConfig, TrainConfig
-from tipl.record import WeightRecorder
-from tipl.returns import Policies, episode_seeds, policy_returns
+from tipl.evaluation.evaluate import evaluate
+from tipl.forecasting import forecast as predict
+from tipl.rl.policies import layer_sizes, network_size, policy_spec
+from tipl.rl.returns import Policies, episode_seeds, policy_returns
 from tipl.store import EPISODE_ARRAYS, SNAPSHOT_ARRAYS, Store, Trial, data_verify
-from tipl.train import train
+from tipl.training import train
 
 ACTOR = ["actor_mean", "actor_logstd"]
 OBS, ACTIONS = 3, 2

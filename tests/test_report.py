@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tipl.accelerate import accelerate
-from tipl.across import across
+from tipl.acceleration.across import across
+from tipl.acceleration.compare import accelerate
+from tipl.config.presets import CollectConfig
 from tipl.errors import TiplError
 from tipl.files import write_json
-from tipl.presets import CollectConfig
-from tipl.report import report
-from tipl.report.acceleration import read_acceleration, signs
-from tipl.report.figure import DARK, LIGHT, Figure, Panel, Rule, Series, linear_axis, log_axis
-from tipl.report.figure2 import REPW_COLOR, WPE_COLOR
-from tipl.report.figures import figures
-from tipl.report.paper import print_figure
-from tipl.report.read import read_evaluation
-from tipl.report.verdict import verdict
-from tipl.report.wording import ahead, duration, interval, number, score
+from tipl.reporting import report
+from tipl.reporting.acceleration import read_acceleration, signs
+from tipl.reporting.figure import DARK, LIGHT, Figure, Panel, Rule, Series, linear_axis, log_axis
+from tipl.reporting.figure2 import REPW_COLOR, WPE_COLOR
+from tipl.reporting.figures import figures
+from tipl.reporting.paper import print_figure
+from tipl.reporting.read import read_evaluation
+from tipl.reporting.verdict import verdict
+from tipl.reporting.wording import ahead, duration, interval, number, score
 
 HORIZONS = [1, 2, 5, 10, 20]
 PLACES = 5
@@ -894,7 +894,7 @@ def test_a_logarithmic_axis_says_where_its_ticks_are():
 
 def test_every_color_stands_out_from_the_page_in_both_schemes():
     """WCAG 2.1: a contrast of 3 for graphics, of 4.5 for text; the axes of Figure 2 are labeled in their colors."""
-    style = resources.files("tipl.report").joinpath("page.css").read_text()
+    style = resources.files("tipl.reporting").joinpath("page.css").read_text()
     grounds = re.findall(r"--ground: (#[0-9a-f]{6})", style)
     softs = re.findall(r"--soft: (#[0-9a-f]{6})", style)
     assert len(grounds) == len(softs) == 2

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tipl.config.presets import BasisName, SVDConfig
 from tipl.errors import TiplError
 from tipl.files import SEAL, write_json
-from tipl.policy import ParamSpec
-from tipl.presets import BasisName, SVDConfig
 from tipl.representation import (
     Codes,
     Gram,
@@ -25,7 +24,7 @@ from tipl.representation import (
     fit_svd,
     gram,
     layer_grams,
-    linalg,
+    linear_algebra,
     origins,
     pooled,
     prefix_bases,
@@ -35,6 +34,7 @@ from tipl.representation import (
     window_basis,
 )
 from tipl.store import Store, TrialWriter, create_store, plan_trials
+from tipl.store.spec import ParamSpec
 
 SHAPES = [(30, 50), (50, 30), (30, 30), (260, 300), (300, 260)]  # from 256 on by another route
 
@@ -140,7 +140,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         weights_TP = walk(*shape)
         codes_TD, basis = trial_basis(weights_TP, 5)
         floor = basis.floor(weights_TP)
-        monkeypatch.setattr(linalg, "_BLOCK", 7 * 30)
+        monkeypatch.setattr(linear_algebra, "_BLOCK", 7 * 30)
         small_TD, small = trial_basis(weights_TP, 5)
         np.testing.assert_allclose(small_TD, codes_TD, atol=1e-6)
         np.testing.assert_allclose(small.components_DP, basis.components_DP, atol=1e-6)
@@ -275,7 +275,7 @@ def test_prefix_moved_on_equals_prefix_anew(
 def test_directions_of_a_large_matrix_are_those_of_a_whole_decomposition(size: int) -> None:
     weights_TP = walk(1100, size).astype(np.float64)
     gram_TT = (weights_TP - weights_TP[0]) @ (weights_TP - weights_TP[0]).T
-    values, vectors = linalg.leading_eigenpairs(gram_TT, 8)
+    values, vectors = linear_algebra.leading_eigenpairs(gram_TT, 8)
     expected = np.linalg.eigvalsh(gram_TT)[::-1][:8]
     rank = min(8, size)
     np.testing.assert_allclose(values[:rank], expected[:rank], rtol=1e-9)
@@ -283,7 +283,7 @@ def test_directions_of_a_large_matrix_are_those_of_a_whole_decomposition(size: i
     residual = gram_TT @ vectors[:, :rank] - vectors[:, :rank] * values[:rank]
     assert (np.linalg.norm(residual, axis=0) <= 1e-7 * values[:rank]).all()
     np.testing.assert_allclose(vectors[:, :rank].T @ vectors[:, :rank], np.eye(rank), atol=1e-8)
-    again, _ = linalg.leading_eigenpairs(np.zeros((1100, 1100)), 8)
+    again, _ = linear_algebra.leading_eigenpairs(np.zeros((1100, 1100)), 8)
     assert not again.any()
 
 

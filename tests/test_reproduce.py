@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tipl import experiments, reproduce
+from tipl import reproduction
+from tipl.config import experiments
+from tipl.config.experiments import Experiment
+from tipl.config.presets import CollectConfig, EvaluateConfig, SVDConfig, TrainConfig
 from tipl.errors import TiplError
-from tipl.experiments import Experiment
-from tipl.presets import CollectConfig, EvaluateConfig, SVDConfig, TrainConfig
 
 TINY = Experiment(
     CollectConfig(trials=4, total_steps=16 * 2048),
@@ -26,7 +27,7 @@ def test_an_experiment_from_collection_to_report(
 ):
     monkeypatch.setitem(experiments.EXPERIMENTS, "inverted-pendulum", {"quick": TINY})
     out = tmp_path / "run"
-    page = reproduce.reproduce("inverted-pendulum", "quick", out)
+    page = reproduction.reproduce("inverted-pendulum", "quick", out)
     assert page == out / "report.html"
     text = page.read_text()
     assert "sees the future" in text and "persistence" in text
@@ -37,7 +38,7 @@ def test_an_experiment_from_collection_to_report(
     first = (out / "metrics.json").read_bytes()
     capsys.readouterr()
 
-    reproduce.reproduce("inverted-pendulum", "quick", out)
+    reproduction.reproduce("inverted-pendulum", "quick", out)
     said = capsys.readouterr().err
     assert "4 of 4 trials are already complete" in said and "evaluation is already complete" in said
     assert (out / "metrics.json").read_bytes() == first
@@ -46,9 +47,9 @@ def test_an_experiment_from_collection_to_report(
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(TiplError, match="is not this experiment's folder"):
-        reproduce.reproduce("inverted-pendulum", "quick", tmp_path)
+        reproduction.reproduce("inverted-pendulum", "quick", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(TiplError, match="Unknown experiment 'walker'"):
-        reproduce.reproduce("walker")
+        reproduction.reproduce("walker")
     with pytest.raises(TiplError, match="Unknown preset 'huge'"):
-        reproduce.reproduce("inverted-pendulum", "huge")
+        reproduction.reproduce("inverted-pendulum", "huge")

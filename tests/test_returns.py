@@ -14,14 +14,15 @@ import torch
 import toy_envs  # noqa: F401 - registers
 from gymnasium.envs.registration import EnvSpec
 
-from tipl import returns
-from tipl.env_spec import EnvId
-from tipl.envs import make_env
+from tipl.config.env_spec import EnvId
+from tipl.config.presets import Activation
 from tipl.errors import TiplError
-from tipl.policy import VAR_EPSILON, ParamSpec, initial_weights, policy_spec
-from tipl.presets import Activation
-from tipl.returns import Policies, episode_seeds, policy_returns
+from tipl.rl import returns
+from tipl.rl.envs import make_env
+from tipl.rl.policies import VAR_EPSILON, initial_weights, policy_spec
+from tipl.rl.returns import Policies, episode_seeds, policy_returns
 from tipl.store import Store
+from tipl.store.spec import ParamSpec
 
 
 def plain_return(

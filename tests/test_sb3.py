@@ -26,14 +26,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from test_record import assert_same
 from torch import nn
 
-from tipl.accelerator import Accelerator, _flat
+from tipl.acceleration.accelerator import Accelerator, _flat
+from tipl.config.presets import EvaluateConfig
 from tipl.errors import TiplError
-from tipl.evaluate import evaluate
-from tipl.forecast_returns import why_not_run
-from tipl.policy import policy_spec
-from tipl.presets import EvaluateConfig
-from tipl.returns import Policies, episode_seeds, policy_returns
-from tipl.sb3 import SB3Accelerator, SB3Recorder
+from tipl.evaluation.evaluate import evaluate
+from tipl.integrations.sb3 import SB3Accelerator, SB3Recorder
+from tipl.rl.policies import policy_spec
+from tipl.rl.returns import Policies, episode_seeds, policy_returns, why_not_run
 from tipl.store import Store, Trial, data_verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
@@ -261,7 +260,7 @@ class Stop(BaseCallback):
 
 
 def test_a_seeded_script_that_was_stopped_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tipl.record.COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("tipl.collection.record.COMMIT_SECONDS", 0.0)
 
     def learn(store: Path, *also: BaseCallback) -> Trial:
         model = PPO("MlpPolicy", VecNormalize(make_vec_env("InvertedPendulum-v4", seed=1)), seed=1, **SHORT)
@@ -316,9 +315,9 @@ def test_an_accelerator_of_another_algorithm_is_refused():
 
 def test_without_stable_baselines3_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    monkeypatch.delitem(sys.modules, "tipl.sb3")
+    monkeypatch.delitem(sys.modules, "tipl.integrations.sb3")
     with pytest.raises(TiplError, match=r"pip install 'tipl\[sb3\]'"):
-        importlib.import_module("tipl.sb3")
+        importlib.import_module("tipl.integrations.sb3")
 
 
 def recorded(store: Path, env: Any, policy: Any = "MlpPolicy", *, algorithm: Any = PPO, **settings: Any) -> Trial:
@@ -425,7 +424,7 @@ def test_a_policy_that_computes_something_else_is_not_taken_for_its_parameters(t
 
 
 def test_hooks_end_with_the_call_that_they_were_made_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tipl.record.COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("tipl.collection.record.COMMIT_SECONDS", 0.0)
     model = PPO("MlpPolicy", "InvertedPendulum-v4", seed=1, **SHORT)
     recorder = SB3Recorder(tmp_path, every=1)
     with pytest.raises(KeyboardInterrupt):

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tipl.policy import ParamSpec
-from tipl.representation import ENERGY_SHARES, spectra
+from tipl.collection.random_walk import walk_coordinates
+from tipl.evaluation.spectra import spectra
+from tipl.representation import ENERGY_SHARES
 from tipl.store import Store, Trial, TrialWriter, create_store
-from tipl.walks import walk_coordinates
+from tipl.store.spec import ParamSpec
 
 SPEC = ParamSpec(("first", "second"), ((5, 4), (10,)))
 

@@ -12,11 +12,11 @@ import plain_ppo
 import pytest
 import toy_envs  # noqa: F401 - registers
 
-from tipl.envs import VectorEnv, make_env
+from tipl.config.presets import Backend, CollectConfig, DiscreteCollectConfig, DiscretePPOConfig, PPOConfig
 from tipl.errors import TiplError
-from tipl.policy import VAR_EPSILON
-from tipl.presets import Backend, CollectConfig, DiscreteCollectConfig, DiscretePPOConfig, PPOConfig
-from tipl.stack import Iteration, Stack, environment_seeds, normalize_obs, normalize_reward
+from tipl.rl.envs import VectorEnv, make_env
+from tipl.rl.policies import VAR_EPSILON
+from tipl.rl.trial_batch import Iteration, Stack, environment_seeds, normalize_obs, normalize_reward
 
 BACKENDS: tuple[Backend, ...] = ("envpool", "gymnasium")
 PENDULUM, CHEETAH, CARTPOLE = "InvertedPendulum-v4", "HalfCheetah-v4", "CartPole-v1"

@@ -11,12 +11,12 @@ import pytest
 import torch
 from test_stack import PENDULUM, assert_same, small, small_discrete
 
-from tipl.cli import main
-from tipl.collect import collect, run_stack, trial_config
+from tipl.cli.main import main
+from tipl.collection.collect import collect, run_stack, trial_config
+from tipl.config.presets import CollectConfig, Device, DiscretePPOConfig, PPOConfig
 from tipl.errors import TiplError
-from tipl.presets import CollectConfig, Device, DiscretePPOConfig, PPOConfig
-from tipl.stack import Stack
-from tipl.stack_torch import TorchStack
+from tipl.rl.trial_batch import Stack
+from tipl.rl.trial_batch_torch import TorchStack
 from tipl.store import Store, create_store, data_verify
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]

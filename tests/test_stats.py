@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tipl.stats import (
+from tipl.evaluation.statistics import (
     BELOW_ONE,
     POSITIVE,
     Interval,
@@ -157,7 +157,7 @@ def test_horizons_are_vectorized_and_share_their_resamples() -> None:
 def test_working_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x_NH = np.random.default_rng(7).standard_normal((10, 3))
     whole = bootstrap_interval(iqm, x_NH, rng=np.random.default_rng(8), resamples=101)
-    monkeypatch.setattr("tipl.stats._CHUNK_BYTES", 10 * x_NH.nbytes)
+    monkeypatch.setattr("tipl.evaluation.statistics._CHUNK_BYTES", 10 * x_NH.nbytes)
     assert bootstrap_interval(iqm, x_NH, rng=np.random.default_rng(8), resamples=101) == whole
 
 

@@ -17,7 +17,9 @@ LIMIT = 20.0
 # A command whose main thread is away in C, in training's own way of stopping, or in a library that hides Ctrl-C.
 PROGRAM = """
 import signal, sys, time
-from tipl import cli, stopping
+from importlib import import_module
+from tipl.cli import stopping
+cli = import_module("tipl.cli.main")
 stopping.GRACE_SECONDS = 1.5 if sys.argv[1] == "away" else 15
 def away():
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})  # another thread has them

@@ -28,9 +28,10 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 
 from tipl.errors import TiplError
-from tipl.policy import ParamSpec, policy_spec
+from tipl.rl.policies import policy_spec
 from tipl.store import FORMAT_VERSION, Split, Store, TrialWriter, create_store, data_info, data_verify, plan_trials
 from tipl.store.root import given_parts
+from tipl.store.spec import ParamSpec
 
 SPEC = ParamSpec(("layer.weight", "layer.bias", "logstd"), ((2, 3), (4,), (1,)))
 OBS = 3

@@ -20,9 +20,9 @@ from numcodecs import Blosc
 import tipl.store.write
 from tipl.errors import TiplError
 from tipl.files import SEAL, sealed
-from tipl.policy import ParamSpec
 from tipl.store import Store, TrialWriter, create_store, data_info, data_verify
 from tipl.store.arrays import Layout, unpack
+from tipl.store.spec import ParamSpec
 
 SPEC = ParamSpec(("w", "b"), ((2, 3), (3,)))
 ARRAYS = {

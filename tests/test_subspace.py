@@ -11,11 +11,11 @@ import numpy as np
 import pydmd
 import pytest
 
-from tipl.forecast import Forecaster, History
-from tipl.presets import SVDConfig
+from tipl.config.presets import SVDConfig
+from tipl.forecasting.subspace import DMD, CodeLine, PathProducts, PrefixLine, slope
+from tipl.forecasting.trained import Forecaster, History
 from tipl.representation import Codes, fit_svd
 from tipl.store import Store
-from tipl.subspace import DMD, CodeLine, PathProducts, PrefixLine, slope
 
 HORIZONS = (1, 3, 8)
 

@@ -22,11 +22,7 @@ import safetensors.torch
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tipl.errors import TiplError
-from tipl.forecast import Forecaster, ModelForecaster
-from tipl.model import CONFIG_FILE, WEIGHTS_FILE, CodeModel, load
-from tipl.policy import ParamSpec
-from tipl.presets import (
+from tipl.config.presets import (
     BasisName,
     CausalTrainConfig,
     CollectConfig,
@@ -36,10 +32,14 @@ from tipl.presets import (
     SVDConfig,
     TrainConfig,
 )
+from tipl.errors import TiplError
+from tipl.forecasting.trained import Forecaster, ModelForecaster
+from tipl.models import CONFIG_FILE, WEIGHTS_FILE, CodeModel, load
 from tipl.progress import scalars
 from tipl.representation import Codes, fit_svd, read_weights
 from tipl.store import Store, TrialWriter, create_store
-from tipl.train import (
+from tipl.store.spec import ParamSpec
+from tipl.training import (
     CHECKPOINT_FILE,
     CODES_FOLDER,
     CURVE_FILE,
@@ -670,7 +670,7 @@ def test_a_training_that_diverges_says_so(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tipl.collect import collect
+    from tipl.collection.collect import collect
 
     path = tmp_path_factory.mktemp("data") / "store"
     return collect(CollectConfig(trials=5, total_steps=4 * 2048), path, workers=1)
@@ -759,7 +759,7 @@ def test_what_the_verb_cannot_use_is_refused_before_anything_is_written(store: P
 
 
 def test_flags_of_an_svd_are_refused_where_no_codes_are_made(capsys: pytest.CaptureFixture[str]):
-    from tipl.cli import main
+    from tipl.cli.main import main
 
     assert main(["train", "store", "--model", "causal", "--dim", "8", "--out", "model"]) == 2
     assert "--dim has no effect on --model causal" in capsys.readouterr().err

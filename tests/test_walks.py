@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tipl.collection.random_walk import best_skill, random_walk
+from tipl.config.presets import EvaluateConfig, SVDConfig
 from tipl.errors import TiplError
-from tipl.evaluate import evaluate
-from tipl.presets import EvaluateConfig, SVDConfig
+from tipl.evaluation.evaluate import evaluate
 from tipl.representation import fit_svd
 from tipl.store import Store, data_verify
-from tipl.walks import best_skill, random_walk
 
 CONFIG = EvaluateConfig(horizons=(1, 5, 10, 20), return_horizons=(1,), origins=60)
 

@@ -16,21 +16,17 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from tipl.adapt import adapted
-from tipl.baselines import solve_ridge
+from tipl.collection.random_walk import random_walk
+from tipl.config.presets import CausalTrainConfig, EvaluateConfig
 from tipl.errors import TiplError
-from tipl.evaluate import evaluate
-from tipl.forecast import SHIPPED, CausalForecaster, Forecaster, History, load_forecaster, model_folder
-from tipl.model import CausalTIPL, load
-from tipl.model.causal import PLACES, features
-from tipl.policy import ParamSpec
-from tipl.predict import forecast_policy
-from tipl.presets import CausalTrainConfig, EvaluateConfig
-from tipl.returns import Policies, policy_returns
-from tipl.store import Store, TrialWriter, create_store
-from tipl.train import CHECKPOINT_FILE, Displacements, fit_causal, train
-from tipl.walks import random_walk
-from tipl.windows import (
+from tipl.evaluation.evaluate import evaluate
+from tipl.forecasting.baselines import solve_ridge
+from tipl.forecasting.forecast import forecast
+from tipl.forecasting.online import adapted
+from tipl.forecasting.trained import SHIPPED, CausalForecaster, Forecaster, History, load_forecaster, model_folder
+from tipl.models import CausalTIPL, load
+from tipl.models.causal import PLACES, features
+from tipl.representation.windows import (
     EDGES,
     HORIZONS,
     SINGLE,
@@ -43,6 +39,10 @@ from tipl.windows import (
     places_in_iteration,
     windows_of,
 )
+from tipl.rl.returns import Policies, policy_returns
+from tipl.store import Store, TrialWriter, create_store
+from tipl.store.spec import ParamSpec
+from tipl.training import CHECKPOINT_FILE, Displacements, fit_causal, train
 
 SHAPES = ((3, 2), (3,))
 SIZES = (6, 3)
@@ -166,10 +166,11 @@ def test_the_window_of_a_history_is_that_of_the_lesson(store: Path):
 def test_noisy_lessons_are_those_of_a_path_with_noise(time: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Many weights, so that noise has next to no product with anything but itself; steps are stationary, and origins
     drawn as if they moved alike, the same of both."""
-    monkeypatch.setattr("tipl.windows._movement", lambda trial, last: np.ones(last))
-    monkeypatch.setattr("tipl.windows.WHITE" if time == 0 else "tipl.windows.COLORED", (1.5, 1.5))
-    monkeypatch.setattr("tipl.windows.TIMES", (0.0, time))
-    monkeypatch.setattr("tipl.windows._WHITE", float(time == 0))
+    monkeypatch.setattr("tipl.representation.windows._movement", lambda trial, last: np.ones(last))
+    name = "WHITE" if time == 0 else "COLORED"
+    monkeypatch.setattr(f"tipl.representation.windows.{name}", (1.5, 1.5))
+    monkeypatch.setattr("tipl.representation.windows.TIMES", (0.0, time))
+    monkeypatch.setattr("tipl.representation.windows._WHITE", float(time == 0))
     sizes, length, rng = (9000, 4000), 330, np.random.default_rng(5)
     store = write_store(tmp_path / "store", 1, length, sizes)
     plain = lessons_of(store, 1)
@@ -412,7 +413,7 @@ def test_a_trained_model_is_judged_like_any_forecaster(tmp_path: Path):
 def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(small_store: Path, tmp_path: Path):
     assert sum(file.stat().st_size for file in model_folder(SHIPPED).iterdir()) <= 5_000_000
     out = tmp_path / "policy.safetensors"
-    made = forecast_policy(small_store, 2, 40, 10, out, episodes=3)
+    made = forecast(small_store, 2, 40, 10, out, episodes=3)
     trial = Store.open(small_store).trial(2)
     forecaster = CausalForecaster.from_pretrained(shapes=trial.spec.shapes)
     assert isinstance(Forecaster.from_pretrained("causal", trial.spec.shapes), CausalForecaster)
@@ -426,14 +427,14 @@ def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(sma
     now, came = trial.weights(40, 41)[0], trial.weights(50, 51)[0]
     assert made.skill == pytest.approx(1 - np.square(came - expected).sum() / np.square(came - now).sum(), rel=1e-4)
     assert made.expected_error is not None and made.expected_error > 0
-    forecast_policy(small_store, 2, 40, 10, out, stretch=3.0, episodes=0)
+    forecast(small_store, 2, 40, 10, out, stretch=3.0, episodes=0)
     stretched = trial.spec.flatten(safetensors.numpy.load_file(out))
     np.testing.assert_allclose(stretched - now, 3 * (expected - now), rtol=1e-4, atol=1e-6)
-    forecast_policy(small_store, 2, 40, 10, out, adapt=True, episodes=0)
+    forecast(small_store, 2, 40, 10, out, adapt=True, episodes=0)
     corrected = trial.spec.flatten(safetensors.numpy.load_file(out))
     assert np.array_equal(corrected, adapted([forecaster], trial).forecast([history], [10])[0, 0])
     assert not np.array_equal(corrected, expected)
-    last = forecast_policy(small_store, 2, 80, 10, out, episodes=0)
+    last = forecast(small_store, 2, 80, 10, out, episodes=0)
     assert last.skill is None and last.true_return is None and last.predicted_return is None
 
 
@@ -446,5 +447,5 @@ def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(sma
 def test_what_cannot_be_forecast_is_one_clear_line(change: dict, says: str, small_store: Path, tmp_path: Path):
     asked: dict[str, Any] = {"trial": 1, "origin": 5, "horizon": 1, "episodes": 0} | change
     with pytest.raises(TiplError, match=says):
-        forecast_policy(small_store, out=tmp_path / "p.safetensors", **asked)
+        forecast(small_store, out=tmp_path / "p.safetensors", **asked)
     assert not (tmp_path / "p.safetensors").exists()

@@ -2,17 +2,15 @@
 
 In: nothing; a name is looked up in its module on first use, so that `import tipl` is quick.  Out: the public surface.
 
-Every verb of the command line is a function in the module of the same name: `from tipl.collect import collect`, and so
-on for `accelerate`, `compact`, `train`, `evaluate`, `report` and `reproduce`; `tipl.collect` is the module. What is for
-Stable-Baselines3 is in `tipl.sb3`, which takes the extra of that name. What is not named here is private.
+Every verb of the command line is a function here: `tipl.collect(config, out)`, and so on. What is for
+Stable-Baselines3 is in `tipl.integrations.sb3`, which takes the extra `sb3`. What is not named here is private.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tipl.errors import TiplError
-from tipl.experiments import EXPERIMENTS, Experiment, experiment
-from tipl.presets import (
+from tipl.config.experiments import EXPERIMENTS, Experiment, experiment
+from tipl.config.presets import (
     CausalTrainConfig,
     CollectConfig,
     CompactConfig,
@@ -24,20 +22,66 @@ from tipl.presets import (
     SVDConfig,
     TrainConfig,
 )
+from tipl.errors import TiplError
 
 if TYPE_CHECKING:
-    from tipl import accelerate, collect, compact, evaluate, report, reproduce, train
-    from tipl.accelerator import Accelerator, Batch, JumpingOptimizer
-    from tipl.adapt import Adapted
-    from tipl.forecast import CausalForecaster, Forecaster, History
-    from tipl.model import TIPL
-    from tipl.predict import forecast_policy
-    from tipl.record import WeightRecorder
-    from tipl.representation import Codes, fit_svd
-    from tipl.returns import Policies, policy_returns
-    from tipl.store import Store, Trial, TrialWriter, create_store, data_info, data_verify
+    from tipl.acceleration.accelerator import Accelerator, Batch
+    from tipl.acceleration.compare import accelerate
+    from tipl.acceleration.jumping import JumpingOptimizer
+    from tipl.collection.collect import collect
+    from tipl.collection.random_walk import random_walk
+    from tipl.collection.record import WeightRecorder
+    from tipl.evaluation.evaluate import evaluate
+    from tipl.forecasting.forecast import forecast
+    from tipl.forecasting.forecaster import Forecaster
+    from tipl.forecasting.online import Adapted
+    from tipl.forecasting.trained import CausalForecaster
+    from tipl.models.transformer import TIPL
+    from tipl.reporting import report
+    from tipl.representation.codes import Codes
+    from tipl.representation.fit import fit_svd
+    from tipl.reproduction import reproduce
+    from tipl.rl.returns import Policies, policy_returns
+    from tipl.store.compact import compact
+    from tipl.store.history import History
+    from tipl.store.inspect import data_info, data_verify
+    from tipl.store.read import Store, Trial
+    from tipl.store.write import TrialWriter, create_store
+    from tipl.training.train import train
 
 __version__ = "0.1.0"
+
+_LAZY = {
+    "TIPL": "models.transformer",
+    "Accelerator": "acceleration.accelerator",
+    "Adapted": "forecasting.online",
+    "Batch": "acceleration.accelerator",
+    "CausalForecaster": "forecasting.trained",
+    "Codes": "representation.codes",
+    "Forecaster": "forecasting.forecaster",
+    "History": "store.history",
+    "JumpingOptimizer": "acceleration.jumping",
+    "Policies": "rl.returns",
+    "Store": "store.read",
+    "Trial": "store.read",
+    "TrialWriter": "store.write",
+    "WeightRecorder": "collection.record",
+    "accelerate": "acceleration.compare",
+    "collect": "collection.collect",
+    "compact": "store.compact",
+    "create_store": "store.write",
+    "data_info": "store.inspect",
+    "data_verify": "store.inspect",
+    "evaluate": "evaluation.evaluate",
+    "fit_svd": "representation.fit",
+    "forecast": "forecasting.forecast",
+    "policy_returns": "rl.returns",
+    "random_walk": "collection.random_walk",
+    "report": "reporting",
+    "reproduce": "reproduction",
+    "train": "training.train",
+}
+"""Which module a name is in that is loaded on its first use."""
 
 __all__ = [
     "EXPERIMENTS",
@@ -77,44 +121,21 @@ __all__ = [
     "evaluate",
     "experiment",
     "fit_svd",
-    "forecast_policy",
+    "forecast",
     "policy_returns",
+    "random_walk",
     "report",
     "reproduce",
     "train",
 ]
 
-_MODULES = ("accelerate", "collect", "compact", "evaluate", "report", "reproduce", "train")
-_MODULE_OF = {
-    "Accelerator": "accelerator",
-    "Adapted": "adapt",
-    "Batch": "accelerator",
-    "CausalForecaster": "forecast",
-    "Codes": "representation",
-    "Forecaster": "forecast",
-    "History": "forecast",
-    "JumpingOptimizer": "accelerator",
-    "Policies": "returns",
-    "Store": "store",
-    "TIPL": "model",
-    "Trial": "store",
-    "TrialWriter": "store",
-    "WeightRecorder": "record",
-    "create_store": "store",
-    "data_info": "store",
-    "data_verify": "store",
-    "forecast_policy": "predict",
-    "fit_svd": "representation",
-    "policy_returns": "returns",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"tipl.{name}")
-    if name in _MODULE_OF:
-        return getattr(import_module(f"tipl.{_MODULE_OF[name]}"), name)
-    raise AttributeError(f"module 'tipl' has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tipl' has no attribute {name!r}")
+    found = getattr(import_module(f"tipl.{_LAZY[name]}"), name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,7 @@ In: the command line.  Out: an exit code.
 
 import sys
 
-from tipl.cli import main
+from tipl.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,9 +1,7 @@
-"""The two ways in which the program stops early.
+"""What the user is told where the program stops early, and text from outside made safe to show.
 
-In: what the user gave, or a Ctrl-C.  Out: one clear line and an exit code (see cli.py).
+In: what the user gave, any text.  Out: one clear line (cli/main.py adds the exit code).
 """
-
-from tipl.text import printable
 
 
 class TiplError(ValueError):
@@ -12,3 +10,13 @@ class TiplError(ValueError):
     def __str__(self) -> str:
         """Return the message on one line: it may quote what a file says."""
         return printable(" ".join(super().__str__().split()))
+
+
+def printable(text: object) -> str:
+    r"""Return `str(text)` with control, format and other unprintable characters escaped: ESC becomes `\x1b`."""
+    text = str(text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

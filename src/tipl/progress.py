@@ -13,8 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tipl.errors import TiplError
-from tipl.text import printable
+from tipl.errors import TiplError, printable
 
 _PLAIN_SECONDS = 15.0
 

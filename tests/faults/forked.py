@@ -81,7 +81,7 @@ def _be_child(do: Callable[[], Any], folder: os.PathLike[str], said: int, value:
         os.dup2(said, 2)
         soft = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + ROOM
         resource.setrlimit(resource.RLIMIT_AS, (soft, resource.RLIM_INFINITY))
-        from tipl.cli import exit_code
+        from tipl.cli.main import exit_code
 
         found: list[Any] = []
         code = exit_code(lambda: found.append(do()))

@@ -42,8 +42,8 @@ def settings() -> Any:
 
 def run_here() -> None:
     """Let what runs in processes of its own run in this one: a kill is then of all that there is."""
-    import tipl.arms
-    import tipl.collect
+    import tipl.acceleration.arms
+    import tipl.collection.collect
 
     class Parent:
         def tell(self, *numbers: Any) -> None:
@@ -57,7 +57,7 @@ def run_here() -> None:
             work(Parent(), *task)
             ended(index)
 
-    for module in (tipl.collect, tipl.arms):
+    for module in (tipl.collection.collect, tipl.acceleration.arms):
         module.run_in_processes = run  # type: ignore[attr-defined]
 
 
@@ -65,7 +65,7 @@ def verb(*arguments: str) -> Callable[[], None]:
     """A command line, as a function."""
 
     def call() -> None:
-        from tipl.cli import build_parser
+        from tipl.cli.main import build_parser
 
         parsed = build_parser().parse_args(arguments)
         parsed.run(parsed)
@@ -74,7 +74,7 @@ def verb(*arguments: str) -> Callable[[], None]:
 
 
 def collect() -> None:
-    from tipl.collect import collect
+    from tipl.collection.collect import collect
 
     collect(settings(), Path(STORE), workers=1)
 
@@ -85,7 +85,7 @@ def random_walk() -> None:
 
 
 def accelerate() -> None:
-    from tipl.accelerate import accelerate
+    from tipl.acceleration.compare import accelerate
 
     accelerate(dataclasses.replace(settings(), trials=2), Path(COMPARISON), forecaster="line", workers=1)
 
@@ -161,8 +161,8 @@ def read_store(path: Path) -> dict[str, Any]:
 
 
 def read_model(path: Path) -> dict[str, Any]:
-    from tipl.model import load, read_training
-    from tipl.train.loop import Checkpoint
+    from tipl.models import load, read_training
+    from tipl.training.loop import Checkpoint
 
     training = read_training(path)
     found: dict[str, Any] = {"training": _timeless(training)}
@@ -188,7 +188,7 @@ def read_codes(path: Path) -> dict[str, Any]:
 def read_results(path: Path) -> dict[str, Any]:
     """Of an evaluation or a comparison: its numbers, and the parts from which it goes on."""
     from tipl.parts import kept_part
-    from tipl.report.metrics import read_metrics
+    from tipl.reporting.metrics import read_metrics
 
     parts = {}
     for part in sorted((path / "parts").iterdir()):

@@ -1,6 +1,6 @@
 """Temporal SVD: snapshots as short codes, in four bases, and what each of them leaves out.
 
-In: the weights [T, P] of a store's trials.  Out: CODES (a folder), Bases, Gram matrices and their spectra.
+In: the weights [T, P] of a store's trials.  Out: CODES (a folder), bases, Gram matrices and their singular values.
 
 In every basis the displacements or weights W that it is made from are W = U S Vᵀ, a code is a row of U's first d
 columns, and code · S Vᵀ gives the weights back. They differ in the W they have seen:
@@ -34,7 +34,6 @@ from tipl.representation.grams import (
     spectrum,
 )
 from tipl.representation.origins import OriginBasis, prefix_bases, prefix_basis, window_basis
-from tipl.representation.spectra import spectra
 
 __all__ = [
     "ENERGY_SHARES",
@@ -50,7 +49,6 @@ __all__ = [
     "prefix_bases",
     "prefix_basis",
     "read_weights",
-    "spectra",
     "spectrum",
     "trial_basis",
     "window_basis",

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import scipy.linalg
 
-from tipl.representation.linalg import divided, row_slices, truncated_svd
+from tipl.representation.linear_algebra import divided, row_slices, truncated_svd
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import safetensors.numpy
 
 from tipl.bundle import read_bundle, write_bundle
 from tipl.checks import AnyPath, checked
+from tipl.config.presets import SVDConfig
 from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, check_seal, parse_json, read_file, require, write_json
-from tipl.presets import SVDConfig
 from tipl.representation.basis import Basis
 from tipl.representation.grams import Gram
 from tipl.shapes import Each, OneOf, Whole

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from tipl.checks import AnyPath, checked_arguments
+from tipl.config.presets import SVDConfig
 from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, new_folder, require_no_store_above, set_aside
-from tipl.presets import SVDConfig
 from tipl.progress import console, steps_progress
 from tipl.representation.basis import joined_bases, trial_basis
 from tipl.representation.codes import (

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.linalg
 
 from tipl.errors import TiplError
-from tipl.representation.linalg import column_blocks, roots
+from tipl.representation.linear_algebra import column_blocks, roots
 from tipl.store import Trial
 
 ENERGY_SHARES = (0.9, 0.95, 0.99, 0.999)

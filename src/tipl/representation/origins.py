@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tipl.representation.grams import Gram
-from tipl.representation.linalg import EPS, divided, leading_eigenpairs, signs
+from tipl.representation.linear_algebra import EPS, divided, leading_eigenpairs, signs
 
 _RESIDUAL = 1e-7  # of an eigenvalue: a prefix direction is converged
 _MOST_EXPANSIONS = 24  # of the space in which prefix directions are sought, before they are computed anew

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import scipy.linalg
 
-from tipl.policy import ParamSpec
-from tipl.presets import SVDConfig
+from tipl.config.presets import SVDConfig
 from tipl.representation.basis import Basis
 from tipl.representation.grams import read_weights
-from tipl.representation.linalg import covariance, decomposed, divided, signs, truncated_svd
+from tipl.representation.linear_algebra import covariance, decomposed, divided, signs, truncated_svd
 from tipl.store import Store
+from tipl.store.spec import ParamSpec
 
 _COVARIANCE_SIZE = 8192  # the largest P whose P×P matrix is held for the pooled basis, 0.5 GB
 _MERGE_RANK = 256  # directions that the pooled basis keeps between trials beyond that P, or 4 d if more

@@ -26,7 +26,7 @@ import numpy as np
 from numcodecs import Blosc, blosc  # pyright: ignore[reportAttributeAccessIssue]
 
 from tipl.files import SEAL, Absent, Damaged, file_size, read_file, read_json, replace_file, sealed
-from tipl.store.files import is_folder, make_folder
+from tipl.store.locks import is_folder, make_folder
 
 # After a transpose, so that a weight's values follow each other in time: most of their high bits are the same, and
 # bit planes of equal bits are what zstd shortens. Best of benchmarks/codecs.py among what zarr reads by itself.

@@ -17,10 +17,10 @@ import google_crc32c
 
 from tipl.errors import TiplError
 from tipl.files import SEAL, Absent, Damaged, check_seal, parse_json, read_file, replace_file, require, seal_of, sealed
-from tipl.policy import ParamSpec
 from tipl.shapes import Each, Maybe, Number, OneOf, Whole
 from tipl.store.arrays import Layout, Sums
-from tipl.store.files import is_folder
+from tipl.store.locks import is_folder
+from tipl.store.spec import ParamSpec
 
 FORMAT_VERSION = 2
 

@@ -14,16 +14,16 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from tipl.checks import AnyPath, Count, checked
-from tipl.env_spec import EnvId, env_id_of
+from tipl.config.env_spec import EnvId, env_id_of
 from tipl.errors import TiplError
 from tipl.files import Damaged
-from tipl.policy import ParamSpec
 from tipl.progress import console
 from tipl.store.arrays import ArrayReader
-from tipl.store.files import is_folder
 from tipl.store.history import History, places_of
 from tipl.store.layout import EPISODE_ARRAYS, Record, read_record, trial_path, trial_seeds
+from tipl.store.locks import is_folder
 from tipl.store.root import PARTS, Root, require_same
+from tipl.store.spec import ParamSpec
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import numpy as np
 
 from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, parse_json
-from tipl.policy import ParamSpec
 from tipl.shapes import Each, Maybe, Number, OneOf, Whole
-from tipl.store.files import is_folder, locked_file, make_folder
 from tipl.store.layout import CONFIGURATION, FORMAT_VERSION, MOST_SEED, Record, group, is_seed, read_group, write_group
+from tipl.store.locks import is_folder, locked_file, make_folder
+from tipl.store.spec import ParamSpec
 
 PARTS = ("train", "validation", "test")
 _SHARES = {"train": 1 - 1 / 8 - 1 / 5, "validation": 1 / 8, "test": 1 / 5}

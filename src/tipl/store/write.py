@@ -23,9 +23,7 @@ import safetensors.numpy
 from tipl.checks import AnyPath, Positive, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import PARTIAL, replace_file, require_no_store_above
-from tipl.policy import ParamSpec
 from tipl.store.arrays import MADE, ArrayWriter, create_array, rows_in
-from tipl.store.files import is_folder, lock_trial, make_folder, remove_made, unlock, writing
 from tipl.store.layout import (
     ARRAYS,
     EPISODE_ARRAYS,
@@ -39,8 +37,10 @@ from tipl.store.layout import (
     trials_path,
     write_group,
 )
+from tipl.store.locks import is_folder, lock_trial, make_folder, remove_made, unlock, writing
 from tipl.store.read import Store, checked_record
 from tipl.store.root import Root, as_json, forget_trial, list_trials, locked, new_root, noted, plan_trials
+from tipl.store.spec import ParamSpec
 
 _MADE_TO_RESUME = r"zarr\.json|lock|[0-9]+\.safetensors"
 _WEIGHTS_CHUNK = 5 << 20, 512  # most bytes and most snapshots in a chunk

@@ -1,0 +1,281 @@
+"""The accelerator: jumps to forecast weights in somebody else's torch loop.
+
+In: an actor, a forecaster, once an iteration the batch in hand.  Out: the actor's weights moved in place, or left.
+
+    accelerator = Accelerator(agent, "line")
+    for iteration in …:
+        …                                              # roll out, update
+        accelerator.step(Batch(observations, actions, log_probs, advantages, returns))
+
+For loops without a policy there is `JumpingOptimizer` (jumping.py), a `torch.optim.Optimizer` around another one.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
+
+from tipl.acceleration.jump import Judgment, Jump, Jumper, is_log_std, may_jump
+from tipl.acceleration.jumping import JumpingOptimizer
+from tipl.collection.agent import (
+    acting_parameters,
+    by_sample,
+    check_dependence,
+    check_log_probs,
+    check_own_log_probs,
+    cleanrl_distribution,
+    unwrapped,
+)
+from tipl.collection.flat import check_apart, check_finite, move, trainable, tried, undisturbed
+from tipl.collection.flat import flat as _flat
+from tipl.config.presets import JumpConfig
+from tipl.errors import TiplError
+from tipl.forecasting.named import as_name, check_effect, jumps_for, named_forecaster, with_settings
+from tipl.forecasting.trained import Forecaster
+
+__all__ = ["Accelerator", "Batch", "JumpingOptimizer"]
+
+_OF_BATCHES = ("surrogate", "max_change", "hindsight")  # settings that look at actions, log_probs and advantages
+_FAR = 30  # times its weights a network is one that shows what it does to large outputs
+_FREE = JumpConfig().max_change  # which never binds
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loop has in hand after an iteration, S samples of it; tensors as the policy takes them.
+
+    observations: [S, …], normalized as the policy sees them.
+    actions, log_probs, advantages: [S, …], [S], [S]; without them neither the surrogate objective, in advance or in
+        hindsight, nor the change by update and jump together is looked at.
+    returns: of the episodes that ended in the iteration; without them no fall is seen.
+    """
+
+    observations: Tensor
+    actions: Tensor | None = None
+    log_probs: Tensor | None = None
+    advantages: Tensor | None = None
+    returns: Sequence[float] = ()
+
+    def check(self, asked: Iterable[str]) -> None:
+        """
+        Args:
+            asked: settings of jumps that were asked for.
+
+        Raises:
+            TiplError: it lacks what they look at, its parts do not fit together, or a number is not finite.
+        """
+        given = (self.observations, self.actions, self.log_probs, self.advantages)
+        other = next((part for part in given if not isinstance(part, Tensor | None)), None)
+        if other is not None:
+            raise TiplError(f"A Batch holds tensors, not {type(other).__name__}.")
+        parts = {"actions": self.actions, "log_probs": self.log_probs, "advantages": self.advantages}
+        missing = [name for name, part in parts.items() if part is None]
+        needed = next((name for name in asked if name in _OF_BATCHES), None)
+        if missing and (len(missing) < len(parts) or needed):
+            why = f"{needed} looks at" if needed else "the guard takes all or none of"
+            raise TiplError(f"The Batch has no {missing[0]}; {why} actions, log_probs and advantages.")
+        samples = len(self.observations)
+        for name, part in parts.items():
+            if part is None:
+                continue
+            if (len(part) if name == "actions" else part.numel()) != samples:
+                raise TiplError(f"The Batch has {samples} observations and {name} of the shape {list(part.shape)}.")
+            if part.is_floating_point() and not torch.isfinite(part).all():
+                raise TiplError(f"The Batch's {name} are not finite; the run diverged, or the batch is not whole.")
+        if not np.isfinite(np.asarray(self.returns, np.float64)).all():
+            raise TiplError("An episode's return is not finite; the run diverged, or the environment is at fault.")
+
+
+class Accelerator:
+    """Puts forecasts into a live run where a `Jumper` lets them.
+
+    The optimizer's moments, the critic, normalizers and the learning rate are left alone.
+
+    Attributes:
+        counts: how many iterations ended in each of `tipl.acceleration.jump.KINDS`.
+        last: the last iteration's `Jump`.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module | Iterable[tuple[str, nn.Parameter]],
+        forecaster: Forecaster | str | Path = "line",
+        *,
+        distribution: Callable[[Tensor], Distribution] | None = None,
+        snapshots: int = 1,
+        fit: Path | None = None,
+        **settings: Any,
+    ) -> None:
+        """
+        Args:
+            policy: the actor, or (name, parameter) pairs. Of a module with CleanRL's `actor_mean` and `actor_logstd`,
+                or `actor`, only these jump.
+            forecaster: a Forecaster, or what `tipl accelerate --forecaster` takes.
+            distribution: the policy's distribution over actions at observations; default: of CleanRL's agents.
+            snapshots: of an iteration, all but the last of which the loop takes by `record`.
+            fit: the store that the autoregression is fitted on; default: the package's own.
+            settings: of `JumpConfig`: every, horizon, max_kl, …; default: `jumps_of` a forecaster given by its name.
+
+        Raises:
+            TiplError: the settings, the forecaster or the policy cannot be used.
+        """
+        config = with_settings(jumps_for(forecaster), settings)
+        check_effect(forecaster, settings, config)
+        if config.reset_momentum:
+            raise TiplError("reset_momentum has no effect here, where the optimizer is not known; leave it out.")
+        inner = unwrapped(policy)
+        named = acting_parameters(inner)
+        check_apart(named)
+        self._named, self._parameters = named, [parameter for _, parameter in named]
+        self._policy = inner if isinstance(inner, nn.Module) else None
+        self._is_own, self._is_checked = distribution is not None, False
+        self._distribution = distribution or cleanrl_distribution(inner)
+        self._per_iteration = None
+        if isinstance(forecaster, str | Path):
+            shapes = [parameter.shape for parameter in self._parameters]
+            forecaster = named_forecaster(as_name(forecaster), shapes, config.horizon, snapshots, fit)
+            self._per_iteration = snapshots
+        elif fit is not None:
+            raise TiplError("fit has no effect on a forecaster that is made already; leave it out.")
+        names, sizes = [name for name, _ in named], [p.numel() for p in self._parameters]
+        self._moves_P = may_jump(names, sizes, config)
+        self._is_network = np.repeat([not is_log_std(name) for name in names], sizes)
+        self._jumper = Jumper(forecaster, config, self._moves_P)
+        self._acted: np.ndarray | None = _flat(self._parameters)  # with the weights that the next batch is made with
+        self._jumper.begin(self._acted)
+        self._asked = [name for name in _OF_BATCHES if name in settings and settings[name] not in (False, _FREE)]
+        self._snapshots: list[np.ndarray] = []
+        self.counts: Counter[str] = Counter()
+        self.last: Jump | None = None
+
+    def record(self) -> None:
+        """Take the weights as they are within an iteration: forecasters that were fitted on collected trials expect
+        several snapshots an iteration, the last of which `step` takes itself."""
+        self._snapshots.append(_flat(self._parameters))
+
+    @torch.no_grad()
+    def step(self, batch: Batch) -> Jump:
+        """Once an iteration, after its update: jump, or do not.
+
+        Raises:
+            TiplError: weights or the batch are not finite, the batch lacks something, `record` was called another
+                number of times than the forecaster was made for, or the distribution is not the agent's own.
+        """
+        batch.check(self._asked)
+        self.record()
+        snapshots, self._snapshots = np.stack(self._snapshots), []
+        if self._per_iteration not in (None, len(snapshots)):
+            raise TiplError(
+                f"This iteration has {len(snapshots)} snapshots, the forecaster was made for {self._per_iteration}; "
+                f"give snapshots={len(snapshots)}, or call record() {self._per_iteration - 1} times an iteration."
+            )
+        check_finite(self._named, snapshots[-1])
+        if not self._is_checked:
+            self._check_network(batch)
+            self._check_batch(batch)
+        self._jumper.moves_P = self._moves_P & trainable(self._parameters)
+        jump = self._jumper.step(snapshots, self._judge(batch), batch.returns)
+        if jump.displacement is not None:
+            move(self._parameters, jump.displacement)
+        self._acted = _flat(self._parameters)
+        self.counts[jump.kind] += 1
+        self.last = jump
+        return jump
+
+    def _judge(self, batch: Batch) -> Callable[[np.ndarray], Judgment]:
+        """What the batch says of weights; the first time it is asked, the batch is held against the policy."""
+        has_surrogate = batch.log_probs is not None
+        current: list[Distribution] = []
+
+        @torch.no_grad()
+        def judge(weights_P: np.ndarray) -> Judgment:
+            if not current:
+                self._check_batch(batch)
+                with undisturbed(self._parameters, self._policy):
+                    current.append(self._distribution(batch.observations))
+            try:
+                with self._with(weights_P):
+                    other = self._distribution(batch.observations)
+            except ValueError:  # torch's word for parameters that make no distribution
+                return Judgment(np.inf, -np.inf)
+            kl = float(by_sample(kl_divergence(current[0], other)).mean())
+            if not has_surrogate:
+                return Judgment(kl, 0.0)
+            assert batch.actions is not None and batch.log_probs is not None and batch.advantages is not None
+            log_ratio = by_sample(other.log_prob(batch.actions)) - batch.log_probs.reshape(-1)
+            advantages = batch.advantages.reshape(-1)
+            surrogate = (log_ratio.exp() * (advantages - advantages.mean())).mean()
+            return Judgment(kl, float(surrogate), float((log_ratio.expm1() - log_ratio).mean()))
+
+        return judge
+
+    @contextlib.contextmanager
+    def _with(self, weights_P: np.ndarray) -> Iterator[None]:
+        with undisturbed(self._parameters, self._policy), tried(self._parameters, weights_P):
+            yield
+
+    def _check_network(self, batch: Batch) -> None:
+        """Hold the distribution against the network and the agent's own output (agent.py)."""
+        observations, actions = batch.observations, batch.actions
+        with undisturbed(self._parameters, self._policy):
+            check_dependence(self._distribution, observations, self._named, self._policy)
+        if not self._is_own:
+            now = _flat(self._parameters)
+            for weights in (now, np.where(self._is_network, _FAR * now, now)):
+                with self._with(weights):
+                    check_own_log_probs(self._policy, self._distribution, observations, actions)
+        self._is_checked = True
+
+    def _check_batch(self, batch: Batch) -> None:
+        """Hold the batch's log-probabilities against the distribution under the weights that made it."""
+        if batch.log_probs is not None and batch.actions is not None and self._acted is not None:
+            with self._with(self._acted):
+                found = by_sample(self._distribution(batch.observations).log_prob(batch.actions))
+            check_log_probs(found, batch.log_probs, "the policy that made it, as the Accelerator knows it")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, the weights apart; tensors, to go into a checkpoint."""
+        state: dict[str, Any] = {name: torch.from_numpy(value.copy()) for name, value in self._jumper.state().items()}
+        size = sum(parameter.numel() for parameter in self._parameters)
+        within = np.array(self._snapshots, np.float32).reshape(-1, size)
+        about = {"counts_by_kind": dict(self.counts), "forecaster": self._jumper.forecaster.name}
+        return state | about | {"within": torch.from_numpy(within)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            TiplError: it is of another policy or forecaster.
+        """
+        size = sum(parameter.numel() for parameter in self._parameters)
+        own = "counts_by_kind" in state and self._jumper.is_of(state, size)
+        if not own:
+            raise TiplError(f"This state is not of an accelerator of {size} weights; give one of the same policy.")
+        if state.get("forecaster") != self._jumper.forecaster.name:
+            raise TiplError(
+                f"This state is of the forecaster {state.get('forecaster')}, not of {self._jumper.forecaster.name}; "
+                "make the Accelerator with that one."
+            )
+        arrays = {name: value.cpu().numpy() for name, value in state.items() if isinstance(value, Tensor)}
+        self._snapshots = list(arrays.pop("within").copy())
+        self._jumper.restore(arrays)
+        self.counts = Counter(state["counts_by_kind"])
+        self._acted = None  # which weights will make the next batch is known only after it
+
+    def __getstate__(self) -> NoReturn:
+        """Refused: a copy would move copies of the parameters, and look at the first policy.
+
+        Raises:
+            TiplError: always.
+        """
+        raise TiplError(
+            "An Accelerator belongs to its network and is not copied or pickled; make one for the other network and "
+            "give it state_dict()."
+        )

@@ -1,0 +1,288 @@
+"""Arms: ways to train, plainly or with jumps to forecast weights, run on the same seeds.
+
+In: arms.  Out: of every seed and iteration the return, what came of a jump, and the seconds, kept in parts on disk.
+
+An accelerated trial is a plain one until its first jump, to the bit: same seeds, same draws. Its jumps cost no
+environment steps, and their time is measured apart. Shapes: N seeds, I iterations, P weights.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tipl
+from tipl.acceleration.jump import KINDS, Judgment, Jumper, may_jump
+from tipl.collection.collect import trial_config
+from tipl.config.presets import CollectConfig, JumpConfig
+from tipl.errors import TiplError
+from tipl.forecasting.named import forecaster_digest, named_forecaster
+from tipl.forecasting.trained import Forecaster
+from tipl.parts import ENDING, keep_part, kept_part
+from tipl.processes import Parent, run_in_processes
+from tipl.progress import console, steps_progress
+from tipl.rl.envs import chosen_backend, engine_versions
+from tipl.rl.kernels import FASTMATH, forward_batch, kernel
+from tipl.rl.ppo import categorical_log_probs, gaussian_log_prob
+from tipl.rl.trial_batch import Abandoned, Stack
+
+_TOGETHER = 5  # seeds that are run, and written when they are done, together
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: PPO's settings, and a forecaster to jump with, or none."""
+
+    config: CollectConfig
+    forecaster: str | None = None
+    """A `ForecasterName`, or the folder of a causal model; None: plain PPO."""
+    jump: JumpConfig = JumpConfig()
+    fit: Path | None = None
+    """The store that the autoregression is fitted on; None: the package's own."""
+
+    def facts(self) -> dict[str, Any]:
+        """What makes its results, as JSON."""
+        jumps = {} if self.forecaster is None else {"jump": dataclasses.asdict(self.jump)}
+        fit = {} if self.fit is None else {"fit": Path(self.fit).name}
+        made = None if self.forecaster is None else forecaster_digest(self.forecaster, self.fit)
+        of = {} if made is None else {"forecaster_digest": made}
+        return {"config": trial_config(self.config), "forecaster": self.forecaster, **jumps, **fit, **of}
+
+    def digest(self) -> str:
+        """What its parts are called by: all that makes their results, among it the forecaster's own content and the
+        programs that run them. The number of trials is no part of it: with more of them the first parts stay."""
+        facts = self.facts() | {"versions": versions(self.config)}
+        if facts.pop("forecaster_digest", None) is not None:  # then neither its place nor its store's name counts
+            facts = {name: value for name, value in facts.items() if name not in ("forecaster", "fit")}
+            assert self.forecaster is not None
+            facts["forecaster"] = forecaster_digest(self.forecaster, self.fit)
+        if self.forecaster == "noise":
+            facts["noise"] = self.config.seed
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def versions(config: CollectConfig) -> dict[str, str]:
+    """Of what runs an arm."""
+    own = {"tipl": tipl.__version__, "python": platform.python_version()}
+    own |= {name: importlib.metadata.version(name) for name in ("numpy", "numba")}
+    return own | engine_versions(chosen_backend(config.env_id, config.backend))
+
+
+def run_arms(arms: Mapping[str, Arm], out: Path, workers: int | None = None) -> dict[str, dict[str, np.ndarray]]:
+    """Run every seed of every arm, in processes; what lies in `out` already is read.
+
+    Returns:
+        For each arm `returns` [N, I] (the mean of the episodes that ended in an iteration; NaN before the first),
+        `kinds` [N, I] (numbers of `KINDS`), `shares`, `kl`, `trust` [N, I], `seconds` and `jump_seconds` [N].
+    """
+    for arm in arms.values():
+        stack = Stack(arm.config, arm.config.seeds[:1])  # what cannot be run is told before there is a folder
+        _jumpers(arm, stack)
+    out = Path(out)
+    parts: dict[str, list[tuple[Path, list[int]]]] = {}
+    for name, arm in arms.items():
+        seeds, digest = list(arm.config.seeds), arm.digest()
+        groups = [seeds[start : start + _TOGETHER] for start in range(0, len(seeds), _TOGETHER)]
+        parts[name] = [(out / "parts" / f"{digest}-{group[0]}-{group[-1]}{ENDING}", group) for group in groups]
+    shapes = {path: _shapes(arms[name], group) for name in arms for path, group in parts[name]}
+    waiting = [
+        (arms[name], path, group)
+        for name in arms
+        for path, group in parts[name]
+        if kept_part(path, shapes[path]) is None
+    ]
+    if waiting:
+        _run_parts(waiting, min(workers or len(os.sched_getaffinity(0)), len(waiting)))
+    runs = {}
+    for name in arms:
+        loaded = [part for path, _ in parts[name] if (part := kept_part(path, shapes[path])) is not None]
+        if len(loaded) < len(parts[name]):
+            raise TiplError(f"A part of {out} went away or was damaged meanwhile; run the same command again.")
+        runs[name] = {key: np.concatenate([part[key] for part in loaded]) for key in loaded[0]}
+    return runs
+
+
+def _shapes(arm: Arm, seeds: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Of what `run_part` keeps."""
+    each, every = (len(seeds),), (len(seeds), arm.config.num_iterations)
+    found: dict[str, tuple[int, ...]] = dict.fromkeys(("returns", "kinds", "shares", "kl", "trust"), every)
+    return found | dict.fromkeys(("seconds", "jump_seconds"), each)
+
+
+def _run_parts(waiting: Sequence[tuple[Arm, Path, list[int]]], count: int) -> None:
+    """Run what is missing; an interrupted part is begun anew, those that are done are written."""
+    sizes = [arm.config.num_iterations * arm.config.ppo.batch_size * len(group) for arm, _, group in waiting]
+    done = [0] * len(waiting)
+    console.print(f"accelerate: {sum(len(group) for _, _, group in waiting)} runs in {count} processes")
+    with steps_progress("accelerate", sum(sizes)) as advance:
+
+        def take(part: int, steps: int) -> None:
+            new, done[part] = steps - done[part], steps
+            advance(new, waiting[part][0].forecaster or "plain")
+
+        run_in_processes(
+            _run_part,
+            waiting,
+            count,
+            [f"the seeds {group[0]} to {group[-1]}" for _, _, group in waiting],
+            lambda part, numbers: take(part, int(numbers[0])),
+            lambda part: take(part, sizes[part]),
+        )
+
+
+def _run_part(parent: Parent, arm: Arm, path: Path, seeds: Sequence[int]) -> None:
+    run_part(arm, path, seeds, parent.wants_stop, lambda steps: parent.tell([steps]))
+
+
+def run_part(
+    arm: Arm,
+    path: Path,
+    seeds: Sequence[int],
+    stopped: Callable[[], bool] = lambda: False,
+    on_iteration: Callable[[int], None] = lambda steps: None,
+) -> None:
+    """Run these seeds of an arm and write what they did to `path`.
+
+    Args:
+        stopped: asked again and again; once true, the call returns and nothing is written.
+        on_iteration: told after every iteration how many steps all seeds together have done.
+    """
+    stack = Stack(arm.config, seeds)
+    stack.abandon = stopped
+    shape = len(seeds), arm.config.num_iterations
+    found: dict[str, np.ndarray] = {name: np.zeros(shape) for name in ("shares", "kl", "trust")}
+    found |= {"returns": np.full(shape, np.nan), "kinds": np.zeros(shape, np.int8)}
+    jumping = 0.0
+    _compile(arm, seeds[0])
+    began = time.perf_counter()
+    jumpers = _jumpers(arm, stack)
+    for at in range(arm.config.num_iterations):
+        try:
+            result = stack.iterate()
+        except Abandoned:
+            return
+        _check_finite(arm, stack, result.episodes, at)
+        for n, episodes in enumerate(result.episodes):
+            found["returns"][n, at] = episodes[:, 1].mean() if len(episodes) else found["returns"][n, max(at - 1, 0)]
+        jump_began = time.perf_counter()
+        for n, jumper in enumerate(jumpers):
+            jump = jumper.step(result.snapshots[n], batch_judge(stack, n), result.episodes[n][:, 1].tolist())
+            if jump.displacement is not None:
+                stack.policies[n] += jump.displacement
+                if arm.jump.reset_momentum:
+                    stack.adam_m[n, : stack.spec.size] = 0
+            found["kinds"][n, at] = KINDS.index(jump.kind)
+            found["shares"][n, at], found["kl"][n, at], found["trust"][n, at] = jump.share, jump.kl, jump.trust
+        jumping += time.perf_counter() - jump_began
+        on_iteration((at + 1) * arm.config.ppo.batch_size * len(seeds))
+    each = np.full(len(seeds), 1 / len(seeds))
+    found |= {"seconds": (time.perf_counter() - began) * each, "jump_seconds": jumping * each}
+    keep_part(path, found)
+
+
+def _check_finite(arm: Arm, stack: Stack, episodes: Sequence[np.ndarray], iteration: int) -> None:
+    for seed, weights, ended in zip(stack.seeds, stack.policies, episodes, strict=True):
+        if not (np.isfinite(weights).all() and np.isfinite(ended[:, 1]).all()):
+            raise TiplError(
+                f"Seed {seed} of {arm.config.env_id}, trained {'plainly' if arm.forecaster is None else 'with jumps'}, "
+                f"diverged in iteration {iteration + 1}: its weights or returns are not finite. A comparison without "
+                "it would favor what diverges; give a lower --ppo.learning-rate, or other seeds to all arms."
+            )
+
+
+def _compile(arm: Arm, seed: int) -> None:
+    """Run every kernel once: compiling them, once on a machine, is no part of what the first arm takes."""
+    stack = Stack(arm.config, [seed])
+    stack.iterate()
+    if arm.forecaster is not None:
+        batch_judge(stack, 0)(np.array(stack.policies[0]) * np.float32(0.5))
+
+
+def _jumpers(arm: Arm, stack: Stack) -> list[Jumper]:
+    if arm.forecaster is None:
+        return []
+    moves = may_jump(stack.spec.names, stack.spec.sizes, arm.jump)
+    forecaster = _arm_forecaster(arm, stack)  # knows of no trial but what it is handed
+    jumpers = [Jumper(forecaster, arm.jump, moves, seed) for seed in stack.seeds]
+    for jumper, weights in zip(jumpers, stack.policies, strict=True):
+        jumper.begin(weights)
+    return jumpers
+
+
+def _arm_forecaster(arm: Arm, stack: Stack) -> Forecaster:
+    assert arm.forecaster is not None
+    count = arm.config.snapshots_per_iteration
+    return named_forecaster(arm.forecaster, stack.spec.shapes, arm.jump.horizon, count, arm.fit, arm.config.seed)
+
+
+def batch_judge(stack: Stack, trial: int) -> Callable[[np.ndarray], Judgment]:
+    """What a trial's last rollout says of weights [P]."""
+    mine, batch = stack.copies(trial), stack.config.ppo.batch_size
+    obs = stack.obs[mine].reshape(batch, -1)
+    actions = stack.actions[mine].reshape(batch, -1)
+    old_log_prob, advantages = stack.log_probs[mine].reshape(-1), stack.advantages[mine].reshape(-1)
+    advantages = advantages - advantages.mean()
+    now, sizes = np.array(stack.policies[trial]), stack.policy_sizes
+    log_stds = slice(int(((sizes[:-1] + 1) * sizes[1:]).sum()), None)  # the network's weights lie before them
+    head = functools.cache(lambda: heads_of(now, sizes, obs, stack.activation))  # not if nobody asks
+
+    def judge(weights_P: np.ndarray) -> Judgment:
+        other = head() if np.array_equal(weights_P, now) else heads_of(weights_P, sizes, obs, stack.activation)
+        return Judgment(*judge_batch(head(), now[log_stds], other, weights_P[log_stds], actions, old_log_prob,
+                                     advantages))  # fmt: skip
+
+    return judge
+
+
+@kernel(fastmath=FASTMATH)
+def heads_of(weights, sizes, obs, activation):
+    """[S, outputs] of a policy's network, whose weights are the first of `weights` [P], at observations [S, O]."""
+    samples = len(obs)
+    heads = np.empty((samples, sizes[-1]), np.float32)
+    block = 256  # rows at once, to stay in the cache
+    acts = np.empty(block * sizes[1:].sum(), np.float32)
+    for start in range(0, samples, block):
+        stop = min(start + block, samples)
+        heads[start:stop] = forward_batch(weights, 0, sizes, obs[start:stop], acts, activation)
+    return heads
+
+
+@kernel(fastmath=FASTMATH)
+def judge_batch(head, log_std, other_head, other_log_std, actions, old_log_prob, advantages):
+    """Mean KL(π_now ‖ π_other), mean of (π_other / π_old) × advantage, and KL(π_old ‖ π_other) over a batch.
+
+    Args:
+        head, other_head: [S, outputs] of the networks; log_std, other_log_std: [outputs], or [0]: categorical.
+        actions: [S, A]; old_log_prob, advantages: [S].
+    """
+    samples, outputs = head.shape
+    log_probs, other_log_probs = np.empty(outputs, np.float32), np.empty(outputs, np.float32)
+    spread, narrow = np.exp(np.float32(2) * (log_std - other_log_std)), np.exp(-other_log_std)
+    kl, surrogate, change = 0.0, 0.0, 0.0
+    for i in range(samples):
+        if len(log_std) == 0:
+            categorical_log_probs(head[i], log_probs)
+            categorical_log_probs(other_head[i], other_log_probs)
+            for k in range(outputs):
+                kl += np.exp(log_probs[k]) * (log_probs[k] - other_log_probs[k])
+            log_prob = other_log_probs[int(actions[i, 0])]
+        else:
+            for k in range(outputs):
+                moved = (other_head[i, k] - head[i, k]) * narrow[k]
+                kl += 0.5 * (spread[k] + moved * moved - 1) + other_log_std[k] - log_std[k]
+            log_prob = gaussian_log_prob(actions[i], other_head[i], other_log_std)
+        log_ratio = log_prob - old_log_prob[i]
+        ratio = np.exp(log_ratio)
+        surrogate += ratio * advantages[i]
+        change += ratio - 1 - log_ratio  # its mean is KL(π_old ‖ π_other), and no term is negative
+    return kl / samples, surrogate / samples, change / samples

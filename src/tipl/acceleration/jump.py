@@ -1,0 +1,274 @@
+"""Jumps: whether a live run goes to forecast weights, how far, and whether it goes back.
+
+In: the weights that an optimizer passes through, a judge of weights on the batch in hand, the returns of episodes.
+Out: once an iteration a displacement to add to the weights, or none, and why.
+
+A jump is no step of the optimizer. The history that forecasters see is the run's path less all jumps, so that a jump is
+not taken for evidence that the next should go the same way. Shapes: n snapshots of an iteration, P weights.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from tipl.config.presets import JumpConfig
+from tipl.errors import TiplError
+from tipl.forecasting.trained import Forecaster, LiveRun, usable
+
+_TRIES = 8  # lengths that are judged
+_SHORTEST = 0.01  # share of a proposal below which it is rejected
+_MOST_PATIENT = 16  # times `every`
+
+_LOG_STDS = ("logstd", "log_std")  # how names of log standard deviations end, in CleanRL and Stable-Baselines3
+
+Kind = Literal["waited", "silent", "invalid", "rejected", "shrunk", "accepted", "taken back"]
+KINDS: tuple[Kind, ...] = ("waited", "silent", "invalid", "rejected", "shrunk", "accepted", "taken back")
+
+
+class Judgment(NamedTuple):
+    """What the batch in hand says of weights."""
+
+    kl: float
+    """Mean KL divergence, in nats, of their policy from the current one."""
+    surrogate: float
+    """Mean of ratio × (advantage − mean advantage): 0 for the policy that made the batch; the higher the better."""
+    change: float = 0.0
+    """Mean KL divergence, in nats, of their policy from the one that made the batch."""
+
+
+Judge = Callable[[np.ndarray], Judgment]
+
+
+@dataclass(frozen=True)
+class Jump:
+    """What came of one iteration.
+
+    kind: `waited` (no proposal was due), `silent` (the forecaster has not earned trust, or foresees no movement),
+        `invalid` (the forecast is not finite or of another shape), `rejected` (no length of it passed), `shrunk`,
+        `accepted` (in full), `taken back` (the last jump, by the advantages or returns that came of it).
+    displacement: [P] to add to the weights; None where nothing changes.
+    share: of the trusted proposal that was taken.
+    kl: of the jump.
+    trust: in the forecaster, 0 to 1, before this iteration's proposal.
+    """
+
+    kind: Kind
+    displacement: np.ndarray | None = None
+    share: float = 0.0
+    kl: float = 0.0
+    trust: float = 1.0
+
+
+def may_jump(names: Sequence[str], sizes: Sequence[int], config: JumpConfig) -> np.ndarray:
+    """Which weights may: [P] bool, for tensors of these names and sizes that lie end to end.
+
+    Raises:
+        TiplError: none may, or `log_std` is asked for where there is none.
+    """
+    layers = {name: _layer(name) for name in names if not is_log_std(name)}
+    if config.log_std and len(layers) == len(names):
+        raise TiplError("log_std has no effect on a policy without log standard deviations; leave it out.")
+    last = list(layers.values())[-1:]
+    wanted = {"all": list(layers), "head": [name for name in layers if layers[name] in last],
+              "body": [name for name in layers if layers[name] not in last]}  # fmt: skip
+    jump = [config.log_std if is_log_std(name) else name in wanted[config.layers] for name in names]
+    if not any(jump):
+        raise TiplError(f"Of the layers {config.layers!r} there are none in this policy, so nothing could ever jump.")
+    return np.repeat(jump, sizes)
+
+
+def _layer(name: str) -> str:
+    """The module that a tensor belongs to, of a parametrized one the module that it is for."""
+    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+
+
+def is_log_std(name: str) -> bool:
+    """A log standard deviation may be parametrized: parametrizations.actor_logstd.original."""
+    return any(part.endswith(_LOG_STDS) for part in name.split(".")[-2:])
+
+
+class Jumper:
+    """The jumps of one run.
+
+    Trust is the least-squares factor b of what came on what was forecast, d ≈ b d̂, over the last iterations, held
+    within 0 and 1: noise earns next to none. It begins at 0: the first jump is at the earliest in the second iteration.
+    """
+
+    def __init__(self, forecaster: Forecaster, config: JumpConfig, moves_P: np.ndarray, trial: int = 0) -> None:
+        """
+        Args:
+            moves_P: [P] bool, the weights that may jump.
+            trial: what a forecaster is told of the run.
+        """
+        self.forecaster, self.moves_P = usable(forecaster), moves_P
+        self._config, self._trial = config, trial
+        self._run: LiveRun | None = None  # the snapshots less the jumps before them
+        self._jumped = np.zeros(len(moves_P), np.float32)  # Σ of all jumps
+        self._expected: np.ndarray | None = None  # where the path was forecast to be at the next iteration's end
+        self._from: np.ndarray | None = None  # and where it was then
+        self._toward = self._square = 0.0  # Σ d̂ · d and Σ d̂ · d̂, the older the lighter
+        self._last: np.ndarray | None = None  # the last jump, while it may be taken back
+        self._departed: np.ndarray | None = None  # the weights that it went from
+        self._before: list[float] = []  # returns before it
+        self._patience, self._waited = 1, 0
+
+    @property
+    def trust(self) -> float:
+        """Between 0 and 1."""
+        return float(np.clip(self._toward / self._square, 0, 1)) if self._square > 0 else 0.0
+
+    def begin(self, weights_P: np.ndarray) -> None:
+        """The weights before the first iteration, φ_0."""
+        self._run = self.forecaster.follow(self._trial, weights_P)
+
+    def step(self, snapshots: np.ndarray, judge: Judge, returns: Sequence[float] = ()) -> Jump:
+        """One iteration has passed: what to add to the weights.
+
+        Args:
+            snapshots: [n, P] of the iteration, the last are the weights now.
+            judge: of weights [P] on the iteration's batch.
+            returns: of the episodes that ended in the iteration.
+        """
+        now = self._record(snapshots)
+        self._learn(now)
+        trust = self.trust
+        taken, self._last = self._last, None
+        if taken is not None and (self._is_regretted(judge) or self._has_fallen(returns)):
+            self._patience, self._waited = min(2 * self._patience, _MOST_PATIENT), 0
+            self._jumped -= taken
+            return Jump("taken back", -taken, trust=trust)
+        if taken is not None:
+            self._patience = max(1, self._patience // 2)
+        self._waited += 1
+        if self._waited < self._config.every * self._patience:
+            return Jump("waited", trust=trust)
+        self._waited = 0
+        proposal = self._propose(now, len(snapshots))
+        if proposal is None:
+            return Jump("invalid", trust=trust)
+        full = self._config.full_trust
+        believed = min(1.0, trust / full) if full else 1.0
+        wanted = np.where(self.moves_P, np.float32(believed) * proposal, np.float32(0))
+        if (full and trust < self._config.silent_below) or not wanted.any():
+            return Jump("silent", trust=trust)
+        share, kl = self._longest(snapshots[-1].astype(np.float32), wanted, judge)
+        if share == 0:
+            return Jump("rejected", trust=trust)
+        taken = np.float32(share) * wanted
+        self._jumped += taken
+        self._last, self._departed, self._before = taken, snapshots[-1].astype(np.float32), list(returns)
+        return Jump("accepted" if share == 1 else "shrunk", taken, share, kl, trust)
+
+    def _record(self, snapshots: np.ndarray) -> np.ndarray:
+        assert self._run is not None, "begin comes first"
+        self._run.extend(snapshots.astype(np.float32) - self._jumped)
+        return self._run.now
+
+    def _learn(self, now: np.ndarray) -> None:
+        """Hold the last forecast against what came."""
+        if self._expected is None or self._from is None:
+            return
+        foreseen = (self._expected - self._from).astype(np.float64)
+        came = (now - self._from).astype(np.float64)
+        self._toward = self._config.memory * self._toward + float(foreseen @ came)
+        self._square = self._config.memory * self._square + float(foreseen @ foreseen)
+        self._expected = self._from = None
+
+    def _is_regretted(self, judge: Judge) -> bool:
+        """Whether the batch that the last jump's policy has made is rather for the weights from before the jump.
+
+        Their surrogate objective on it is, to first order in the policy's change, how much higher their return is than
+        that of the policy that made the batch (Kakade & Langford 2002; Schulman et al. 2015, arXiv 1502.05477, eq. 3).
+        """
+        if not self._config.hindsight or self._departed is None:  # None: a state of an earlier version
+            return False
+        return judge(self._departed).surrogate > 0
+
+    def _has_fallen(self, after: Sequence[float]) -> bool:
+        """Whether the return is lower than before the last jump, beyond `fall` standard errors (Welch)."""
+        before = self._before
+        if not self._config.fall or min(len(before), len(after)) < 2:
+            return False
+        error = np.sqrt(np.var(before, ddof=1) / len(before) + np.var(after, ddof=1) / len(after))
+        return bool(np.mean(before) - np.mean(after) > self._config.fall * error)
+
+    def _propose(self, now: np.ndarray, per_iteration: int) -> np.ndarray | None:
+        """The forecast displacement [P]; None if it cannot be used. What it says of the next iteration is kept."""
+        assert self._run is not None
+        made = self._run.forecast(per_iteration - 1, (per_iteration, per_iteration * self._config.horizon))
+        if made.shape != (1, 2, len(now)) or not np.isfinite(made).all():
+            return None
+        with np.errstate(over="ignore"):
+            usable = np.isfinite(np.square(made[0] - now).sum(axis=1)).all()
+        if not usable:  # so far that its square overflows
+            return None
+        self._from, self._expected = now, made[0, 0].astype(np.float32)
+        ahead = (made[0, 1] - now).astype(np.float32)
+        return _within(self._run.window, ahead, self._config.directions) if self._config.directions else ahead
+
+    def _longest(self, weights: np.ndarray, wanted: np.ndarray, judge: Judge) -> tuple[float, float]:
+        """The largest share of the proposal found to pass, and its KL; 0 if none does.
+
+        KL grows with the square of a short step, what a step adds to the change by the update at most in proportion to
+        it: this says by how much to shrink.
+        """
+        now, bound = judge(weights), self._config.max_kl
+        left = self._config.max_change - now.change  # by the iteration's update
+        floor = now.surrogate if self._config.surrogate else -np.inf
+        share = 1.0 if left > 0 else 0.0
+        for _ in range(_TRIES):
+            if share < _SHORTEST:
+                break
+            there = judge(weights + np.float32(share) * wanted)
+            added = there.change - now.change
+            if there.kl <= bound and added <= left and there.surrogate >= floor:
+                return share, there.kl
+            by = 0.5
+            if np.isfinite(there.kl) and (there.kl > bound or added > left):
+                by = 0.95 * min(np.sqrt(bound / max(there.kl, 1e-300)), left / added if added > left else 1.0)
+            share *= float(np.clip(by, 0.05, 0.9))
+        return 0.0, 0.0
+
+    def is_of(self, state: Mapping[str, Any], size: int) -> bool:
+        """Whether this is the state of a run of so many weights."""
+        numbers = ("jumped", "evidence", "counts", "before", "path", "origin", "within")
+        if any(name not in state for name in numbers):
+            return False
+        return tuple(state["jumped"].shape) == (size,) and tuple(state["path"].shape[1:]) == (size,)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that the next step depends on, as arrays, to be given to `restore`."""
+        arrays = {"jumped": self._jumped.copy()} | ({} if self._run is None else self._run.state())
+        optional = {"expected": self._expected, "from": self._from, "last": self._last,
+                    "departed": self._departed}  # fmt: skip
+        arrays |= {name: np.array(value) for name, value in optional.items() if value is not None}
+        numbers = np.array([self._toward, self._square])
+        counts = np.array([self._patience, self._waited])
+        return arrays | {"evidence": numbers, "counts": counts, "before": np.array(self._before, np.float64)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on where `state` was taken."""
+        self._jumped, self._run = np.array(state["jumped"]), None
+        if "path" in state:
+            self.begin(state["path"][0])
+            assert self._run is not None
+            self._run.restore(state)
+        self._expected, self._from, self._last, self._departed = (
+            np.array(state[name]) if name in state else None for name in ("expected", "from", "last", "departed")
+        )
+        self._toward, self._square = map(float, state["evidence"])
+        self._patience, self._waited = map(int, state["counts"])
+        self._before = np.array(state["before"]).tolist()
+
+
+def _within(window_nP: np.ndarray, ahead_P: np.ndarray, count: int) -> np.ndarray:
+    """The part of a displacement that lies in the first `count` principal directions of the snapshots, as seen from
+    the last one; their n × n inner products are enough for it."""
+    back_nP = (window_nP[:-1] - window_nP[-1]).astype(np.float64)
+    square_n, vectors_nn = np.linalg.eigh(back_nP @ back_nP.T)
+    kept = slice(max(0, len(square_n) - count), None)
+    square_k, vectors_nk = square_n[kept], vectors_nn[:, kept]
+    inverse_k = np.where(square_k > 1e-12 * max(square_n[-1:], default=0.0), 1 / np.maximum(square_k, 1e-300), 0)
+    return (back_nP.T @ (vectors_nk @ (inverse_k * (vectors_nk.T @ (back_nP @ ahead_P))))).astype(np.float32)

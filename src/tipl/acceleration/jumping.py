@@ -1,0 +1,179 @@
+"""An optimizer that jumps to forecast weights every so many steps of another one.
+
+In: a torch optimizer, a forecaster.  Out: the same optimizer's steps, and now and then its weights moved.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tipl.acceleration.jump import Judgment, Jumper
+from tipl.collection.flat import check_apart, check_finite, check_parameters, flat, move, trainable, tried, undisturbed
+from tipl.config.presets import JumpConfig
+from tipl.errors import TiplError
+from tipl.forecasting.named import as_name, check_effect, named_forecaster, with_settings
+from tipl.forecasting.trained import Forecaster
+
+_OF_POLICIES = ("max_kl", "max_change", "hindsight", "fall", "log_std", "layers", "reset_momentum")
+"""Settings of jumps that take a policy, its episodes or its layers."""
+
+
+class JumpingOptimizer(torch.optim.Optimizer):
+    """An optimizer that jumps to forecast weights every `period` steps of another one, in the manner of NiNo
+    (Knyazev et al. 2024, arXiv 2409.04434).
+
+        optimizer = JumpingOptimizer(torch.optim.Adam(model.parameters()), "line", period=200)
+
+    Its groups are the other's, so schedulers and gradient scalers work on it. There is no policy, hence no KL: a jump
+    is as long as the forecaster's trust and `horizon` (in periods) make it, and, where `step` is handed a closure, no
+    longer than does not raise the loss.
+
+    Attributes:
+        counts: how many periods ended in each of `tipl.acceleration.jump.KINDS`.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        forecaster: Forecaster | str | Path = "line",
+        *,
+        period: int = 100,
+        snapshots: int = 5,
+        **settings: Any,
+    ) -> None:
+        """
+        Args:
+            optimizer: what takes the steps.
+            forecaster: a Forecaster, or what `tipl accelerate --forecaster` takes.
+            period: steps between two proposals.
+            snapshots: of a period, evenly.
+            settings: of `JumpConfig`.
+
+        Raises:
+            TiplError: the settings or the forecaster cannot be used.
+        """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TiplError(f"{type(optimizer).__name__} is no torch.optim.Optimizer; give one that takes the steps.")
+        idle = next((name for name in settings if name in _OF_POLICIES), None)
+        if idle is not None:
+            raise TiplError(f"{idle} has no effect on a JumpingOptimizer, which knows no policy; leave it out.")
+        config = with_settings(JumpConfig(horizon=1), settings)
+        check_effect(forecaster, settings, config)
+        if not 1 <= snapshots <= period or period % snapshots:
+            raise TiplError(
+                f"period is {period} and snapshots {snapshots}; give a multiple of the snapshots as period."
+            )
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        named = [(str(number), parameter) for number, parameter in enumerate(weights)]
+        check_parameters(named)
+        check_apart(named)
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+        self._share_with(optimizer)
+        self._weights = weights
+        if isinstance(forecaster, str | Path):
+            shapes = [parameter.shape for parameter in self._weights]
+            forecaster = named_forecaster(as_name(forecaster), shapes, config.horizon, snapshots)
+        size = sum(parameter.numel() for parameter in self._weights)
+        self._jumper = Jumper(forecaster, config, np.ones(size, bool))
+        self._jumper.begin(flat(self._weights))
+        self._every, self._snapshots, self._steps, self._within = period // snapshots, snapshots, 0, []
+        self._takes_closure = settings.get("surrogate", False)
+        self.counts: Counter[str] = Counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All that a copy needs; torch's own has the groups and moments alone."""
+        own = ("optimizer", "counts", "_weights", "_jumper", "_every", "_snapshots", "_steps", "_within",
+               "_takes_closure")  # fmt: skip
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
+
+    def _share_with(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.param_groups, self.state = optimizer.param_groups, optimizer.state
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the other optimizer, after every `period` of them a jump."""
+        if self._takes_closure and closure is None:
+            raise TiplError("surrogate looks at the loss; hand step a closure, or leave it out.")
+        loss = self.optimizer.step(closure) if closure is not None else self.optimizer.step()
+        self._steps += 1
+        if self._steps % self._every == 0:
+            self._check_weights()
+            self._within.append(flat(self._weights))
+        if len(self._within) == self._snapshots:
+            snapshots, self._within = np.stack(self._within), []
+            self._jumper.moves_P = trainable(self._weights)
+            jump = self._jumper.step(snapshots, self._judge(closure))
+            if jump.displacement is not None:
+                move(self._weights, jump.displacement)
+            self.counts[jump.kind] += 1
+        return loss
+
+    def _check_weights(self) -> None:
+        now = [p for group in self.param_groups for p in group["params"]]
+        if list(map(id, now)) != list(map(id, self._weights)):
+            raise TiplError("The optimizer below a JumpingOptimizer was given other parameters; make a new one of it.")
+        check_finite([(str(number), p) for number, p in enumerate(now)], flat(now))
+
+    def _judge(self, closure: Callable[[], Any] | None) -> Callable[[np.ndarray], Judgment]:
+        def judge(weights_P: np.ndarray) -> Judgment:
+            if closure is None:
+                return Judgment(0.0, 0.0)
+            gradients = [parameter.grad for parameter in self._weights]
+            for parameter in self._weights:
+                parameter.grad = None
+            try:
+                with undisturbed(self._weights), tried(self._weights, weights_P), torch.enable_grad():
+                    loss = float(torch.as_tensor(closure()).detach())
+            finally:
+                for parameter, gradient in zip(self._weights, gradients, strict=True):
+                    parameter.grad = gradient
+            return Judgment(0.0, -loss if np.isfinite(loss) else -np.inf)
+
+        return judge
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As the other optimizer has it."""
+        self.optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once jumps have begun: their weights are known from the start.
+
+        Raises:
+            TiplError: always, after `__init__`.
+        """
+        if hasattr(self, "_jumper"):
+            raise TiplError("A JumpingOptimizer takes no further parameters; give them to the optimizer before.")
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The other optimizer's state, and what the next jump depends on under `jumps`."""
+        size = sum(parameter.numel() for parameter in self._weights)
+        arrays = self._jumper.state() | {"within": np.array(self._within, np.float32).reshape(-1, size)}
+        jumps = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+        about = {"steps": self._steps, "counts": dict(self.counts), "forecaster": self._jumper.forecaster.name}
+        return self.optimizer.state_dict() | about | {"jumps": jumps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            TiplError: it is no state of a JumpingOptimizer of as many weights, or is one of another forecaster.
+        """
+        state = dict(state_dict)
+        jumps, steps, counts, of = (state.pop(name, None) for name in ("jumps", "steps", "counts", "forecaster"))
+        size = sum(parameter.numel() for parameter in self._weights)
+        if not isinstance(jumps, Mapping) or not self._jumper.is_of(jumps, size):
+            raise TiplError("This is not the state of a JumpingOptimizer of these weights; give one that is.")
+        if of != self._jumper.forecaster.name:
+            raise TiplError(
+                f"This state is of the forecaster {of}, not of {self._jumper.forecaster.name}; use that one."
+            )
+        self.optimizer.load_state_dict(state)
+        self._share_with(self.optimizer)
+        arrays = {name: value.cpu().numpy() for name, value in jumps.items()}
+        self._within, self._steps, self.counts = list(arrays.pop("within").copy()), int(steps or 0), Counter(counts)
+        self._jumper.restore(arrays)

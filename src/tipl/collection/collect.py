@@ -1,0 +1,402 @@
+"""Collection: trials to a store, stacks of them in parallel processes, resumable to the bit.
+
+In: CollectConfig.  Out: a store (store/) with one group a trial, committed every minute.
+
+One process a core, one compute thread a process; or, with a GPU, one process for all trials. A process owns its trials
+and writes them itself; the parent shows progress. What a process commits with a trial is all that the trial's future
+depends on, so the same command goes on after a kill and ends with the trajectory of an uninterrupted run.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.columns import Columns
+
+import tipl
+from tipl.checks import AnyPath, Count, checked_arguments
+from tipl.config.env_spec import EnvId, env_id_in
+from tipl.config.presets import Backend, CollectConfig, Device, DiscreteCollectConfig
+from tipl.errors import TiplError
+from tipl.processes import Numbers, Parent, run_in_processes
+from tipl.progress import console, scalars, steps_progress
+from tipl.rl.env_described import registered
+from tipl.rl.envs import chosen_backend, engine_versions, make_env
+from tipl.rl.policies import OBS_CLIP
+from tipl.rl.trial_batch import Abandoned, Iteration, NotFinite, Stack
+from tipl.store import Store, TrialWriter, create_store, plan_trials
+
+COMMIT_SECONDS = 60.0
+# What stores from before there were these settings were made with.
+_ONCE_UNSAID = {"env_kwargs": {}, "activation": "tanh", "obs_clip": OBS_CLIP}
+_ONCE_UNSAID_OF_PPO = {"num_envs": 1, "normalize": True}
+MakeStack = Callable[[CollectConfig, Sequence[int]], Stack]
+_RECENT = 10  # episodes that make a trial's "return so far"
+
+
+@checked_arguments
+def collect(
+    config: CollectConfig = CollectConfig(),
+    out: AnyPath = "store",
+    *,
+    workers: Count | None = None,
+    tensorboard: AnyPath | None = None,
+    device: Device = "cpu",
+) -> Path:
+    """Run the trials of `config` and record their weights; trials that the store already holds go on or are kept.
+
+    Args:
+        out: the store's folder; made if missing.
+        workers: processes; default: one a core that this process may use, at most one a trial. With "cuda", threads.
+        device: that runs the policies and their updates. On "cuda" one process runs all trials together, and
+            `workers` threads step the environments.
+        tensorboard: folder for CleanRL's curves of every trial (`charts/episodic_return` and its kin), for TensorBoard.
+
+    Raises:
+        TiplError: the environment cannot be collected with these settings, or `out` holds something else or trials of
+            another config, or torch finds no CUDA device.
+        KeyboardInterrupt: after every process has committed; the same call goes on.
+    """
+    out, cores = Path(out), len(os.sched_getaffinity(0))
+    if device == "cuda":
+        from tipl.config.device import require_device
+
+        require_device(device)
+    stack = Stack(config, config.seeds[-1:])  # what cannot be collected is told before there is a store
+    curves = None if tensorboard is None else Path(tensorboard)
+    with scalars(curves):  # likewise what cannot be plotted
+        pass
+    store = create_store(out)
+    waiting = [seed for seed in config.seeds if not _is_complete(store, seed, config)]
+    plan_trials(out, config.seeds, env_id=config.env_id, config=trial_config(config), spec=stack.spec)
+    if len(waiting) < config.trials:
+        console.print(f"collect: {config.trials - len(waiting)} of {config.trials} trials are already complete.")
+    if waiting:
+        count = 1 if device == "cuda" else min(workers or cores, len(waiting))
+        shares = [waiting[i::count] for i in range(count)]
+        console.print(
+            f"collect: {len(waiting)} trials of {config.env_id} × {config.num_iterations} iterations "
+            f"({config.num_snapshots} snapshots) " + (f"on {device}" if device == "cuda" else f"in {count} processes")
+        )
+        begun = {seed: _steps_done(store, seed) for seed in waiting}
+        tasks = [(config, out, share, begun, device, workers or cores, curves) for share in shares]
+        watch = _Watch(config.num_iterations * config.ppo.batch_size, begun)
+        with steps_progress("collect", watch.left, watch.trials) as advance:
+
+            def heard(task: int, numbers: Numbers) -> None:
+                for index, steps, recent in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
+                    advance(watch.take(shares[task][int(index)], int(steps), recent), watch.mean_return())
+
+            run_in_processes(_run_share, tasks, count, [_trials(share) for share in shares], heard)
+    return out
+
+
+def _trials(seeds: Sequence[int]) -> str:
+    return ("trial " if len(seeds) == 1 else "trials ") + ", ".join(map(str, seeds))
+
+
+def default_config(
+    env_id: str, backend: Backend = "auto", env_kwargs: Mapping[str, Any] | None = None
+) -> CollectConfig:
+    """CleanRL's settings for the kind of actions that an environment takes: `ppo_continuous_action`'s or `ppo`'s.
+
+    Raises:
+        TiplError: the environment cannot be made or collected.
+    """
+    kwargs = dict(env_kwargs or {})
+    discrete = make_env(EnvId(env_id, {"kwargs": kwargs}), [0], backend).discrete
+    kind = DiscreteCollectConfig if discrete else CollectConfig
+    return kind(env_id=env_id, backend=backend, env_kwargs=kwargs)
+
+
+def trial_config(config: CollectConfig) -> dict[str, Any]:
+    """What makes a trial, apart from its seed, as JSON: the config without the number and seed of the trials, the
+    backend that was chosen, within which ± normalized observations are held (None: they are as they are), and of
+    Gymnasium's what the id stands for."""
+    values = dataclasses.asdict(config)
+    del values["trials"], values["seed"]
+    values["hidden_sizes"] = list(config.hidden_sizes)
+    values["backend"] = chosen_backend(config.env_id, config.backend)
+    values["obs_clip"] = OBS_CLIP if config.ppo.normalize else None
+    if values["backend"] == "gymnasium":
+        values["environment"] = registered(env_id_in(config))
+    return values
+
+
+def run_stack(
+    config: CollectConfig,
+    out: Path,
+    seeds: Sequence[int],
+    on_iteration: Any,
+    stopped: Any = lambda: False,
+    make_stack: MakeStack = Stack,
+    abandon: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run these trials to their end in this process.
+
+    Trials that were interrupted at different iterations are run group after group; no trial depends on its group. One
+    in which something is no longer finite stays as it was before that, and the others go on.
+
+    Args:
+        on_iteration: called with (seeds, Iteration) after every iteration of a group.
+        stopped: asked after every iteration; once true, everything is committed and the call returns.
+        make_stack: from the config and seeds.
+        abandon: asked within every iteration; once true, the iteration is given up, what was before it is committed,
+            and the call returns.
+
+    Raises:
+        TiplError: a trial's observations, rewards or weights are no longer finite; all others have come to their end.
+    """
+    recorded = set(Store.open(out).seeds)
+    if new := [seed for seed in seeds if seed not in recorded]:
+        spec = make_stack(config, new[:1]).spec
+        plan_trials(out, new, env_id=config.env_id, config=trial_config(config), spec=spec)
+    begun: dict[int, list[_Begun]] = {}
+    for seed in seeds:
+        if seed in recorded:
+            writer, checkpoint = TrialWriter.resume(out, seed)
+        else:
+            writer, checkpoint = _begin_trial(config, out, seed, make_stack)
+        begun.setdefault(int(checkpoint["iteration"]), []).append((seed, writer, checkpoint))
+    broken: list[str] = []
+    for _, group in sorted(begun.items()):
+        while group:
+            stack = make_stack(config, [seed for seed, *_ in group])
+            stack.restore([checkpoint for *_, checkpoint in group])
+            stack.abandon = abandon
+            group, found = _run_group(stack, group, on_iteration, stopped)
+            broken += found
+        if stopped() or abandon():
+            break
+    if broken:
+        raise TiplError(
+            f"{'; '.join(broken)}. What was before that is committed, and the other trials have gone on; mend the "
+            "environment, or give a lower learning rate and another --out."
+        )
+
+
+_Begun = tuple[int, TrialWriter, Mapping[str, np.ndarray]]  # a trial's seed, its writer, where it stands
+
+
+def _run_group(
+    stack: Stack, group: Sequence[_Begun], on_iteration: Any, stopped: Any
+) -> tuple[list[_Begun], list[str]]:
+    """Run trials to their end, or until they are stopped.
+
+    Returns:
+        What remains to be run if something in a trial is no longer finite, the others, and that in words.
+    """
+    committed = time.monotonic()
+    writers = [writer for _, writer, _ in group]
+
+    def commit(states: Sequence[Mapping[str, np.ndarray]], complete: bool = False) -> None:
+        for writer, state in zip(writers, states, strict=True):
+            writer.commit(state, complete=complete)
+
+    while stack.iteration < stack.config.num_iterations:
+        before = [stack.state(trial) for trial in range(len(writers))]
+        try:
+            result = stack.iterate()
+            if diverged := [n for n in range(len(writers)) if not np.isfinite(result.snapshots[n]).all()]:
+                raise NotFinite({n: _divergence(stack, n) for n in diverged})
+        except Abandoned:
+            commit(before)
+            return [], []
+        except NotFinite as error:
+            commit(before)
+            others = [n for n in range(len(writers)) if n not in error.trials]
+            return [(group[n][0], writers[n], before[n]) for n in others], list(error.trials.values())
+        complete = stack.iteration == stack.config.num_iterations
+        due = complete or stopped() or time.monotonic() - committed > COMMIT_SECONDS
+        for trial, writer in enumerate(writers):
+            _append(stack, writer, trial, result.snapshots[trial], result.number, result.learning_rate)
+            step, episode_return, length = result.episodes[trial].T
+            writer.append_episodes(step.astype(np.int64), episode_return, length.astype(np.int64))
+        if due:
+            commit([stack.state(trial) for trial in range(len(writers))], complete)
+            committed = time.monotonic()
+        on_iteration(stack.seeds, result)
+        if stopped():
+            if not due:
+                commit([stack.state(trial) for trial in range(len(writers))])
+            break
+    return [], []
+
+
+def _divergence(stack: Stack, trial: int) -> str:
+    return (
+        f"the weights of trial {stack.seeds[trial]} of {stack.config.env_id} are no longer finite after iteration "
+        f"{stack.iteration}"
+    )
+
+
+def _append(stack: Stack, writer: TrialWriter, trial: int, weights: np.ndarray, iteration: int, rate: float) -> None:
+    config, count = stack.config, len(weights)
+    epochs = np.arange(1, count + 1) * config.snapshot_every_epochs if iteration else np.zeros(1, np.int64)
+    writer.append(
+        weights,
+        env_step=np.full(count, iteration * config.ppo.batch_size),
+        iteration=np.full(count, iteration),
+        epoch=epochs,
+        learning_rate=np.full(count, rate),
+        obs_mean=np.repeat(stack.obs_mean[trial][None], count, axis=0),
+        obs_var=np.repeat(stack.obs_var[trial][None], count, axis=0),
+        obs_count=np.full(count, stack.obs_count[trial]),
+    )
+
+
+def _begin_trial(
+    config: CollectConfig, out: Path, seed: int, make_stack: MakeStack = Stack
+) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
+    """A new trial in the store with φ_0 committed, and the checkpoint of that."""
+    stack, settings = make_stack(config, [seed]), trial_config(config)
+    versions = {
+        "tipl": tipl.__version__,
+        "python": platform.python_version(),
+        **engine_versions(settings["backend"]),
+        **stack.versions,
+    }
+    writer = TrialWriter.create(
+        out,
+        seed,
+        env_id=config.env_id,
+        config=settings,
+        spec=stack.spec,
+        versions=versions,
+        obs_dim=stack.env.obs_dim,
+        num_snapshots=config.num_snapshots,
+    )
+    _append(stack, writer, 0, stack.policies, 0, config.ppo.learning_rate)
+    writer.commit(stack.state(0))
+    return writer, stack.state(0)
+
+
+def _is_complete(store: Store, seed: int, config: CollectConfig) -> bool:
+    """Whether the store holds the whole trial.
+
+    Raises:
+        TiplError: it holds a trial of this seed under another config.
+    """
+    if seed not in store.seeds:
+        return False
+    trial, wanted = store.trial(seed), trial_config(config)
+    found = {**_ONCE_UNSAID, **trial.config, "ppo": {**_ONCE_UNSAID_OF_PPO, **trial.config.get("ppo", {})}}
+    differing = [key for key in wanted if key != "environment" and found.get(key) != wanted[key]]
+    if differing:
+        key = differing[0]
+        raise TiplError(
+            f"{store.path} holds trial {seed} with {key} = {found.get(key)}, not {wanted[key]}; "
+            "give another --out, or the settings that it was made with."
+        )
+    return trial.complete
+
+
+def _steps_done(store: Store, seed: int) -> int:
+    return int(store.trial(seed).env_step[-1]) if seed in store.seeds else 0
+
+
+class _Watch:
+    """What is known of every running trial: how far it is, how fast it goes, what it earns."""
+
+    def __init__(self, total: int, begun: Mapping[int, int]) -> None:
+        """Trials of `total` steps that stand at `begun[seed]`."""
+        self.total = total
+        self.left = sum(total - steps for steps in begun.values())
+        self._steps = dict(begun)
+        self._recent: dict[int, float] = {}
+        self._first: dict[int, tuple[int, float]] = {}  # the steps that were done when a trial was first heard of, when
+
+    def take(self, seed: int, steps: int, recent: float) -> int:
+        """A trial has done so many steps and earns so much (NaN: no episode has ended); how many steps are new."""
+        new, self._steps[seed] = steps - self._steps[seed], steps
+        self._first.setdefault(seed, (steps, time.monotonic()))
+        if not np.isnan(recent):
+            self._recent[seed] = recent
+        return new
+
+    def mean_return(self) -> str:
+        return f"return {np.mean(list(self._recent.values())):.0f}" if self._recent else ""
+
+    def trials(self) -> Columns:
+        """A cell a trial: its seed, its share of the steps, steps a second, return so far; as many as there is room."""
+        cells = []
+        for seed, steps in self._steps.items():
+            recent = f"{self._recent[seed]:.0f}" if seed in self._recent else "–"
+            begun, since = self._first.get(seed, (steps, 0.0))
+            pace = (steps - begun) / max(time.monotonic() - since, 1e-9)
+            done = "done" if steps >= self.total else f"{steps / self.total:.0%} {pace:,.0f}/s"
+            cells.append(f"trial {seed}: {done}, return {recent}")
+        a_row = max(1, console.width // (2 + max(map(len, cells))))
+        return Columns(cells[: a_row * max(1, console.height - 3)], equal=True, padding=(0, 2))
+
+
+def _run_share(
+    parent: Parent, config: CollectConfig, out: Path, seeds: list[int], begun: Mapping[int, int], device: Device,
+    threads: int, tensorboard: Path | None,
+) -> None:  # fmt: skip
+    """Run these trials in a process of their own, write their curves and tell how far they are."""
+    _check_known_here(config)
+    with contextlib.ExitStack() as closing:
+        traces = {}
+        for seed in seeds:
+            write = closing.enter_context(scalars(tensorboard and tensorboard / f"trial-{seed}"))
+            traces[seed] = _Trace(begun[seed], write)
+
+        def on_iteration(group: Sequence[int], result: Iteration) -> None:
+            steps = result.number * config.ppo.batch_size
+            parent.tell(*(
+                (seeds.index(seed), steps, traces[seed].take(steps, result.learning_rate, episodes))
+                for seed, episodes in zip(group, result.episodes, strict=True)
+            ))  # fmt: skip
+
+        run_stack(config, out, seeds, on_iteration, parent.wants_stop, _stacks(device, threads), parent.wants_stop)
+
+
+class _Trace:
+    """One trial as it runs: its curves, and what it earns."""
+
+    def __init__(self, begun: int, write: Callable[[str, float, int], None]) -> None:
+        self._begun, self._write = begun, write
+        self._since = time.monotonic()
+        self._recent: list[float] = []
+
+    def take(self, steps: int, learning_rate: float, episodes: np.ndarray) -> float:
+        """The trial has done so many steps, and in the last iteration these episodes [E, 3] ended (step, return,
+        length); returns its mean return over the last episodes, NaN before there is any."""
+        for step, episode_return, length in episodes.tolist():
+            self._write("charts/episodic_return", episode_return, int(step))
+            self._write("charts/episodic_length", length, int(step))
+        self._write("charts/learning_rate", learning_rate, steps)
+        self._write("charts/SPS", (steps - self._begun) / max(time.monotonic() - self._since, 1e-9), steps)
+        self._recent = [*self._recent, *episodes[:, 1].tolist()][-_RECENT:]
+        return float(np.mean(self._recent)) if self._recent else np.nan
+
+
+def _check_known_here(config: CollectConfig) -> None:
+    """
+    Raises:
+        TiplError: the process that started this one can make the environment and this one cannot.
+    """
+    try:
+        make_env(env_id_in(config), [0], config.backend)
+    except TiplError as error:
+        raise TiplError(
+            f"{error} The processes that collect know an environment that a module registers (--env-id module:Id), or "
+            'a script whose work stands under if __name__ == "__main__":.'
+        ) from error
+
+
+def _stacks(device: Device, threads: int) -> MakeStack:
+    """How stacks are made for a device; `threads` step the environments beside a GPU."""
+    if device == "cpu":
+        return Stack
+    from tipl.rl.trial_batch_torch import TorchStack
+
+    return functools.partial(TorchStack, threads=threads, device=device)

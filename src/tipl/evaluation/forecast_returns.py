@@ -1,0 +1,202 @@
+"""What forecasts are worth as policies: true and predicted ones run on common episodes, at some of the origins.
+
+In: trials, origins, forecasters.  Out: the scores of returns, their noise floors, and OUT/parts, from which an
+interrupted measurement goes on.
+
+Policies are run with their mean actions; a forecast has the observation normalizer of its origin, the true policy its
+own. The true weights under the origin's normalizer say what a perfect forecast of weights would have. Two variants say,
+at the last return horizon, what hangs on that: the true policy's normalizer for the forecast as well (an oracle), and
+sampled actions. Shapes: M origins, H horizons, P weights.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tipl.config.presets import EvaluateConfig
+from tipl.errors import TiplError
+from tipl.evaluation.origins import history, read_only_weights, some_origins
+from tipl.evaluation.scores import Origins, Returns, floor_scores, gap_scores, return_scores
+from tipl.forecasting.trained import Forecaster, checked_forecast
+from tipl.parts import ENDING, keep_part, kept_part
+from tipl.progress import steps_progress
+from tipl.rl.envs import engine_versions
+from tipl.rl.policies import OBS_CLIP
+from tipl.rl.returns import Policies, policy_returns
+from tipl.store import Trial
+
+_TRUE_WEIGHTS = ""  # φ_{t+h} itself, among the names of forecasters
+
+
+def measure_returns(
+    trials: Sequence[Trial],
+    origins: Origins,
+    forecasters: Sequence[Forecaster],
+    config: EvaluateConfig,
+    scores: Mapping[str, dict[str, Any]],
+    parts: Path,
+) -> dict[str, Any]:
+    """Run the policies of some of the origins; adds to every measured forecaster's scores.
+
+    Args:
+        forecasters: all of them are measured.
+        parts: a folder that keeps the returns of what was run; the same policies are not run again.
+
+    Returns:
+        The noise floors, and what they were measured on.
+    """
+    chosen = some_origins(origins, config.return_origins)
+    total = len(chosen.trial) * _policies_an_origin(config, [f.name for f in forecasters]) * config.episodes
+    with steps_progress("evaluate: episodes", total) as advance:
+        runs = [_trial_returns(trial, chosen, forecasters, config, parts, advance) for trial in trials]
+    for forecaster in forecasters:
+        own = _joined([run["mean_actions"] for run in runs], forecaster.name)
+        scores[forecaster.name].update(return_scores(own, chosen, config.return_horizons, config.seed))
+        scores[forecaster.name]["variants"] = {
+            variant: gap_scores(
+                _joined([run[variant] for run in runs], forecaster.name), chosen, np.ones(len(chosen.trial), np.bool_),
+                config.return_horizons[-1:], config.seed,
+            )
+            for variant in runs[0] if variant != "mean_actions"
+        }  # fmt: skip
+    floors = {variant: _floor([run[variant] for run in runs], chosen, config) for variant in runs[0]}
+    perfect = return_scores(
+        _joined([run["mean_actions"] for run in runs], _TRUE_WEIGHTS), chosen, config.return_horizons, config.seed
+    )
+    del perfect["scatter"]
+    return {
+        "return_horizons": list(config.return_horizons),
+        "return_origins": len(chosen.trial),
+        "episodes": config.episodes,
+        "true_weights": perfect,
+        **floors.pop("mean_actions"),
+        "variants": floors,
+    }
+
+
+class _Runs(NamedTuple):
+    """Mean returns of one trial's policies on common episodes."""
+
+    origin: np.ndarray
+    """[M]"""
+    true: np.ndarray
+    """[M, H]"""
+    predicted: dict[str, np.ndarray]
+    """By forecaster, and with mean actions of the true weights under the origin's normalizer, [M, H]."""
+    again: np.ndarray
+    """[M, H], of the true policies on other episodes."""
+
+
+def _joined(runs: Sequence[_Runs], name: str) -> Returns:
+    return Returns(
+        np.concatenate([run.origin for run in runs]),
+        np.concatenate([run.true for run in runs]),
+        np.concatenate([run.predicted[name] for run in runs]),
+    )
+
+
+def _floor(runs: Sequence[_Runs], chosen: Origins, config: EvaluateConfig) -> dict[str, Any]:
+    true, again = np.concatenate([run.true for run in runs]), np.concatenate([run.again for run in runs])
+    return floor_scores(true, again, chosen, config.return_horizons[-true.shape[1] :], config.seed)
+
+
+def _trial_returns(
+    trial: Trial,
+    origins: Origins,
+    forecasters: Sequence[Forecaster],
+    config: EvaluateConfig,
+    parts: Path,
+    advance: Callable[[int, str], None],
+) -> dict[str, _Runs]:
+    """By variant; `mean_actions`, under the origin's normalizer, is the protocol itself and has every horizon."""
+    weights = read_only_weights(trial)
+    mine = np.flatnonzero(origins.trial == trial.seed)
+    at = origins.snapshot[mine]
+    here = np.repeat(at[:, None], len(config.return_horizons), axis=1)
+    future = at[:, None] + np.array(config.return_horizons)
+    last = future[:, -1:]
+
+    def run(phi: np.ndarray, snapshot: np.ndarray, *, seed: int = config.seed, sampled: bool = False) -> np.ndarray:
+        """phi [..., P] under the normalizers of `snapshot`, of the same leading shape."""
+        which = snapshot.reshape(-1)
+        policies = Policies(phi.reshape(len(which), -1), trial.obs_mean[which], trial.obs_var[which])
+        return _mean_returns(policies, trial, config.episodes, seed, sampled, parts, advance).reshape(snapshot.shape)
+
+    origin, true = run(weights[at], at), run(weights[future], future)
+    again = run(weights[future], future, seed=config.seed + 1)
+    mean = _Runs(origin, true, {_TRUE_WEIGHTS: run(weights[future], here)}, again)
+    oracle = _Runs(origin, true[:, -1:], {}, mean.again[:, -1:])
+    if config.sampled_actions:
+        origin, true = run(weights[at], at, sampled=True), run(weights[last], last, sampled=True)
+        sampled = _Runs(origin, true, {}, run(weights[last], last, seed=config.seed + 1, sampled=True))
+    else:
+        sampled = None
+    for forecaster in forecasters:
+        name, stands = forecaster.name, forecaster.name == "persistence"  # whose policies have been run
+        made = checked_forecast(
+            forecaster, [history(weights, origins, int(m), forecaster) for m in mine], config.return_horizons
+        )
+        mean.predicted[name] = np.broadcast_to(mean.origin[:, None], here.shape) if stands else run(made, here)
+        if config.oracle_normalizer:
+            oracle.predicted[name] = run(made[:, -1:], last)
+        if sampled:
+            sampled.predicted[name] = (
+                sampled.origin[:, None] if stands else run(made[:, -1:], at[:, None], sampled=True)
+            )
+    return (
+        {"mean_actions": mean}
+        | ({"oracle_normalizer": oracle} if config.oracle_normalizer else {})
+        | ({"sampled_actions": sampled} if sampled else {})
+    )
+
+
+def _mean_returns(
+    policies: Policies,
+    trial: Trial,
+    episodes: int,
+    seed: int,
+    sampled: bool,
+    parts: Path,
+    advance: Callable[[int, str], None],
+) -> np.ndarray:
+    """[M] mean returns, read from `parts` where these very policies were run so before, else run and written there.
+
+    Raises:
+        TiplError: a return is not finite.
+    """
+    config = trial.config
+    how = {
+        "env_id": trial.env_id.facts, "hidden_sizes": list(config["hidden_sizes"]), "seed": seed, "sampled": sampled,
+        "activation": config.get("activation", "tanh"), "backend": config["backend"],
+        "obs_clip": config.get("obs_clip", OBS_CLIP),
+    }  # fmt: skip
+    made_by = {**how, "episodes": episodes, "engine": engine_versions(config["backend"])}
+    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
+    for array in (policies.weights, policies.obs_mean, policies.obs_var):
+        digest.update(np.ascontiguousarray(array).data)
+    part = parts / f"{digest.hexdigest()[:24]}{ENDING}"
+    kept = kept_part(part, {"returns": (len(policies),)})
+    if kept is not None:
+        advance(len(policies) * episodes, "")
+        return kept["returns"]
+    returns = policy_returns(policies, episodes=episodes, advance=advance, **{**how, "env_id": trial.env_id})
+    if not np.isfinite(returns).all():
+        raise TiplError(
+            f"A policy of trial {trial.seed}, true or predicted, has a return that is not finite in "
+            f"{trial.env_id}; leave the trial or the forecaster out."
+        )
+    means = returns.mean(axis=1)
+    keep_part(part, {"returns": means})
+    return means
+
+
+def _policies_an_origin(config: EvaluateConfig, names: Sequence[str]) -> int:
+    """How many policies are run for one origin and these forecasters."""
+    others = sum(name != "persistence" for name in names)
+    # The origin; true, on other episodes and under the origin's normalizer too, and predicted.
+    count = 1 + len(config.return_horizons) * (3 + others)
+    return count + config.oracle_normalizer * len(names) + config.sampled_actions * (3 + others)

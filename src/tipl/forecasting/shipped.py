@@ -1,0 +1,42 @@
+"""Trained models by name or folder, and what their folders say of them.
+
+In: the name of a model that comes with the package, or a path.  Out: its folder, a digest of it.
+"""
+
+import hashlib
+from pathlib import Path
+
+from tipl.bundle import MOST_BYTES
+from tipl.checks import AnyPath
+from tipl.files import read_file
+from tipl.models import CONFIG_FILE, WEIGHTS_FILE
+from tipl.training import LAST
+
+SHIPPED = "causal"
+"""The model that comes with the package."""
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+
+def model_folder(name_or_path: AnyPath) -> Path:
+    """Return a model's folder, by its path or by the name of one that comes with the package.
+
+    A name is a name: `causal` is the package's own, also where a folder of that name is here, which `./causal` is. A
+    `Path` is a path wherever it leads to a folder.
+    """
+    path = Path(name_or_path)
+    is_name = not path.exists() if isinstance(name_or_path, Path) else True
+    return PRETRAINED / SHIPPED if str(name_or_path) == SHIPPED and is_name else path
+
+
+def model_digest(folder: Path) -> str:
+    """Return a digest of what a model's folder holds: a model that was trained again is another."""
+    digest = hashlib.sha256()
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        digest.update(hashlib.sha256(read_file(folder / name, MOST_BYTES)).digest())
+    return digest.hexdigest()[:16]
+
+
+def model_name(folder: Path) -> str:
+    """What a trained model is called: its folder's name, and MODEL-last for the last one of a training, MODEL/last."""
+    folder = Path(folder).resolve()
+    return f"{folder.parent.name}-{LAST}" if folder.name == LAST else folder.name

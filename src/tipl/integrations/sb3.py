@@ -1,0 +1,370 @@
+"""Stable-Baselines3: callbacks that record PPO, A2C, SAC, TD3 and DQN, and accelerate PPO (`pip install 'tipl[sb3]'`).
+
+In: a model that learns.  Out: one trial of a store, with the episodes that Monitor saw and VecNormalize's statistics;
+or the model's actor moved to forecast weights.
+
+    model.learn(1_000_000, callback=SB3Recorder("store", every=64))
+    model.learn(1_000_000, callback=SB3Accelerator("line"))
+
+What PPO and A2C record goes through all of `evaluate` with MlpPolicy or MultiInputPolicy on observations that are no
+images, continuous or discrete actions, and Tanh, ReLU or ELU: the network is held against the policy's own distribution
+once, and the environment, with its arguments, time limit and wrappers, against what can be made again of it. The others
+are other networks, whose weights alone are judged (`--no-returns`); DQN's are those of its Q-values.
+"""
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from tipl.acceleration.accelerator import Accelerator, Batch
+from tipl.collection.flat import tried, undisturbed
+from tipl.collection.record import Normalizer, WeightRecorder
+from tipl.collection.recorded_actor import large_weights
+from tipl.config.env_spec import EnvId
+from tipl.errors import TiplError
+from tipl.forecasting.trained import Forecaster
+from tipl.rl.env_described import copies_described
+from tipl.rl.policies import VAR_EPSILON
+
+try:
+    from gymnasium import spaces
+    from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.distributions import (
+        CategoricalDistribution,
+        DiagGaussianDistribution,
+        TanhBijector,
+    )
+    from stable_baselines3.common.policies import ActorCriticPolicy
+    from stable_baselines3.common.torch_layers import MlpExtractor
+    from stable_baselines3.common.vec_env import (
+        VecCheckNan,
+        VecFrameStack,
+        VecMonitor,
+        VecNormalize,
+        VecVideoRecorder,
+    )
+    from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
+except ImportError as error:
+    raise TiplError(f"tipl.integrations.sb3 takes Stable-Baselines3 ({error}): pip install 'tipl[sb3]'.") from error
+
+_CRITIC = ("value_net", "mlp_extractor.value_net", "vf_features_extractor")
+_TRIED = 16  # observations at which a network is held against its policy
+_SQUASH_EPSILON = 1e-6  # in Stable-Baselines3's TanhBijector
+_NO_SETTINGS = ("verbose", "tensorboard_log", "stats_window_size")  # arguments of an algorithm that change no run
+
+
+class SB3Recorder(BaseCallback):
+    """Records one call of `learn`, or several. A run that was killed goes on by running the same seeded script again.
+
+    By default the end of `learn` completes the trial. With `complete=False` the next call of `learn` with this recorder
+    goes on with it, and `callback.recorder.close()` completes it. A trial whose `learn` was interrupted is left as it
+    is, incomplete; what the model learns afterwards is not recorded into it.
+
+    The iteration of a snapshot is the number of the rollout, from 1, after which it was made.
+
+    Attributes:
+        recorder: the WeightRecorder, from the beginning of the training on.
+    """
+
+    def __init__(
+        self,
+        store: Path | str,
+        seed: int | None = None,
+        *,
+        every: int,
+        unit: Literal["gradient step", "rollout"] = "gradient step",
+        env_id: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        complete: bool = True,
+    ) -> None:
+        """
+        Args:
+            store: the data set's folder; made if missing.
+            seed: of the trial; default: the model's.
+            every: how many units between two snapshots.
+            unit: a step of the optimizer that trains the actor (PPO makes many a rollout), or a rollout.
+            env_id: default: what the environments' spec says.
+            config: what else made the run, as JSON; the algorithm and its settings are taken from the model.
+            complete: whether the end of `learn` completes the trial.
+        """
+        super().__init__()
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise TiplError(f"every is {every!r}; give a whole number of 1 or more.")
+        if unit not in ("gradient step", "rollout"):
+            raise TiplError(f"unit is {unit!r}; give 'gradient step' or 'rollout'.")
+        self._store, self._seed, self._every, self._unit = store, seed, every, unit
+        self._env_id, self._config = env_id, dict(config or {})
+        self._rollouts = self._seen = 0
+        self._complete = complete
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        seed = model.seed if self._seed is None else self._seed
+        if seed is None:
+            raise TiplError("A trial has a seed; give one to the model or to SB3Recorder.")
+        if hasattr(self, "recorder"):
+            if self.recorder.closed or self._recorded is not model:
+                raise TiplError(
+                    "This SB3Recorder has recorded its trial already. Give this call of `learn` a new SB3Recorder with "
+                    "another seed; or let the first one have complete=False, and the trial goes on."
+                )
+            self.recorder._goes_on = _learning()
+            return
+        self._recorded = model
+        env_id = _environment(self.training_env, self._env_id)
+        policy, optimizer = _actor(model)
+        normalizer, obs_clip = _normalizer(model.get_vec_normalize_env(), self.training_env)
+        self._rollouts = self._seen = 0
+        self.recorder = WeightRecorder(
+            self._store, seed, policy, optimizer, every=self._every if self._unit == "gradient step" else None,
+            env_id=env_id, normalizer=normalizer, obs_clip=obs_clip, config=_settings(model) | self._config,
+        )  # fmt: skip
+        self.recorder._goes_on = _learning()
+        self.recorder.env_step = lambda: model.num_timesteps
+        self.recorder.iteration = lambda: self._rollouts
+
+    def _on_rollout_start(self) -> None:
+        self._after_rollout()
+        self._rollouts += 1
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" in info:  # Monitor's
+                self.recorder.episode(self.num_timesteps, info["episode"]["r"], info["episode"]["l"])
+        return True
+
+    def _on_training_end(self) -> None:
+        self._after_rollout()
+        if self._complete:
+            self.recorder.close()
+        else:
+            self.recorder.save()
+
+    def _after_rollout(self) -> None:
+        due = self._rollouts > self._seen and self._rollouts % self._every == 0
+        if self._unit == "rollout" and due:  # not again where the next call of `learn` begins
+            self.recorder.snapshot()
+        self._seen = self._rollouts
+
+
+class SB3Accelerator(BaseCallback):
+    """Jumps to forecast weights between PPO's update and its next rollout, where the guard allows it.
+
+    Attributes:
+        accelerator: the Accelerator, from the beginning of the training on; `accelerator.counts` says what it did.
+    """
+
+    def __init__(self, forecaster: Forecaster | str | Path = "line", **settings: Any) -> None:
+        """
+        Args:
+            forecaster, settings: as `Accelerator` takes them.
+        """
+        super().__init__()
+        self._forecaster, self._settings_of_jumps = forecaster, settings
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        if not isinstance(model, PPO):
+            raise TiplError(f"SB3Accelerator accelerates PPO, not {type(model).__name__}.")
+        policy = model.policy
+        assert isinstance(policy, ActorCriticPolicy)
+        named = [(name, p) for name, p in policy.named_parameters() if not name.startswith(_CRITIC)]
+
+        def distribution(observations: Tensor) -> torch.distributions.Distribution:
+            whole = policy.get_distribution(observations)
+            made = whole.distribution
+            if not isinstance(made, torch.distributions.Distribution):
+                raise TiplError("SB3Accelerator takes continuous or discrete actions, not several discrete ones.")
+            if getattr(whole, "bijector", None) is not None and isinstance(made, Normal):
+                return _SquashedNormal(made.loc, made.scale, validate_args=False)
+            return made
+
+        self.accelerator = Accelerator(named, self._forecaster, distribution=distribution, **self._settings_of_jumps)
+        self._batch: Batch | None = None
+        self._returns: list[float] = []
+
+    def _on_step(self) -> bool:
+        self._returns += [float(info["episode"]["r"]) for info in self.locals["infos"] if "episode" in info]
+        return True
+
+    def _on_rollout_end(self) -> None:
+        model: Any = self.model
+        buffer = model.rollout_buffer
+        if isinstance(buffer.observations, dict):
+            raise TiplError("SB3Accelerator takes flat observations or images, not dictionaries.")
+
+        def samples(array: Any) -> Tensor:
+            """[S, E, …] to [S·E, …], a copy: the update shuffles the buffer's own."""
+            return torch.as_tensor(array.reshape(-1, *array.shape[2:]).copy(), device=model.device)
+
+        actions = samples(buffer.actions)
+        if isinstance(model.action_space, spaces.Discrete):
+            actions = actions.reshape(len(actions))
+        else:
+            actions = actions.reshape(len(actions), -1).float()  # several switches are whole numbers in the buffer
+        self._batch = Batch(
+            samples(buffer.observations), actions, samples(buffer.log_probs), samples(buffer.advantages), self._returns
+        )
+        self._returns = []
+
+    def _on_rollout_start(self) -> None:
+        if self._batch is not None:  # the update on it has just ended
+            self.accelerator.step(self._batch)
+
+
+def _learning() -> Callable[[], bool]:
+    """Tells, from now on, whether the call of `learn` that is running here still is, in whichever thread."""
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "learn":
+        frame = frame.f_back
+    if frame is None:
+        return lambda: True
+
+    def is_running() -> bool:
+        for each in sys._current_frames().values():
+            while each is not None and each is not frame:
+                each = each.f_back
+            if each is frame:
+                return True
+        return False
+
+    return is_running
+
+
+class _SquashedNormal(Normal):
+    """The law of a = tanh(u), u normal: its divergences are those of u, its log-probabilities those of a."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        inverse = TanhBijector.inverse(value)
+        return super().log_prob(inverse) - torch.log(1 - torch.tanh(inverse) ** 2 + _SQUASH_EPSILON)
+
+
+def _actor(model: Any) -> tuple[nn.Module | Sequence[tuple[str, Tensor]], Any]:
+    """What of a model acts, and the optimizer that trains it."""
+    if isinstance(model, DQN):
+        return list(model.q_net.named_parameters()), model.policy.optimizer
+    if isinstance(model, (SAC, TD3)):
+        return list(model.actor.named_parameters()), model.actor.optimizer
+    if not isinstance(model, (PPO, A2C)) or not isinstance(model.policy, ActorCriticPolicy):
+        raise TiplError(f"SB3Recorder records PPO, A2C, SAC, TD3 and DQN, not {type(model).__name__}.")
+    policy = model.policy
+    named = [(name, p) for name, p in policy.named_parameters() if not name.startswith(_CRITIC)]
+    if (
+        type(policy.action_dist) not in (DiagGaussianDistribution, CategoricalDistribution)
+        or type(policy.mlp_extractor) is not MlpExtractor
+        or any(True for _ in policy.pi_features_extractor.parameters())
+    ):
+        return named, policy.optimizer
+    actor = nn.Module()  # the same parameters under CleanRL's names
+    network = nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
+    if type(policy.action_dist) is CategoricalDistribution:
+        actor.actor = network
+    else:
+        actor.actor_mean, actor.actor_logstd = network, policy.log_std
+    return (actor if _acts_by(policy, network) else named), policy.optimizer
+
+
+@torch.no_grad()
+def _acts_by(policy: ActorCriticPolicy, network: nn.Module) -> bool:
+    """Whether a policy's distribution and its actions are what the network makes of flattened observations.
+
+    Tried with large weights, which are taken back: an actor begins with outputs so small that tanh changes nothing.
+    """
+    log_stds = [policy.log_std] if isinstance(policy.action_dist, DiagGaussianDistribution) else []
+    parameters = [*network.parameters(), *log_stds]
+    size = sum(parameter.numel() for parameter in parameters)
+    with undisturbed(parameters, policy), tried(parameters, large_weights(size)):
+        return _acts_by_now(policy, network)
+
+
+def _acts_by_now(policy: ActorCriticPolicy, network: nn.Module) -> bool:
+    space = deepcopy(policy.observation_space)
+    space.seed(0)
+    observations = [space.sample() for _ in range(_TRIED)]
+    flat = np.array([spaces.flatten(space, each) for each in observations], np.float32)
+    if isinstance(space, spaces.Dict):
+        batch: Any = {name: np.array([each[name] for each in observations]) for name in space.spaces}
+    else:
+        batch = np.array(observations)
+    head = network(torch.as_tensor(flat, device=policy.device))
+    try:
+        tensors, _ = policy.obs_to_tensor(batch)
+        law: Any = policy.get_distribution(tensors).distribution
+        acted = policy._predict(tensors, deterministic=True).reshape(_TRIED, -1)
+        if isinstance(law, Normal):
+            pairs = [(law.mean, head), (law.stddev, policy.log_std.exp().expand_as(head)), (acted, head)]
+        else:
+            likeliest = head.argmax(1, keepdim=True)
+            pairs = [(law.logits, head.log_softmax(1)), (acted.float(), likeliest.float())]
+    except Exception:  # whatever a policy of the user's does
+        return False
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+
+
+def _normalizer(env: VecNormalize | None, whole: Any) -> tuple[Normalizer | None, float | None]:
+    """VecNormalize's statistics in the order of the flattened observations, and its clip, if it normalizes them all."""
+    if env is None or not env.norm_obs:
+        return None, None
+    space = env.observation_space
+    names = [*space.spaces] if isinstance(space, spaces.Dict) else None
+    if names is not None and {*names} != {*env.obs_rms}:  # pyright: ignore[reportGeneralTypeIssues]
+        return None, None
+
+    def statistics() -> tuple[Any, Any, Any]:
+        moments: Any = [env.obs_rms] if names is None else [env.obs_rms[name] for name in names]  # pyright: ignore[reportIndexIssue]
+        mean = np.concatenate([each.mean.reshape(-1) for each in moments])
+        var = np.concatenate([each.var.reshape(-1) for each in moments])
+        frames = 1 if names else math.prod(whole.observation_space.shape) // len(mean)  # of VecFrameStack above it
+        return np.tile(mean, frames), np.tile(var, frames) + (env.epsilon - VAR_EPSILON), moments[0].count
+
+    return statistics, env.clip_obs if math.isfinite(env.clip_obs) else None
+
+
+def _environment(env: Any, env_id: str | None) -> EnvId:
+    """What the copies of a vector environment of Stable-Baselines3 are, seen through its wrappers."""
+    frames, odd = 1, None
+    partly = False  # whether the frames that are stacked are normalized ones
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecFrameStack):
+            frames *= env.stacked_obs.n_stack
+        elif isinstance(env, VecNormalize) and env.norm_obs:
+            keys = env.observation_space.spaces if isinstance(env.observation_space, spaces.Dict) else env.obs_rms
+            if frames > 1 or (isinstance(env.obs_rms, dict) and {*keys} != {*env.obs_rms}):  # pyright: ignore[reportGeneralTypeIssues]
+                partly = True
+        elif not isinstance(env, (VecNormalize, VecMonitor, VecCheckNan, VecVideoRecorder)):
+            odd = odd or type(env).__name__
+        env = env.venv
+    facts = copies_described(getattr(env, "envs", None), env.get_attr, env_id)
+    if isinstance(env.action_space, spaces.Discrete) and int(env.action_space.start):
+        facts["first_action"] = 0  # Stable-Baselines3 hands the environment what its policy has drawn
+    if frames > 1:
+        facts["frames"] = frames
+        shape = env.observation_space.shape
+        odd = odd or (None if shape is not None and len(shape) == 1 else "VecFrameStack")
+    if odd or partly:
+        facts["not_run"] = f"its environments are behind {odd or 'a VecNormalize of some observations'}"
+    name = env_id or facts.get("id")
+    if name is None:
+        raise TiplError("The environment does not say its id; give SB3Recorder env_id.")
+    return EnvId(name, facts)
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """The algorithm, and those of its arguments that are numbers or words."""
+    names = [name for name in inspect.signature(type(model)).parameters if name not in _NO_SETTINGS]
+    values = {name: getattr(model, name, None) for name in names}
+    return {"algorithm": type(model).__name__} | {
+        name: value if not isinstance(value, float) or math.isfinite(value) else str(value)
+        for name, value in values.items()
+        if isinstance(value, (bool, int, float, str))
+    }

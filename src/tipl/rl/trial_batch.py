@@ -1,0 +1,462 @@
+"""A stack of PPO trials that go through their iterations together.
+
+In: vector environment, seeds, config.  Out: an iteration at a time: snapshots, normalizers, finished episodes.
+
+Every trial is its own CleanRL run with one environment or several copies of it: the wrappers' order (clip the action;
+normalize and clip the observation; normalize and clip the reward, where `PPOConfig.normalize` says so), reset in the
+same step, GAE, the epochs. What a trial draws depends on its seed and the iteration's number alone, so it is the same
+in any stack, and a run goes on from `state` exactly.
+
+Shapes: N trials, E copies of the environment in each, C = N·E copies in all (those of a trial side by side), S steps of
+an iteration, O observation, A action (1 if discrete), F outputs of the policy's network, P weights.
+"""
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tipl.config.env_spec import env_id_in
+from tipl.config.presets import CollectConfig, DiscretePPOConfig
+from tipl.errors import TiplError
+from tipl.rl.envs import VectorEnv, make_env
+from tipl.rl.kernels import FASTMATH, TANH, activation_code, forward_batch, forward_one, kernel, sampled_action
+from tipl.rl.policies import OBS_CLIP, VAR_EPSILON, action_noise, initial_weights, layer_sizes, policy_spec
+from tipl.rl.ppo import advantages_and_returns, categorical_log_probs, gaussian_log_prob, kernel_settings, update
+
+_REWARD_CLIP = 10.0  # in CleanRL's TransformReward
+_FIRST_COUNT = 1e-4  # the weight of Gymnasium's initial moments (mean 0, variance 1)
+_INIT, _ITERATION, _COPIES = 0, 1, 2  # random streams of a trial
+# What `state` saves of each trial and of each copy of its environment, besides the replay of the environment.
+_SAVED = "theta", "adam_m", "adam_v", "obs_mean", "obs_var", "obs_count", "return_moments"
+_SAVED_OF_COPIES = "discounted", "next_obs", "next_done", "episode_return", "episode_length", "resets"
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration of a stack of N trials leaves behind."""
+
+    number: int
+    """Counts from 1."""
+    learning_rate: float
+    snapshots: np.ndarray
+    """[N, n, P] float32, in order of epochs."""
+    episodes: list[np.ndarray]
+    """For each trial [E, 3] float64: env step at which the episode ended, its raw return, its length."""
+
+
+class NotFinite(TiplError):
+    """An environment gave what is no number; `trials` says what, by the trial's place in the stack."""
+
+    def __init__(self, trials: dict[int, str]) -> None:
+        super().__init__(f"{'; '.join(trials.values())}; mend the environment. What was committed before stays.")
+        self.trials = trials
+
+
+class Abandoned(Exception):
+    """An iteration was given up in its middle; its stack is of no more use."""
+
+
+class Stack:
+    """N trials and all that their next iteration depends on.
+
+    Arrays begin with the trial axis [N], or with that of the copies [C], which is the same where a trial has one.
+    """
+
+    def __init__(
+        self, config: CollectConfig, seeds: Sequence[int], env: VectorEnv | None = None, threads: int = 1
+    ) -> None:
+        """
+        Args:
+            env: the copies of all trials; made from the config if not given.
+            threads: that step them, where the backend has threads.
+
+        Raises:
+            TiplError: the environment cannot be made, or its actions are discrete and the settings are not for them.
+        """
+        ppo = config.ppo
+        self.config = config
+        self.seeds = list(seeds)
+        copy_seeds = [each for seed in self.seeds for each in environment_seeds(seed, ppo.num_envs)]
+        self.env = make_env(env_id_in(config), copy_seeds, config.backend, threads) if env is None else env
+        if self.env.discrete and not isinstance(ppo, DiscretePPOConfig):
+            raise TiplError(
+                f"{config.env_id} has discrete actions and these settings are for continuous ones; give a "
+                "DiscreteCollectConfig, or DiscretePPOConfig as ppo."
+            )
+        trials, copies = len(self.seeds), len(copy_seeds)
+        obs_dim, action_dim, outputs = self.env.obs_dim, self.env.action_dim, self.env.policy_outputs
+        self.spec = policy_spec(obs_dim, config.hidden_sizes, outputs, discrete=self.env.discrete)
+        self.policy_sizes = layer_sizes(obs_dim, config.hidden_sizes, outputs)
+        self.critic_sizes = layer_sizes(obs_dim, config.hidden_sizes, 1)
+        self.activation = activation_code(config.activation)
+
+        self.abandon: Callable[[], bool] = lambda: False
+        """Asked within an iteration, which can take long; once true, `iterate` raises Abandoned."""
+        self.iteration = 0
+        self.theta = np.stack([self._initial_theta(seed) for seed in self.seeds])
+        self.adam_m, self.adam_v = np.zeros_like(self.theta), np.zeros_like(self.theta)
+        if ppo.normalize:
+            self.obs_mean, self.obs_var = np.zeros((trials, obs_dim)), np.ones((trials, obs_dim))
+            self.obs_count = np.full(trials, _FIRST_COUNT)
+        else:  # (obs − mean) / √(var + VAR_EPSILON) is obs, to the bit
+            self.obs_mean, self.obs_var = np.zeros((trials, obs_dim)), np.full((trials, obs_dim), 1 - VAR_EPSILON)
+            self.obs_count = np.zeros(trials)
+        self.return_moments = np.tile([0.0, 1.0, _FIRST_COUNT], (trials, 1))  # mean, variance, count
+        self.discounted = np.zeros(copies)  # the discounted return that scales rewards
+        self.next_obs = np.zeros((copies, obs_dim), np.float32)
+        self.next_done = np.zeros(copies, np.float32)
+        self.episode_return, self.episode_length = np.zeros(copies), np.zeros(copies, np.int64)
+        self.resets = np.zeros(copies, np.int64)
+        # Of each copy the actions of the episodes that it takes to bring it back: the last one, or all of them.
+        self.actions_since_reset = [np.empty((0, action_dim), np.float32) for _ in range(copies)]
+        self.earlier_lengths: list[list[int]] = [[] for _ in range(copies)]
+        self.random: list[Any] = [None] * copies  # what the environment drew from when the last episode began
+
+        self.obs = np.empty((copies, ppo.num_steps, obs_dim), np.float32)
+        self.actions = np.empty((copies, ppo.num_steps, action_dim), np.float32)
+        self.log_probs, self.rewards, self.dones, self.advantages = (
+            np.empty((copies, ppo.num_steps), np.float32) for _ in range(4)
+        )
+        self._all = np.arange(copies)
+
+    @property
+    def policies(self) -> np.ndarray:
+        """The policies' weights as they are now, [N, P]; a view."""
+        return self.theta[:, : self.spec.size]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries that compute here."""
+        return {name: importlib.metadata.version(name) for name in ("numpy", "numba", "scipy")}
+
+    def iterate(self) -> Iteration:
+        """Roll out an iteration's steps of every trial, then update every trial."""
+        config, ppo = self.config, self.config.ppo
+        assert self.iteration < config.num_iterations, "the trials are at their end"
+        self.iteration += 1
+        fraction = 1 - (self.iteration - 1) / config.num_iterations if ppo.anneal_lr else 1.0
+        rngs = [np.random.default_rng([seed, _ITERATION, self.iteration]) for seed in self.seeds]
+        shape = (ppo.num_envs, ppo.num_steps, self.env.policy_outputs)
+        noise = np.concatenate([action_noise(rng, shape, discrete=self.env.discrete) for rng in rngs])
+        episodes = self._rollout(noise)
+        snapshots = np.empty((len(self.seeds), config.snapshots_per_iteration, self.spec.size), np.float32)
+        order = np.tile(np.arange(ppo.batch_size), (ppo.update_epochs, 1))
+        self._update([rng.permuted(order, axis=1) for rng in rngs], ppo.learning_rate * fraction, snapshots)
+        return Iteration(self.iteration, ppo.learning_rate * fraction, snapshots, episodes)
+
+    def state(self, trial: int) -> dict[str, np.ndarray]:
+        """All that a trial's future depends on, as arrays, to be given to `restore`.
+
+        Arrays of the copies are [E, ...]; their actions since the last reset stand one copy after another, of which
+        `episode_length` says the lengths, those of earlier episodes that are kept `earlier_lengths`, of which each copy
+        has `earlier_episodes`. `random` is JSON.
+        """
+        copies = self.copies(trial)
+        saved = {name: np.array(getattr(self, name)[trial]) for name in _SAVED}
+        saved |= {name: np.array(getattr(self, name)[copies]) for name in _SAVED_OF_COPIES}
+        earlier = self.earlier_lengths[copies]
+        return {
+            **saved,
+            "actions_since_reset": np.concatenate(self.actions_since_reset[copies]),
+            "earlier_episodes": np.array([len(lengths) for lengths in earlier], np.int64),
+            "earlier_lengths": np.array([length for lengths in earlier for length in lengths], np.int64),
+            "random": np.frombuffer(json.dumps(self.random[copies]).encode(), np.uint8),
+            "iteration": np.array(self.iteration),
+        }
+
+    def restore(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Put a fresh stack where `state` left its trials; all of them have done the same number of iterations.
+
+        Raises:
+            TiplError: the environment does not come back to where it was.
+        """
+        assert len(states) == len(self.seeds) and self.iteration == 0
+        assert len({int(state["iteration"]) for state in states}) == 1
+        self.iteration = int(states[0]["iteration"])
+        for trial, state in enumerate(states):
+            copies = self.copies(trial)
+            for name in _SAVED:
+                getattr(self, name)[trial] = state[name]
+            for name in _SAVED_OF_COPIES:  # without the axis of the copies in stores from before there were several
+                getattr(self, name)[copies] = state[name]
+            counts = np.cumsum(state["earlier_episodes"])[:-1]
+            self.earlier_lengths[copies] = [each.tolist() for each in np.split(state["earlier_lengths"], counts)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            lengths = [sum(each) for each in self.earlier_lengths[copies]] + self.episode_length[copies]
+            actions = np.split(np.array(state["actions_since_reset"]), np.cumsum(lengths)[:-1])
+            self.actions_since_reset[copies] = actions
+            self.random[copies] = json.loads(np.asarray(state["random"], np.uint8).tobytes())
+        self._bring_environments_back()
+
+    def _bring_environments_back(self) -> None:
+        episodes = [
+            np.split(actions, np.cumsum(lengths)) if resets else []
+            for actions, lengths, resets in zip(
+                self.actions_since_reset, self.earlier_lengths, self.resets.tolist(), strict=True
+            )
+        ]
+        last = self.env.replay(self.resets.tolist(), episodes, self.random)
+        begun = np.flatnonzero(self.resets)
+        seen = last[begun]
+        if self.config.ppo.normalize:
+            trial = begun // self.config.ppo.num_envs
+            deviation = np.sqrt(self.obs_var[trial] + VAR_EPSILON)
+            seen = np.clip((seen - self.obs_mean[trial]) / deviation, -OBS_CLIP, OBS_CLIP)
+        same = np.isclose(seen, self.next_obs[begun], rtol=1e-5, atol=1e-6).all(axis=1)
+        if not same.all():
+            seed = self.seeds[begun[~same][0] // self.config.ppo.num_envs]
+            raise TiplError(
+                f"Trial {seed} cannot go on to the same bits: its actions do not bring {self.config.env_id} back to "
+                "where it was (it draws random numbers of its own, or its library is another version). Remove the "
+                "trial's folder to begin it anew."
+            )
+
+    def copies(self, trial: int) -> slice:
+        """The places of a trial's copies of the environment."""
+        count = self.config.ppo.num_envs
+        return slice(trial * count, (trial + 1) * count)
+
+    def _check_abandoned(self) -> None:
+        if self.abandon():
+            raise Abandoned
+
+    def _initial_theta(self, seed: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, _INIT])
+        networks = self.env.obs_dim, self.config.hidden_sizes, self.env.policy_outputs
+        return np.concatenate(initial_weights(*networks, rng, discrete=self.env.discrete))
+
+    def _rollout(self, noise: np.ndarray) -> list[np.ndarray]:
+        """Fill the rollout buffers, given the noise of the actions [C, S, F]; the episodes that ended."""
+        if not self.resets.any():
+            self._reset(self._all)
+        ppo, trials = self.config.ppo, len(self.seeds)
+        first_step = (self.iteration - 1) * ppo.num_steps
+        episodes: list[list[tuple[float, float, float]]] = [[] for _ in range(trials)]
+        begun = np.zeros(len(self._all), np.int64)  # the step of this rollout at which the current episode began
+        env_actions = np.empty((len(self._all), self.env.action_dim))
+        for step in range(ppo.num_steps):
+            self._check_abandoned()
+            self._act(noise, step, env_actions)
+            obs, reward, terminated, truncated = self.env.step(env_actions)
+            self._observe(obs, self._all)
+            if ppo.normalize:
+                normalize_reward(reward, terminated, ppo.gamma, self.discounted, self.return_moments,
+                                 self.rewards[:, step])  # fmt: skip
+            else:
+                self.rewards[:, step] = reward
+            self.episode_return += reward
+            self.episode_length += 1
+            done = terminated | truncated
+            self.next_done[:] = done
+            if done.any():
+                ids = np.flatnonzero(done)
+                env_step = (first_step + step + 1) * ppo.num_envs
+                for i in ids:
+                    row = env_step, self.episode_return[i], self.episode_length[i]
+                    episodes[i // ppo.num_envs].append(row)
+                begun[ids] = step + 1
+                self._reset(ids)
+        self._require_finite()
+        for copy, start in enumerate(begun):
+            from_step = 0 if self.env.draws_in_steps else start
+            before = self.actions_since_reset[copy][: 0 if from_step else None]
+            self.actions_since_reset[copy] = np.concatenate([before, self.actions[copy, from_step:]])
+        return [np.array(rows, np.float64).reshape(-1, 3) for rows in episodes]
+
+    def _require_finite(self) -> None:
+        """Stop where the environment gave what is no number: nothing that is learned from it would be.
+
+        Raises:
+            NotFinite: it did, in this rollout.
+        """
+        bad = np.zeros(len(self.seeds), np.bool_)
+        for array in (self.obs, self.next_obs, self.rewards, self.obs_mean, self.obs_var, self.return_moments):
+            bad |= ~np.isfinite(array.reshape(len(self.seeds), -1)).all(axis=1)
+        if bad.any():
+            raise NotFinite({trial: self._first_not_finite(trial) for trial in np.flatnonzero(bad).tolist()})
+
+    def _first_not_finite(self, trial: int) -> str:
+        """What was no number first in a trial's rollout, and at which environment step."""
+        ppo, mine = self.config.ppo, self.copies(trial)
+        seen = np.concatenate([self.obs[mine], self.next_obs[mine, None]], axis=1)  # before each step, and at the end
+        steps = range(ppo.num_steps + 1)
+        bad_obs = ~np.isfinite(seen).all(axis=(0, 2))
+        bad_reward = np.r_[False, ~np.isfinite(self.rewards[mine]).all(axis=0)]  # with the observation that follows it
+        at = next((step for step in steps if bad_obs[step] or bad_reward[step]), ppo.num_steps)  # pyright: ignore[reportIndexIssue]
+        what = "a reward" if bad_reward[at] and not bad_obs[at] else "an observation"  # pyright: ignore[reportIndexIssue]
+        env_step = (self.iteration - 1) * ppo.batch_size + at * ppo.num_envs
+        return (
+            f"{self.config.env_id} gave {what} that is not finite to trial {self.seeds[trial]} at environment step "
+            f"{env_step:,}, in iteration {self.iteration}"
+        )
+
+    def _reset(self, ids: np.ndarray) -> None:
+        if self.env.draws_in_steps:
+            for i in ids[self.resets[ids] > 0]:
+                self.earlier_lengths[i].append(int(self.episode_length[i]))
+        for i, state in zip(ids, self.env.random_state(ids), strict=True):
+            self.random[i] = state
+        self.resets[ids] += 1
+        self.episode_return[ids] = 0
+        self.episode_length[ids] = 0
+        self._observe(self.env.reset(ids), ids)
+
+    def _observe(self, obs: np.ndarray, ids: np.ndarray) -> None:
+        """Make raw observations [n, O] of the copies `ids` what their policies see next."""
+        if self.config.ppo.normalize:
+            normalize_obs(obs, ids, self.obs_mean, self.obs_var, self.obs_count, self.next_obs)
+        else:
+            self.next_obs[ids] = obs
+
+    def _act(self, noise: np.ndarray, step: int, env_actions: np.ndarray) -> None:
+        """Every copy's action, given the noise [C, S, F], to `env_actions` [C, A]; the step goes to the buffers."""
+        act(self.theta, self.spec.size, self.policy_sizes, self.next_obs, self.next_done, noise, step, self.obs,
+            self.dones, self.actions, self.log_probs, env_actions, self.activation)  # fmt: skip
+
+    def _update(self, orders: Sequence[np.ndarray], learning_rate: float, snapshots: np.ndarray) -> None:
+        """The update of every trial on its rollout.
+
+        Args:
+            orders: for each trial the samples' order in every epoch, [epochs, E·S].
+            snapshots: [N, n, P], overwritten.
+        """
+        for trial, order in enumerate(orders):
+            self._check_abandoned()
+            self._update_trial(trial, order, learning_rate, snapshots[trial])
+
+    def _estimate(self, copy: int, values: np.ndarray, returns: np.ndarray) -> None:
+        """From a copy's values [S + 1], of its rollout and of what it sees next, its advantages and returns [S]."""
+        ppo = self.config.ppo
+        advantages_and_returns(self.rewards[copy], values[:-1], self.dones[copy], values[-1], self.next_done[copy],
+                               ppo.gamma, ppo.gae_lambda, self.advantages[copy], returns)  # fmt: skip
+
+    def _update_trial(self, trial: int, order: np.ndarray, learning_rate: float, snapshots: np.ndarray) -> None:
+        """The update of a trial on its rollout, whose samples are the steps of one copy after another."""
+        ppo, mine, theta = self.config.ppo, self.copies(trial), self.theta[trial]
+        values, returns = np.empty((2, ppo.num_envs, ppo.num_steps), np.float32)
+        for row, copy in enumerate(self._all[mine].tolist()):
+            seen = critic_values(theta, self.spec.size, self.critic_sizes, self.obs[copy], self.next_obs[copy],
+                                 self.activation)  # fmt: skip
+            values[row] = seen[:-1]
+            self._estimate(copy, seen, returns[row])
+
+        def samples(array: np.ndarray) -> np.ndarray:
+            """[E, S, ...] to [E·S, ...], a view."""
+            return array.reshape(ppo.batch_size, *array.shape[2:])
+
+        steps_before = (self.iteration - 1) * ppo.update_epochs * ppo.num_minibatches
+        update(theta, self.adam_m[trial], self.adam_v[trial], steps_before, self.policy_sizes, self.critic_sizes,
+               samples(self.obs[mine]), samples(self.actions[mine]), samples(self.log_probs[mine]),
+               samples(self.advantages[mine]), samples(returns), samples(values), order, learning_rate,
+               kernel_settings(ppo), self.config.snapshot_every_epochs, snapshots, self.activation)  # fmt: skip
+
+
+def environment_seeds(seed: int, num_envs: int) -> list[int]:
+    """The seeds of a trial's copies of its environment, [E]: its own and, so that no two trials share one, drawn ones.
+
+    CleanRL counts up from its seed, where the next trial begins.
+    """
+    drawn = np.random.SeedSequence([seed, _COPIES]).generate_state(num_envs - 1) >> 1  # of the 31 bits engines take
+    return [seed, *drawn.tolist()]
+
+
+@kernel(fastmath=FASTMATH)
+def act(theta, num_weights, sizes, next_obs, next_done, noise, step, obs, dones, actions, log_probs, env_actions,
+        activation):  # fmt: skip
+    """Draw every copy's action and store the step: a = μ(s) + σ ε, or a = argmax(z(s) + g) of logits z.
+
+    Args:
+        theta: [N, ≥ P]; num_weights: P; sizes: [layers + 1] of the policy's network.
+        next_obs: [C, O]; next_done: [C]; noise: [C, S, F] from `action_noise`.
+        obs [C, S, O], dones [C, S], actions [C, S, A], log_probs [C, S]: written at `step`.
+        env_actions: [C, A] float64, overwritten.
+        activation: as `activation_code` has it.
+    """
+    copies, action_dim = env_actions.shape
+    num_envs = copies // len(theta)
+    scratch = np.empty((2, sizes.max()), np.float32)
+    head = np.empty(sizes[-1], np.float32)
+    all_log_probs = np.empty(sizes[-1], np.float32)
+    head_end = 0
+    for layer in range(len(sizes) - 1):
+        head_end += sizes[layer + 1] * (sizes[layer] + 1)
+    for c in range(copies):
+        n = c // num_envs
+        forward_one(theta[n], 0, sizes, next_obs[c], scratch, head, activation)
+        obs[c, step] = next_obs[c]
+        dones[c, step] = next_done[c]
+        if head_end == num_weights:  # categorical
+            chosen = sampled_action(head, noise[c, step])
+            actions[c, step, 0] = chosen
+            env_actions[c, 0] = chosen
+            categorical_log_probs(head, all_log_probs)
+            log_probs[c, step] = all_log_probs[chosen]
+        else:
+            log_std = theta[n, head_end:num_weights]
+            for k in range(action_dim):
+                action = head[k] + np.exp(log_std[k]) * noise[c, step, k]
+                actions[c, step, k] = action
+                env_actions[c, k] = action
+            log_probs[c, step] = gaussian_log_prob(actions[c, step], head, log_std)
+
+
+@kernel()
+def normalize_obs(raw, ids, mean, var, count, out):
+    """Take raw observations [n, O] of copies `ids` into their trials' running moments, then normalize and clip them.
+
+    The moments mean, var [N, O] and count [N] are the trial's: its copies add to them one after another, as to
+    Gymnasium's RunningMeanStd with batches of one; out is [C, O].
+        δ = x − μ,  μ += δ/(c+1),  v = (v c + δ² c/(c+1))/(c+1),  c += 1,  out = clip((x − μ)/√(v + 1e-8), ±10)
+    """
+    num_envs = len(out) // len(count)
+    for row in range(len(ids)):
+        n = ids[row] // num_envs
+        total = count[n] + 1
+        for k in range(raw.shape[1]):
+            delta = raw[row, k] - mean[n, k]
+            mean[n, k] += delta / total
+            var[n, k] = (var[n, k] * count[n] + delta * delta * count[n] / total) / total
+            z = (raw[row, k] - mean[n, k]) / math.sqrt(var[n, k] + VAR_EPSILON)
+            out[ids[row], k] = min(max(z, -OBS_CLIP), OBS_CLIP)
+        count[n] = total
+
+
+@kernel()
+def normalize_reward(reward, terminated, gamma, discounted, moments, out):
+    """Divide rewards [C] by their trials' running deviation of the discounted return [C], and clip. As Gymnasium 0.29:
+
+    R = R γ (1 − terminated) + r, which forgets at the terminal step itself and does not at a truncation.
+    """
+    num_envs = len(reward) // len(moments)
+    for c in range(len(reward)):
+        n = c // num_envs
+        discounted[c] = discounted[c] * gamma * (1 - terminated[c]) + reward[c]
+        mean, var, count = moments[n]
+        total = count + 1
+        delta = discounted[c] - mean
+        var = (var * count + delta * delta * count / total) / total
+        moments[n, 0] = mean + delta / total
+        moments[n, 1] = var
+        moments[n, 2] = total
+        out[c] = min(max(reward[c] / math.sqrt(var + VAR_EPSILON), -_REWARD_CLIP), _REWARD_CLIP)
+
+
+@kernel()
+def critic_values(theta, offset, sizes, obs, last_obs, activation=TANH):
+    """The critic's value of obs [S, O] and of last_obs [O], [S + 1].
+
+    CleanRL asks the critic at every step; its weights rest during a rollout, so one pass at the end is the same.
+    """
+    steps = len(obs)
+    block = 256  # rows at once, to stay in the cache
+    acts = np.empty(block * sizes[1:].sum(), np.float32)
+    values = np.empty(steps + 1, np.float32)
+    for start in range(0, steps, block):
+        stop = min(start + block, steps)
+        values[start:stop] = forward_batch(theta, offset, sizes, obs[start:stop], acts, activation)[:, 0]
+    values[steps] = forward_batch(theta, offset, sizes, last_obs.reshape(1, -1), acts, activation)[0, 0]
+    return values

@@ -1,0 +1,176 @@
+"""The causal task: displacements at many horizons, from inner products.
+
+In: `Lessons` of the training and validation trials of one or several stores.  Out: the loss of random batches,
+validation, the model.
+
+Shapes: B windows, J tokens, H horizons, F facts of a window.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tipl.config.presets import TrainConfig
+from tipl.errors import TiplError
+from tipl.models.causal import PLACES, CausalConfig, CausalTIPL, Features, Outlook, described, facts
+from tipl.representation.windows import HORIZONS, TOKENS, Lessons, noisy
+from tipl.training.devices import ALONE, Place
+from tipl.training.loop import Validation
+
+RIDGE = 1e-3  # of the mean square of a token, for the linear part
+_ERROR_SHARE = 0.01  # of the loss that is for the expected error
+_LEAST_SHARE = 1e-4  # of an error in the likelihood
+_AT_ONCE = 2048  # windows in validation
+_EVENLY = 0.5  # of the windows are drawn evenly
+
+
+class Displacements:
+    """Weighted sums of tokens fitted to what came, each window's squared error as a share of its trial's displacements.
+
+    The error of a sum is a quadratic form of its coefficients, |y|² − 2 a·b + aᵀGa, so no weights are needed. Its
+    weight is a window's unit over its trial's mean displacement, which makes the mean over all windows the trial's
+    1 − skill. Stores are drawn alike, windows with replacement, half of them in proportion to the displacement that
+    came, and what they say is divided by how often they are drawn: a mean as of windows drawn evenly, of far less
+    variance.
+    """
+
+    one_shape: ClassVar = False  # as many windows of each store as are drawn
+    unit: ClassVar = 1.0
+
+    def __init__(
+        self, train: Sequence[Lessons], validation: Sequence[Lessons], config: TrainConfig, place: Place = ALONE
+    ) -> None:
+        """One `Lessons` a store."""
+        self.model = CausalTIPL(CausalConfig(config.num_layers, config.num_heads, config.width))
+        with torch.no_grad():
+            self.model.linear.copy_(torch.from_numpy(_linear_part(train)))
+        self.model.to(place.device)
+        self.place, self.batch_size = place, config.batch_size
+        parts, rng = [(each, 1 - config.noise) for each in train], np.random.default_rng(config.seed)
+        if config.noise:
+            parts += [(noisy(each, rng), config.noise) for each in train]
+        self.train = [_Tensors(each, place.device) for each, _ in parts]
+        chance_W = torch.cat([share * each.chance_B for each, (_, share) in zip(self.train, parts, strict=True)])
+        self.until_W = chance_W.cumsum(0) / chance_W.sum()
+        """Of the windows of all parts, end to end: the chance of these and those before."""
+        self.ahead_H = torch.tensor(HORIZONS, dtype=torch.float32, device=place.device)
+        self.validation = [_Tensors(each, place.device) for each in validation]
+        if any(not each.moves for each in self.validation):
+            raise TiplError("The weights of the validation trials never change: there is nothing to forecast.")
+
+    def draw(self, batches: torch.Generator) -> Tensor:
+        at_B = torch.rand(self.batch_size, generator=batches, dtype=torch.float64)
+        return torch.searchsorted(self.until_W, at_B).clamp(max=len(self.until_W) - 1)
+
+    def loss(self, index_B: Tensor) -> Tensor:
+        mine_B, first, drawn = self.place.share(index_B), 0, []
+        for data in self.train:
+            of_these_B = mine_B[(mine_B >= first) & (mine_B < first + len(data))]
+            if len(of_these_B):
+                drawn.append(data.batch(of_these_B - first))
+            first += len(data)
+        batch = _Batch(*map(torch.cat, zip(*drawn, strict=True)))
+        outlook = self.model(batch.features)
+        with torch.autocast(self.place.device.type, enabled=False):
+            error_BH = batch.error(outlook)
+            # Rounding may leave an error below 0, of which there is no likelihood.
+            share_BH = (error_BH.detach() / self.ahead_H).clamp(min=_LEAST_SHARE)
+            likely_BH = outlook.log_error_BH + share_BH / outlook.log_error_BH.exp()
+            loss_B = (batch.weight_BH * error_BH).mean(1) + _ERROR_SHARE * likely_BH.mean(1).clamp(max=100)
+            return (loss_B / batch.often_B).sum() / self.batch_size
+
+    @torch.no_grad()
+    def validate(self) -> Validation:
+        """Skill is the mean over stores of the mean over their trials; the loss is 1 − its mean over horizons."""
+        self.model.eval()
+        skills = [each.skill(self.model) for each in self.validation]
+        self.model.train()
+        mean_H = torch.stack(skills).mean(0)
+        at = {h: mean_H[i].item() for i, h in enumerate(HORIZONS) if h in (1, 2, 5, 10, 20, 50, 100)}
+        return Validation(1 - mean_H.mean().item(), at)
+
+    def save(self, out: Path) -> None:
+        self.model.save(out)
+
+
+class _Batch(NamedTuple):
+    """Windows of one store or of several."""
+
+    token_BJF: Tensor
+    fact_BF: Tensor
+    place_B: Tensor
+    own_BJJ: Tensor
+    toward_BJH: Tensor
+    moved_BH: Tensor
+    weight_BH: Tensor
+    often_B: Tensor
+    """How often a window is drawn, beside one drawn evenly."""
+
+    @property
+    def features(self) -> Features:
+        return Features(self.token_BJF, self.fact_BF, self.place_B)
+
+    def error(self, outlook: Outlook) -> Tensor:
+        """[B, H] squared errors of the weighted sums of tokens, in the windows' units."""
+        a_BHJ = outlook.coefficients_BHJ
+        crossed_BH = torch.einsum("bhj,bjh->bh", a_BHJ, self.toward_BJH)
+        return self.moved_BH - 2 * crossed_BH + (a_BHJ @ self.own_BJJ * a_BHJ).sum(2)
+
+
+class _Tensors:
+    """The lessons of one store, read by index. What the model reads of tokens is made anew for every batch, of a third
+    of the memory."""
+
+    def __init__(self, lessons: Lessons, device: torch.device) -> None:
+        weight = lessons.weight / lessons.often[:, None]
+        came = (weight * lessons.moved).mean(axis=1, dtype=np.float64)
+        evenly = np.full(len(came), 1 / len(came))
+        chance = _EVENLY * evenly + (1 - _EVENLY) * (came / came.sum() if came.any() else evenly)
+        self.chance_B = torch.from_numpy(chance)
+        """Of a window among these: they add up to 1."""
+        arrays = (
+            lessons.own, lessons.whole, lessons.toward, lessons.moved, weight, (chance * len(came)).astype(np.float32),
+        )  # fmt: skip
+        tensors = (*facts(lessons), *map(torch.from_numpy, arrays))
+        self.fact_BF, self.place_B, self.own_BJJ, self.whole_BJJ, *self.rest = (each.to(device) for each in tensors)
+        self.moves = bool(came.any())
+        self.whole_B = torch.from_numpy(lessons.is_whole).to(device)
+
+    def __len__(self) -> int:
+        return len(self.whole_B)
+
+    def batch(self, index_B: Tensor) -> _Batch:
+        own_BJJ = self.own_BJJ[index_B]
+        token_BJF = described(own_BJJ, self.whole_BJJ[index_B])
+        rest = (each[index_B] for each in self.rest)
+        return _Batch(token_BJF, self.fact_BF[index_B], self.place_B[index_B], own_BJJ, *rest)
+
+    def skill(self, model: CausalTIPL) -> Tensor:
+        """[H] with every tensor forecast apart; without the windows of the policies as a whole."""
+        error_H, moved_H = (torch.zeros(len(HORIZONS), device=self.whole_B.device) for _ in range(2))
+        for index_B in torch.nonzero(~self.whole_B)[:, 0].split(_AT_ONCE):
+            batch = self.batch(index_B)
+            error_H += (batch.weight_BH * batch.error(model(batch.features))).sum(0)
+            moved_H += (batch.weight_BH * batch.moved_BH).sum(0)
+        return 1 - error_H / moved_H
+
+
+def _linear_part(train: Sequence[Lessons]) -> np.ndarray:
+    """[PLACES, H, J] of a ridge regression on the windows of all stores, apart for each place; of all places for one
+    that was not seen."""
+    gram, target = np.zeros((PLACES, TOKENS, TOKENS)), np.zeros((PLACES, TOKENS, len(HORIZONS)))
+    for lessons in train:
+        weight = lessons.weight.mean(axis=1).astype(np.float64) / lessons.often / len(lessons)
+        places = np.where(lessons.place < 0, PLACES - 1, np.minimum(lessons.place, PLACES - 2))
+        for place in np.unique(places):
+            mine = places == place
+            gram[place] += np.einsum("b,bij->ij", weight[mine], lessons.own[mine])
+            target[place] += np.einsum("b,bjh->jh", weight[mine], lessons.toward[mine])
+    unseen = ~gram.any(axis=(1, 2))
+    gram[unseen], target[unseen] = gram[~unseen].sum(axis=0), target[~unseen].sum(axis=0)
+    penalty = RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / TOKENS * np.eye(TOKENS)
+    return np.linalg.solve(gram + penalty, target).transpose(0, 2, 1).astype(np.float32)
