@@ -24,7 +24,7 @@ from collect import Reference
 from scipy import stats as scipy_stats
 
 from tipl.config.presets import CollectConfig
-from tipl.rl.trial_batch import Stack
+from tipl.rl.trial_batch import TrialBatch
 
 PACKAGES = "gymnasium", "mujoco", "numpy", "torch"
 
@@ -33,7 +33,7 @@ def run(config: CollectConfig, seed: int) -> dict:
     """Train one seed from its beginning to its end."""
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the order of minibatches is drawn as CleanRL draws it
-    reference = Reference(Stack(config, [seed]))
+    reference = Reference(TrialBatch(config, [seed]))
     last_episodes = reference.envs.envs[0].get_wrapper_attr("return_queue")  # of the last 100
     curve = []
     for _ in range(config.num_iterations):

@@ -52,7 +52,7 @@ from tipl.config.presets import CollectConfig
 from tipl.rl.envs import chosen_backend, engine_versions, make_env
 from tipl.rl.kernels import forward_batch
 from tipl.rl.ppo import adam_step, backward_batch, kernel_settings, loss_gradients
-from tipl.rl.trial_batch import Iteration, Stack
+from tipl.rl.trial_batch import Iteration, TrialBatch
 from tipl.store import TrialWriter, create_store
 
 ITERATIONS = {"inverted-pendulum": 30, "half-cheetah": 3}  # before anything is timed
@@ -111,7 +111,7 @@ class Collecting:
     """A process's share of the trials, which goes on and stops as asked."""
 
     def __init__(self, config: CollectConfig, seeds: Sequence[int], folder: Path) -> None:
-        self.stack = Stack(config, seeds)
+        self.stack = TrialBatch(config, seeds)
         self.timers = Timers()
         self._writers: list[TrialWriter] = []
         for seed in seeds:
@@ -159,7 +159,7 @@ class Collecting:
 class Environment:
     """The environment of a stack without the stack."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: TrialBatch) -> None:
         self._env = make_env(stack.config.env_id, stack.seeds, stack.config.backend)
         self._env.replay(stack.resets.tolist(), [[actions] for actions in stack.actions_since_reset])
 
@@ -225,7 +225,7 @@ def wrapped_env(env_id: str, gamma: float) -> gymnasium.Env:
 class Reference:
     """One trial of PPO as it is commonly written: a Gymnasium environment, torch modules, autograd, torch's Adam."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: TrialBatch) -> None:
         """Begins with the weights and the normalizers of the stack's first trial."""
         torch.set_num_threads(1)
         config, self.ppo = stack.config, stack.config.ppo
@@ -253,7 +253,7 @@ class Reference:
         return {"steps": iterations * self.ppo.num_steps, "times": clock.times}
 
     @staticmethod
-    def _warm(env: gymnasium.Env, stack: Stack) -> None:
+    def _warm(env: gymnasium.Env, stack: TrialBatch) -> None:
         mean, var, count = stack.return_moments[0]
         while env is not env.unwrapped:
             if isinstance(env, wrappers.NormalizeObservation):
@@ -389,7 +389,7 @@ def forward_products(theta, offset, sizes, x, acts):
 class Products:
     """The matrix products of a stack's iterations, and how fast this core multiplies large matrices."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: TrialBatch) -> None:
         self._stack = stack
         policy_sizes, critic_sizes = stack.policy_sizes.tolist(), stack.critic_sizes.tolist()
         self.flops = product_flops(policy_sizes, critic_sizes, stack.config)  # of one trial's iteration
@@ -458,7 +458,7 @@ def profile(collecting: Collecting) -> dict[str, float]:
     return {"iteration": float(whole), **seconds, **update_parts(stack)}
 
 
-def update_parts(stack: Stack) -> dict[str, float]:
+def update_parts(stack: TrialBatch) -> dict[str, float]:
     """Seconds that the parts of all trials' updates take when each is run by itself."""
     ppo = stack.config.ppo
     batch, updates = ppo.num_steps // ppo.num_minibatches, ppo.update_epochs * ppo.num_minibatches

@@ -27,7 +27,7 @@ import numpy as np
 from tipl.collection.collect import default_config
 from tipl.config.presets import Activation, Backend, CollectConfig
 from tipl.rl.envs import chosen_backend, engine_versions
-from tipl.rl.trial_batch import Stack
+from tipl.rl.trial_batch import TrialBatch
 
 
 def training_returns(config: CollectConfig, seeds: Sequence[int], first_step: int, last_step: int) -> np.ndarray:
@@ -36,10 +36,10 @@ def training_returns(config: CollectConfig, seeds: Sequence[int], first_step: in
     Args:
         config: the whole run, which is left after `last_step`; its own seed and number of trials are not used.
     """
-    stack = Stack(config, seeds)
+    batch = TrialBatch(config, seeds)
     episodes: list[list[np.ndarray]] = [[] for _ in seeds]
-    while stack.iteration < config.num_iterations and stack.iteration * config.ppo.batch_size < last_step:
-        for rows, new in zip(episodes, stack.iterate().episodes, strict=True):
+    while batch.iteration < config.num_iterations and batch.iteration * config.ppo.batch_size < last_step:
+        for rows, new in zip(episodes, batch.iterate().episodes, strict=True):
             rows.append(new)
     means = []
     for rows in episodes:

@@ -37,7 +37,7 @@ from tipl.config.presets import CollectConfig
 from tipl.rl.envs import VectorEnv, chosen_backend, engine_versions, make_env
 from tipl.rl.policies import layer_sizes
 from tipl.rl.returns import Policies, act_frozen, policy_returns
-from tipl.rl.trial_batch import Stack
+from tipl.rl.trial_batch import TrialBatch
 
 ITERATIONS = {"inverted-pendulum": 30, "half-cheetah": 3}  # of the run that makes the policies
 BARS = {"inverted-pendulum": 0.70, "half-cheetah": 0.40}  # least share of the environment-only rate
@@ -60,10 +60,10 @@ class Recording:
 def last_policies(config: CollectConfig, count: int, iterations: int) -> Policies:
     """The last snapshots of the first trials after some iterations, as many a trial as an iteration has."""
     each = config.snapshots_per_iteration
-    stack = Stack(config, range(1, 1 + -(-count // each)))
-    snapshots = np.concatenate([stack.iterate().snapshots for _ in range(iterations)], axis=1)[:, -each:]
-    mean, var = (np.repeat(moment, each, axis=0) for moment in (stack.obs_mean, stack.obs_var))
-    return Policies(snapshots.reshape(-1, stack.spec.size)[:count], mean[:count], var[:count])
+    batch = TrialBatch(config, range(1, 1 + -(-count // each)))
+    snapshots = np.concatenate([batch.iterate().snapshots for _ in range(iterations)], axis=1)[:, -each:]
+    mean, var = (np.repeat(moment, each, axis=0) for moment in (batch.obs_mean, batch.obs_var))
+    return Policies(snapshots.reshape(-1, batch.spec.size)[:count], mean[:count], var[:count])
 
 
 def record(policies: Policies, config: CollectConfig, seeds: list[int], steps: int, sampled: bool) -> Recording:

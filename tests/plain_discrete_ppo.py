@@ -1,8 +1,8 @@
 """One trial of PPO with discrete actions, as CleanRL's `ppo` writes it: torch, autograd, Gymnasium's own vector.
 
-In: settings and a seed.  Out: the numbers that the tests of the stack hold the package's kernels against.
+In: settings and a seed.  Out: the numbers that the tests of the batch hold the package's kernels against.
 
-The vector resets in the same step, as Gymnasium 0.29's did. Random numbers are drawn as `Stack` says.
+The vector resets in the same step, as Gymnasium 0.29's did. Random numbers are drawn as `TrialBatch` says.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
 """One trial of PPO, as plainly as it can be written: torch, autograd, one environment, one step after another.
 
-In: settings and a seed.  Out: the numbers that the tests of policy, ppo and stack hold the package's kernels against.
+In: settings and a seed.  Out: the numbers that the tests of policy, ppo and batch hold the package's kernels against.
 
-The order of things is CleanRL's `ppo_continuous_action` on Gymnasium 0.29; random numbers are drawn as `Stack` says.
+The order of things is CleanRL's `ppo_continuous_action` on Gymnasium 0.29; random numbers are drawn as `TrialBatch`
+says.
 Nothing here is fast, incremental or in place: moments are taken anew over all that was seen, advantages are sums.
 """
 
@@ -53,7 +54,7 @@ class Agent(nn.Module):
         return [*self.actor.parameters()] if self.discrete else [*self.actor_mean.parameters(), self.actor_logstd]
 
     def theta(self) -> np.ndarray:
-        """Mean network, log-std, critic, as the rows of `Stack.theta`."""
+        """Mean network, log-std, critic, as the rows of `TrialBatch.theta`."""
         return nn.utils.parameters_to_vector(self.ordered()).detach().numpy().copy()
 
     def snapshot(self) -> np.ndarray:

@@ -33,13 +33,13 @@ from tipl.forecasting.baselines import FixedSum
 from tipl.forecasting.named import named_forecaster
 from tipl.forecasting.shipped import model_folder
 from tipl.forecasting.trained import History
-from tipl.rl.trial_batch import Stack
+from tipl.rl.trial_batch import TrialBatch
 from tipl.store import Store, create_store
 
 SHORT = CollectConfig(trials=3, total_steps=6 * 2048)
 
 
-def torch_policy(stack: Stack, weights: np.ndarray, obs: np.ndarray):
+def torch_policy(stack: TrialBatch, weights: np.ndarray, obs: np.ndarray):
     """The distribution over actions, by torch."""
     x, tensors = torch.from_numpy(obs), list(stack.spec.unflatten(weights).values())
     tensors = [torch.from_numpy(np.array(each)) for each in tensors]
@@ -54,7 +54,7 @@ def torch_policy(stack: Stack, weights: np.ndarray, obs: np.ndarray):
     "config", [SHORT, DiscreteCollectConfig(trials=2, total_steps=2048)], ids=["normal", "categorical"]
 )
 def test_the_judge_is_what_torch_says(config: CollectConfig) -> None:
-    stack = Stack(config, config.seeds)
+    stack = TrialBatch(config, config.seeds)
     stack.iterate()
     now = np.array(stack.policies[1])
     other = now + 0.1 * np.random.default_rng(0).standard_normal(len(now)).astype(np.float32)
@@ -83,7 +83,7 @@ def test_runs_are_plain_until_their_first_jump_and_are_not_run_twice(tmp_path: P
         first = int(np.isin(kinds[n], [KINDS.index("accepted"), KINDS.index("shrunk")]).argmax())
         assert first >= 1  # in the second iteration at the earliest
         np.testing.assert_array_equal(plain[n, : first + 1], jumped[n, : first + 1])
-    stack = Stack(SHORT, [2])
+    stack = TrialBatch(SHORT, [2])
     alone = [stack.iterate().episodes[0][:, 1].mean() for _ in range(6)]
     np.testing.assert_allclose(plain[1], alone)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
@@ -163,14 +163,14 @@ def test_a_seed_that_diverges_is_named_and_never_counts_as_good(value: float) ->
 
 
 def test_a_run_whose_weights_are_not_finite_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    iterate = Stack.iterate
+    iterate = TrialBatch.iterate
 
-    def diverging(stack: Stack):
+    def diverging(stack: TrialBatch):
         found = iterate(stack)
         stack.policies[-1, 3] = np.nan
         return found
 
-    monkeypatch.setattr(Stack, "iterate", diverging)
+    monkeypatch.setattr(TrialBatch, "iterate", diverging)
     with pytest.raises(TiplError, match="Seed 2 of InvertedPendulum-v4, trained plainly, diverged in iteration 1"):
         module.run_part(Arm(SHORT), tmp_path / "part.safetensors", [1, 2])
     assert not (tmp_path / "part.safetensors").exists()

@@ -112,7 +112,7 @@ def imported_modules(source: str, above: str = "tipl.") -> set[str]:
 def test_the_reader_of_imports_sees_every_form():
     source = (
         "import os, tipl, tipl.store\nfrom tipl import models as m, training\n"
-        "if os.path:\n    from tipl.reporting.x import y\n    tipl.rl.Stack\n"
+        "if os.path:\n    from tipl.reporting.x import y\n    tipl.rl.TrialBatch\n"
     )
     assert imported_modules(source) == {"store", "models", "training", "reporting", "rl"}
     assert imported_modules(source, "tipl.reporting.") == {"x"}

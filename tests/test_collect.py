@@ -1,4 +1,4 @@
-"""Collected trials are the trials that a stack runs, whatever interrupts their collection.
+"""Collected trials are the trials that a batch runs, whatever interrupts their collection.
 
 In: short runs of InvertedPendulum-v4.  Out: failures.
 """
@@ -22,7 +22,7 @@ from gymnasium.envs.registration import EnvSpec
 from tipl.collection.collect import collect, default_config, run_stack
 from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig
 from tipl.errors import TiplError
-from tipl.rl.trial_batch import Stack
+from tipl.rl.trial_batch import TrialBatch
 from tipl.store import Store, create_store
 
 CONFIG = CollectConfig(trials=3, total_steps=4 * 2048)
@@ -43,11 +43,11 @@ collect.run_stack(config, store.path, seeds, lambda *_: print("iteration", flush
 
 def test_a_store_holds_what_the_stack_went_through(tmp_path: Path):
     store = Store.open(collect(CONFIG, tmp_path / "store", workers=2))
-    stack = Stack(CONFIG, CONFIG.seeds)
-    initial = stack.policies.copy()
+    batch = TrialBatch(CONFIG, CONFIG.seeds)
+    initial = batch.policies.copy()
     results = []
     for _ in range(CONFIG.num_iterations):
-        results.append((stack.iterate(), stack.obs_mean.copy(), stack.obs_var.copy(), stack.obs_count.copy()))
+        results.append((batch.iterate(), batch.obs_mean.copy(), batch.obs_var.copy(), batch.obs_count.copy()))
 
     assert store.seeds == [1, 2, 3]
     for n, seed in enumerate(store.seeds):
@@ -110,7 +110,7 @@ def test_trials_stopped_apart_are_finished_together(tmp_path: Path):
     config = dataclasses.replace(CONFIG, total_steps=3 * 2048)
     run_stack(config, path, [1], lambda *_: None, stopped=lambda: True)
     run_stack(config, path, [1, 2], lambda *_: None)
-    alone = Stack(config, [1])
+    alone = TrialBatch(config, [1])
     for _ in range(3):
         last = alone.iterate()
     store = Store.open(path)
@@ -157,9 +157,9 @@ def test_defaults_are_those_of_the_kind_of_actions():
 def test_a_store_of_discrete_actions_holds_what_the_stack_went_through(tmp_path: Path):
     config = DiscreteCollectConfig(trials=2, total_steps=4 * 512 + 511, hidden_sizes=(8,), activation="relu")
     store = Store.open(collect(config, tmp_path / "store", workers=2))
-    stack = Stack(config, config.seeds)
-    initial = stack.policies.copy()
-    results = [stack.iterate() for _ in range(4)]
+    batch = TrialBatch(config, config.seeds)
+    initial = batch.policies.copy()
+    results = [batch.iterate() for _ in range(4)]
     for n, seed in enumerate(store.seeds):
         trial = store.trial(seed)
         assert trial.complete and trial.committed == config.num_snapshots == 9

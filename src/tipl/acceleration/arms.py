@@ -34,7 +34,7 @@ from tipl.progress import console, steps_progress
 from tipl.rl.envs import chosen_backend, engine_versions
 from tipl.rl.kernels import FASTMATH, forward_batch, kernel
 from tipl.rl.ppo import categorical_log_probs, gaussian_log_prob
-from tipl.rl.trial_batch import Abandoned, Stack
+from tipl.rl.trial_batch import Abandoned, TrialBatch
 
 _TOGETHER = 5  # seeds that are run, and written when they are done, together
 
@@ -86,8 +86,8 @@ def run_arms(arms: Mapping[str, Arm], out: Path, workers: int | None = None) -> 
         `kinds` [N, I] (numbers of `KINDS`), `shares`, `kl`, `trust` [N, I], `seconds` and `jump_seconds` [N].
     """
     for arm in arms.values():
-        stack = Stack(arm.config, arm.config.seeds[:1])  # what cannot be run is told before there is a folder
-        _jumpers(arm, stack)
+        batch = TrialBatch(arm.config, arm.config.seeds[:1])  # what cannot be run is told before there is a folder
+        _jumpers(arm, batch)
     out = Path(out)
     parts: dict[str, list[tuple[Path, list[int]]]] = {}
     for name, arm in arms.items():
@@ -157,30 +157,30 @@ def run_part(
         stopped: asked again and again; once true, the call returns and nothing is written.
         on_iteration: told after every iteration how many steps all seeds together have done.
     """
-    stack = Stack(arm.config, seeds)
-    stack.abandon = stopped
+    batch = TrialBatch(arm.config, seeds)
+    batch.abandon = stopped
     shape = len(seeds), arm.config.num_iterations
     found: dict[str, np.ndarray] = {name: np.zeros(shape) for name in ("shares", "kl", "trust")}
     found |= {"returns": np.full(shape, np.nan), "kinds": np.zeros(shape, np.int8)}
     jumping = 0.0
     _compile(arm, seeds[0])
     began = time.perf_counter()
-    jumpers = _jumpers(arm, stack)
+    jumpers = _jumpers(arm, batch)
     for at in range(arm.config.num_iterations):
         try:
-            result = stack.iterate()
+            result = batch.iterate()
         except Abandoned:
             return
-        _check_finite(arm, stack, result.episodes, at)
+        _check_finite(arm, batch, result.episodes, at)
         for n, episodes in enumerate(result.episodes):
             found["returns"][n, at] = episodes[:, 1].mean() if len(episodes) else found["returns"][n, max(at - 1, 0)]
         jump_began = time.perf_counter()
         for n, jumper in enumerate(jumpers):
-            jump = jumper.step(result.snapshots[n], batch_judge(stack, n), result.episodes[n][:, 1].tolist())
+            jump = jumper.step(result.snapshots[n], batch_judge(batch, n), result.episodes[n][:, 1].tolist())
             if jump.displacement is not None:
-                stack.policies[n] += jump.displacement
+                batch.policies[n] += jump.displacement
                 if arm.jump.reset_momentum:
-                    stack.adam_m[n, : stack.spec.size] = 0
+                    batch.adam_m[n, : batch.spec.size] = 0
             found["kinds"][n, at] = KINDS.index(jump.kind)
             found["shares"][n, at], found["kl"][n, at], found["trust"][n, at] = jump.share, jump.kl, jump.trust
         jumping += time.perf_counter() - jump_began
@@ -190,8 +190,8 @@ def run_part(
     keep_part(path, found)
 
 
-def _check_finite(arm: Arm, stack: Stack, episodes: Sequence[np.ndarray], iteration: int) -> None:
-    for seed, weights, ended in zip(stack.seeds, stack.policies, episodes, strict=True):
+def _check_finite(arm: Arm, batch: TrialBatch, episodes: Sequence[np.ndarray], iteration: int) -> None:
+    for seed, weights, ended in zip(batch.seeds, batch.policies, episodes, strict=True):
         if not (np.isfinite(weights).all() and np.isfinite(ended[:, 1]).all()):
             raise TiplError(
                 f"Seed {seed} of {arm.config.env_id}, trained {'plainly' if arm.forecaster is None else 'with jumps'}, "
@@ -202,42 +202,42 @@ def _check_finite(arm: Arm, stack: Stack, episodes: Sequence[np.ndarray], iterat
 
 def _compile(arm: Arm, seed: int) -> None:
     """Run every kernel once: compiling them, once on a machine, is no part of what the first arm takes."""
-    stack = Stack(arm.config, [seed])
-    stack.iterate()
+    batch = TrialBatch(arm.config, [seed])
+    batch.iterate()
     if arm.forecaster is not None:
-        batch_judge(stack, 0)(np.array(stack.policies[0]) * np.float32(0.5))
+        batch_judge(batch, 0)(np.array(batch.policies[0]) * np.float32(0.5))
 
 
-def _jumpers(arm: Arm, stack: Stack) -> list[Jumper]:
+def _jumpers(arm: Arm, batch: TrialBatch) -> list[Jumper]:
     if arm.forecaster is None:
         return []
-    moves = may_jump(stack.spec.names, stack.spec.sizes, arm.jump)
-    forecaster = _arm_forecaster(arm, stack)  # knows of no trial but what it is handed
-    jumpers = [Jumper(forecaster, arm.jump, moves, seed) for seed in stack.seeds]
-    for jumper, weights in zip(jumpers, stack.policies, strict=True):
+    moves = may_jump(batch.spec.names, batch.spec.sizes, arm.jump)
+    forecaster = _arm_forecaster(arm, batch)  # knows of no trial but what it is handed
+    jumpers = [Jumper(forecaster, arm.jump, moves, seed) for seed in batch.seeds]
+    for jumper, weights in zip(jumpers, batch.policies, strict=True):
         jumper.begin(weights)
     return jumpers
 
 
-def _arm_forecaster(arm: Arm, stack: Stack) -> Forecaster:
+def _arm_forecaster(arm: Arm, batch: TrialBatch) -> Forecaster:
     assert arm.forecaster is not None
     count = arm.config.snapshots_per_iteration
-    return named_forecaster(arm.forecaster, stack.spec.shapes, arm.jump.horizon, count, arm.fit, arm.config.seed)
+    return named_forecaster(arm.forecaster, batch.spec.shapes, arm.jump.horizon, count, arm.fit, arm.config.seed)
 
 
-def batch_judge(stack: Stack, trial: int) -> Callable[[np.ndarray], Judgment]:
+def batch_judge(batch: TrialBatch, trial: int) -> Callable[[np.ndarray], Judgment]:
     """What a trial's last rollout says of weights [P]."""
-    mine, batch = stack.copies(trial), stack.config.ppo.batch_size
-    obs = stack.obs[mine].reshape(batch, -1)
-    actions = stack.actions[mine].reshape(batch, -1)
-    old_log_prob, advantages = stack.log_probs[mine].reshape(-1), stack.advantages[mine].reshape(-1)
+    mine, samples = batch.copies(trial), batch.config.ppo.batch_size
+    obs = batch.obs[mine].reshape(samples, -1)
+    actions = batch.actions[mine].reshape(samples, -1)
+    old_log_prob, advantages = batch.log_probs[mine].reshape(-1), batch.advantages[mine].reshape(-1)
     advantages = advantages - advantages.mean()
-    now, sizes = np.array(stack.policies[trial]), stack.policy_sizes
+    now, sizes = np.array(batch.policies[trial]), batch.policy_sizes
     log_stds = slice(int(((sizes[:-1] + 1) * sizes[1:]).sum()), None)  # the network's weights lie before them
-    head = functools.cache(lambda: heads_of(now, sizes, obs, stack.activation))  # not if nobody asks
+    head = functools.cache(lambda: heads_of(now, sizes, obs, batch.activation))  # not if nobody asks
 
     def judge(weights_P: np.ndarray) -> Judgment:
-        other = head() if np.array_equal(weights_P, now) else heads_of(weights_P, sizes, obs, stack.activation)
+        other = head() if np.array_equal(weights_P, now) else heads_of(weights_P, sizes, obs, batch.activation)
         return Judgment(*judge_batch(head(), now[log_stds], other, weights_P[log_stds], actions, old_log_prob,
                                      advantages))  # fmt: skip
 

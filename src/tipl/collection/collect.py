@@ -1,4 +1,4 @@
-"""Collection: trials to a store, stacks of them in parallel processes, resumable to the bit.
+"""Collection: trials to a store, batches of them in parallel processes, resumable to the bit.
 
 In: CollectConfig.  Out: a store (store/) with one group a trial, committed every minute.
 
@@ -30,14 +30,14 @@ from tipl.progress import console, scalars, steps_progress
 from tipl.rl.env_described import registered
 from tipl.rl.envs import chosen_backend, engine_versions, make_env
 from tipl.rl.policies import OBS_CLIP
-from tipl.rl.trial_batch import Abandoned, Iteration, NotFinite, Stack
+from tipl.rl.trial_batch import Abandoned, Iteration, NotFinite, TrialBatch
 from tipl.store import Store, TrialWriter, create_store, plan_trials
 
 COMMIT_SECONDS = 60.0
 # What stores from before there were these settings were made with.
 _ONCE_UNSAID = {"env_kwargs": {}, "activation": "tanh", "obs_clip": OBS_CLIP}
 _ONCE_UNSAID_OF_PPO = {"num_envs": 1, "normalize": True}
-MakeStack = Callable[[CollectConfig, Sequence[int]], Stack]
+MakeTrialBatch = Callable[[CollectConfig, Sequence[int]], TrialBatch]
 _RECENT = 10  # episodes that make a trial's "return so far"
 
 
@@ -69,13 +69,13 @@ def collect(
         from tipl.config.device import require_device
 
         require_device(device)
-    stack = Stack(config, config.seeds[-1:])  # what cannot be collected is told before there is a store
+    batch = TrialBatch(config, config.seeds[-1:])  # what cannot be collected is told before there is a store
     curves = None if tensorboard is None else Path(tensorboard)
     with scalars(curves):  # likewise what cannot be plotted
         pass
     store = create_store(out)
     waiting = [seed for seed in config.seeds if not _is_complete(store, seed, config)]
-    plan_trials(out, config.seeds, env_id=config.env_id, config=trial_config(config), spec=stack.spec)
+    plan_trials(out, config.seeds, env_id=config.env_id, config=trial_config(config), spec=batch.spec)
     if len(waiting) < config.trials:
         console.print(f"collect: {config.trials - len(waiting)} of {config.trials} trials are already complete.")
     if waiting:
@@ -136,7 +136,7 @@ def run_stack(
     seeds: Sequence[int],
     on_iteration: Any,
     stopped: Any = lambda: False,
-    make_stack: MakeStack = Stack,
+    make_batch: MakeTrialBatch = TrialBatch,
     abandon: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run these trials to their end in this process.
@@ -147,7 +147,7 @@ def run_stack(
     Args:
         on_iteration: called with (seeds, Iteration) after every iteration of a group.
         stopped: asked after every iteration; once true, everything is committed and the call returns.
-        make_stack: from the config and seeds.
+        make_batch: from the config and seeds.
         abandon: asked within every iteration; once true, the iteration is given up, what was before it is committed,
             and the call returns.
 
@@ -156,22 +156,22 @@ def run_stack(
     """
     recorded = set(Store.open(out).seeds)
     if new := [seed for seed in seeds if seed not in recorded]:
-        spec = make_stack(config, new[:1]).spec
+        spec = make_batch(config, new[:1]).spec
         plan_trials(out, new, env_id=config.env_id, config=trial_config(config), spec=spec)
     begun: dict[int, list[_Begun]] = {}
     for seed in seeds:
         if seed in recorded:
             writer, checkpoint = TrialWriter.resume(out, seed)
         else:
-            writer, checkpoint = _begin_trial(config, out, seed, make_stack)
+            writer, checkpoint = _begin_trial(config, out, seed, make_batch)
         begun.setdefault(int(checkpoint["iteration"]), []).append((seed, writer, checkpoint))
     broken: list[str] = []
     for _, group in sorted(begun.items()):
         while group:
-            stack = make_stack(config, [seed for seed, *_ in group])
-            stack.restore([checkpoint for *_, checkpoint in group])
-            stack.abandon = abandon
-            group, found = _run_group(stack, group, on_iteration, stopped)
+            batch = make_batch(config, [seed for seed, *_ in group])
+            batch.restore([checkpoint for *_, checkpoint in group])
+            batch.abandon = abandon
+            group, found = _run_group(batch, group, on_iteration, stopped)
             broken += found
         if stopped() or abandon():
             break
@@ -186,7 +186,7 @@ _Begun = tuple[int, TrialWriter, Mapping[str, np.ndarray]]  # a trial's seed, it
 
 
 def _run_group(
-    stack: Stack, group: Sequence[_Begun], on_iteration: Any, stopped: Any
+    batch: TrialBatch, group: Sequence[_Begun], on_iteration: Any, stopped: Any
 ) -> tuple[list[_Begun], list[str]]:
     """Run trials to their end, or until they are stopped.
 
@@ -200,12 +200,12 @@ def _run_group(
         for writer, state in zip(writers, states, strict=True):
             writer.commit(state, complete=complete)
 
-    while stack.iteration < stack.config.num_iterations:
-        before = [stack.state(trial) for trial in range(len(writers))]
+    while batch.iteration < batch.config.num_iterations:
+        before = [batch.state(trial) for trial in range(len(writers))]
         try:
-            result = stack.iterate()
+            result = batch.iterate()
             if diverged := [n for n in range(len(writers)) if not np.isfinite(result.snapshots[n]).all()]:
-                raise NotFinite({n: _divergence(stack, n) for n in diverged})
+                raise NotFinite({n: _divergence(batch, n) for n in diverged})
         except Abandoned:
             commit(before)
             return [], []
@@ -213,32 +213,34 @@ def _run_group(
             commit(before)
             others = [n for n in range(len(writers)) if n not in error.trials]
             return [(group[n][0], writers[n], before[n]) for n in others], list(error.trials.values())
-        complete = stack.iteration == stack.config.num_iterations
+        complete = batch.iteration == batch.config.num_iterations
         due = complete or stopped() or time.monotonic() - committed > COMMIT_SECONDS
         for trial, writer in enumerate(writers):
-            _append(stack, writer, trial, result.snapshots[trial], result.number, result.learning_rate)
+            _append(batch, writer, trial, result.snapshots[trial], result.number, result.learning_rate)
             step, episode_return, length = result.episodes[trial].T
             writer.append_episodes(step.astype(np.int64), episode_return, length.astype(np.int64))
         if due:
-            commit([stack.state(trial) for trial in range(len(writers))], complete)
+            commit([batch.state(trial) for trial in range(len(writers))], complete)
             committed = time.monotonic()
-        on_iteration(stack.seeds, result)
+        on_iteration(batch.seeds, result)
         if stopped():
             if not due:
-                commit([stack.state(trial) for trial in range(len(writers))])
+                commit([batch.state(trial) for trial in range(len(writers))])
             break
     return [], []
 
 
-def _divergence(stack: Stack, trial: int) -> str:
+def _divergence(batch: TrialBatch, trial: int) -> str:
     return (
-        f"the weights of trial {stack.seeds[trial]} of {stack.config.env_id} are no longer finite after iteration "
-        f"{stack.iteration}"
+        f"the weights of trial {batch.seeds[trial]} of {batch.config.env_id} are no longer finite after iteration "
+        f"{batch.iteration}"
     )
 
 
-def _append(stack: Stack, writer: TrialWriter, trial: int, weights: np.ndarray, iteration: int, rate: float) -> None:
-    config, count = stack.config, len(weights)
+def _append(
+    batch: TrialBatch, writer: TrialWriter, trial: int, weights: np.ndarray, iteration: int, rate: float
+) -> None:
+    config, count = batch.config, len(weights)
     epochs = np.arange(1, count + 1) * config.snapshot_every_epochs if iteration else np.zeros(1, np.int64)
     writer.append(
         weights,
@@ -246,36 +248,36 @@ def _append(stack: Stack, writer: TrialWriter, trial: int, weights: np.ndarray, 
         iteration=np.full(count, iteration),
         epoch=epochs,
         learning_rate=np.full(count, rate),
-        obs_mean=np.repeat(stack.obs_mean[trial][None], count, axis=0),
-        obs_var=np.repeat(stack.obs_var[trial][None], count, axis=0),
-        obs_count=np.full(count, stack.obs_count[trial]),
+        obs_mean=np.repeat(batch.obs_mean[trial][None], count, axis=0),
+        obs_var=np.repeat(batch.obs_var[trial][None], count, axis=0),
+        obs_count=np.full(count, batch.obs_count[trial]),
     )
 
 
 def _begin_trial(
-    config: CollectConfig, out: Path, seed: int, make_stack: MakeStack = Stack
+    config: CollectConfig, out: Path, seed: int, make_batch: MakeTrialBatch = TrialBatch
 ) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
     """A new trial in the store with φ_0 committed, and the checkpoint of that."""
-    stack, settings = make_stack(config, [seed]), trial_config(config)
+    batch, settings = make_batch(config, [seed]), trial_config(config)
     versions = {
         "tipl": tipl.__version__,
         "python": platform.python_version(),
         **engine_versions(settings["backend"]),
-        **stack.versions,
+        **batch.versions,
     }
     writer = TrialWriter.create(
         out,
         seed,
         env_id=config.env_id,
         config=settings,
-        spec=stack.spec,
+        spec=batch.spec,
         versions=versions,
-        obs_dim=stack.env.obs_dim,
+        obs_dim=batch.env.obs_dim,
         num_snapshots=config.num_snapshots,
     )
-    _append(stack, writer, 0, stack.policies, 0, config.ppo.learning_rate)
-    writer.commit(stack.state(0))
-    return writer, stack.state(0)
+    _append(batch, writer, 0, batch.policies, 0, config.ppo.learning_rate)
+    writer.commit(batch.state(0))
+    return writer, batch.state(0)
 
 
 def _is_complete(store: Store, seed: int, config: CollectConfig) -> bool:
@@ -393,10 +395,10 @@ def _check_known_here(config: CollectConfig) -> None:
         ) from error
 
 
-def _stacks(device: Device, threads: int) -> MakeStack:
-    """How stacks are made for a device; `threads` step the environments beside a GPU."""
+def _stacks(device: Device, threads: int) -> MakeTrialBatch:
+    """How batches are made for a device; `threads` step the environments beside a GPU."""
     if device == "cpu":
-        return Stack
-    from tipl.rl.trial_batch_torch import TorchStack
+        return TrialBatch
+    from tipl.rl.trial_batch_torch import TorchTrialBatch
 
-    return functools.partial(TorchStack, threads=threads, device=device)
+    return functools.partial(TorchTrialBatch, threads=threads, device=device)

@@ -2,7 +2,7 @@
 
 In: a rollout of one trial.  Out: its weights and Adam moments moved in place, and its snapshots.
 
-A stack of trials is a loop over this kernel: one trial's weights, gradients and moments stay in the cache for its
+A batch of trials is a loop over this kernel: one trial's weights, gradients and moments stay in the cache for its
 whole update, and no trial can feel another. The gradients are written out by hand; `tests/test_ppo.py` holds them
 against autograd. Source: Schulman et al. 2017 (arXiv 1707.06347) as in CleanRL's `ppo_continuous_action` and `ppo`.
 

@@ -1,11 +1,11 @@
-"""A stack of PPO trials that go through their iterations together.
+"""A batch of PPO trials that go through their iterations together.
 
 In: vector environment, seeds, config.  Out: an iteration at a time: snapshots, normalizers, finished episodes.
 
 Every trial is its own CleanRL run with one environment or several copies of it: the wrappers' order (clip the action;
 normalize and clip the observation; normalize and clip the reward, where `PPOConfig.normalize` says so), reset in the
 same step, GAE, the epochs. What a trial draws depends on its seed and the iteration's number alone, so it is the same
-in any stack, and a run goes on from `state` exactly.
+in any batch, and a run goes on from `state` exactly.
 
 Shapes: N trials, E copies of the environment in each, C = N·E copies in all (those of a trial side by side), S steps of
 an iteration, O observation, A action (1 if discrete), F outputs of the policy's network, P weights.
@@ -38,7 +38,7 @@ _SAVED_OF_COPIES = "discounted", "next_obs", "next_done", "episode_return", "epi
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one iteration of a stack of N trials leaves behind."""
+    """What one iteration of a batch of N trials leaves behind."""
 
     number: int
     """Counts from 1."""
@@ -50,7 +50,7 @@ class Iteration:
 
 
 class NotFinite(TiplError):
-    """An environment gave what is no number; `trials` says what, by the trial's place in the stack."""
+    """An environment gave what is no number; `trials` says what, by the trial's place in the batch."""
 
     def __init__(self, trials: dict[int, str]) -> None:
         super().__init__(f"{'; '.join(trials.values())}; mend the environment. What was committed before stays.")
@@ -58,10 +58,10 @@ class NotFinite(TiplError):
 
 
 class Abandoned(Exception):
-    """An iteration was given up in its middle; its stack is of no more use."""
+    """An iteration was given up in its middle; its batch is of no more use."""
 
 
-class Stack:
+class TrialBatch:
     """N trials and all that their next iteration depends on.
 
     Arrays begin with the trial axis [N], or with that of the copies [C], which is the same where a trial has one.
@@ -170,7 +170,7 @@ class Stack:
         }
 
     def restore(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
-        """Put a fresh stack where `state` left its trials; all of them have done the same number of iterations.
+        """Put a fresh batch where `state` left its trials; all of them have done the same number of iterations.
 
         Raises:
             TiplError: the environment does not come back to where it was.

@@ -1,11 +1,11 @@
-"""A stack whose networks and updates are torch's, all trials in one product, on a GPU.
+"""A batch whose networks and updates are torch's, all trials in one product, on a GPU.
 
-In: what `Stack` takes, and a device.  Out: what `Stack` gives, its bits apart.
+In: what `TrialBatch` takes, and a device.  Out: what `TrialBatch` gives, its bits apart.
 
-`Stack` keeps one trial in a core's cache; a GPU wants all of them at once. Only the networks, the draws' arithmetic and
-the update are written anew here: noise, orders of minibatches, normalizers, advantages, resets and the saved state are
-`Stack`'s own. Between iterations weights and moments lie in `Stack`'s arrays, so a trial saved by one goes on in the
-other. Gradients are autograd's; norms, clipping and Adam are taken trial by trial over flat vectors, as in the kernel.
+`TrialBatch` keeps one trial in a core's cache; a GPU wants all of them at once. Only the networks, the draws'
+arithmetic and the update are written anew here; all else is inherited. Between iterations weights and moments lie in
+`TrialBatch`'s arrays, so a trial saved by one goes on in the other. Gradients are autograd's; norms, clipping and Adam
+are taken trial by trial over flat vectors, as in the kernel.
 
 Shapes: N trials, E copies of the environment in each, S steps, B samples of a minibatch, O observation, F outputs.
 """
@@ -22,13 +22,13 @@ from tipl.config.device import require_device
 from tipl.config.presets import CollectConfig, Device
 from tipl.rl.envs import VectorEnv
 from tipl.rl.ppo import BETA1, BETA2
-from tipl.rl.trial_batch import Stack
+from tipl.rl.trial_batch import TrialBatch
 
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "elu": functional.elu}
 Network = list[tuple[Tensor, Tensor]]
 
 
-class TorchStack(Stack):
+class TorchTrialBatch(TrialBatch):
     """N trials on a torch device."""
 
     def __init__(
@@ -42,10 +42,10 @@ class TorchStack(Stack):
     ) -> None:
         """
         Args:
-            device: "cuda", or "cpu", which is slower than `Stack` and there for tests.
+            device: "cuda", or "cpu", which is slower than `TrialBatch` and there for tests.
 
         Raises:
-            TiplError: as `Stack`, or there is no such device.
+            TiplError: as `TrialBatch`, or there is no such device.
         """
         require_device(device)
         super().__init__(config, seeds, env, threads)

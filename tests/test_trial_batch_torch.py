@@ -1,4 +1,4 @@
-"""The stack on torch tensors against the stack of kernels: whole iterations, and its own state.
+"""The batch on torch tensors against the batch of kernels: whole iterations, and its own state.
 
 Run on the CPU; on CUDA as well where there is one.
 """
@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_stack import PENDULUM, assert_same, small, small_discrete
+from test_trial_batch import PENDULUM, assert_same, small, small_discrete
 
 from tipl.cli.main import main
 from tipl.collection.collect import collect, run_stack, trial_config
 from tipl.config.presets import CollectConfig, Device, DiscretePPOConfig, PPOConfig
 from tipl.errors import TiplError
-from tipl.rl.trial_batch import Stack
-from tipl.rl.trial_batch_torch import TorchStack
+from tipl.rl.trial_batch import TrialBatch
+from tipl.rl.trial_batch_torch import TorchTrialBatch
 from tipl.store import Store, create_store, data_verify
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -55,7 +55,7 @@ CONFIGS = {
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_two_iterations_are_those_of_the_kernels(config: CollectConfig, device: Device) -> None:
-    ours, kernels = TorchStack(config, [11, 5, 8], device=device), Stack(config, [11, 5, 8])
+    ours, kernels = TorchTrialBatch(config, [11, 5, 8], device=device), TrialBatch(config, [11, 5, 8])
     for _ in range(2):
         one, other = ours.iterate(), kernels.iterate()
         assert (one.number, one.learning_rate) == (other.number, other.learning_rate)
@@ -76,28 +76,28 @@ def test_two_iterations_are_those_of_the_kernels(config: CollectConfig, device: 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("config", [CONFIGS["pendulum"], CONFIGS["discrete"]], ids=["pendulum", "discrete"])
 def test_restore_goes_on_to_the_bit(config: CollectConfig, device: Device) -> None:
-    stack = TorchStack(config, [1, 2], device=device)
+    batch = TorchTrialBatch(config, [1, 2], device=device)
     for _ in range(2):
-        stack.iterate()
-    states = [{name: array.copy() for name, array in stack.state(trial).items()} for trial in range(2)]
-    restored = TorchStack(config, [1, 2], device=device)
+        batch.iterate()
+    states = [{name: array.copy() for name, array in batch.state(trial).items()} for trial in range(2)]
+    restored = TorchTrialBatch(config, [1, 2], device=device)
     restored.restore(states)
-    expected, found = stack.iterate(), restored.iterate()
+    expected, found = batch.iterate(), restored.iterate()
     for trial in range(2):
         assert_same(found, trial, expected, trial)
 
 
 def test_a_state_goes_from_one_kind_of_stack_to_the_other() -> None:
     config = small(PENDULUM)
-    stack = Stack(config, [4])
-    stack.iterate()
-    restored = TorchStack(config, [4], device="cpu")
-    restored.restore([stack.state(0)])
-    np.testing.assert_allclose(restored.iterate().snapshots, stack.iterate().snapshots, rtol=0, atol=1e-4)
+    batch = TrialBatch(config, [4])
+    batch.iterate()
+    restored = TorchTrialBatch(config, [4], device="cpu")
+    restored.restore([batch.state(0)])
+    np.testing.assert_allclose(restored.iterate().snapshots, batch.iterate().snapshots, rtol=0, atol=1e-4)
 
 
 def test_threads_of_the_environment_change_nothing() -> None:
-    one, three = (TorchStack(small(PENDULUM), [1, 2, 3], threads=threads, device="cpu") for threads in (1, 3))
+    one, three = (TorchTrialBatch(small(PENDULUM), [1, 2, 3], threads=threads, device="cpu") for threads in (1, 3))
     for _ in range(2):
         expected, found = one.iterate(), three.iterate()
         for trial in range(3):
@@ -108,15 +108,15 @@ def test_threads_of_the_environment_change_nothing() -> None:
 @pytest.mark.parametrize("begins_on_torch", [True, False])
 def test_a_store_begun_with_one_kind_goes_on_with_the_other(begins_on_torch: bool, tmp_path: Path) -> None:
     config = small(PENDULUM, trials=2, total_steps=256 * 3)
-    kinds = functools.partial(TorchStack, threads=2, device="cpu"), Stack
+    kinds = functools.partial(TorchTrialBatch, threads=2, device="cpu"), TrialBatch
     first, second = kinds if begins_on_torch else kinds[::-1]
     path = create_store(tmp_path / "store").path
-    run_stack(config, path, config.seeds, lambda *_: None, stopped=lambda: True, make_stack=first)
+    run_stack(config, path, config.seeds, lambda *_: None, stopped=lambda: True, make_batch=first)
     assert [Store.open(path).trial(seed).committed for seed in config.seeds] == [3, 3] and data_verify(path)["ok"]
-    run_stack(config, path, config.seeds, lambda *_: None, make_stack=second)
+    run_stack(config, path, config.seeds, lambda *_: None, make_batch=second)
     assert data_verify(path)["ok"]
-    stack = Stack(config, config.seeds)
-    results = [stack.iterate() for _ in range(3)]
+    batch = TrialBatch(config, config.seeds)
+    results = [batch.iterate() for _ in range(3)]
     for n, seed in enumerate(config.seeds):
         trial = Store.open(path).trial(seed)
         assert trial.complete and trial.config == trial_config(config) and "numba" in trial.versions
@@ -143,7 +143,7 @@ def test_collected_on_a_gpu(tmp_path: Path) -> None:
 def test_a_missing_gpu_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(TiplError, match="no CUDA device"):
-        TorchStack(small(PENDULUM), [1])
+        TorchTrialBatch(small(PENDULUM), [1])
     assert main(["collect", "--device", "cuda", "--out", str(tmp_path / "store")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("tipl: error: --device cuda: ") and error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""A stack of trials against one plainly written trial, and against itself: alone, reordered, interrupted."""
+"""A batch of trials against one plainly written trial, and against itself: alone, reordered, interrupted."""
 
 import dataclasses
 import importlib.util
@@ -16,7 +16,7 @@ from tipl.config.presets import Backend, CollectConfig, DiscreteCollectConfig, D
 from tipl.errors import TiplError
 from tipl.rl.envs import VectorEnv, make_env
 from tipl.rl.policies import VAR_EPSILON
-from tipl.rl.trial_batch import Iteration, Stack, environment_seeds, normalize_obs, normalize_reward
+from tipl.rl.trial_batch import Iteration, TrialBatch, environment_seeds, normalize_obs, normalize_reward
 
 BACKENDS: tuple[Backend, ...] = ("envpool", "gymnasium")
 PENDULUM, CHEETAH, CARTPOLE = "InvertedPendulum-v4", "HalfCheetah-v4", "CartPole-v1"
@@ -81,29 +81,29 @@ PLAIN = {
 
 @pytest.mark.parametrize("config", PLAIN.values(), ids=PLAIN)
 def test_two_iterations_equal_a_plain_trial(config: CollectConfig) -> None:
-    stack = Stack(config, [11, 5])
-    results = [stack.iterate() for _ in range(2)]
+    batch = TrialBatch(config, [11, 5])
+    results = [batch.iterate() for _ in range(2)]
     plain = plain_ppo.run_trial(config, 5, 2)
     episodes = np.concatenate([result.episodes[1] for result in results])
     snapshots = np.concatenate([result.snapshots[1] for result in results])
-    assert len(episodes) > 3 and stack.dones[1].any()
+    assert len(episodes) > 3 and batch.dones[1].any()
     np.testing.assert_array_equal(episodes[:, [0, 2]], np.array(plain.episodes)[:, [0, 2]])
-    np.testing.assert_array_equal(stack.dones[1], plain.dones)
+    np.testing.assert_array_equal(batch.dones[1], plain.dones)
     # A swinging pendulum multiplies a last bit by thousands within its 200 steps; on some processors it shows.
     motion = 2e-3 if config.env_id == "Pendulum-v1" else TOLERANCE
     for ours, theirs in (
-        (stack.actions[1], plain.actions),
-        (stack.obs[1], plain.obs),
-        (stack.rewards[1], plain.rewards),
+        (batch.actions[1], plain.actions),
+        (batch.obs[1], plain.obs),
+        (batch.rewards[1], plain.rewards),
     ):
         np.testing.assert_allclose(ours, theirs, rtol=motion, atol=motion)
     for ours, theirs in (
         (episodes[:, 1], np.array(plain.episodes)[:, 1]),
-        (stack.obs_mean[1], plain.obs_moments.mean),
-        (stack.obs_var[1], plain.obs_moments.var),
-        (stack.obs_count[1], plain.obs_moments.count + 1e-4),
+        (batch.obs_mean[1], plain.obs_moments.mean),
+        (batch.obs_var[1], plain.obs_moments.var),
+        (batch.obs_count[1], plain.obs_moments.count + 1e-4),
         (snapshots, plain.snapshots),
-        (stack.theta[1], plain.theta),
+        (batch.theta[1], plain.theta),
     ):
         np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
 
@@ -137,28 +137,28 @@ PLAIN_DISCRETE = {
 @pytest.mark.parametrize("config", PLAIN_DISCRETE.values(), ids=PLAIN_DISCRETE)
 def test_two_iterations_equal_a_plain_discrete_trial(config: CollectConfig) -> None:
     """Several environments a trial, reset by Gymnasium's own vector in the same step; nothing normalized."""
-    stack = Stack(config, [11, 5])
-    results = [stack.iterate() for _ in range(2)]
+    batch = TrialBatch(config, [11, 5])
+    results = [batch.iterate() for _ in range(2)]
     copies = config.ppo.num_envs
     plain = plain_discrete_ppo.run_trial(config, 5, environment_seeds(5, copies), 2)
     episodes = np.concatenate([result.episodes[1] for result in results])
     snapshots = np.concatenate([result.snapshots[1] for result in results])
-    assert len(episodes) > 5 and stack.dones[copies:].any() and len(np.unique(plain.actions)) > 1
+    assert len(episodes) > 5 and batch.dones[copies:].any() and len(np.unique(plain.actions)) > 1
     np.testing.assert_array_equal(episodes, plain.episodes)
     for ours, theirs in (
-        (stack.dones, plain.dones),
-        (stack.actions[..., 0], plain.actions),
-        (stack.obs, plain.obs),
-        (stack.rewards, plain.rewards),
+        (batch.dones, plain.dones),
+        (batch.actions[..., 0], plain.actions),
+        (batch.obs, plain.obs),
+        (batch.rewards, plain.rewards),
     ):
         np.testing.assert_array_equal(ours[copies:], theirs)
     for ours, theirs in (
-        (stack.log_probs[copies:], plain.log_probs),
+        (batch.log_probs[copies:], plain.log_probs),
         (snapshots, plain.snapshots),
-        (stack.theta[1], plain.theta),
+        (batch.theta[1], plain.theta),
     ):
         np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
-    assert np.abs(snapshots[-1] - stack.spec.flatten(stack.spec.unflatten(snapshots[0]))).max() > 10 * TOLERANCE
+    assert np.abs(snapshots[-1] - batch.spec.flatten(batch.spec.unflatten(snapshots[0]))).max() > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -173,17 +173,17 @@ def test_two_iterations_equal_a_plain_discrete_trial(config: CollectConfig) -> N
     ids=[PENDULUM, CHEETAH, CARTPOLE, f"{CARTPOLE} gymnasium relu", f"{PENDULUM} × 3"],
 )
 def test_a_trial_is_the_same_alone_and_in_any_stack(config: CollectConfig) -> None:
-    stacks = {seeds: Stack(config, seeds) for seeds in ((7,), (3, 7, 1), (1, 9, 8, 3, 7), (1, 3))}
+    batches = {seeds: TrialBatch(config, seeds) for seeds in ((7,), (3, 7, 1), (1, 9, 8, 3, 7), (1, 3))}
     for _ in range(3):
-        results = {seeds: stack.iterate() for seeds, stack in stacks.items()}
+        results = {seeds: batch.iterate() for seeds, batch in batches.items()}
         for seed in (7, 3, 1):
-            holders = [seeds for seeds in stacks if seed in seeds]
+            holders = [seeds for seeds in batches if seed in seeds]
             first = holders[0]
             for seeds in holders[1:]:
                 assert_same(results[first], first.index(seed), results[seeds], seeds.index(seed))
     for seed in (7, 3, 1):
-        holders = [(stack, seeds.index(seed)) for seeds, stack in stacks.items() if seed in seeds]
-        first, *others = [stack.state(row) for stack, row in holders]
+        holders = [(batch, seeds.index(seed)) for seeds, batch in batches.items() if seed in seeds]
+        first, *others = [batch.state(row) for batch, row in holders]
         for other in others:
             assert first.keys() == other.keys()
             for name, value in first.items():
@@ -192,27 +192,27 @@ def test_a_trial_is_the_same_alone_and_in_any_stack(config: CollectConfig) -> No
 
 def test_the_seed_makes_the_trial() -> None:
     config = small(PENDULUM)
-    stack, again, other = Stack(config, [3]), Stack(config, [3]), Stack(config, [4])
-    np.testing.assert_array_equal(stack.policies, again.policies)
-    assert not stack.theta[np.isin(stack.theta, other.theta)].any()  # nothing in common but the zeros
+    batch, again, other = TrialBatch(config, [3]), TrialBatch(config, [3]), TrialBatch(config, [4])
+    np.testing.assert_array_equal(batch.policies, again.policies)
+    assert not batch.theta[np.isin(batch.theta, other.theta)].any()  # nothing in common but the zeros
     for _ in range(2):
-        result, same, different = stack.iterate(), again.iterate(), other.iterate()
+        result, same, different = batch.iterate(), again.iterate(), other.iterate()
         assert_same(result, 0, same, 0)
         assert (result.snapshots != different.snapshots).all()
-        assert (stack.obs != other.obs).any(2).all()
-        assert abs(np.corrcoef(stack.actions[0, :, 0], other.actions[0, :, 0])[0, 1]) < 0.3
+        assert (batch.obs != other.obs).any(2).all()
+        assert abs(np.corrcoef(batch.actions[0, :, 0], other.actions[0, :, 0])[0, 1]) < 0.3
 
 
 def test_the_environment_has_no_part_in_the_draws_of_a_trial() -> None:
     """With the environment of another seed, the first weights and the noise are the same."""
     config = small(PENDULUM)
-    stack, swapped = Stack(config, [3]), Stack(config, [3], make_env(PENDULUM, [4]))
-    np.testing.assert_array_equal(stack.policies, swapped.policies)
-    result, other = stack.iterate(), swapped.iterate()
-    assert (stack.obs[0, 0] != swapped.obs[0, 0]).any()
+    batch, swapped = TrialBatch(config, [3]), TrialBatch(config, [3], make_env(PENDULUM, [4]))
+    np.testing.assert_array_equal(batch.policies, swapped.policies)
+    result, other = batch.iterate(), swapped.iterate()
+    assert (batch.obs[0, 0] != swapped.obs[0, 0]).any()
     assert (result.snapshots != other.snapshots).any()
     # Actions differ by the mean of the untrained policy alone, whose head has a gain of 0.01.
-    np.testing.assert_allclose(stack.actions[0], swapped.actions[0], rtol=0, atol=0.1)
+    np.testing.assert_allclose(batch.actions[0], swapped.actions[0], rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -224,27 +224,27 @@ def test_restore_goes_on_to_the_bit(env_id: str, iterations: int, backend: Backe
     it: the clock goes on. The last two have four copies a trial, at different places of their episodes.
     """
     config = small(env_id, backend) if env_id in (PENDULUM, CHEETAH) else small_discrete(env_id, backend)
-    stack = Stack(config, [1, 2, 3])
+    batch = TrialBatch(config, [1, 2, 3])
     for _ in range(iterations):
-        stack.iterate()
-    assert (stack.resets > 1).all() and stack.episode_length[[0, 2]].any()
+        batch.iterate()
+    assert (batch.resets > 1).all() and batch.episode_length[[0, 2]].any()
     if env_id == CARTPOLE:
-        assert len(set(stack.episode_length)) > 6
-    states = [stack.state(row) for row in range(3)]
+        assert len(set(batch.episode_length)) > 6
+    states = [batch.state(row) for row in range(3)]
     for value in states[0].values():
         assert isinstance(value, np.ndarray) and value.dtype != object  # it can be stored without pickle
     kept = [{name: value.copy() for name, value in state.items()} for state in states]
 
-    restored = Stack(config, [3, 1])
+    restored = TrialBatch(config, [3, 1])
     restored.restore([states[2], states[0]])
-    np.testing.assert_array_equal(restored.policies, stack.policies[[2, 0]])
+    np.testing.assert_array_equal(restored.policies, batch.policies[[2, 0]])
     for _ in range(4):
-        expected, result = stack.iterate(), restored.iterate()
+        expected, result = batch.iterate(), restored.iterate()
         assert_same(expected, 2, result, 0)
         assert_same(expected, 0, result, 1)
-    for name, value in stack.state(2).items():
+    for name, value in batch.state(2).items():
         np.testing.assert_array_equal(value, restored.state(0)[name], err_msg=name)
-    for state, copy in zip(states, kept, strict=True):  # the states are the caller's: no stack has written to them
+    for state, copy in zip(states, kept, strict=True):  # the states are the caller's: no batch has written to them
         for name, value in copy.items():
             np.testing.assert_array_equal(state[name], value, err_msg=name)
 
@@ -260,25 +260,25 @@ def test_restore_goes_on_to_the_bit(env_id: str, iterations: int, backend: Backe
 )
 def test_an_environment_that_draws_in_its_steps_goes_on_to_the_bit(env_id: str, backend: Backend) -> None:
     config = small(env_id, "gymnasium") if env_id.startswith("toy/") else small_discrete(env_id, backend)
-    stack = Stack(config, [1, 2])
+    batch = TrialBatch(config, [1, 2])
     for _ in range(3):
-        stack.iterate()
-    assert stack.resets.min() > 1  # earlier episodes have drawn
-    restored = Stack(config, [2])
-    restored.restore([stack.state(1)])
+        batch.iterate()
+    assert batch.resets.min() > 1  # earlier episodes have drawn
+    restored = TrialBatch(config, [2])
+    restored.restore([batch.state(1)])
     for _ in range(2):
-        assert_same(restored.iterate(), 0, stack.iterate(), 1)
-    again = Stack(config, [2])  # and from a state of what was restored
+        assert_same(restored.iterate(), 0, batch.iterate(), 1)
+    again = TrialBatch(config, [2])  # and from a state of what was restored
     again.restore([restored.state(0)])
-    assert_same(again.iterate(), 0, stack.iterate(), 1)
+    assert_same(again.iterate(), 0, batch.iterate(), 1)
 
 
 def test_an_environment_that_does_not_come_back_is_refused() -> None:
     config = small("toy/DrawsElsewhere-v0", "gymnasium")
-    stack = Stack(config, [1])
-    stack.iterate()
+    batch = TrialBatch(config, [1])
+    batch.iterate()
     with pytest.raises(TiplError, match=r"Trial 1 cannot go on to the same bits: .* toy/DrawsElsewhere-v0 back"):
-        Stack(config, [1]).restore([stack.state(0)])
+        TrialBatch(config, [1]).restore([batch.state(0)])
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -288,31 +288,33 @@ def test_what_is_not_finite_ends_the_collection(env_id: str, what: str, normaliz
     config = CollectConfig(env_id=env_id, total_steps=128, ppo=ppo)
     words = f"{env_id} gave {what} that is not finite to trial 3 at environment step 7, in iteration 1"
     with pytest.raises(TiplError, match=words):
-        Stack(config, [3]).iterate()
+        TrialBatch(config, [3]).iterate()
 
 
 def test_keyword_arguments_make_another_environment() -> None:
-    plain, heavy = (Stack(small("toy/Toy-v0", "gymnasium", env_kwargs=kwargs), [1]) for kwargs in ({}, {"scale": 7.0}))
-    one, other = (stack.iterate().episodes[0][:, 1] for stack in (plain, heavy))
+    plain, heavy = (
+        TrialBatch(small("toy/Toy-v0", "gymnasium", env_kwargs=kwargs), [1]) for kwargs in ({}, {"scale": 7.0})
+    )
+    one, other = (batch.iterate().episodes[0][:, 1] for batch in (plain, heavy))
     np.testing.assert_allclose(other, 7 * one)
 
 
 def test_restore_of_a_stack_that_has_not_begun() -> None:
     config = small(PENDULUM)
-    stack, restored = Stack(config, [1]), Stack(config, [1])
-    restored.restore([stack.state(0)])
-    assert_same(stack.iterate(), 0, restored.iterate(), 0)
+    batch, restored = TrialBatch(config, [1]), TrialBatch(config, [1])
+    restored.restore([batch.state(0)])
+    assert_same(batch.iterate(), 0, restored.iterate(), 0)
 
 
 def test_restore_of_a_state_from_before_a_trial_had_several_copies() -> None:
     """Then it had no axis for them."""
     config = small(PENDULUM)
-    stack, restored = Stack(config, [1, 2]), Stack(config, [1, 2])
-    stack.iterate()
+    batch, restored = TrialBatch(config, [1, 2]), TrialBatch(config, [1, 2])
+    batch.iterate()
     of_copies = ("discounted", "next_obs", "next_done", "episode_return", "episode_length", "resets")
-    states = [stack.state(row) for row in range(2)]
+    states = [batch.state(row) for row in range(2)]
     restored.restore([state | {name: state[name][0] for name in of_copies} for state in states])
-    expected, result = stack.iterate(), restored.iterate()
+    expected, result = batch.iterate(), restored.iterate()
     for row in range(2):
         assert_same(expected, row, result, row)
 
@@ -348,8 +350,8 @@ def test_episodes_are_those_of_the_environment(env_id: str) -> None:
     """A recount by hand of every step; episodes run on over the ends of iterations."""
     seeds = [1, 2]
     recorder = Recorder(make_env(env_id, seeds))
-    stack = Stack(small(env_id), seeds, recorder)
-    results = [stack.iterate() for _ in range(4)]
+    batch = TrialBatch(small(env_id), seeds, recorder)
+    results = [batch.iterate() for _ in range(4)]
     for row in range(2):
         expected, total, length = [], 0.0, 0
         for step, (_, reward, terminated, truncated) in enumerate(recorder.steps[row], start=1):
@@ -363,10 +365,10 @@ def test_episodes_are_those_of_the_environment(env_id: str) -> None:
         for number, result in enumerate(results):
             steps = result.episodes[row][:, 0]
             assert ((steps > 256 * number) & (steps <= 256 * (number + 1))).all()
-        assert stack.episode_length[row] == length and stack.episode_return[row] == pytest.approx(total)
-        assert stack.resets[row] == len(expected) + 1 == len(recorder.first_obs[row])
+        assert batch.episode_length[row] == length and batch.episode_return[row] == pytest.approx(total)
+        assert batch.resets[row] == len(expected) + 1 == len(recorder.first_obs[row])
         np.testing.assert_array_equal(
-            stack.actions_since_reset[row], stack.actions[row, len(stack.actions[row]) - length :]
+            batch.actions_since_reset[row], batch.actions[row, len(batch.actions[row]) - length :]
         )
 
 
@@ -375,8 +377,8 @@ def test_episodes_of_several_copies_are_those_of_the_environments() -> None:
     config, seeds = small_discrete(), [environment_seeds(seed, 4) for seed in (1, 2)]
     assert len({each for row in seeds for each in row}) == 8 and [row[0] for row in seeds] == [1, 2]
     recorder = Recorder(make_env(CARTPOLE, seeds[0] + seeds[1]))
-    stack = Stack(config, [1, 2], recorder)
-    results = [stack.iterate() for _ in range(3)]
+    batch = TrialBatch(config, [1, 2], recorder)
+    results = [batch.iterate() for _ in range(3)]
     for row in range(2):
         expected = []
         for copy in range(4 * row, 4 * row + 4):
@@ -386,7 +388,7 @@ def test_episodes_of_several_copies_are_those_of_the_environments() -> None:
                 if terminated or truncated:
                     expected.append((4 * step, copy, total, length))
                     total, length = 0.0, 0
-            assert stack.episode_length[copy] == length == len(stack.actions_since_reset[copy])
+            assert batch.episode_length[copy] == length == len(batch.actions_since_reset[copy])
         episodes = np.concatenate([result.episodes[row] for result in results])
         assert len(expected) > 20
         np.testing.assert_array_equal(episodes, np.delete(sorted(expected), 1, axis=1))
@@ -397,55 +399,55 @@ def test_episodes_of_several_copies_are_those_of_the_environments() -> None:
 def test_without_normalization_a_policy_sees_what_the_environment_shows() -> None:
     config = small_discrete()
     recorder = Recorder(make_env(CARTPOLE, environment_seeds(3, 4)))
-    stack = Stack(config, [3], recorder)
-    stack.iterate()
+    batch = TrialBatch(config, [3], recorder)
+    batch.iterate()
     shown = np.array([[obs for obs, *_ in steps] for steps in recorder.steps])
-    going_on = stack.dones[:, 1:] == 0
-    np.testing.assert_array_equal(stack.obs[:, 1:][going_on], shown[:, :-1][going_on])
-    np.testing.assert_array_equal(stack.rewards, 1)
+    going_on = batch.dones[:, 1:] == 0
+    np.testing.assert_array_equal(batch.obs[:, 1:][going_on], shown[:, :-1][going_on])
+    np.testing.assert_array_equal(batch.rewards, 1)
     # The normalizer that is recorded changes no bit of an observation.
     raw = np.random.default_rng(0).standard_normal((100, 4)) * 1e3
-    np.testing.assert_array_equal((raw - stack.obs_mean) / np.sqrt(stack.obs_var + VAR_EPSILON), raw)
-    assert stack.obs_count[0] == 0
+    np.testing.assert_array_equal((raw - batch.obs_mean) / np.sqrt(batch.obs_var + VAR_EPSILON), raw)
+    assert batch.obs_count[0] == 0
 
 
 def test_the_copies_of_a_trial_share_its_moments() -> None:
     ppo = PPOConfig(num_envs=3, num_steps=128, num_minibatches=4, update_epochs=4)
     seeds = [*environment_seeds(5, 3), *environment_seeds(6, 3)]
     recorder = Recorder(make_env(PENDULUM, seeds))
-    stack = Stack(small(PENDULUM, ppo=ppo), [5, 6], recorder)
-    stack.iterate()
+    batch = TrialBatch(small(PENDULUM, ppo=ppo), [5, 6], recorder)
+    batch.iterate()
     for trial, copies in enumerate((range(3), range(3, 6))):
         seen = [[*recorder.first_obs[i], *(obs for obs, *_ in recorder.steps[i])] for i in copies]
         shown = np.concatenate(seen)
-        assert stack.obs_count[trial] == pytest.approx(len(shown) + 1e-4)
-        np.testing.assert_allclose(stack.obs_mean[trial], shown.sum(0) / (len(shown) + 1e-4), rtol=1e-9, atol=1e-15)
-        assert stack.return_moments[trial, 2] == pytest.approx(3 * 128 + 1e-4)
+        assert batch.obs_count[trial] == pytest.approx(len(shown) + 1e-4)
+        np.testing.assert_allclose(batch.obs_mean[trial], shown.sum(0) / (len(shown) + 1e-4), rtol=1e-9, atol=1e-15)
+        assert batch.return_moments[trial, 2] == pytest.approx(3 * 128 + 1e-4)
 
 
 def test_discrete_actions_are_not_collected_with_the_settings_of_continuous_ones() -> None:
     with pytest.raises(TiplError, match=r"CartPole-v1 has discrete actions .* give a DiscreteCollectConfig") as raised:
-        Stack(CollectConfig(env_id=CARTPOLE), [1])
+        TrialBatch(CollectConfig(env_id=CARTPOLE), [1])
     assert "\n" not in str(raised.value)
-    Stack(CollectConfig(env_id=CARTPOLE, ppo=DiscretePPOConfig(num_envs=1, normalize=True)), [1])
+    TrialBatch(CollectConfig(env_id=CARTPOLE, ppo=DiscretePPOConfig(num_envs=1, normalize=True)), [1])
 
 
 def test_every_observation_is_counted_once_the_last_of_an_episode_too() -> None:
     """CleanRL's wrapper normalizes the terminal observation before the environment is reset: it joins the moments,
     and no policy sees it."""
     recorder = Recorder(make_env(PENDULUM, [5]))
-    stack = Stack(small(PENDULUM), [5], recorder)
-    stack.iterate()
+    batch = TrialBatch(small(PENDULUM), [5], recorder)
+    batch.iterate()
     shown = np.array([*recorder.first_obs[0], *(obs for obs, _, _, _ in recorder.steps[0])])
-    assert stack.obs_count[0] == pytest.approx(len(shown) + 1e-4)
-    np.testing.assert_allclose(stack.obs_mean[0], shown.sum(0) / (len(shown) + 1e-4), rtol=1e-9, atol=1e-15)
-    starts = np.flatnonzero(stack.dones[0])
+    assert batch.obs_count[0] == pytest.approx(len(shown) + 1e-4)
+    np.testing.assert_allclose(batch.obs_mean[0], shown.sum(0) / (len(shown) + 1e-4), rtol=1e-9, atol=1e-15)
+    starts = np.flatnonzero(batch.dones[0])
     ends = np.array([terminated for _, _, terminated, _ in recorder.steps[0]])
     np.testing.assert_array_equal(starts, np.flatnonzero(ends[:-1]) + 1)
     terminal = np.array([obs for obs, _, terminated, _ in recorder.steps[0] if terminated])
     assert (np.abs(terminal[:, 1]) > 0.2).all()
-    mean, std = stack.obs_mean[0, 1], np.sqrt(stack.obs_var[0, 1])
-    late = stack.obs[0, 200:, 1] * std + mean  # by then the moments hardly move
+    mean, std = batch.obs_mean[0, 1], np.sqrt(batch.obs_var[0, 1])
+    late = batch.obs[0, 200:, 1] * std + mean  # by then the moments hardly move
     assert (np.abs(late) < 0.22).all()
 
 
@@ -489,13 +491,13 @@ def test_rewards_are_scaled_by_the_running_deviation_of_the_discounted_return() 
 
 def test_the_learning_rate_is_annealed_and_the_steps_are_counted() -> None:
     config = small(PENDULUM)
-    stack = Stack(config, [1])
-    results = [stack.iterate() for _ in range(3)]
+    batch = TrialBatch(config, [1])
+    results = [batch.iterate() for _ in range(3)]
     assert [result.number for result in results] == [1, 2, 3]
     assert [result.learning_rate for result in results] == pytest.approx([3e-4, 3e-4 * 11 / 12, 3e-4 * 10 / 12])
     assert [result.snapshots.shape for result in results] == [(1, 2, 122)] * 3
-    np.testing.assert_array_equal(results[-1].snapshots[:, -1], stack.policies)
-    level = Stack(dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, anneal_lr=False)), [1])
+    np.testing.assert_array_equal(results[-1].snapshots[:, -1], batch.policies)
+    level = TrialBatch(dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, anneal_lr=False)), [1])
     assert [level.iterate().learning_rate for _ in range(3)] == [3e-4] * 3
 
 
