@@ -2,7 +2,7 @@
 
 In: an environment, seeds.  Out: a JSON a seed in a folder, written when the seed is done. What is there stays.
 
-`Reference` of `benchmarks/collect.py` is `ppo_continuous_action` in plain torch: Gymnasium's wrappers and engine,
+`Reference` of `plain_loop.py` is `ppo_continuous_action` in plain torch: Gymnasium's wrappers and engine,
 autograd, torch's Adam, torch's draws. It shares nothing with `trial_batch` but a seed's initial weights, so what
 it earns tells a difference of the loop from one of the engine or of the seeds. The measure is that of CleanRL's tables
 (openrlbenchmark's `rlops.py`): the mean of a run's last 100 training episodes.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from collect import Reference
+from plain_loop import Reference
 from scipy import stats as scipy_stats
 
 from tipl.config.presets import CollectConfig
@@ -37,7 +37,7 @@ def run(config: CollectConfig, seed: int) -> dict:
     last_episodes = reference.envs.envs[0].get_wrapper_attr("return_queue")  # of the last 100
     curve = []
     for _ in range(config.num_iterations):
-        reference._iterate()
+        reference.iterate()
         curve.append(round(float(np.mean(last_episodes)), 2) if last_episodes else None)
     return {"seed": seed, "last_episodes": len(last_episodes), "mean_return": curve[-1], "curve": curve}
 

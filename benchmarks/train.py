@@ -10,11 +10,10 @@ bfloat16 where the processor multiplies it; it is timed in float32, the default 
 both models are on the GPU, and ours is also timed with its kernels launched one by one instead of replayed from a
 recording.
 
-`transformers` is needed here and nowhere else: install it in an environment of its own; -P keeps it from taking
-`benchmarks/accelerate.py` for a package of that name.
+`transformers` is needed here and nowhere else: install it in an environment of its own.
 
-    OMP_NUM_THREADS=1 python -P benchmarks/train.py --out results/train/benchmark.json
-    OMP_NUM_THREADS=1 python -P benchmarks/train.py --device cuda --out results/train/benchmark-gpu.json
+    OMP_NUM_THREADS=1 python benchmarks/train.py --out results/train/benchmark.json
+    OMP_NUM_THREADS=1 python benchmarks/train.py --device cuda --out results/train/benchmark-gpu.json
 """
 
 import argparse

@@ -155,8 +155,11 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             {"name_or_path": "causal", "shapes": [(3,)], "codes": None},
         ),
         "CausalForecaster.forecast": (causal.forecast, {"histories": [history], "horizons": [1]}),
-        "Adapted": (tipl.Adapted, {"forecasters": [persistence()], "per_iteration": 1}),
-        "Adapted.forecast": (tipl.Adapted([persistence()]).forecast, {"histories": [history], "horizons": [1]}),
+        "OnlineCorrected": (tipl.OnlineCorrected, {"forecasters": [persistence()], "per_iteration": 1}),
+        "OnlineCorrected.forecast": (
+            tipl.OnlineCorrected([persistence()]).forecast,
+            {"histories": [history], "horizons": [1]},
+        ),
         "TIPL.load": (tipl.TIPL.load, {"folder": "model"}),
         "TIPL.save": (tipl.TIPL.load(Path("model")).save, {"folder": "saved"}),
         "WeightRecorder": (

@@ -27,7 +27,7 @@ from tipl.evaluation.scores import Comparison, Origins, Returns, return_scores, 
 from tipl.evaluation.statistics import Interval, p_value
 from tipl.forecasting.baselines import damped_line, line, persistence
 from tipl.forecasting.forecast import forecast
-from tipl.forecasting.online import Adapted, adapted
+from tipl.forecasting.online import OnlineCorrected, online_corrected
 from tipl.forecasting.trained import PRETRAINED, Forecaster, History, checked_forecast, load_forecaster
 from tipl.models import load
 from tipl.reporting import report
@@ -148,7 +148,7 @@ def test_adapted_forecasters_are_judged_beside_their_own(small_store: Path, tmp_
     store = Store.open(small_store)
     trials = [store.trial(seed) for seed in store.split().test]
     origins = join_origins([choose_origins(trial, config) for trial in trials])
-    forecaster = adapted([load_forecaster(Path("causal"), store, tmp_path)], trials[0])
+    forecaster = online_corrected([load_forecaster(Path("causal"), store, tmp_path)], trials[0])
     compared = compare_weights(trials, origins, [forecaster], config.horizons)["causal-adapted"]
     timed = origins.by_time
     skill = 1 - compared.error[timed].sum(axis=0) / compared.moved[timed].sum(axis=0)
@@ -335,12 +335,12 @@ def test_long_comparisons_are_kept_and_nothing_stale_is_read(
         return compare_weights(trials, origins, [*forecasters, Own()], CONFIG.horizons, tmp_path / "parts")
 
     def adapting(damping: float) -> Forecaster:
-        return adapted([damped_line(5, damping)], trials[0])
+        return online_corrected([damped_line(5, damping)], trials[0])
 
     first = compared(adapting(0.5))
     kept = sorted((tmp_path / "parts").iterdir())
     assert len(kept) == 1 and asked == [1]  # one's own forecaster is asked again each time
-    monkeypatch.setattr(Adapted, "forecast", lambda *_: pytest.fail("it was kept"))
+    monkeypatch.setattr(OnlineCorrected, "forecast", lambda *_: pytest.fail("it was kept"))
     again = compared(adapting(0.5))
     np.testing.assert_array_equal(first["damped-line-adapted"].error, again["damped-line-adapted"].error)
     assert asked == [2]

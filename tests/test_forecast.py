@@ -15,7 +15,7 @@ import pytest
 from torch import nn
 from torch.distributions import Categorical
 
-from tipl import Accelerator, Adapted, JumpConfig
+from tipl import Accelerator, JumpConfig, OnlineCorrected
 from tipl.config.presets import EvaluateConfig, SVDConfig, TrainConfig
 from tipl.errors import TiplError
 from tipl.evaluation.evaluate import evaluate
@@ -120,7 +120,9 @@ def test_float64_histories_are_forecast_as_float32_ones():
 # Runs are told apart by what they hold.
 
 
-@pytest.mark.parametrize("make", [lambda: Adapted([line(5)]), lambda: PrefixLine(2, 10)], ids=["adapted", "prefix"])
+@pytest.mark.parametrize(
+    "make", [lambda: OnlineCorrected([line(5)]), lambda: PrefixLine(2, 10)], ids=["adapted", "prefix"]
+)
 def test_two_runs_of_one_number_and_one_beginning_are_two(make):
     one, other = two_runs_of_one_seed()
     both = make()
@@ -143,7 +145,7 @@ def test_products_of_a_path_are_of_this_path():
 
 def test_an_adapted_forecaster_forgets_what_takes_too_much():
     """Of 2²⁰ weights a displacement is 4 MiB: with horizons 1 and 8 nine of them wait."""
-    rng, forecaster = np.random.default_rng(0), Adapted([line(2)])
+    rng, forecaster = np.random.default_rng(0), OnlineCorrected([line(2)])
     for trial in range(5):
         path = np.cumsum(rng.standard_normal((10, 1 << 20), np.float32), axis=0)
         forecaster.forecast([shown(path, 9, trial)], (1, 8))
@@ -154,11 +156,11 @@ def test_an_adapted_forecaster_forgets_what_takes_too_much():
 def test_an_adapted_forecaster_says_what_it_cannot_use():
     path, _ = two_runs_of_one_seed()
     with pytest.raises(TiplError, match="at least one forecaster"):
-        Adapted([])
+        OnlineCorrected([])
     with pytest.raises(TiplError, match="give per_iteration"):
-        Adapted([line(5)]).forecast([History(1, 9, path[:10], 3)], HORIZONS)
+        OnlineCorrected([line(5)]).forecast([History(1, 9, path[:10], 3)], HORIZONS)
     with pytest.raises(TiplError, match="from φ_0 on"):
-        Adapted([line(5)]).forecast([History(1, 30, path[20:31], -1)], HORIZONS)
+        OnlineCorrected([line(5)]).forecast([History(1, 30, path[20:31], -1)], HORIZONS)
 
 
 def test_an_autoregression_is_fitted_again_where_the_store_has_become_another(small_store: Path, tmp_path: Path):
@@ -220,7 +222,7 @@ def test_what_breaks_the_contract_is_told_before_anything_runs(
     with pytest.raises(TiplError, match=says):
         evaluate(small_store, tmp_path / "eval", EvaluateConfig(), forecasters=[broken])
     assert not (tmp_path / "eval").exists()
-    for use in (lambda: Adapted([broken]), lambda: Stretched(broken, 2.0)):
+    for use in (lambda: OnlineCorrected([broken]), lambda: Stretched(broken, 2.0)):
         with pytest.raises(TiplError, match=says):
             use()
     with pytest.raises(TiplError, match=says):
@@ -235,7 +237,7 @@ def test_every_forecaster_of_the_package_keeps_the_contract(small_store: Path):
     for forecaster in fitted_baselines([source], source.train[0].spec.shapes, (1, 5), 0):
         assert usable(forecaster) is forecaster
         usable(Stretched(forecaster, 2.0))
-        usable(Adapted([forecaster]))
+        usable(OnlineCorrected([forecaster]))
     for name in ("line", "lookahead", "average", "noise", "autoregression", "causal"):
         usable(named_forecaster(name, [(9,)], 20, 5))
 

@@ -162,7 +162,7 @@ def test_working_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def coverage_module():
-    path = Path(__file__).parents[1] / "benchmarks" / "intervals.py"
+    path = Path(__file__).parents[1] / "studies" / "intervals.py"
     spec = importlib.util.spec_from_file_location("coverage_of_intervals", path)
     module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
     sys.modules[spec.name] = module  # pyright: ignore[reportOptionalMemberAccess]

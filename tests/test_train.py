@@ -766,7 +766,7 @@ def test_flags_of_an_svd_are_refused_where_no_codes_are_made(capsys: pytest.Capt
 
 
 def test_the_sweep_takes_seeds_together():
-    file = Path(__file__).parents[1] / "benchmarks" / "sweep.py"
+    file = Path(__file__).parents[1] / "studies" / "sweep.py"
     spec = importlib.util.spec_from_file_location("sweep", file)
     assert spec is not None and spec.loader is not None
     sweep = importlib.util.module_from_spec(spec)

@@ -502,7 +502,7 @@ def test_the_learning_rate_is_annealed_and_the_steps_are_counted() -> None:
 
 
 def learning_benchmark() -> ModuleType:
-    file = Path(__file__).parents[1] / "benchmarks" / "learning.py"
+    file = Path(__file__).parents[1] / "studies" / "learning.py"
     spec = importlib.util.spec_from_file_location("learning", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -22,7 +22,7 @@ from tipl.errors import TiplError
 from tipl.evaluation.evaluate import evaluate
 from tipl.forecasting.baselines import solve_ridge
 from tipl.forecasting.forecast import forecast
-from tipl.forecasting.online import adapted
+from tipl.forecasting.online import online_corrected
 from tipl.forecasting.trained import SHIPPED, CausalForecaster, Forecaster, History, load_forecaster, model_folder
 from tipl.models import CausalTIPL, load
 from tipl.models.causal import PLACES, features
@@ -432,7 +432,7 @@ def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(sma
     np.testing.assert_allclose(stretched - now, 3 * (expected - now), rtol=1e-4, atol=1e-6)
     forecast(small_store, 2, 40, 10, out, adapt=True, episodes=0)
     corrected = trial.spec.flatten(safetensors.numpy.load_file(out))
-    assert np.array_equal(corrected, adapted([forecaster], trial).forecast([history], [10])[0, 0])
+    assert np.array_equal(corrected, online_corrected([forecaster], trial).forecast([history], [10])[0, 0])
     assert not np.array_equal(corrected, expected)
     last = forecast(small_store, 2, 80, 10, out, episodes=0)
     assert last.skill is None and last.true_return is None and last.predicted_return is None

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tipl.evaluation.evaluate import evaluate
     from tipl.forecasting.forecast import forecast
     from tipl.forecasting.forecaster import Forecaster
-    from tipl.forecasting.online import Adapted
+    from tipl.forecasting.online import OnlineCorrected
     from tipl.forecasting.trained import CausalForecaster
     from tipl.models.transformer import TIPL
     from tipl.reporting import report
@@ -52,17 +52,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
-    "TIPL": "models.transformer",
     "Accelerator": "acceleration.accelerator",
-    "Adapted": "forecasting.online",
     "Batch": "acceleration.accelerator",
     "CausalForecaster": "forecasting.trained",
     "Codes": "representation.codes",
     "Forecaster": "forecasting.forecaster",
     "History": "store.history",
     "JumpingOptimizer": "acceleration.jumping",
+    "OnlineCorrected": "forecasting.online",
     "Policies": "rl.returns",
     "Store": "store.read",
+    "TIPL": "models.transformer",
     "Trial": "store.read",
     "TrialWriter": "store.write",
     "WeightRecorder": "collection.record",
@@ -87,7 +87,6 @@ __all__ = [
     "EXPERIMENTS",
     "TIPL",
     "Accelerator",
-    "Adapted",
     "Batch",
     "CausalForecaster",
     "CausalTrainConfig",
@@ -102,6 +101,7 @@ __all__ = [
     "History",
     "JumpConfig",
     "JumpingOptimizer",
+    "OnlineCorrected",
     "PPOConfig",
     "Policies",
     "SVDConfig",

@@ -31,7 +31,7 @@ from tipl.evaluation.spectra import spectra
 from tipl.evaluation.weight_errors import compare_weights, errors_in_the_basis
 from tipl.files import Absent, require_no_store_above, told, write_json
 from tipl.forecasting.baselines import FITTED, Autoregression, fitted_baselines, persistence
-from tipl.forecasting.online import adapted
+from tipl.forecasting.online import online_corrected
 from tipl.forecasting.subspace import CodeLine
 from tipl.forecasting.trained import Forecaster, Stretched, load_forecaster, model_folder, model_name, usable
 from tipl.models import read_training
@@ -165,7 +165,7 @@ def _judged(
     judged = [*baselines, *asked, *lines.values()]
     if config.adapt:
         learned = [f for f in judged if f.codes is None and (f.is_model or isinstance(f, Autoregression))]
-        corrected = [adapted([f], chosen.trials[0]) for f in (persistence(), *learned)]
+        corrected = [online_corrected([f], chosen.trials[0]) for f in (persistence(), *learned)]
         judged, asked = [*judged, *corrected], [*asked, *(each for each in corrected if each.is_model)]
     left_out = () if chosen.sources else FITTED
     wanted = [name for name in config.return_forecasters if name not in left_out]

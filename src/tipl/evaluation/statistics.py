@@ -5,7 +5,7 @@ Out: Intervals, one for every column (horizon), in which None says that a number
 
 Trials are independent, the origins of one trial are not: whatever is resampled here is trials (Agarwal et al. 2021,
 "Deep Reinforcement Learning at the Edge of the Statistical Precipice"). Percentiles of resamples are too narrow for the
-few trials that there are, so the intervals here are studentized; `benchmarks/intervals.py` simulates how often they
+few trials that there are, so the intervals here are studentized; `studies/intervals.py` simulates how often they
 cover. Shapes: N trials, H horizons, R resamples.
 """
 

@@ -18,7 +18,7 @@ from tipl.config.env_spec import import_named
 from tipl.errors import TiplError
 from tipl.files import require_no_store_above, to_json
 from tipl.forecasting.learned import Learned, learned_by, require_unseen
-from tipl.forecasting.online import adapted
+from tipl.forecasting.online import online_corrected
 from tipl.forecasting.trained import SHIPPED, CausalForecaster, Forecaster, Stretched, checked_forecast, load_forecaster
 from tipl.models import write_file
 from tipl.progress import console
@@ -112,7 +112,7 @@ def _forecast(
     forecaster = load_forecaster(model, data, scratch)
     if isinstance(forecaster, CausalForecaster) and horizon > forecaster.furthest:
         raise TiplError(f"--horizon is {horizon}; this model forecasts up to {forecaster.furthest} snapshots ahead.")
-    chosen = adapted([forecaster], run) if adapt else forecaster
+    chosen = online_corrected([forecaster], run) if adapt else forecaster
     history = run.history(origin, chosen.context)
     seen = history.weights
     asked = chosen if stretch == 1 else Stretched(chosen, stretch)

@@ -189,7 +189,7 @@ def _fitted(content: str, fit: Path, per_iteration: int, horizons: tuple[int, ..
 
 @functools.cache
 def _shipped(per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
-    """The one that comes with the package, which `benchmarks/ship_autoregression.py` has made."""
+    """The one that comes with the package, which `studies/ship_autoregression.py` has made."""
     found = read_json(AUTOREGRESSION)
     ahead = [h * per_iteration for h in found["horizons"]]
     if str(per_iteration) not in found["slopes"] or not set(horizons) <= set(ahead):

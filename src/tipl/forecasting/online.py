@@ -32,7 +32,7 @@ RIDGE, LAG_RIDGE = 20.0, 100.0  # snapshots' worth of belief in the forecasters'
 _BYTES = 64 << 20  # of the runs that are remembered, beside the last one
 
 
-class Adapted(Forecaster):
+class OnlineCorrected(Forecaster):
     """The mean of forecasters, rescaled and mixed with the run's own differences by how they did in it so far.
 
     It goes through every run once and remembers what it found, so that forecasts from later origins are cheap. Of a
@@ -55,7 +55,7 @@ class Adapted(Forecaster):
         for each in forecasters:
             usable(each)
         if not forecasters or per_iteration < 1:
-            raise TiplError("Adapted takes at least one forecaster, and a per_iteration of at least 1.")
+            raise TiplError("OnlineCorrected takes at least one forecaster, and a per_iteration of at least 1.")
         self.name = f"{'+'.join(each.name for each in forecasters)}-adapted"
         self.label = f"{' and '.join(each.label for each in forecasters)}, adapted in the run"
         self.causal = all(each.causal for each in forecasters)
@@ -83,13 +83,13 @@ class Adapted(Forecaster):
         """What is remembered of this very run; nothing, of a new one."""
         if history.place >= self._per_iteration:
             raise TiplError(
-                f"Snapshot {history.origin} has place {history.place}, and Adapted was told of {self._per_iteration} "
-                "snapshots an iteration; give per_iteration."
+                f"Snapshot {history.origin} has place {history.place}, and OnlineCorrected was told of "
+                f"{self._per_iteration} snapshots an iteration; give per_iteration."
             )
         if len(history.weights) != history.origin + 1:
             raise TiplError(
-                f"Adapted goes through a run from φ_0 on and was shown {len(history.weights)} snapshots at origin "
-                f"{history.origin}; give all {history.origin + 1}."
+                f"OnlineCorrected goes through a run from φ_0 on and was shown {len(history.weights)} snapshots at "
+                f"origin {history.origin}; give all {history.origin + 1}."
             )
         run = next((run for run in self._runs if run.horizons == horizons and run.known.is_of(history.weights)), None)
         if run is None:
@@ -118,9 +118,9 @@ class Adapted(Forecaster):
         return np.stack(made)
 
 
-def adapted(forecasters: Sequence[Forecaster], trial: Trial) -> Adapted:
+def online_corrected(forecasters: Sequence[Forecaster], trial: Trial) -> OnlineCorrected:
     """For runs that are made as this trial is."""
-    return Adapted(forecasters, int(places_in_iteration(trial).max()) + 1)
+    return OnlineCorrected(forecasters, int(places_in_iteration(trial).max()) + 1)
 
 
 class _Run:

@@ -2,7 +2,7 @@
 
 In: STORE.  Out: OUT.json and OUT.png.
 
-    python benchmarks/curves.py STORE --out results/collect/inverted-pendulum
+    python studies/curves.py STORE --out results/collect/inverted-pendulum
 """
 
 import argparse

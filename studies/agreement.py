@@ -9,7 +9,7 @@ well, by its mean action and by sampled ones.
 
     tipl collect --env-id Hopper-v4 --trials 10 --total-steps 1000000 --hidden-sizes 64 64 \\
         --snapshot-every-epochs 10 --out hopper
-    python benchmarks/agreement.py hopper … --out results/collect/cleanrl
+    python studies/agreement.py hopper … --out results/collect/cleanrl
 """
 
 import argparse

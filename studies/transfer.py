@@ -3,7 +3,7 @@ fitted where it was trained.
 
 In: the store that the autoregression is fitted on, the model, other stores.  Out: skills with intervals, as JSON.
 
-    python benchmarks/transfer.py SOURCE --model MODEL --target STORE [STORE …] --out FILE.json
+    python studies/transfer.py SOURCE --model MODEL --target STORE [STORE …] --out FILE.json
 
 Of a target that the model was trained on (its training.json says so) only the test trials are judged, of others all
 or, with --held-out, the test trials as well.
@@ -22,7 +22,7 @@ from tipl.evaluation.evaluate import compare_weights
 from tipl.evaluation.origins import choose_origins, join_origins
 from tipl.evaluation.scores import weight_scores
 from tipl.forecasting.baselines import RIDGES, Autoregression, difference_features, normal_equations, persistence
-from tipl.forecasting.online import Adapted, adapted
+from tipl.forecasting.online import OnlineCorrected, online_corrected
 from tipl.forecasting.trained import load_forecaster
 from tipl.store import Store
 
@@ -45,13 +45,15 @@ def judge(
     rivals = ["persistence", "autoregression"]
     if adapt:
         still, linear, model_itself = forecasters
-        forecasters += [adapted(each, trials[0]) for each in ([still], [linear], [model_itself, linear])]
+        forecasters += [online_corrected(each, trials[0]) for each in ([still], [linear], [model_itself, linear])]
     compared = compare_weights(trials, at, forecasters, HORIZONS)
     scores = {}
     for forecaster in forecasters[1:]:
         found = weight_scores(forecaster.name, compared, rivals, at, HORIZONS, trials[0].spec.size, config.seed)
         scores[forecaster.name] = {name: found[name] for name in KEPT if name in found}
-        if isinstance(forecaster, Adapted):  # beside what the run alone teaches, and the adapted autoregression too
+        if isinstance(
+            forecaster, OnlineCorrected
+        ):  # beside what the run alone teaches, and the adapted autoregression too
             also = ["persistence-adapted", "autoregression-adapted"]
             found = weight_scores(forecaster.name, compared, also, at, HORIZONS, trials[0].spec.size, config.seed)
             scores[forecaster.name] |= {f"{name}_adapted": found[name] for name in KEPT[2:] if name in found}

@@ -3,7 +3,7 @@
 In: nothing.  Out: OUT.json: for every statistic and number of trials the share of data sets whose interval holds the
 truth, of our intervals and of percentiles of the same resamples, and how wide the former are beside the latter.
 
-    python benchmarks/intervals.py --out results/intervals/coverage.json
+    python studies/intervals.py --out results/intervals/coverage.json
 """
 
 import argparse

@@ -3,7 +3,7 @@
 In: a store.  Out: a JSON file, its slopes by snapshots an iteration and place in the iteration.
 
     tipl collect --env-id HalfCheetah-v4 --hidden-sizes 64 64 --total-steps 200000 --trials 6 --seed 2001 --out STORE
-    python benchmarks/ship_autoregression.py STORE --out src/tipl/pretrained/autoregression.json
+    python studies/ship_autoregression.py STORE --out src/tipl/forecasting/pretrained/autoregression.json
 """
 
 import argparse

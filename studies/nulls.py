@@ -2,7 +2,7 @@
 
 In: nothing; random walks are made.  Out: tables in Markdown, and JSON with what is needed to repeat them.
 
-    python benchmarks/nulls.py --out results/evaluate/nulls.json
+    python studies/nulls.py --out results/evaluate/nulls.json
 
 Three data sets go through `tipl evaluate`, every baseline and a line through codes of the `full` basis: driftless walks
 of the InvertedPendulum trials' shape, driftless walks of many more weights, where a basis that has seen the future

@@ -10,7 +10,7 @@ final return at 3e-4. `judge` runs plain PPO at every rate and every other arm a
 plain PPO at 3e-4 (`beside`) and beside plain PPO at the rate that was chosen for it (`beside_best`). What was tuned
 before is judged by `--chosen` alone, without its tuning.json.
 
-    python benchmarks/accelerate.py InvertedPendulum-v4 --hidden-sizes 8 8 --total-steps 200000 --seeds 30 \\
+    python studies/accelerate.py InvertedPendulum-v4 --hidden-sizes 8 8 --total-steps 200000 --seeds 30 \\
         --target 900 --fit STORE --stages ablate tune judge --out OUT
 """
 

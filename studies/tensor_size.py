@@ -3,7 +3,7 @@
 In: stores to learn from, others to judge by.  Out: OUT.json: skills of models with and without the logarithm of the
 tensor's size among their facts, of the former also where every tensor ends in constants, and how much those change.
 
-    python benchmarks/tensor_size.py --train ip hopper --other hc --out FILE.json
+    python studies/tensor_size.py --train ip hopper --other hc --out FILE.json
 """
 
 import argparse

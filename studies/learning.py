@@ -6,8 +6,8 @@ The bar for the paper's InvertedPendulum experiment (8-8 networks, a run of 800k
 of at least 900 over the episodes that end between 100k and 200k steps, averaged over at least 10 seeds. With CleanRL's
 `ppo` settings on CartPole-v1: at least 400 between 200k and 500k steps.
 
-    python benchmarks/learning.py --seeds 10 --out learning.json
-    python benchmarks/learning.py --env-id CartPole-v1 --hidden-sizes 64 64 --total-steps 500000 \\
+    python studies/learning.py --seeds 10 --out learning.json
+    python studies/learning.py --env-id CartPole-v1 --hidden-sizes 64 64 --total-steps 500000 \\
         --first-step 200000 --last-step 500000
 """
 

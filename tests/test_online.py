@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tipl.forecasting.baselines import damped_line, line, persistence
-from tipl.forecasting.online import FORGETTING, LAG_RIDGE, LAGS, RIDGE, Adapted
+from tipl.forecasting.online import FORGETTING, LAG_RIDGE, LAGS, RIDGE, OnlineCorrected
 from tipl.forecasting.trained import Forecaster, History
 
 HORIZONS = (1, 4, 10)
@@ -37,7 +37,7 @@ def regressors(forecasters: list[Forecaster], weights: np.ndarray, s: int, i: in
 @pytest.mark.parametrize("t", [30, 119])
 def test_it_is_weighted_ridge_regression_on_the_run_so_far(base: list[Forecaster], t: int):
     weights = path()
-    made = ask(Adapted(base), weights, t)
+    made = ask(OnlineCorrected(base), weights, t)
     for i, h in enumerate(HORIZONS):
         rows, came, total = [], [], 0.0
         for s in range(t - h + 1):
@@ -62,12 +62,14 @@ def test_before_any_future_is_known_it_is_the_forecaster():
     weights = path()
     base = damped_line(5, 0.9)
     for t, known in ((0, 0), (3, 1), (9, 2)):  # at t = 3 the first horizon alone has seen what came
-        np.testing.assert_allclose(ask(Adapted([base]), weights, t)[known:], ask(base, weights, t)[known:], rtol=1e-5)
+        np.testing.assert_allclose(
+            ask(OnlineCorrected([base]), weights, t)[known:], ask(base, weights, t)[known:], rtol=1e-5
+        )
 
 
 def test_a_run_that_goes_straight_teaches_it_to_go_on():
     weights = np.outer(np.arange(2500), np.linspace(-1, 2, 6)).astype(np.float32)
-    made = ask(Adapted([persistence()]), weights, 2499)
+    made = ask(OnlineCorrected([persistence()]), weights, 2499)
     true = np.stack([weights[-1] * (2499 + h) / 2499 for h in HORIZONS])
     error = np.linalg.norm(made - true, axis=1) / np.linalg.norm(true - weights[-1], axis=1)
     # Of eight regressors alike, each with a ridge of LAG_RIDGE √h beside what the forgetting leaves of the past.
@@ -79,25 +81,29 @@ def test_a_run_that_goes_straight_teaches_it_to_go_on():
 def test_on_noise_it_is_silent():
     rng = np.random.default_rng(3)
     weights = np.cumsum(rng.normal(size=(600, 200)), axis=0).astype(np.float32)
-    displacement = ask(Adapted([line(5)]), weights, 599) - weights[-1]
+    displacement = ask(OnlineCorrected([line(5)]), weights, 599) - weights[-1]
     plain = ask(line(5), weights, 599) - weights[-1]
     assert np.linalg.norm(displacement[0]) < 0.2 * np.linalg.norm(plain[0])
 
 
 def test_scales_and_orders_of_the_weights_do_not_matter():
     weights = path()
-    made, order = ask(Adapted([line(5)]), weights, 100), np.random.default_rng(1).permutation(weights.shape[1])
-    np.testing.assert_allclose(ask(Adapted([line(5)]), 1000 * weights, 100), 1000 * made, rtol=1e-4, atol=1e-2)
-    np.testing.assert_allclose(ask(Adapted([line(5)]), weights[:, order], 100), made[:, order], rtol=1e-4, atol=1e-3)
+    made, order = ask(OnlineCorrected([line(5)]), weights, 100), np.random.default_rng(1).permutation(weights.shape[1])
+    np.testing.assert_allclose(ask(OnlineCorrected([line(5)]), 1000 * weights, 100), 1000 * made, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(
+        ask(OnlineCorrected([line(5)]), weights[:, order], 100), made[:, order], rtol=1e-4, atol=1e-3
+    )
 
 
 def test_the_order_of_the_questions_does_not_matter():
     weights, other = path(), path(seed=1)
-    once = Adapted([line(5)])
+    once = OnlineCorrected([line(5)])
     late, early = ask(once, weights, 100), ask(once, weights, 40)
-    np.testing.assert_array_equal(early, ask(Adapted([line(5)]), weights, 40))
-    np.testing.assert_array_equal(late, ask(Adapted([line(5)]), weights, 100))
-    np.testing.assert_array_equal(ask(once, other, 60), ask(Adapted([line(5)]), other, 60))  # another run, same trial
+    np.testing.assert_array_equal(early, ask(OnlineCorrected([line(5)]), weights, 40))
+    np.testing.assert_array_equal(late, ask(OnlineCorrected([line(5)]), weights, 100))
+    np.testing.assert_array_equal(
+        ask(once, other, 60), ask(OnlineCorrected([line(5)]), other, 60)
+    )  # another run, same trial
     np.testing.assert_array_equal(late, ask(once, weights, 100))
 
 
@@ -113,5 +119,5 @@ def test_earlier_origins_have_their_own_places():
             return np.repeat(histories[0].weights[None, -1:], len(horizons), axis=1)
 
     base = Places()
-    ask(Adapted([base], per_iteration=5), path(30), 12, place=1)  # φ_1, φ_6, φ_11 are the first of an iteration
+    ask(OnlineCorrected([base], per_iteration=5), path(30), 12, place=1)  # φ_1, φ_6, φ_11 are the first of an iteration
     assert base.seen == {s: (s - 1) % 5 for s in range(13)}

@@ -8,7 +8,7 @@ absolute time, the next code itself. Variants change d, K, the centering, the ti
 instead of the code) and what the loss weighs. All have the same number of steps, a small part of the paper's 500,000,
 and the same learning rate, warm-up and cosine.
 
-    python benchmarks/sweep.py STORE --steps 3000 --seeds 3 --out OUT
+    python studies/sweep.py STORE --steps 3000 --seeds 3 --out OUT
 """
 
 import argparse

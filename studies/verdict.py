@@ -1,10 +1,10 @@
 """What do jumps save beside plain PPO, each arm at a rate that other seeds chose, and beside the hardest baseline?
 
-In: what `benchmarks/accelerate.py … --stages judge` found in several environments.  Out: of all of them together
+In: what `studies/accelerate.py … --stages judge` found in several environments.  Out: of all of them together
 (`across`) the steps to 90% of what plain PPO gains at 3e-4 and the final return of every arm at its own rate,
 beside plain PPO at 3e-4, at its own rate, and at the rate that is the best on the judged seeds themselves.
 
-    python benchmarks/verdict.py results/accelerate/fresh-*.json
+    python studies/verdict.py results/accelerate/fresh-*.json
 """
 
 import argparse
