@@ -32,7 +32,7 @@ import transformers  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 
 from tipl.config.presets import TrainConfig
-from tipl.training import NextCode, Place
+from tipl.training import NextCode, Worker
 from tipl.training.loop import Training
 
 TRIALS, SNAPSHOTS, DIM = 40, 1951, 32
@@ -116,10 +116,10 @@ def main() -> None:
     trials = [rng.standard_normal((SNAPSHOTS, DIM)).cumsum(axis=0).astype(np.float32) for _ in range(TRIALS + 2)]
 
     def training(out: str) -> Training:
-        place = Place.of(asked.device, CONFIG.batch_size)
-        task = NextCode(trials[:TRIALS], trials[TRIALS:], [np.ones(DIM)] * (TRIALS + 2), CONFIG, {}, place)
+        worker = Worker.of(asked.device, CONFIG.batch_size)
+        task = NextCode(trials[:TRIALS], trials[TRIALS:], [np.ones(DIM)] * (TRIALS + 2), CONFIG, {}, worker)
         task.model.train()
-        return Training(task, CONFIG, Path(out), {}, False, lambda name, value, step: None, place)
+        return Training(task, CONFIG, Path(out), {}, False, lambda name, value, step: None, worker)
 
     with tempfile.TemporaryDirectory() as scratch:
         ours, slow = training(scratch), training(scratch)

@@ -1,6 +1,6 @@
 """Fit the autoregression that comes with the package.
 
-In: a store.  Out: a JSON file, its slopes by snapshots an iteration and place in the iteration.
+In: a store.  Out: a JSON file, its slopes by snapshots an iteration and epoch index.
 
     tipl collect --env-id HalfCheetah-v4 --hidden-sizes 64 64 --total-steps 200000 --trials 6 --seed 2001 --out STORE
     python studies/ship_autoregression.py STORE --out src/tipl/forecasting/pretrained/autoregression.json
@@ -26,7 +26,7 @@ def main() -> None:
     slopes = {}
     for count in PER_ITERATION:
         fitted = fit_autoregression(asked.store, count, tuple(count * h for h in HORIZONS))
-        slopes[count] = {ANY if place is None else place: beta_HF.tolist() for place, beta_HF in fitted.slopes.items()}
+        slopes[count] = {ANY if i is None else i: beta_HF.tolist() for i, beta_HF in fitted.slopes.items()}
     data = Store.open(asked.store)
     seeds = data.split().train
     trial = data.trial(seeds[0])

@@ -22,7 +22,7 @@ import tipl.training.displacement
 from tipl.config.presets import CausalTrainConfig
 from tipl.forecasting.trained import CausalForecaster, History
 from tipl.models import CausalTIPL
-from tipl.representation.windows import HORIZONS, Windows, places_in_iteration
+from tipl.representation.windows import HORIZONS, Windows
 from tipl.store import Store, Trial
 from tipl.training import train
 
@@ -45,7 +45,7 @@ def judged(model: CausalTIPL, trials: list[Trial], origins: int) -> dict[str, li
     """Skills over the trials' origins; `appended` of the same weights where every tensor ends in constants."""
     error, appended, moved, change = (np.zeros(len(SHOWN)) for _ in range(4))
     for trial in trials:
-        weights, places, sizes = trial.weights(), places_in_iteration(trial), trial.spec.sizes
+        weights, epoch_indices, sizes = trial.weights(), trial.epoch_index, trial.spec.sizes
         forecaster = CausalForecaster(model, trial.spec.shapes)
         longer = CausalForecaster(model, [(int(size) + APPENDED,) for size in sizes])
         kept = np.arange(trial.spec.size) + np.repeat(np.arange(len(sizes)), sizes) * APPENDED
@@ -53,8 +53,8 @@ def judged(model: CausalTIPL, trials: list[Trial], origins: int) -> dict[str, li
             window = weights[max(0, t - 200) : t + 1]
             padded = np.ones((len(window), trial.spec.size + APPENDED * len(sizes)), np.float32)
             padded[:, kept] = window
-            mine = forecaster.forecast([History(trial.seed, t, window, int(places[t]))], SHOWN)[0]
-            other = longer.forecast([History(trial.seed, t, padded, int(places[t]))], SHOWN)[0][:, kept]
+            mine = forecaster.forecast([History(trial.seed, t, window, int(epoch_indices[t]))], SHOWN)[0]
+            other = longer.forecast([History(trial.seed, t, padded, int(epoch_indices[t]))], SHOWN)[0][:, kept]
             true = weights[t + np.array(SHOWN)]
             for sums, difference in ((error, mine - true), (appended, other - true), (moved, true - weights[t])):
                 sums += np.square(difference.astype(np.float64)).sum(axis=1)

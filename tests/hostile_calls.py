@@ -149,13 +149,13 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "threads": 1,
             },
         ),
-        "History": (History, {"trial": 1, "origin": 5, "weights": weights[:6], "place": -1}),
+        "History": (History, {"trial": 1, "origin": 5, "weights": weights[:6], "epoch_index": -1}),
         "from_pretrained": (
             tipl.CausalForecaster.from_pretrained,
             {"name_or_path": "causal", "shapes": [(3,)], "codes": None},
         ),
         "CausalForecaster.forecast": (causal.forecast, {"histories": [history], "horizons": [1]}),
-        "OnlineCorrected": (tipl.OnlineCorrected, {"forecasters": [persistence()], "per_iteration": 1}),
+        "OnlineCorrected": (tipl.OnlineCorrected, {"forecasters": [persistence()], "snapshots_per_iteration": 1}),
         "OnlineCorrected.forecast": (
             tipl.OnlineCorrected([persistence()]).forecast,
             {"histories": [history], "horizons": [1]},

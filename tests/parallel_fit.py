@@ -13,7 +13,7 @@ import torch
 
 from tipl.config.presets import CausalTrainConfig, Device, TrainConfig
 from tipl.errors import TiplError
-from tipl.representation.windows import HORIZONS, TOKENS, Lessons
+from tipl.representation.windows import HORIZONS, TOKENS, TrainingWindows
 from tipl.training import fit, fit_causal, loop
 from tipl.training.devices import process_group
 
@@ -33,15 +33,15 @@ def paths(trials: int, length: int, seed: int) -> list[np.ndarray]:
     return [rng.standard_normal((length, 4)).cumsum(axis=0).astype(np.float32) for _ in range(trials)]
 
 
-def drawn_lessons(count: int, seed: int) -> Lessons:
+def drawn_windows(count: int, seed: int) -> TrainingWindows:
     """Windows of tokens drawn at random in R⁶⁰, and displacements that are partly theirs."""
     rng = np.random.default_rng(seed)
     tokens = rng.standard_normal((count, TOKENS, 60)) / 60**0.5
     came = np.einsum("hj,bjp->bhp", rng.standard_normal((len(HORIZONS), TOKENS)) / 5, tokens)
     own = (tokens @ tokens.transpose(0, 2, 1)).astype(np.float32)
-    return Lessons(
+    return TrainingWindows(
         own=own, whole=own, unit=np.ones(count), share=np.ones(count), size=np.full(count, 60),
-        place=rng.integers(0, 5, count), origin=rng.integers(0, 900, count),
+        epoch_index=rng.integers(0, 5, count), origin=rng.integers(0, 900, count),
         toward=np.einsum("bjp,bhp->bjh", tokens, came).astype(np.float32),
         moved=np.square(came).sum(axis=2).astype(np.float32), is_whole=np.zeros(count, bool),
         weight=rng.uniform(0.1, 2, (count, len(HORIZONS))).astype(np.float32),
@@ -54,8 +54,8 @@ def train_here(model: str, out: Path, *, resume: bool = False, batch_size: int =
     if model == "paper":
         fit(paths(3, 12, 1), paths(2, 20, 2), config, out, progress=False, resume=resume, device=device)
     else:
-        stores = [drawn_lessons(50, 1), drawn_lessons(30, 2)]
-        fit_causal(stores, [drawn_lessons(20, 3)], config, out, progress=False, resume=resume, device=device)
+        stores = [drawn_windows(50, 1), drawn_windows(30, 2)]
+        fit_causal(stores, [drawn_windows(20, 3)], config, out, progress=False, resume=resume, device=device)
 
 
 if __name__ == "__main__":

@@ -301,7 +301,7 @@ def test_bad_input_is_one_line(flags: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_lookahead_goes_halfway_back() -> None:
     path = np.arange(26, dtype=np.float32)[:, None] * np.ones(4, np.float32)
-    forecaster = named_forecaster("lookahead", [(4,)], 1, per_iteration=5)
+    forecaster = named_forecaster("lookahead", [(4,)], 1, snapshots_per_iteration=5)
     made = forecaster.forecast([History(1, 25, path, 4)], [5])
     np.testing.assert_allclose(made[0, 0], 12.5)
     with pytest.raises(TiplError, match="no forecaster"):
@@ -326,14 +326,16 @@ def test_an_autoregression_for_one_snapshot_an_iteration_learns_from_every_fifth
         named_forecaster("autoregression", shapes, 4, 2, small_store)
 
 
-@pytest.mark.parametrize("per_iteration", [1, 5])
-def test_the_autoregression_of_the_package_follows_a_steady_path_and_falls_short_of_it(per_iteration: int) -> None:
+@pytest.mark.parametrize("snapshots_per_iteration", [1, 5])
+def test_the_autoregression_of_the_package_follows_a_steady_path_and_falls_short_of_it(
+    snapshots_per_iteration: int,
+) -> None:
     """What one fitted on noisy paths does: φ_t = t v in φ_t + b h v, 0 < b < 1, whatever the length of v."""
     step = np.array([1.0, -2.0, 1e-3], np.float32)
     path = np.arange(101, dtype=np.float32)[:, None] * step
-    forecaster = named_forecaster("autoregression", [(3,)], 20, per_iteration)
-    ahead = per_iteration, 20 * per_iteration
-    made = forecaster.forecast([History(1, 100, path, per_iteration - 1)], ahead)[0] - path[-1]
+    forecaster = named_forecaster("autoregression", [(3,)], 20, snapshots_per_iteration)
+    ahead = snapshots_per_iteration, 20 * snapshots_per_iteration
+    made = forecaster.forecast([History(1, 100, path, snapshots_per_iteration - 1)], ahead)[0] - path[-1]
     for h, displacement in zip(ahead, made, strict=True):
         share = displacement / (h * step)
         np.testing.assert_allclose(share, share[0], rtol=1e-3)

@@ -272,7 +272,7 @@ def test_its_state_goes_on_to_the_bit(tmp_path: Path) -> None:
 def test_a_gradient_scaler_works_on_it() -> None:
     """An infinite gradient skips the step of the other optimizer, and with it ours."""
     model = linear()
-    jumping = JumpingOptimizer(torch.optim.SGD(model.parameters(), lr=1e-2), period=2, snapshots=1)
+    jumping = JumpingOptimizer(torch.optim.SGD(model.parameters(), lr=1e-2), period=2, snapshots_per_iteration=1)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     before = [p.detach().clone() for p in model.parameters()]
     for factor in (1.0, float("inf"), 1.0):
@@ -306,7 +306,7 @@ def test_a_closure_keeps_it_from_raising_the_loss() -> None:
 def test_what_an_optimizer_cannot_do_is_said() -> None:
     inner = torch.optim.SGD(linear().parameters(), lr=0.1)
     with pytest.raises(TiplError, match="multiple"):
-        JumpingOptimizer(inner, period=7, snapshots=2)
+        JumpingOptimizer(inner, period=7, snapshots_per_iteration=2)
     with pytest.raises(TiplError, match="no further parameters"):
         JumpingOptimizer(inner).add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
 

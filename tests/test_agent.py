@@ -301,14 +301,14 @@ def test_other_snapshots_than_the_forecaster_was_made_for_are_told() -> None:
     agent = Agent()
     accelerator = Accelerator(agent, "line")
     accelerator.record()
-    with pytest.raises(TiplError, match="2 snapshots, the forecaster was made for 1; give snapshots=2"):
+    with pytest.raises(TiplError, match="2 snapshots, the forecaster was made for 1; give snapshots_per_iteration=2"):
         accelerator.step(Batch(torch.randn(8, 3)))
 
 
 def test_weights_that_are_not_finite_stop_the_run() -> None:
     agent = Agent()
     accelerator = Accelerator(agent, "line")
-    optimizer = JumpingOptimizer(torch.optim.SGD(agent.parameters(), 0.1), "line", period=1, snapshots=1)
+    optimizer = JumpingOptimizer(torch.optim.SGD(agent.parameters(), 0.1), "line", period=1, snapshots_per_iteration=1)
     with torch.no_grad():
         agent.actor_mean[2].bias[0] = torch.nan  # pyright: ignore
     with pytest.raises(TiplError, match=r"actor_mean.2.bias holds NaN"):
@@ -395,8 +395,8 @@ def test_a_closure_leaves_the_gradients_of_the_step(monkeypatch: pytest.MonkeyPa
     def run(forecaster: Any) -> list[list[Tensor]]:
         torch.manual_seed(0)
         model, seen = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1)), []
-        optimizer = JumpingOptimizer(torch.optim.SGD(model.parameters(), 1e-2), forecaster, period=2, snapshots=1,
-                                     full_trust=0.0)  # fmt: skip
+        optimizer = JumpingOptimizer(torch.optim.SGD(model.parameters(), 1e-2), forecaster, period=2,
+                                     snapshots_per_iteration=1, full_trust=0.0)  # fmt: skip
 
         def closure() -> Tensor:
             optimizer.zero_grad(set_to_none=False)
@@ -501,7 +501,7 @@ def test_settings_of_policies_have_no_effect_on_an_optimizer(setting: str) -> No
 
 def test_parameters_that_the_optimizer_below_was_given_later_are_told() -> None:
     inner = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
-    optimizer = JumpingOptimizer(inner, period=1, snapshots=1)
+    optimizer = JumpingOptimizer(inner, period=1, snapshots_per_iteration=1)
     inner.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
     with pytest.raises(TiplError, match="was given other parameters"):
         optimizer.step()

@@ -25,7 +25,6 @@ from tipl.forecasting.baselines import (
     persistence,
 )
 from tipl.forecasting.trained import Forecaster, History, checked_forecast
-from tipl.representation.windows import places_in_iteration
 from tipl.store import Store, TrialWriter, create_store
 from tipl.store.spec import ParamSpec
 
@@ -36,8 +35,8 @@ def window(snapshots: int, weights: int = 5) -> np.ndarray:
     return np.random.default_rng(4).normal(size=(snapshots, weights)).astype(np.float32)
 
 
-def forecast(forecaster: Forecaster, weights: np.ndarray, place: int = 0) -> np.ndarray:
-    return forecaster.forecast([History(1, len(weights) - 1, weights, place)], HORIZONS)[0]
+def forecast(forecaster: Forecaster, weights: np.ndarray, epoch_index: int = 0) -> np.ndarray:
+    return forecaster.forecast([History(1, len(weights) - 1, weights, epoch_index)], HORIZONS)[0]
 
 
 def test_persistence_mean_and_last_difference():
@@ -75,16 +74,18 @@ def test_before_the_first_snapshot_the_run_stood_still():
     np.testing.assert_allclose(forecast(line(10), w), forecast(line(10), padded), rtol=1e-5, atol=1e-6)
 
 
-def naive_design(trials: list[np.ndarray], places: list[np.ndarray], place: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every (origin, weight) of that place as a row: the features one by one, and the displacements."""
+def naive_design(
+    trials: list[np.ndarray], epoch_indices: list[np.ndarray], epoch_index: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every (origin, weight) of that epoch index as a row: the features one by one, and the displacements."""
     rows, targets = [], []
-    for w, where in zip(trials, places, strict=True):
+    for w, where in zip(trials, epoch_indices, strict=True):
 
         def at(t: int, w: np.ndarray = w) -> np.ndarray:
             return w[max(t, 0)].astype(np.float64)
 
         for t in range(len(w) - max(HORIZONS)):
-            if where[t] == place:
+            if where[t] == epoch_index:
                 x = [at(t - k) - at(t - k - 1) for k in range(baselines.DIFFERENCES)]
                 x += [at(t) - at(t - k) for k in baselines.LONGER]
                 rows.append(np.stack(x, axis=1))
@@ -96,13 +97,13 @@ def test_the_autoregression_is_ridge_regression_on_every_origin_and_weight(small
     store = Store.open(small_store)
     trials = [store.trial(seed) for seed in (1, 2, 3)]
     equations = normal_equations(trials, difference_features(), HORIZONS)
-    places = [places_in_iteration(trial) for trial in trials]
-    np.testing.assert_array_equal(places[0][:12], [4, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0])
+    epoch_indices = [trial.epoch_index for trial in trials]
+    np.testing.assert_array_equal(epoch_indices[0][:12], [4, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0])
     ridge = 1e-3
     fitted = Autoregression.fit(HORIZONS, equations, ridge)
     w = trials[0].weights(0, 60)
-    for place in range(5):
-        x, y = naive_design([trial.weights() for trial in trials], places, place)
+    for epoch_index in range(5):
+        x, y = naive_design([trial.weights() for trial in trials], epoch_indices, epoch_index)
         # Ridge regression as least squares with added rows, which forms no normal equations.
         penalty = np.sqrt(ridge * (x**2).sum() / x.shape[1])
         beta = np.linalg.lstsq(
@@ -115,7 +116,7 @@ def test_the_autoregression_is_ridge_regression_on_every_origin_and_weight(small
         for row, k in enumerate(baselines.LONGER, baselines.DIFFERENCES):
             features[row] = w[59] - w[max(59 - k, 0)]
         expected = beta.T @ features
-        found = forecast(fitted, w, place) - w[-1]
+        found = forecast(fitted, w, epoch_index) - w[-1]
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
 
 

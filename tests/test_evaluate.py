@@ -381,7 +381,7 @@ def test_origins_are_spread_over_time_and_over_the_return_gained(small_store: Pa
     times = origins.snapshot[origins.by_time]
     assert (times >= np.floor(edges[:-1])).all() and (times < edges[1:]).all()
     np.testing.assert_array_equal(origins.rising, progress[origins.snapshot] < 0.95)
-    assert len(np.unique(origins.place)) > 1
+    assert len(np.unique(origins.epoch_index)) > 1
 
 
 def test_models_of_every_kind_are_judged_under_names_that_say_what_they_are(small_store: Path, tmp_path: Path):

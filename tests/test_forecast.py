@@ -62,10 +62,10 @@ def test_a_trial_makes_its_histories(small_store: Path):
     for origin in (1, 4, 5, 6, 40, 80):
         seen = trial.history(origin)
         before = int((iteration[:origin] == iteration[origin]).sum())
-        assert (seen.trial, seen.origin, seen.place, seen.per_iteration) == (2, origin, before, 5)
+        assert (seen.trial, seen.origin, seen.epoch_index, seen.snapshots_per_iteration) == (2, origin, before, 5)
         np.testing.assert_array_equal(seen.weights, trial.weights(0, origin + 1))
         np.testing.assert_array_equal(trial.history(origin, 3).weights, trial.weights(max(0, origin - 2), origin + 1))
-    assert trial.history(0).place == 4  # φ_0 stands where an iteration ends
+    assert trial.history(0).epoch_index == 4  # φ_0 stands where an iteration ends
     for origin in (-1, 81):
         with pytest.raises(TiplError, match="snapshots 0 to 80"):
             trial.history(origin)
@@ -76,15 +76,17 @@ def test_the_readmes_snippet_has_the_place_that_the_trial_knows(small_store: Pat
     forecaster = CausalForecaster.from_pretrained("causal", shapes=trial.spec.shapes)
     history = trial.history(50)
     weights, error = forecaster.forecast_with_error([history], horizons=[1, 10])
-    assert weights.shape == (1, 2, 122) and history.place == 4 and (error > 0).all()
+    assert weights.shape == (1, 2, 122) and history.epoch_index == 4 and (error > 0).all()
     by_hand = History(1, 50, trial.weights(0, 51), 4)
     np.testing.assert_array_equal(forecaster.forecast([by_hand], [1, 10]), weights)
     for place in (3, 99):
-        with pytest.raises(TiplError, match=r"place|cannot have"):
+        with pytest.raises(TiplError, match=r"epoch_index|cannot have"):
             forecaster.forecast([History(1, 50, trial.weights(0, 51), place)], [1, 10])
-    unknown = dataclasses.replace(by_hand, place=-1)
+    unknown = dataclasses.replace(by_hand, epoch_index=-1)
     assert not np.array_equal(forecaster.forecast([unknown], [1, 10]), weights)
-    tenth = dataclasses.replace(by_hand, place=9, per_iteration=10)  # a run that is known to be otherwise
+    tenth = dataclasses.replace(
+        by_hand, epoch_index=9, snapshots_per_iteration=10
+    )  # a run that is known to be otherwise
     assert forecaster.forecast([tenth], [1, 10]).shape == (1, 2, 122)
 
 
@@ -96,14 +98,14 @@ def test_the_readmes_snippet_has_the_place_that_the_trial_knows(small_store: Pat
         ({"weights": np.zeros((2, 3), np.complex64)}, "complex64"),
         ({"weights": [["a", "b"]]}, "real weights"),
         ({"origin": -1}, "origin is -1"),
-        ({"place": -2}, "cannot have -2"),
-        ({"place": 2}, "cannot have 2"),
-        ({"place": 1, "per_iteration": 1}, "which has 1"),
+        ({"epoch_index": -2}, "cannot have -2"),
+        ({"epoch_index": 2}, "cannot have 2"),
+        ({"epoch_index": 1, "snapshots_per_iteration": 1}, "which has 1"),
     ],
     ids=str,
 )
 def test_a_history_that_cannot_be_is_refused(wrong: dict[str, Any], says: str):
-    right: dict[str, Any] = {"trial": 1, "origin": 1, "weights": np.zeros((2, 3), np.float32), "place": 0}
+    right: dict[str, Any] = {"trial": 1, "origin": 1, "weights": np.zeros((2, 3), np.float32), "epoch_index": 0}
     History(**right)
     with pytest.raises(TiplError, match=says):
         History(**(right | wrong))
@@ -157,7 +159,7 @@ def test_an_adapted_forecaster_says_what_it_cannot_use():
     path, _ = two_runs_of_one_seed()
     with pytest.raises(TiplError, match="at least one forecaster"):
         OnlineCorrected([])
-    with pytest.raises(TiplError, match="give per_iteration"):
+    with pytest.raises(TiplError, match="give snapshots_per_iteration"):
         OnlineCorrected([line(5)]).forecast([History(1, 9, path[:10], 3)], HORIZONS)
     with pytest.raises(TiplError, match="from φ_0 on"):
         OnlineCorrected([line(5)]).forecast([History(1, 30, path[20:31], -1)], HORIZONS)

@@ -178,7 +178,7 @@ def test_forecasters_see_the_path_less_the_jumps() -> None:
     kinds = [run.iterate().kind for _ in range(5)]
     assert kinds.count("accepted") == 4
     last = spy.seen[-1]
-    assert last.origin == 25 and last.place == 4 and len(last.weights) == 26
+    assert last.origin == 25 and last.epoch_index == 4 and len(last.weights) == 26
     np.testing.assert_allclose(last.weights, start + np.arange(26)[:, None] * run.drift, rtol=1e-4, atol=1e-4)
 
 

@@ -22,8 +22,8 @@ def path(snapshots: int = 120, weights: int = 12, seed: int = 0) -> np.ndarray:
     return np.cumsum(steps, axis=0).astype(np.float32)
 
 
-def ask(forecaster: Forecaster, weights: np.ndarray, t: int, place: int = -1) -> np.ndarray:
-    return forecaster.forecast([History(7, t, weights[: t + 1], place)], HORIZONS)[0]
+def ask(forecaster: Forecaster, weights: np.ndarray, t: int, epoch_index: int = -1) -> np.ndarray:
+    return forecaster.forecast([History(7, t, weights[: t + 1], epoch_index)], HORIZONS)[0]
 
 
 def regressors(forecasters: list[Forecaster], weights: np.ndarray, s: int, i: int) -> np.ndarray:
@@ -109,15 +109,16 @@ def test_the_order_of_the_questions_does_not_matter():
 
 def test_earlier_origins_have_their_own_places():
     class Places(Forecaster):
-        name, label, context = "places", "places", 1
+        name, label, context = "epoch_indices", "epoch_indices", 1
 
         def __init__(self) -> None:
             self.seen: dict[int, int] = {}
 
         def forecast(self, histories, horizons):
-            self.seen |= {history.origin: history.place for history in histories}
+            self.seen |= {history.origin: history.epoch_index for history in histories}
             return np.repeat(histories[0].weights[None, -1:], len(horizons), axis=1)
 
     base = Places()
-    ask(OnlineCorrected([base], per_iteration=5), path(30), 12, place=1)  # φ_1, φ_6, φ_11 are the first of an iteration
+    # φ_1, φ_6, φ_11 are the first of an iteration.
+    ask(OnlineCorrected([base], snapshots_per_iteration=5), path(30), 12, epoch_index=1)
     assert base.seen == {s: (s - 1) % 5 for s in range(13)}

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from parallel_fit import CAUSAL, PAPER, drawn_lessons, paths, train_here
+from parallel_fit import CAUSAL, PAPER, drawn_windows, paths, train_here
 
 from tipl.cli.main import main
 from tipl.errors import TiplError
-from tipl.training import CHECKPOINT_FILE, NextCode, Place, fit, fit_causal, loop
+from tipl.training import CHECKPOINT_FILE, NextCode, Worker, fit, fit_causal, loop
 from tipl.training.cuda_graph import Recorded
 
 MODELS = "paper", "causal"
@@ -79,8 +79,8 @@ def test_two_processes_make_the_models_of_one_and_go_on_from_its_checkpoints(
 def test_the_shares_of_a_batch_add_up_to_its_loss_where_valid_positions_are_unequal():
     def loss(rank: int, ranks: int) -> tuple[float, torch.Tensor]:
         torch.manual_seed(0)
-        place = Place(rank=rank, ranks=ranks)
-        task = NextCode(paths(3, 12, 1), paths(2, 20, 2), [np.ones(4)] * 5, PAPER, {}, place)
+        worker = Worker(rank=rank, ranks=ranks)
+        task = NextCode(paths(3, 12, 1), paths(2, 20, 2), [np.ones(4)] * 5, PAPER, {}, worker)
         value = task.loss(task.draw(torch.Generator().manual_seed(1)))
         value.backward()
         gradients = [weight.grad for weight in task.model.parameters() if weight.grad is not None]
@@ -151,11 +151,11 @@ def test_a_recorded_training_is_that_of_kernels_launched_one_by_one(
 
 @needs_cuda
 def test_a_recording_draws_its_dropout_anew():
-    place = Place.of("cuda", 6)
+    worker = Worker.of("cuda", 6)
     task = NextCode(
-        paths(3, 200, 1), paths(2, 40, 2), [np.ones(4)] * 2, dataclasses.replace(PAPER, dropout=0.5), {}, place
+        paths(3, 200, 1), paths(2, 40, 2), [np.ones(4)] * 2, dataclasses.replace(PAPER, dropout=0.5), {}, worker
     )
-    recorded, index_B = Recorded(task.loss, place.device), task.draw(torch.Generator().manual_seed(0))
+    recorded, index_B = Recorded(task.loss, worker.device), task.draw(torch.Generator().manual_seed(0))
     assert len({recorded(index_B).item() for _ in range(8)}) == 8
 
 
@@ -174,9 +174,9 @@ def test_on_cuda_a_training_is_stopped_and_gone_on_with(tmp_path: Path):
 
 @needs_cuda
 def test_the_causal_model_learns_on_cuda_as_on_the_cpu(tmp_path: Path):
-    lessons, config = [drawn_lessons(50, 1), drawn_lessons(30, 2)], dataclasses.replace(CAUSAL, steps=100)
+    windows, config = [drawn_windows(50, 1), drawn_windows(30, 2)], dataclasses.replace(CAUSAL, steps=100)
     cpu, cuda = (
-        fit_causal(lessons, [drawn_lessons(20, 3)], config, tmp_path / device, device=device, progress=False)
+        fit_causal(windows, [drawn_windows(20, 3)], config, tmp_path / device, device=device, progress=False)
         for device in ("cpu", "cuda")
     )
     for one, other in zip(cpu.parameters(), cuda.parameters(), strict=True):

@@ -88,13 +88,13 @@ class Case:
         self.adam_m, self.adam_v = np.zeros_like(self.theta), np.zeros_like(self.theta)
         self.adam_steps = 0
 
-    def update(self, ppo: PPOConfig, learning_rate: float, order: np.ndarray, snapshot_every: int) -> np.ndarray:
+    def update(self, ppo: PPOConfig, learning_rate: float, order: np.ndarray, snapshot_every_epochs: int) -> np.ndarray:
         """The kernel; the snapshots."""
-        snapshots = np.full((len(order) // snapshot_every, self.num_weights), np.nan, np.float32)
+        snapshots = np.full((len(order) // snapshot_every_epochs, self.num_weights), np.nan, np.float32)
         data = self.rollout
         update(self.theta, self.adam_m, self.adam_v, self.adam_steps, *self.sizes, data["obs"], data["actions"],
                data["log_probs"], data["advantages"], data["returns"], data["values"], order, learning_rate,
-               kernel_settings(ppo), snapshot_every, snapshots, self.activation)  # fmt: skip
+               kernel_settings(ppo), snapshot_every_epochs, snapshots, self.activation)  # fmt: skip
         self.adam_steps += len(order) * ppo.num_minibatches
         return snapshots
 
@@ -138,14 +138,14 @@ def test_every_setting_of_the_comparison_matters(discrete: bool) -> None:
             assert np.abs(theta - other).max() > 50 * TOLERANCE
 
 
-@pytest.mark.parametrize("snapshot_every", [1, 2, 4])
-def test_snapshots_are_the_weights_after_those_epochs(snapshot_every: int) -> None:
+@pytest.mark.parametrize("snapshot_every_epochs", [1, 2, 4])
+def test_snapshots_are_the_weights_after_those_epochs(snapshot_every_epochs: int) -> None:
     ppo, whole = settings(), Case(NETWORKS["4-8-8-1"])
-    snapshots = whole.update(ppo, 3e-4, whole.order, snapshot_every)
-    assert len(snapshots) == EPOCHS // snapshot_every
+    snapshots = whole.update(ppo, 3e-4, whole.order, snapshot_every_epochs)
+    assert len(snapshots) == EPOCHS // snapshot_every_epochs
     for row, snapshot in enumerate(snapshots):
         part = Case(NETWORKS["4-8-8-1"])
-        part.update(ppo, 3e-4, part.order[: (row + 1) * snapshot_every], 1)
+        part.update(ppo, 3e-4, part.order[: (row + 1) * snapshot_every_epochs], 1)
         np.testing.assert_array_equal(snapshot, part.theta[: part.num_weights])
 
 

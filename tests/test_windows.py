@@ -25,18 +25,17 @@ from tipl.forecasting.forecast import forecast
 from tipl.forecasting.online import online_corrected
 from tipl.forecasting.trained import SHIPPED, CausalForecaster, Forecaster, History, load_forecaster, model_folder
 from tipl.models import CausalTIPL, load
-from tipl.models.causal import PLACES, features
+from tipl.models.causal import EPOCH_INDICES, features
 from tipl.representation.windows import (
     EDGES,
     HORIZONS,
     SINGLE,
     TOKENS,
     WINDOW,
-    Lessons,
+    TrainingWindows,
     joined,
-    lessons,
     noisy,
-    places_in_iteration,
+    training_windows,
     windows_of,
 )
 from tipl.rl.returns import Policies, policy_returns
@@ -80,9 +79,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_store(tmp_path_factory.mktemp("windows") / "store", 4, 330)
 
 
-def lessons_of(store: Path, seed: int, origins: int = 40) -> Lessons:
+def made_windows(store: Path, seed: int, origins: int = 40) -> TrainingWindows:
     trial = Store.open(store).trial(seed)
-    return lessons(trial, places_in_iteration(trial), origins, np.random.default_rng(0))
+    return training_windows(trial, origins, np.random.default_rng(0))
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +102,8 @@ def history_of(weights: np.ndarray, origin: int) -> History:
 # Inner products
 
 
-def test_lessons_are_the_inner_products_of_a_naive_loop(store: Path):
-    made, weights = lessons_of(store, 2), Store.open(store).trial(2).weights().astype(np.float64)
+def test_training_windows_are_the_inner_products_of_a_naive_loop(store: Path):
+    made, weights = made_windows(store, 2), Store.open(store).trial(2).weights().astype(np.float64)
     origins = np.unique(made.origin)
     assert len(made) == 3 * len(origins) and 30 < len(origins) < 50 and origins.max() > WINDOW  # short and full windows
     groups = [slice(0, 6), slice(6, 9), slice(0, 9)]
@@ -123,18 +122,18 @@ def test_lessons_are_the_inner_products_of_a_naive_loop(store: Path):
         np.testing.assert_allclose(made.moved[b], np.square(came).sum(axis=1) / unit, rtol=1e-5)
         np.testing.assert_allclose(made.weight[b], unit / mean, rtol=1e-5)
         assert made.is_whole[b] == (columns == groups[2]) and made.size[b] == columns.stop - columns.start
-        assert made.place[b] == (t - 1) % 5
+        assert made.epoch_index[b] == (t - 1) % 5
 
 
-def test_lessons_are_drawn_where_the_run_moves_and_stand_for_all_origins(
+def test_training_windows_are_drawn_where_the_run_moves_and_stand_for_all_origins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Of a run that moves ten times as far in its first quarter."""
     trial, weights = Store.open(write_store(tmp_path / "store", 1, 900)).trial(1), path_of(900, 1)
     weights[200:] = weights[200] + (weights[200:] - weights[200]) / 10
     monkeypatch.setattr(type(trial), "weights", lambda self, first=0, last=None: weights[first:last])
-    places, last = places_in_iteration(trial), 900 - 1 - HORIZONS[-1]
-    draws = [lessons(trial, places, 60, np.random.default_rng(seed)) for seed in range(40)]
+    last = 900 - 1 - HORIZONS[-1]
+    draws = [training_windows(trial, 60, np.random.default_rng(seed)) for seed in range(40)]
     of_whole = joined(draws).is_whole
     origin, often = joined(draws).origin[of_whole], joined(draws).often[of_whole]
     assert len(origin) / 40 == pytest.approx(60, rel=0.05)
@@ -144,17 +143,17 @@ def test_lessons_are_drawn_where_the_run_moves_and_stand_for_all_origins(
     for h in (1, 10, 100):
         moved = np.square(weights[1 + h : 1 + h + last].astype(np.float64) - weights[1 : 1 + last]).sum(axis=1)
         assert np.mean(moved[origin - 1] / often) == pytest.approx(moved.mean(), rel=0.05)
-    every = lessons(trial, places, 10_000, np.random.default_rng(0))
+    every = training_windows(trial, 10_000, np.random.default_rng(0))
     assert np.array_equal(every.origin, np.tile(np.arange(1, last + 1), 3)) and np.all(every.often == 1)
 
 
 def test_the_window_of_a_history_is_that_of_the_lesson(store: Path):
-    made, weights = lessons_of(store, 3), Store.open(store).trial(3).weights()
+    made, weights = made_windows(store, 3), Store.open(store).trial(3).weights()
     count = len(made) // 3
     for row in (0, 7, count - 1):
         t = int(made.origin[row])
-        history = History(3, t, weights[max(0, t + 1 - WINDOW) : t + 1], int(made.place[row]))
-        tokens, windows = windows_of(history.last(WINDOW), SIZES, history.place, t)
+        history = History(3, t, weights[max(0, t + 1 - WINDOW) : t + 1], int(made.epoch_index[row]))
+        tokens, windows = windows_of(history.last(WINDOW), SIZES, history.epoch_index, t)
         assert tokens.shape == (TOKENS, 9) and len(windows) == 2
         for group in range(2):
             for field in dataclasses.fields(windows):
@@ -163,7 +162,7 @@ def test_the_window_of_a_history_is_that_of_the_lesson(store: Path):
 
 
 @pytest.mark.parametrize("time", [0.0, 10.0], ids=["white", "colored"])
-def test_noisy_lessons_are_those_of_a_path_with_noise(time: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_noisy_windows_are_those_of_a_path_with_noise(time: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Many weights, so that noise has next to no product with anything but itself; steps are stationary, and origins
     drawn as if they moved alike, the same of both."""
     monkeypatch.setattr("tipl.representation.windows._movement", lambda trial, last: np.ones(last))
@@ -173,7 +172,7 @@ def test_noisy_lessons_are_those_of_a_path_with_noise(time: float, tmp_path: Pat
     monkeypatch.setattr("tipl.representation.windows._WHITE", float(time == 0))
     sizes, length, rng = (9000, 4000), 330, np.random.default_rng(5)
     store = write_store(tmp_path / "store", 1, length, sizes)
-    plain = lessons_of(store, 1)
+    plain = made_windows(store, 1)
     made = noisy(plain, np.random.default_rng(0))
     weights = Store.open(store).trial(1).weights()
     step = np.diff(weights, axis=0).std()
@@ -183,7 +182,7 @@ def test_noisy_lessons_are_those_of_a_path_with_noise(time: float, tmp_path: Pat
     weights[1:] += np.cumsum(math.sqrt(1.5) * step * noise, axis=0)
     group = Store.open(store).trial(1)
     monkeypatch.setattr(type(group), "weights", lambda self, first=0, last=None: weights[first:last])
-    expected = lessons(group, places_in_iteration(group), 40, np.random.default_rng(0))
+    expected = training_windows(group, 40, np.random.default_rng(0))
     late = expected.origin > 5  # at first the mean square of few steps is not yet that of all
     assert np.array_equal(expected.origin, made.origin)
     lengths = {
@@ -208,7 +207,7 @@ def test_a_live_run_is_forecast_as_its_history_and_goes_on_to_the_bit(model: Cau
         if origin > 100:
             restored.extend(path[origin - 4 : origin + 1])
         made = run.forecast(4, (5, 60))
-        expected = forecaster.forecast([dataclasses.replace(history_of(path, origin), place=4)], (5, 60))
+        expected = forecaster.forecast([dataclasses.replace(history_of(path, origin), epoch_index=4)], (5, 60))
         np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-4)
         if origin == 100:
             restored.restore(run.state())
@@ -219,7 +218,7 @@ def test_a_live_run_is_forecast_as_its_history_and_goes_on_to_the_bit(model: Cau
 def test_a_trial_too_short_to_learn_from_is_refused(small_store: Path):
     trial = Store.open(small_store).trial(1)
     with pytest.raises(TiplError, match=r"81 snapshots.*at least 102"):
-        lessons(trial, places_in_iteration(trial), 5, np.random.default_rng(0))
+        training_windows(trial, 5, np.random.default_rng(0))
 
 
 # The model
@@ -272,9 +271,9 @@ def test_weights_that_never_move_change_the_forecast_by_the_tensors_size_alone(m
     longer = np.concatenate([weights, np.full((len(weights), more), 3.0, np.float32)], axis=1)
     history, other = history_of(weights, 240), history_of(longer, 240)
     sizes = (SIZES[0], SIZES[1] + more)
-    _, seen = windows_of(history.last(WINDOW), SIZES, history.place, 240)
-    _, appended = windows_of(other.last(WINDOW), sizes, other.place, 240)
-    for name in ("own", "whole", "unit", "share", "place", "origin"):
+    _, seen = windows_of(history.last(WINDOW), SIZES, history.epoch_index, 240)
+    _, appended = windows_of(other.last(WINDOW), sizes, other.epoch_index, 240)
+    for name in ("own", "whole", "unit", "share", "epoch_index", "origin"):
         np.testing.assert_array_equal(getattr(appended, name), getattr(seen, name))
     assert appended.size.tolist() == list(sizes) and seen.size.tolist() == list(SIZES)
     for made, expected in zip(features(dataclasses.replace(appended, size=seen.size)), features(seen), strict=True):
@@ -290,7 +289,7 @@ def test_weights_that_never_move_change_the_forecast_by_the_tensors_size_alone(m
 def test_the_forecast_is_the_sum_of_differences_that_the_coefficients_say(model: CausalTIPL):
     weights = path_of(260, 3)
     history = history_of(weights, 255)
-    _, windows = windows_of(history.last(WINDOW), SIZES, history.place, 255)
+    _, windows = windows_of(history.last(WINDOW), SIZES, history.epoch_index, 255)
     a_GHJ = model(features(windows)).coefficients_BHJ.detach().numpy()
     expected = np.repeat(weights[255][None].astype(np.float64), len(HORIZONS), axis=0)
     for j in range(TOKENS):
@@ -318,14 +317,14 @@ def test_a_run_that_stands_still_is_forecast_to_stand_still(model: CausalTIPL):
 
 def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, model: CausalTIPL):
     """The quadratic form in inner products against forecasts and what came: the skill that `evaluate` would find."""
-    made = lessons_of(store, 4)
+    made = made_windows(store, 4)
     task = Displacements([made], [made], SMALL)
     task.model = model
     weights = Store.open(store).trial(4).weights()
     forecaster = CausalForecaster(model, SHAPES)
     error, moved, count = np.zeros(len(HORIZONS)), np.zeros(len(HORIZONS)), len(made) // 3
-    for t, place, often in zip(made.origin[:count], made.place[:count], made.often[:count], strict=True):
-        history = History(4, int(t), weights[max(0, t + 1 - WINDOW) : t + 1], int(place))
+    for t, epoch_index, often in zip(made.origin[:count], made.epoch_index[:count], made.often[:count], strict=True):
+        history = History(4, int(t), weights[max(0, t + 1 - WINDOW) : t + 1], int(epoch_index))
         came = weights[t + np.array(HORIZONS)]
         error += np.square(came - forecaster.forecast([history], HORIZONS)[0]).sum(axis=1) / often
         moved += np.square(came - weights[t]).sum(axis=1) / often
@@ -336,20 +335,20 @@ def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, model: C
 
 
 def test_before_training_it_is_a_ridge_regression_of_displacements_on_differences(store: Path):
-    """Of explicit weights, every weight of every tensor and of the whole a sample, apart for each place."""
+    """Of explicit weights, every weight of every tensor and of the whole a sample, apart for each epoch index."""
     trial = Store.open(store).trial(1)
-    made = lessons_of(store, 1)
+    made = made_windows(store, 1)
     linear = Displacements([made], [made], SMALL).model.linear.detach().numpy()
-    weights, place, count = trial.weights().astype(np.float64), 2, len(made) // 3
+    weights, epoch_index, count = trial.weights().astype(np.float64), 2, len(made) // 3
     gram, target = np.zeros((TOKENS, TOKENS)), np.zeros((TOKENS, len(HORIZONS)))
-    for b in np.flatnonzero(made.place == place):
+    for b in np.flatnonzero(made.epoch_index == epoch_index):
         t, columns = int(made.origin[b]), [slice(0, 6), slice(6, 9), slice(0, 9)][b // count]
         at = weights[np.maximum(t - np.array(EDGES), 0), columns]
         x, y = at[:-1] - at[1:], weights[t + np.array(HORIZONS), columns] - weights[t, columns]
         share = made.weight[b].mean() / made.often[b] / made.unit[b]
         gram, target = gram + share * x @ x.T, target + share * x @ y.T
-    np.testing.assert_allclose(linear[place], solve_ridge(gram, target, 1e-3).T, rtol=1e-3, atol=1e-3)
-    assert linear.shape[0] == PLACES and np.array_equal(linear[7], linear[8])  # places never seen
+    np.testing.assert_allclose(linear[epoch_index], solve_ridge(gram, target, 1e-3).T, rtol=1e-3, atol=1e-3)
+    assert linear.shape[0] == EPOCH_INDICES and np.array_equal(linear[7], linear[8])  # indices never seen
 
 
 def test_it_learns_what_can_be_known_and_is_silent_where_nothing_can(tmp_path: Path):
@@ -357,7 +356,7 @@ def test_it_learns_what_can_be_known_and_is_silent_where_nothing_can(tmp_path: P
     found = {}
     for drift in (0.0, 0.5):
         walks = random_walk(tmp_path / f"walk-{drift}", trials=8, snapshots=400, dim=300, drift=drift)
-        parts = [lessons_of(walks, seed) for seed in range(1, 9)]
+        parts = [made_windows(walks, seed) for seed in range(1, 9)]
         config = dataclasses.replace(SMALL, steps=60, validate_every=60)
         fit_causal([joined(parts[:6])], [joined(parts[6:])], config, tmp_path / str(drift), progress=False)
         found[drift] = json.loads((tmp_path / str(drift) / "training.json").read_text())["curve"][-1]["skill"]
@@ -417,7 +416,7 @@ def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(sma
     trial = Store.open(small_store).trial(2)
     forecaster = CausalForecaster.from_pretrained(shapes=trial.spec.shapes)
     assert isinstance(Forecaster.from_pretrained("causal", trial.spec.shapes), CausalForecaster)
-    history = History(2, 40, trial.weights(0, 41), int(places_in_iteration(trial)[40]))
+    history = History(2, 40, trial.weights(0, 41), int(trial.epoch_index[40]))
     expected = forecaster.forecast([history], [10])[0, 0]
     tensors = safetensors.numpy.load_file(out)
     assert np.array_equal(trial.spec.flatten(tensors), expected)

@@ -109,7 +109,7 @@ class Accelerator:
         forecaster: Forecaster | str | Path = "line",
         *,
         distribution: Callable[[Tensor], Distribution] | None = None,
-        snapshots: int = 1,
+        snapshots_per_iteration: int = 1,
         fit: Path | None = None,
         **settings: Any,
     ) -> None:
@@ -119,7 +119,7 @@ class Accelerator:
                 or `actor`, only these jump.
             forecaster: a Forecaster, or what `tipl accelerate --forecaster` takes.
             distribution: the policy's distribution over actions at observations; default: of CleanRL's agents.
-            snapshots: of an iteration, all but the last of which the loop takes by `record`.
+            snapshots_per_iteration: all but the last of which the loop takes by `record`.
             fit: the store that the autoregression is fitted on; default: the package's own.
             settings: of `JumpConfig`: every, horizon, max_kl, …; default: `jumps_of` a forecaster given by its name.
 
@@ -137,11 +137,11 @@ class Accelerator:
         self._policy = inner if isinstance(inner, nn.Module) else None
         self._is_own, self._is_checked = distribution is not None, False
         self._distribution = distribution or cleanrl_distribution(inner)
-        self._per_iteration = None
+        self._snapshots_per_iteration = None
         if isinstance(forecaster, str | Path):
             shapes = [parameter.shape for parameter in self._parameters]
-            forecaster = named_forecaster(as_name(forecaster), shapes, config.horizon, snapshots, fit)
-            self._per_iteration = snapshots
+            forecaster = named_forecaster(as_name(forecaster), shapes, config.horizon, snapshots_per_iteration, fit)
+            self._snapshots_per_iteration = snapshots_per_iteration
         elif fit is not None:
             raise TiplError("fit has no effect on a forecaster that is made already; leave it out.")
         names, sizes = [name for name, _ in named], [p.numel() for p in self._parameters]
@@ -171,10 +171,12 @@ class Accelerator:
         batch.check(self._asked)
         self.record()
         snapshots, self._snapshots = np.stack(self._snapshots), []
-        if self._per_iteration not in (None, len(snapshots)):
+        expected = self._snapshots_per_iteration
+        if expected not in (None, len(snapshots)):
             raise TiplError(
-                f"This iteration has {len(snapshots)} snapshots, the forecaster was made for {self._per_iteration}; "
-                f"give snapshots={len(snapshots)}, or call record() {self._per_iteration - 1} times an iteration."
+                f"This iteration has {len(snapshots)} snapshots, the forecaster was made for {expected}; "
+                f"give snapshots_per_iteration={len(snapshots)}, "
+                f"or call record() {expected - 1} times an iteration."
             )
         check_finite(self._named, snapshots[-1])
         if not self._is_checked:

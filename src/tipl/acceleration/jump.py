@@ -194,10 +194,10 @@ class Jumper:
         error = np.sqrt(np.var(before, ddof=1) / len(before) + np.var(after, ddof=1) / len(after))
         return bool(np.mean(before) - np.mean(after) > self._config.fall * error)
 
-    def _propose(self, now: np.ndarray, per_iteration: int) -> np.ndarray | None:
+    def _propose(self, now: np.ndarray, count: int) -> np.ndarray | None:
         """The forecast displacement [P]; None if it cannot be used. What it says of the next iteration is kept."""
         assert self._run is not None
-        made = self._run.forecast(per_iteration - 1, (per_iteration, per_iteration * self._config.horizon))
+        made = self._run.forecast(count - 1, (count, count * self._config.horizon))
         if made.shape != (1, 2, len(now)) or not np.isfinite(made).all():
             return None
         with np.errstate(over="ignore"):

@@ -42,7 +42,7 @@ class JumpingOptimizer(torch.optim.Optimizer):
         forecaster: Forecaster | str | Path = "line",
         *,
         period: int = 100,
-        snapshots: int = 5,
+        snapshots_per_iteration: int = 5,
         **settings: Any,
     ) -> None:
         """
@@ -50,7 +50,7 @@ class JumpingOptimizer(torch.optim.Optimizer):
             optimizer: what takes the steps.
             forecaster: a Forecaster, or what `tipl accelerate --forecaster` takes.
             period: steps between two proposals.
-            snapshots: of a period, evenly.
+            snapshots_per_iteration: a period counts as an iteration; it gives so many, evenly.
             settings: of `JumpConfig`.
 
         Raises:
@@ -63,9 +63,10 @@ class JumpingOptimizer(torch.optim.Optimizer):
             raise TiplError(f"{idle} has no effect on a JumpingOptimizer, which knows no policy; leave it out.")
         config = with_settings(JumpConfig(horizon=1), settings)
         check_effect(forecaster, settings, config)
-        if not 1 <= snapshots <= period or period % snapshots:
+        count = snapshots_per_iteration
+        if not 1 <= count <= period or period % count:
             raise TiplError(
-                f"period is {period} and snapshots {snapshots}; give a multiple of the snapshots as period."
+                f"period is {period} and snapshots_per_iteration {count}; give a period that is a multiple of it."
             )
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         named = [(str(number), parameter) for number, parameter in enumerate(weights)]
@@ -76,11 +77,11 @@ class JumpingOptimizer(torch.optim.Optimizer):
         self._weights = weights
         if isinstance(forecaster, str | Path):
             shapes = [parameter.shape for parameter in self._weights]
-            forecaster = named_forecaster(as_name(forecaster), shapes, config.horizon, snapshots)
+            forecaster = named_forecaster(as_name(forecaster), shapes, config.horizon, count)
         size = sum(parameter.numel() for parameter in self._weights)
         self._jumper = Jumper(forecaster, config, np.ones(size, bool))
         self._jumper.begin(flat(self._weights))
-        self._every, self._snapshots, self._steps, self._within = period // snapshots, snapshots, 0, []
+        self._every, self._snapshots, self._steps, self._within = period // count, count, 0, []
         self._takes_closure = settings.get("surrogate", False)
         self.counts: Counter[str] = Counter()
 

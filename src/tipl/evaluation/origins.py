@@ -15,7 +15,6 @@ from tipl.evaluation.scores import Origins
 from tipl.forecasting.trained import Forecaster, History
 from tipl.progress import console
 from tipl.representation import read_weights
-from tipl.representation.windows import places_in_iteration
 from tipl.store import Trial
 
 RISING = 0.95  # of the return gained; an origin below it is in the rising phase
@@ -72,7 +71,7 @@ def choose_origins(trial: Trial, config: EvaluateConfig) -> Origins:
     return Origins(
         trial=np.full(len(snapshot), trial.seed),
         snapshot=snapshot,
-        place=places_in_iteration(trial)[snapshot],
+        epoch_index=trial.epoch_index[snapshot],
         by_time=np.isin(snapshot, by_time),
         rising=progress[snapshot] < RISING,
         known=np.full(len(snapshot), known),
@@ -103,8 +102,8 @@ def history(weights: np.ndarray, origins: Origins, m: int, forecaster: Forecaste
     """What the forecaster may see at origin m of a trial with these weights [T, P]: nothing later."""
     t = int(origins.snapshot[m])
     first = 0 if forecaster.context is None else max(0, t + 1 - forecaster.context)
-    longest = int(origins.place[origins.trial == origins.trial[m]].max()) + 1  # that is known of here
-    return History(int(origins.trial[m]), t, weights[first : t + 1], int(origins.place[m]), longest or None)
+    longest = int(origins.epoch_index[origins.trial == origins.trial[m]].max()) + 1  # that is known of here
+    return History(int(origins.trial[m]), t, weights[first : t + 1], int(origins.epoch_index[m]), longest or None)
 
 
 def read_only_weights(trial: Trial) -> np.ndarray:

@@ -34,14 +34,14 @@ Scores = dict[str, Any]
 class Origins:
     """Where forecasts begin; all [M].
 
-    trial: seed; snapshot: t; place: in the PPO iteration, or -1.
+    trial: seed; snapshot: t; epoch_index: in its PPO iteration, or -1.
     by_time: drawn evenly over time (otherwise over the return gained).
     rising: less than 95% of the trial's gain in return is reached; known: whether it gains any.
     """
 
     trial: np.ndarray
     snapshot: np.ndarray
-    place: np.ndarray
+    epoch_index: np.ndarray
     by_time: np.ndarray
     rising: np.ndarray
     known: np.ndarray
@@ -80,7 +80,8 @@ def weight_scores(
     dot, length = own.dot[timed].sum(0), own.length[timed].sum(0)
     total = own.moved[timed].sum(0)
     skills = _skills(own, origins, timed, seed)
-    places = {str(p): timed & (origins.place == p) for p in np.unique(origins.place[timed]).tolist() if p >= 0}
+    known = [i for i in np.unique(origins.epoch_index[timed]).tolist() if i >= 0]
+    places = {str(i): timed & (origins.epoch_index == i) for i in known}
     by_place = {place: _skills(own, origins, mask, seed) for place, mask in places.items()}
     phases = origins.phases()
     by_phase = {phase: _skills(own, origins, mask, seed) for phase, mask in phases.items()}

@@ -110,7 +110,7 @@ def _keys(
 ) -> dict[str, str]:
     """By forecaster that can be told from all others, the digest of what makes its rows."""
     common = hashlib.sha256(_source_digest())
-    for array in (weights, origins.trial[mine], origins.snapshot[mine], origins.place[mine], horizons):
+    for array in (weights, origins.trial[mine], origins.snapshot[mine], origins.epoch_index[mine], horizons):
         common.update(_bytes(np.ascontiguousarray(array)))
     return {
         name: hashlib.sha256(common.digest() + own).hexdigest()[:24] for name, own in prints.items() if own is not None

@@ -17,7 +17,6 @@ from tipl.forecasting.subspace import DMD, PathProducts, PrefixLine
 from tipl.forecasting.trained import Forecaster, History, WeightedSum
 from tipl.progress import steps_progress
 from tipl.representation import read_weights
-from tipl.representation.windows import places_in_iteration
 from tipl.store import Store, Trial
 
 Kind = TypeVar("Kind", bound=Forecaster)
@@ -102,9 +101,9 @@ def joined_equations(parts: Sequence["NormalEquations"]) -> "NormalEquations":
     total: NormalEquations = {}
     for part in parts:
         size = sum(float(np.trace(gram)) for gram, _ in part.values())
-        for place, (gram, target) in part.items() if size > 0 else ():
-            old_x, old_y = total.get(place, (0.0, 0.0))
-            total[place] = (old_x + gram / size, old_y + target / size)
+        for epoch_index, (gram, target) in part.items() if size > 0 else ():
+            old_x, old_y = total.get(epoch_index, (0.0, 0.0))
+            total[epoch_index] = (old_x + gram / size, old_y + target / size)
     return total or parts[0]
 
 
@@ -126,7 +125,7 @@ def _skills(
     context, ahead = max(_context(candidate) for candidate in candidates), np.array(horizons)
     error, moved = np.zeros((len(candidates), len(horizons))), np.zeros(len(horizons))
     for trial in trials:
-        places = places_in_iteration(trial)
+        indices = trial.epoch_index
         step = max(1, trial.committed // _ORIGINS_TO_CHOOSE)
         for first, gram in _banded_grams(trial, context, max(horizons)):
             for row in range(context - 1, len(gram) - max(horizons)):
@@ -139,7 +138,7 @@ def _skills(
                 moved += true
                 for i, candidate in enumerate(candidates):
                     a = np.zeros((len(horizons), context))
-                    a[:, context - _context(candidate) :] = candidate.coefficients(int(places[first + row]), horizons)
+                    a[:, context - _context(candidate) :] = candidate.coefficients(int(indices[first + row]), horizons)
                     a[:, -1] -= a.sum(axis=1)
                     error[i] += true - 2 * np.einsum("hk,kh->h", a, toward)
                     error[i] += (a @ gram[window, window] * a).sum(axis=1)
@@ -163,13 +162,13 @@ def _try(
     candidates: Sequence[Forecaster], trial: Trial, horizons: np.ndarray, error: np.ndarray, moved: np.ndarray
 ) -> None:
     """Add one trial's squared errors [candidates, H] and displacements [H]; its weights are gone when this returns."""
-    weights, places = read_weights(trial), places_in_iteration(trial)
+    weights, indices = read_weights(trial), trial.epoch_index
     for t in np.linspace(1, trial.committed - 1 - horizons.max(), _ORIGINS_TO_TRY).astype(int):
         true = weights[t + horizons] - weights[t]
         moved += (true**2).sum(axis=1)
         for i, candidate in enumerate(candidates):
             first = 0 if candidate.context is None else max(0, t + 1 - candidate.context)
-            seen = History(trial.seed, int(t), weights[first : t + 1], int(places[t]))
+            seen = History(trial.seed, int(t), weights[first : t + 1], int(indices[t]))
             made = candidate.forecast([seen], horizons.tolist())[0] - weights[t]
             error[i] += ((true - made).astype(np.float64) ** 2).sum(axis=1)
 
@@ -205,7 +204,7 @@ class FixedSum(WeightedSum):
         self.name, self.label, self.context = name, label, context
         self._weight = weight
 
-    def coefficients(self, place: int, horizons: Sequence[int]) -> np.ndarray:
+    def coefficients(self, epoch_index: int, horizons: Sequence[int]) -> np.ndarray:
         assert self.context is not None
         back = np.arange(self.context - 1, -1, -1)
         return np.stack([self._weight(back, h) for h in horizons])
@@ -309,9 +308,9 @@ class TrainMean(Forecaster):
 
 
 class Autoregression(WeightedSum):
-    """The baseline to beat: displacements regressed on past differences, apart for each place in the iteration.
+    """The baseline to beat: displacements regressed on past differences, apart for each epoch index.
 
-    φ̃_{t+h} − φ_t = Σ_f β_{place,h,f} x_f with x the last 20 differences φ_{t−k} − φ_{t−k−1} and φ_t − φ_{t−k} for
+    φ̃_{t+h} − φ_t = Σ_f β_{i,h,f} x_f with x the last 20 differences φ_{t−k} − φ_{t−k−1} and φ_t − φ_{t−k} for
     k = 30, 40, 60, 80, 100. One number for all weights of a feature; least squares over all origins of the training
     trials with a ridge relative to the features' mean square.
     """
@@ -320,18 +319,18 @@ class Autoregression(WeightedSum):
     context = CONTEXT
 
     def __init__(self, horizons: Sequence[int], slopes: Mapping[int | None, np.ndarray]) -> None:
-        """`slopes`: β [H, F] by place; None: of any other place."""
+        """`slopes`: β [H, F] by epoch index; None: of any other."""
         self.horizons, self.slopes = tuple(horizons), dict(slopes)
-        self._coefficients = {place: beta_HF @ difference_features() for place, beta_HF in slopes.items()}
+        self._coefficients = {index: beta_HF @ difference_features() for index, beta_HF in slopes.items()}
 
     @classmethod
     def fit(cls, horizons: Sequence[int], equations: "NormalEquations", ridge: float) -> "Autoregression":
-        """For places that no training trial has: of all places together."""
+        """For epoch indices that no training trial has: of all together."""
         everywhere = tuple(sum(parts) for parts in zip(*equations.values(), strict=True))
         parts = {**equations, None: everywhere}.items()
-        return cls(horizons, {place: solve_ridge(gram, target, ridge).T for place, (gram, target) in parts})
+        return cls(horizons, {index: solve_ridge(gram, target, ridge).T for index, (gram, target) in parts})
 
-    def coefficients(self, place: int, horizons: Sequence[int]) -> np.ndarray:
+    def coefficients(self, epoch_index: int, horizons: Sequence[int]) -> np.ndarray:
         """
         Raises:
             TiplError: it was not fitted for one of the horizons.
@@ -340,12 +339,12 @@ class Autoregression(WeightedSum):
         if other is not None:
             raise TiplError(f"The autoregression was fitted for {self.horizons} snapshots ahead, not for {other}.")
         rows = [self.horizons.index(h) for h in horizons]
-        known: int | None = place if place in self._coefficients else None
+        known: int | None = epoch_index if epoch_index in self._coefficients else None
         return self._coefficients[known][rows]
 
 
 NormalEquations = dict[int, tuple[np.ndarray, np.ndarray]]
-"""For each place in the iteration: Σ x xᵀ [F, F] and Σ x yᵀ [F, H] over the origins and all weights."""
+"""For each epoch index: Σ x xᵀ [F, F] and Σ x yᵀ [F, H] over the origins and all weights."""
 
 
 def difference_features(stride: int = 1) -> np.ndarray:
@@ -377,15 +376,15 @@ def normal_equations(
     features, back = features[:, used], used - (context - 1)
     total: NormalEquations = {}
     for trial in trials:
-        places = places_in_iteration(trial)
+        indices = trial.epoch_index
         for first, gram in _banded_grams(trial, context, furthest):
             for row in range(context - 1, len(gram) - furthest):
                 window, ahead = row + back, [row + h for h in horizons]
                 x = features @ gram[np.ix_(window, window)] @ features.T
                 y = features @ (gram[np.ix_(window, ahead)] - gram[window, row][:, None])
-                place = int(places[first + row])
-                old_x, old_y = total.get(place, (0.0, 0.0))
-                total[place] = (old_x + x, old_y + y)
+                epoch_index = int(indices[first + row])
+                old_x, old_y = total.get(epoch_index, (0.0, 0.0))
+                total[epoch_index] = (old_x + x, old_y + y)
         advance(1, "normal equations")
     return total
 

@@ -219,7 +219,7 @@ class WeightedSum(Forecaster):
         assert self.context is not None
         out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)
         for b, history in enumerate(histories):
-            a_HK = self.coefficients(history.place, horizons).astype(np.float32)
+            a_HK = self.coefficients(history.epoch_index, horizons).astype(np.float32)
             window = history.weights[-self.context :]
             before = self.context - len(window)  # φ_0, the first one, stands for what was before it
             a_HK = np.concatenate([a_HK[:, : before + 1].sum(axis=1, keepdims=True), a_HK[:, before + 1 :]], axis=1)

@@ -29,13 +29,12 @@ from tipl.forecasting.baselines import (
 from tipl.forecasting.shipped import PRETRAINED, SHIPPED, model_digest, model_folder
 from tipl.forecasting.trained import CausalForecaster, Forecaster
 from tipl.models import CONFIG_FILE
-from tipl.representation.windows import places_in_iteration
 from tipl.store import Store
 
 AUTOREGRESSION = PRETRAINED / "autoregression.json"
 _OF_NO_HORIZON = ("lookahead", "average")
 ANY = "any"
-"""In that file, of places that it has no slopes for."""
+"""In that file, of epoch indices that it has no slopes for."""
 
 
 def as_name(forecaster: AnyPath) -> str:
@@ -89,7 +88,7 @@ def named_forecaster(
     name: str,
     shapes: Sequence[Sequence[int]],
     horizon: int,
-    per_iteration: int = 1,
+    snapshots_per_iteration: int = 1,
     fit: Path | None = None,
     seed: int = 0,
 ) -> Forecaster:
@@ -100,7 +99,7 @@ def named_forecaster(
             one of these.
         shapes: of the tensors that lie end to end in the weights.
         horizon: iterations ahead that it will be asked for, beside one.
-        per_iteration: snapshots of an iteration.
+        snapshots_per_iteration: of the run.
         fit: the store whose training trials the autoregression is fitted on, of this environment or another;
             default: the autoregression that comes with the package.
         seed: of the noise.
@@ -109,32 +108,33 @@ def named_forecaster(
         TiplError: there is no such forecaster, the autoregression is for other runs, `fit` has no effect on it, or it
             does not see so far ahead.
     """
-    if per_iteration < 1:
-        raise TiplError(f"A run has at least one snapshot an iteration, not {per_iteration}.")
+    if snapshots_per_iteration < 1:
+        raise TiplError(f"A run has at least one snapshot an iteration, not {snapshots_per_iteration}.")
     if fit is not None and name != "autoregression":
         raise TiplError(f"--fit is for the autoregression and has no effect on {name}; leave it out.")
-    horizons = sorted({per_iteration, per_iteration * horizon})
+    horizons = sorted({snapshots_per_iteration, snapshots_per_iteration * horizon})
     match name:
         case "line":
-            return line(per_iteration + 1)
+            return line(snapshots_per_iteration + 1)
         case "lookahead":
-            return lookahead(5 * per_iteration)
+            return lookahead(5 * snapshots_per_iteration)
         case "average":
-            return average(2 * per_iteration)
+            return average(2 * snapshots_per_iteration)
         case "noise":
             return RandomDisplacement(max(horizons), seed)
         case "autoregression":
             if fit is None:
-                return _shipped(per_iteration, tuple(horizons))
-            return fit_autoregression(fit, per_iteration, tuple(horizons))
+                return _shipped(snapshots_per_iteration, tuple(horizons))
+            return fit_autoregression(fit, snapshots_per_iteration, tuple(horizons))
     if not (model_folder(name) / CONFIG_FILE).exists():
         names = ", ".join(get_args(ForecasterName))
         raise TiplError(f"There is no forecaster {name!r}; give {names} or the folder of a causal model.")
     made = CausalForecaster.from_pretrained(name, shapes)
     if max(horizons) > made.furthest:
         raise TiplError(
-            f"{name} forecasts {made.furthest} snapshots ahead, and {horizon} iterations of {per_iteration} are "
-            f"{max(horizons)}; give --horizon {max(1, made.furthest // per_iteration)} or less."
+            f"{name} forecasts {made.furthest} snapshots ahead, and {horizon} iterations of "
+            f"{snapshots_per_iteration} are {max(horizons)}; give --horizon "
+            f"{max(1, made.furthest // snapshots_per_iteration)} or less."
         )
     return made
 
@@ -157,48 +157,49 @@ def _store_digest(store: Store) -> str:
     return digest.hexdigest()[:16]
 
 
-def fit_autoregression(fit: Path, per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
+def fit_autoregression(fit: Path, snapshots_per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
     """The autoregression of a store's training trials; fitted once for what the store holds.
 
     Args:
         fit: holds as many snapshots an iteration as the run, or a multiple, of which every so many-th counts.
-        per_iteration: snapshots of an iteration of the run.
+        snapshots_per_iteration: of the run.
         horizons: in those.
 
     Raises:
         TiplError: the store holds another number of snapshots an iteration.
     """
-    return _fitted(_store_digest(Store.open(fit)), fit, per_iteration, horizons)
+    return _fitted(_store_digest(Store.open(fit)), fit, snapshots_per_iteration, horizons)
 
 
 @functools.lru_cache(maxsize=8)
-def _fitted(content: str, fit: Path, per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
+def _fitted(content: str, fit: Path, snapshots_per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
     data = Store.open(fit)
     train = [data.trial(seed) for seed in data.split().train]
-    held = int(places_in_iteration(train[0]).max()) + 1  # 0: the store knows of no iterations
-    stride, left = divmod(held, per_iteration) if held else (1, 0)
+    held = int(train[0].epoch_index.max()) + 1  # 0: the store knows of no iterations
+    stride, left = divmod(held, snapshots_per_iteration) if held else (1, 0)
     if left or not stride:
         raise TiplError(
-            f"{fit} holds {held} snapshots an iteration, the run {per_iteration}; give a store that holds as many or a "
+            f"{fit} holds {held} snapshots an iteration, the run {snapshots_per_iteration}; give a store that holds as "
             "multiple."
         )
     equations = normal_equations(train, difference_features(stride), [stride * h for h in horizons])
-    kept = {place // stride: each for place, each in equations.items() if (place + 1) % stride == 0}
+    kept = {index // stride: each for index, each in equations.items() if (index + 1) % stride == 0}
     return Autoregression.fit(horizons, kept, RIDGES[1])
 
 
 @functools.cache
-def _shipped(per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
+def _shipped(snapshots_per_iteration: int, horizons: tuple[int, ...]) -> Autoregression:
     """The one that comes with the package, which `studies/ship_autoregression.py` has made."""
     found = read_json(AUTOREGRESSION)
-    ahead = [h * per_iteration for h in found["horizons"]]
-    if str(per_iteration) not in found["slopes"] or not set(horizons) <= set(ahead):
+    ahead = [h * snapshots_per_iteration for h in found["horizons"]]
+    if str(snapshots_per_iteration) not in found["slopes"] or not set(horizons) <= set(ahead):
         raise TiplError(
             f"The autoregression that comes with the package is for {' or '.join(found['slopes'])} snapshots an "
-            f"iteration and {', '.join(map(str, found['horizons']))} iterations ahead, this run takes {per_iteration} "
-            f"and looks {max(horizons) // per_iteration} ahead; give a store to fit another one on, --fit STORE."
+            f"iteration and {', '.join(map(str, found['horizons']))} iterations ahead, this run takes "
+            f"{snapshots_per_iteration} and looks {max(horizons) // snapshots_per_iteration} ahead; give a "
+            "store to fit another one on, --fit STORE."
         )
-    slopes = found["slopes"][str(per_iteration)]
+    slopes = found["slopes"][str(snapshots_per_iteration)]
     return Autoregression(ahead, {None if at == ANY else int(at): np.array(each) for at, each in slopes.items()})
 
 

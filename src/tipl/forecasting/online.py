@@ -23,7 +23,6 @@ from tipl.errors import TiplError
 from tipl.forecasting.forecaster import asked
 from tipl.forecasting.seen import Seen
 from tipl.forecasting.trained import Forecaster, History, usable
-from tipl.representation.windows import places_in_iteration
 from tipl.store import Trial
 
 LAGS = (1, 2, 3, 5, 10, 20, 50, 100)
@@ -43,24 +42,26 @@ class OnlineCorrected(Forecaster):
     context = None
 
     @checked_arguments
-    def __init__(self, forecasters: Sequence[Any], per_iteration: Count = 1) -> None:
+    def __init__(self, forecasters: Sequence[Any], snapshots_per_iteration: Count = 1) -> None:
         """
         Args:
             forecasters: at least one.
-            per_iteration: snapshots of one PPO iteration, by which the places of earlier origins are known.
+            snapshots_per_iteration: by which the epoch indices of earlier origins are known.
 
         Raises:
             TiplError: there is no forecaster, or one is none.
         """
         for each in forecasters:
             usable(each)
-        if not forecasters or per_iteration < 1:
-            raise TiplError("OnlineCorrected takes at least one forecaster, and a per_iteration of at least 1.")
+        if not forecasters or snapshots_per_iteration < 1:
+            raise TiplError(
+                "OnlineCorrected takes at least one forecaster, and a snapshots_per_iteration of at least 1."
+            )
         self.name = f"{'+'.join(each.name for each in forecasters)}-adapted"
         self.label = f"{' and '.join(each.label for each in forecasters)}, adapted in the run"
         self.causal = all(each.causal for each in forecasters)
         self.is_model = any(each.is_model for each in forecasters)
-        self._forecasters, self._per_iteration = tuple(forecasters), per_iteration
+        self._forecasters, self._snapshots_per_iteration = tuple(forecasters), snapshots_per_iteration
         self._runs: list[_Run] = []  # the last asked about last
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
@@ -81,10 +82,10 @@ class OnlineCorrected(Forecaster):
 
     def _run_of(self, history: History, horizons: tuple[int, ...]) -> "_Run":
         """What is remembered of this very run; nothing, of a new one."""
-        if history.place >= self._per_iteration:
+        if history.epoch_index >= self._snapshots_per_iteration:
             raise TiplError(
-                f"Snapshot {history.origin} has place {history.place}, and OnlineCorrected was told of "
-                f"{self._per_iteration} snapshots an iteration; give per_iteration."
+                f"Snapshot {history.origin} has epoch_index {history.epoch_index}, and OnlineCorrected was told of "
+                f"{self._snapshots_per_iteration} snapshots an iteration; give snapshots_per_iteration."
             )
         if len(history.weights) != history.origin + 1:
             raise TiplError(
@@ -107,20 +108,20 @@ class OnlineCorrected(Forecaster):
 
     def _displacements(self, history: History, s: int, horizons: Sequence[int]) -> np.ndarray:
         """[F, H, P], each forecaster's from snapshot s of this history."""
-        place = history.place
-        if place >= 0:
-            place = (place - (history.origin - s)) % self._per_iteration
+        index, count = history.epoch_index, self._snapshots_per_iteration
+        if index >= 0:
+            index = (index - (history.origin - s)) % count
         made = []
         for forecaster in self._forecasters:
             first = 0 if forecaster.context is None else max(0, s + 1 - forecaster.context)
-            earlier = History(history.trial, s, history.weights[first : s + 1], place, self._per_iteration)
+            earlier = History(history.trial, s, history.weights[first : s + 1], index, count)
             made.append(forecaster.forecast([earlier], horizons)[0] - history.weights[s])
         return np.stack(made)
 
 
 def online_corrected(forecasters: Sequence[Forecaster], trial: Trial) -> OnlineCorrected:
     """For runs that are made as this trial is."""
-    return OnlineCorrected(forecasters, int(places_in_iteration(trial).max()) + 1)
+    return OnlineCorrected(forecasters, int(trial.epoch_index.max()) + 1)
 
 
 class _Run:

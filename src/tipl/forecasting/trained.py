@@ -141,7 +141,7 @@ class CausalForecaster(Forecaster):
             )
         self.name, self.label = name, model.title
         self._model, self._shapes = model.eval(), [tuple(shape) for shape in shapes]
-        self._places = _places_learned(model)
+        self._learned_per_iteration = _learned_per_iteration(model)
 
     @classmethod
     def of_folder(cls, folder: Path, shapes: Sequence[Sequence[int]] | None, codes: Codes | None) -> Self:
@@ -164,9 +164,9 @@ class CausalForecaster(Forecaster):
         errors = np.empty((len(histories), len(horizons)))
         sizes = self._sizes(out.shape[2])
         for b, history in enumerate(histories):
-            self._check_place(history)
+            self._check_epoch_index(history)
             seen = history.weights[-WINDOW:].astype(np.float32, copy=False)
-            tokens, windows = windows_of(seen, sizes, history.place, history.origin)
+            tokens, windows = windows_of(seen, sizes, history.epoch_index, history.origin)
             out[b], errors[b] = self._from_window(tokens, seen[-1], windows, horizons)
         return out, errors
 
@@ -195,18 +195,19 @@ class CausalForecaster(Forecaster):
             )
         return sizes
 
-    def _check_place(self, history: History) -> None:
-        """Refuse a place that cannot be in iterations as long as those that the model learned from."""
-        count, place, origin = self._places, history.place, history.origin
-        if history.per_iteration is None and count and place >= 0 and origin and place != (origin - 1) % count:
+    def _check_epoch_index(self, history: History) -> None:
+        """Refuse an epoch index that cannot be in iterations as long as those that the model learned from."""
+        count, index, origin = self._learned_per_iteration, history.epoch_index, history.origin
+        unsaid = history.snapshots_per_iteration is None
+        if unsaid and count and index >= 0 and origin and index != (origin - 1) % count:
             raise TiplError(
-                f"Snapshot {origin} has place {(origin - 1) % count} in iterations of {count} snapshots, as this model "
-                f"knows them, not {place}; take trial.history({origin}), or give the History its per_iteration, or "
-                "place -1 where it is not known."
+                f"Snapshot {origin} has epoch_index {(origin - 1) % count} in iterations of {count} snapshots, as this "
+                f"model knows them, not {index}; take trial.history({origin}), or give the History its "
+                "snapshots_per_iteration, or epoch_index -1 where it is not known."
             )
 
 
-def _places_learned(model: CausalTIPL) -> int | None:
+def _learned_per_iteration(model: CausalTIPL) -> int | None:
     """How many snapshots the iterations had that a model learned from; None where they had more than it tells apart.
 
     Places that were never seen have the coefficients of unknown ones.

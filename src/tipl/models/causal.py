@@ -2,7 +2,7 @@
 
 In: `Windows`.  Out: coefficients over the tokens at every horizon, and how far off the forecast will be.
 
-φ̃_{t+h} − φ_t = Σ_j a_{h,j} x_j, with a = (1 + gate_h) · linear_{place,h} + network_{h,j}: a linear autoregression, on
+φ̃_{t+h} − φ_t = Σ_j a_{h,j} x_j, with a = (1 + gate_h) · linear_{i,h} + network_{h,j}: a linear autoregression, on
 which the network leans more or less and to which it adds. The network is a Transformer over the tokens; a token is
 described by its cosines with all tokens and its length, of its own tensor and of the whole policy. Nothing in the model
 has a tensor's shape, so it is one for all policies. A tensor's size enters by its logarithm alone, as a fact of the
@@ -25,9 +25,9 @@ from tipl.errors import TiplError
 from tipl.models.files import SavedModel
 from tipl.representation.windows import HORIZONS, TOKENS, Windows
 
-PLACES = 9
-"""Places in the iteration that are told apart: 0 … 7 (later ones count as 7), and unknown."""
-_FACTS = PLACES + 4
+EPOCH_INDICES = 9
+"""Epoch indices that are told apart: 0 … 7 (later ones count as 7), and unknown."""
+_FACTS = EPOCH_INDICES + 4
 _SHORTEST = 1e-6  # of a unit: a token whose length, in steps, is below this has not moved
 
 
@@ -57,7 +57,7 @@ class Features(NamedTuple):
 
     token_BJF: Tensor
     fact_BF: Tensor
-    place_B: Tensor
+    epoch_index_B: Tensor
 
 
 class Outlook(NamedTuple):
@@ -74,14 +74,19 @@ def features(windows: Windows) -> Features:
     return Features(token_BJF, *facts(windows))
 
 
+def told_apart(windows: Windows) -> np.ndarray:
+    """Return the windows' epoch indices [B] as the model tells them apart."""
+    return np.where(windows.epoch_index < 0, EPOCH_INDICES - 1, np.minimum(windows.epoch_index, EPOCH_INDICES - 2))
+
+
 def facts(windows: Windows) -> tuple[Tensor, Tensor]:
-    """What the model is told of each window as a whole [B, F], and its place [B]."""
-    place = np.where(windows.place < 0, PLACES - 1, np.minimum(windows.place, PLACES - 2))
+    """What the model is told of each window as a whole [B, F], and its epoch index [B]."""
+    index = told_apart(windows)
     share = np.log(np.maximum(windows.share, 1e-12))
     straight = windows.own.sum(axis=(1, 2), dtype=np.float64)  # |φ_t − φ_{t−200}|² in squared steps
     told = [np.log1p(windows.origin) / 8, np.log(windows.size) / 10, share / 4, np.log1p(np.maximum(straight, 0)) / 8]
-    fact = np.concatenate([np.eye(PLACES)[place], np.stack(told, axis=1)], axis=1).astype(np.float32)
-    return torch.from_numpy(fact), torch.from_numpy(place)
+    fact = np.concatenate([np.eye(EPOCH_INDICES)[index], np.stack(told, axis=1)], axis=1).astype(np.float32)
+    return torch.from_numpy(fact), torch.from_numpy(index)
 
 
 def described(own_BJJ: Tensor, whole_BJJ: Tensor) -> Tensor:
@@ -118,7 +123,7 @@ class CausalTIPL(SavedModel):
         self.to_coefficients = nn.Linear(width, horizons)
         self.to_gate = nn.Linear(width, horizons)
         self.to_log_error = nn.Linear(width, horizons)
-        self.linear = nn.Parameter(torch.zeros(PLACES, horizons, TOKENS))
+        self.linear = nn.Parameter(torch.zeros(EPOCH_INDICES, horizons, TOKENS))
         for head in (self.to_coefficients, self.to_gate, self.to_log_error):  # begins as the linear autoregression
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -131,7 +136,7 @@ class CausalTIPL(SavedModel):
         mean_BC = x_BJC.mean(dim=1)
         moves_BJ1 = seen.token_BJF[..., -2:-1] > -2.0  # of a token that has not moved nothing can be taken
         own_BHJ = (self.to_coefficients(x_BJC) * moves_BJ1).transpose(1, 2).float()
-        linear_BHJ = self.linear[seen.place_B]
+        linear_BHJ = self.linear[seen.epoch_index_B]
         gate_BH1 = 1 + self.to_gate(mean_BC).float()[..., None]
         return Outlook(gate_BH1 * linear_BHJ + own_BHJ, self.to_log_error(mean_BC).float())
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from tipl.errors import TiplError
-from tipl.store import Trial, places_of
+from tipl.store import Trial
 
 EDGES = (*range(21), *range(25, 101, 5), *range(125, 201, 25))
 """Snapshots before the origin between which the tokens lie."""
@@ -43,8 +43,8 @@ TIMES = (0.0, *np.geomspace(1.0, 1000.0, 16).tolist())
 _WHITE = 0.5  # of the windows with noise have white noise
 _MANY = 4096  # weights from which products are of float32
 _BLOCK = 256  # origins whose snapshots are multiplied at once
-_WEIGHED = (1, 10, 100)  # horizons whose displacements say where lessons are drawn
-_EVENLY = 0.5  # of the lessons are drawn evenly over time, the rest where the run moves most
+_WEIGHED = (1, 10, 100)  # horizons whose displacements say where windows are drawn
+_EVENLY = 0.5  # of the windows are drawn evenly over time, the rest where the run moves most
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Windows:
     """[B] `unit` as a share of the whole policy's."""
     size: np.ndarray
     """[B] weights of the group."""
-    place: np.ndarray
+    epoch_index: np.ndarray
     """[B] of the origin in its PPO iteration; -1 unknown."""
     origin: np.ndarray
     """[B] t."""
@@ -74,7 +74,7 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Lessons(Windows):
+class TrainingWindows(Windows):
     """Windows and what came after them."""
 
     toward: np.ndarray
@@ -91,7 +91,7 @@ class Lessons(Windows):
     The mean over windows of something over `often` stands for its mean over all origins."""
 
 
-def windows_of(weights: np.ndarray, sizes: Sequence[int], place: int, origin: int) -> tuple[np.ndarray, Windows]:
+def windows_of(weights: np.ndarray, sizes: Sequence[int], epoch_index: int, origin: int) -> tuple[np.ndarray, Windows]:
     """The window that a history ends with.
 
     Args:
@@ -106,7 +106,7 @@ def windows_of(weights: np.ndarray, sizes: Sequence[int], place: int, origin: in
     ends = np.cumsum([0, *sizes])
     products = np.stack([_product(tokens[:, start:end]) for start, end in pairwise(ends)])
     parts = np.concatenate([products, products.sum(0, keepdims=True)])[:, None]
-    where = np.array([place]), np.array([origin])
+    where = np.array([epoch_index]), np.array([origin])
     return tokens, _windows(parts, (*sizes, int(ends[-1])), *where, groups=slice(0, len(sizes)))
 
 
@@ -119,7 +119,7 @@ def _tokens(weights: np.ndarray) -> np.ndarray:
     return tokens
 
 
-def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Generator) -> Lessons:
+def training_windows(trial: Trial, origins: int, rng: np.random.Generator) -> TrainingWindows:
     """Windows of a trial at about `origins` origins, for every tensor and the whole.
 
     Half of the origins are drawn evenly over time, half in proportion to what the weights are about to move: on
@@ -127,7 +127,6 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
     would teach by a twentieth of their number.
 
     Args:
-        places: [T] of every snapshot, as `places_in_iteration` has them.
 
     Raises:
         TiplError: the trial is too short, or holds weights that are not finite.
@@ -165,13 +164,15 @@ def lessons(trial: Trial, places: np.ndarray, origins: int, rng: np.random.Gener
             grouped = np.stack(of_groups)
             into.append(np.concatenate([grouped, grouped.sum(0, keepdims=True)]))
     seen, cross, square = (np.concatenate(each, axis=1) for each in (past, toward, moved))
-    windows = _windows(seen, (*trial.spec.sizes, trial.spec.size), places[chosen], chosen, groups=slice(None))
+    windows = _windows(
+        seen, (*trial.spec.sizes, trial.spec.size), trial.epoch_index[chosen], chosen, groups=slice(None)
+    )
     unit = np.where(windows.unit > 0, windows.unit, 1.0)
     often = chance[chosen - 1] * (1 / chance[chosen - 1]).mean()
     mean = (square[-1] / often[:, None]).mean(axis=0)
     weight = windows.unit[:, None] / np.where(mean > 0, mean, np.inf)
     flat = (len(unit), TOKENS, len(HORIZONS))
-    return Lessons(
+    return TrainingWindows(
         **{field.name: getattr(windows, field.name) for field in fields(Windows)},
         toward=(cross.reshape(flat) / unit[:, None, None]).astype(np.float32),
         is_whole=np.repeat(np.arange(len(square)) == len(square) - 1, len(chosen)),
@@ -210,13 +211,15 @@ def _chances(movement: np.ndarray, count: int) -> np.ndarray:
     return np.minimum(1.0, factor * share)
 
 
-def joined(parts: Sequence[Lessons]) -> Lessons:
-    """The lessons of several trials, one after another."""
-    return Lessons(**{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(Lessons)})
+def joined(parts: Sequence[TrainingWindows]) -> TrainingWindows:
+    """The windows of several trials, one after another."""
+    return TrainingWindows(
+        **{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(TrainingWindows)}
+    )
 
 
-def noisy(lessons: Lessons, rng: np.random.Generator) -> Lessons:
-    """The lessons of runs that step as these and, besides, at random in directions of their own.
+def noisy(windows: TrainingWindows, rng: np.random.Generator) -> TrainingWindows:
+    """The windows of runs that step as these and, besides, at random in directions of their own.
 
     Every window is given steps of noise, of a variance c² between `WHITE` or `COLORED` of its own steps' (log-uniform).
     Half of them have white noise, the others noise whose steps agree for a while, those of an Ornstein-Uhlenbeck
@@ -227,23 +230,23 @@ def noisy(lessons: Lessons, rng: np.random.Generator) -> Lessons:
     policy, whose steps agree, teaches by what a large one, whose steps hardly do, can be forecast, and the other way
     round.
     """
-    count = len(lessons)
-    young_B = np.searchsorted(TIMES, np.maximum(lessons.origin, 1), side="right")  # times that the run has lasted
+    count = len(windows)
+    young_B = np.searchsorted(TIMES, np.maximum(windows.origin, 1), side="right")  # times that the run has lasted
     time_B = np.where(rng.random(count) < _WHITE, 0, rng.integers(1, np.maximum(young_B, 2)))
     least_B, most_B = np.log(np.where(time_B[:, None] == 0, WHITE, COLORED)).T
     variance_B = np.exp(rng.uniform(least_B, most_B)).astype(np.float32)
     unit_B = 1 + variance_B  # the new one, in the old
-    share_B = np.maximum(lessons.share, np.finfo(np.float32).tiny).astype(np.float32)
-    made = {name: getattr(lessons, name).copy() for name in ("own", "whole", "toward", "moved", "weight")}
-    for start in range(0, count, _BLOCK):  # all at once would be as much memory as the lessons take
+    share_B = np.maximum(windows.share, np.finfo(np.float32).tiny).astype(np.float32)
+    made = {name: getattr(windows, name).copy() for name in ("own", "whole", "toward", "moved", "weight")}
+    for start in range(0, count, _BLOCK):  # all at once would be as much memory as the windows take
         of = slice(start, start + _BLOCK)
-        seen, toward, moved = _noise_products(time_B[of], lessons.origin[of])
+        seen, toward, moved = _noise_products(time_B[of], windows.origin[of])
         for name, products in ("own", seen), ("whole", seen), ("toward", toward), ("moved", moved):
             each = (-1, *[1] * (products.ndim - 1))
             made[name][of] = (made[name][of] + variance_B[of].reshape(each) * products) / unit_B[of].reshape(each)
         added = variance_B[of, None] * moved / share_B[of, None]
-        made["weight"][of] *= unit_B[of, None] / (1 + added * lessons.weight[of])
-    return replace(lessons, **made)
+        made["weight"][of] *= unit_B[of, None] / (1 + added * windows.weight[of])
+    return replace(windows, **made)
 
 
 def _noise_products(time_B: np.ndarray, origin_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -274,13 +277,8 @@ def _noise_until(times: tuple[float, ...]) -> np.ndarray:
     return np.pad(np.stack(products).cumsum(axis=1).cumsum(axis=2), ((0, 0), (1, 0), (1, 0)))
 
 
-def places_in_iteration(trial: Trial) -> np.ndarray:
-    """[T]: `places_of` the trial's iterations."""
-    return places_of(np.asarray(trial.iteration))
-
-
 def _windows(
-    products: np.ndarray, sizes: Sequence[int], places: np.ndarray, origins: np.ndarray, groups: slice
+    products: np.ndarray, sizes: Sequence[int], epoch_indices: np.ndarray, origins: np.ndarray, groups: slice
 ) -> Windows:
     """Windows from inner products [G, M, J, J], the whole policy's last: those of `groups`, one after another."""
     single = np.diagonal(products, axis1=2, axis2=3)[..., :SINGLE]
@@ -296,7 +294,7 @@ def _windows(
         unit=unit.reshape(-1),
         share=share.reshape(-1),
         size=np.repeat(np.array(sizes)[groups], origins_each),
-        place=np.tile(places, count),
+        epoch_index=np.tile(epoch_indices, count),
         origin=np.tile(origins, count),
     )
 

@@ -219,7 +219,8 @@ def loss_gradients(head, log_std, value, actions, old_log_prob, advantages, retu
 
 @kernel(fastmath=FASTMATH)
 def update(theta, adam_m, adam_v, adam_steps, policy_sizes, critic_sizes, obs, actions, old_log_prob, advantages,
-           returns, old_value, order, learning_rate, settings, snapshot_every, snapshots, activation=TANH):  # fmt: skip
+           returns, old_value, order, learning_rate, settings, snapshot_every_epochs, snapshots,
+           activation=TANH):  # fmt: skip
     """All epochs of one trial's PPO update.
 
     Args:
@@ -229,7 +230,7 @@ def update(theta, adam_m, adam_v, adam_steps, policy_sizes, critic_sizes, obs, a
         obs: [S, O] normalized; actions: [S, A]; old_log_prob, advantages, returns, old_value: [S]; all float32.
         order: [epochs, S] the sample order of every epoch.
         settings: from `kernel_settings`.
-        snapshot_every, snapshots: every so many epochs the policy's weights go to the next row of snapshots [n, P].
+        snapshot_every_epochs: so often the policy's weights go to the next row of snapshots [n, P].
         activation: of the hidden layers.
     """
     _, max_grad_norm, _, _, _, _, adam_eps, num_minibatches = settings
@@ -270,5 +271,5 @@ def update(theta, adam_m, adam_v, adam_steps, policy_sizes, critic_sizes, obs, a
             backward_batch(theta, num_weights, critic_sizes, x, critic_acts, d_value, delta, grad, activation)
             adam_steps += 1
             adam_step(theta, grad, adam_m, adam_v, adam_steps, learning_rate, adam_eps, max_grad_norm)
-        if (epoch + 1) % snapshot_every == 0:
-            snapshots[(epoch + 1) // snapshot_every - 1] = theta[:num_weights]
+        if (epoch + 1) % snapshot_every_epochs == 0:
+            snapshots[(epoch + 1) // snapshot_every_epochs - 1] = theta[:num_weights]

@@ -30,7 +30,7 @@ Shapes: T snapshots, P weights, E episodes, obs the size of an observation.
 """
 
 from tipl.store.arrays import CODEC
-from tipl.store.history import History, places_of
+from tipl.store.history import History, epoch_indices
 from tipl.store.inspect import data_info, data_verify
 from tipl.store.layout import EPISODE_ARRAYS, FORMAT_VERSION, SNAPSHOT_ARRAYS
 from tipl.store.read import Episodes, Split, Store, Trial
@@ -51,6 +51,6 @@ __all__ = [
     "create_store",
     "data_info",
     "data_verify",
-    "places_of",
+    "epoch_indices",
     "plan_trials",
 ]

@@ -1,6 +1,6 @@
-"""What a forecaster is shown of one run: its snapshots up to an origin, and the origin's place in its iteration.
+"""What a forecaster is shown of one run: its snapshots up to an origin, and the origin's index in its iteration.
 
-In: snapshots as an array, or the iterations of a trial.  Out: a `History`; places.
+In: snapshots as an array, or the iterations of a trial.  Out: a `History`; epoch indices.
 
 Shapes: n snapshots, T snapshots of a whole trial, P weights.
 """
@@ -18,23 +18,25 @@ class History:
     """The snapshots of one run up to the origin t. `Trial.history` makes it of a stored run.
 
     weights: [n, P], oldest first, the last is φ_t.
-    place: how many snapshots of the same PPO iteration come before φ_t; -1 where the run has no iterations.
-    per_iteration: snapshots of every iteration, where that is known. Without it a forecaster that knows iterations of
-        one length holds `place` against the origin: of 5 an iteration, φ_299 is the fourth, place 3.
+    epoch_index: how many snapshots of the same PPO iteration come before φ_t; -1 where the run has no iterations.
+    snapshots_per_iteration: where that is known. Without it a forecaster that knows iterations of one length holds
+        `epoch_index` against the origin: of 5 an iteration, φ_299 is the fourth, index 3.
 
     Raises:
-        TiplError: there are no such weights, or no snapshot can have this place.
+        TiplError: there are no such weights, or no snapshot can have this index.
     """
 
     trial: int
     origin: int
     weights: np.ndarray
-    place: int
-    per_iteration: int | None = None
+    epoch_index: int
+    snapshots_per_iteration: int | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("trial", int), ("origin", int), ("place", int), ("per_iteration", Count | None)):  # pyright: ignore[reportOperatorIssue]
-            object.__setattr__(self, name, checked(f"`{name}`", getattr(self, name), kind))
+        for name in ("trial", "origin", "epoch_index"):
+            object.__setattr__(self, name, checked(f"`{name}`", getattr(self, name), int))
+        count = checked("`snapshots_per_iteration`", self.snapshots_per_iteration, Count | None)
+        object.__setattr__(self, "snapshots_per_iteration", count)
         weights = np.asarray(self.weights)
         if weights.ndim != 2 or not weights.size or weights.dtype.kind not in "fiu":
             raise TiplError(
@@ -46,12 +48,12 @@ class History:
         object.__setattr__(self, "weights", weights)
         if self.origin < 0:
             raise TiplError(f"The origin is {self.origin}; give the number of the last snapshot, from 0.")
-        most = self.origin if self.per_iteration is None else self.per_iteration - 1
-        if self.origin and not -1 <= self.place <= most:
-            known = "" if self.per_iteration is None else f", which has {self.per_iteration}"
+        most = self.origin if count is None else count - 1
+        if self.origin and not -1 <= self.epoch_index <= most:
+            known = "" if count is None else f", which has {count}"
             raise TiplError(
-                f"Snapshot {self.origin} cannot have {self.place} others of its iteration before it{known}; give their "
-                "number, or -1 where it is not known (trial.history(origin) knows)."
+                f"Snapshot {self.origin} cannot have {self.epoch_index} others of its iteration before it{known}; give "
+                "their number, or -1 where it is not known (trial.history(origin) knows)."
             )
 
     def last(self, count: int) -> np.ndarray:
@@ -62,14 +64,14 @@ class History:
         return np.concatenate([np.repeat(self.weights[:1], missing, axis=0), self.weights])
 
 
-def places_of(iteration_T: np.ndarray) -> np.ndarray:
-    """[T]: how many snapshots of the same PPO iteration come before each one; φ_0 stands where an iteration ends.
+def epoch_indices(iteration_T: np.ndarray) -> np.ndarray:
+    """Return [T]: how many snapshots of the same iteration come before each one; φ_0 stands where an iteration ends.
 
     -1 everywhere where the trial has no iterations (all its snapshots bear one number).
     """
     starts = np.flatnonzero(np.r_[True, np.diff(iteration_T) != 0])
     if len(starts) == 1:
         return np.full(len(iteration_T), -1)
-    places = np.arange(len(iteration_T)) - np.repeat(starts, np.diff(np.r_[starts, len(iteration_T)]))
-    places[0] = places.max()
-    return places
+    index_T = np.arange(len(iteration_T)) - np.repeat(starts, np.diff(np.r_[starts, len(iteration_T)]))
+    index_T[0] = index_T.max()
+    return index_T

@@ -19,7 +19,7 @@ from tipl.errors import TiplError
 from tipl.files import Damaged
 from tipl.progress import console
 from tipl.store.arrays import ArrayReader
-from tipl.store.history import History, places_of
+from tipl.store.history import History, epoch_indices
 from tipl.store.layout import EPISODE_ARRAYS, Record, read_record, trial_path, trial_seeds
 from tipl.store.locks import is_folder
 from tipl.store.root import PARTS, Root, require_same
@@ -201,9 +201,8 @@ class Trial:
         if not 0 <= origin < self.committed:
             raise TiplError(f"Trial {self.seed} has snapshots 0 to {self.committed - 1}; {origin} is none of them.")
         first = 0 if context is None else max(0, origin + 1 - context)
-        places = places_of(np.asarray(self.iteration))
-        per_iteration = int(places.max()) + 1 or None
-        return History(self.seed, origin, self.weights(first, origin + 1), int(places[origin]), per_iteration)
+        count = int(self.epoch_index.max()) + 1 or None
+        return History(self.seed, origin, self.weights(first, origin + 1), int(self.epoch_index[origin]), count)
 
     @cached_property
     def env_id(self) -> EnvId:
@@ -223,6 +222,14 @@ class Trial:
     def iteration(self) -> np.ndarray:
         """[T] int32, the iteration that made each snapshot; 0 for the initialization."""
         return self._read("iteration")
+
+    @cached_property
+    def epoch_index(self) -> np.ndarray:
+        """[T], how many snapshots of the same iteration come before each; φ_0 stands where an iteration ends.
+
+        -1 everywhere where the trial has no iterations.
+        """
+        return epoch_indices(np.asarray(self.iteration))
 
     @cached_property
     def epoch(self) -> np.ndarray:

@@ -4,11 +4,11 @@ In: codes of training and validation trials, TrainConfig.  Out: a folder with th
 (`checkpoint.safetensors`), the curve (`training.json`), and in `last` the model as the last step left it.
 
 The loop (loop.py) knows a model only as a `Task`: the paper's is `NextCode` (next_code.py), the causal model's is
-`Displacements` (displacement.py). It runs where a `Place` (place.py) says: on which device, in how many processes. On a
-GPU a step whose batches have one shape is recorded and replayed (recorded.py).
+`Displacements` (displacement.py). A `Worker` (devices.py) is one process of a training on its device. On a GPU a step
+whose batches have one shape is recorded and replayed (cuda_graph.py).
 """
 
-from tipl.training.devices import Place, started_first
+from tipl.training.devices import Worker, started_first
 from tipl.training.displacement import Displacements
 from tipl.training.loop import (
     CHECKPOINT_FILE,
@@ -34,10 +34,10 @@ __all__ = [
     "VERSION",
     "Displacements",
     "NextCode",
-    "Place",
     "Segments",
     "Task",
     "Validation",
+    "Worker",
     "check_out",
     "fast_precision",
     "fit",

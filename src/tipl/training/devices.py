@@ -1,6 +1,6 @@
 """Where a training runs: on which device, and as which of how many processes.
 
-In: a device's name, and the environment that `torchrun` sets.  Out: a `Place`.
+In: a device's name, and the environment that `torchrun` sets.  Out: a `Worker`.
 
 Every process draws the same batches and takes its share of each, so that the sum of what they find is what one process
 would have found. Only the first one writes.
@@ -23,7 +23,7 @@ _LONGEST_WAIT = timedelta(days=2)  # for the first process, which may have an SV
 
 
 @dataclass(frozen=True)
-class Place:
+class Worker:
     """One process of a training."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -31,7 +31,7 @@ class Place:
     ranks: int = 1
 
     @classmethod
-    def of(cls, device: Device, batch_size: int) -> "Place":
+    def of(cls, device: Device, batch_size: int) -> "Worker":
         """This process, one of torch's process group if there is one.
 
         Raises:
@@ -82,7 +82,7 @@ class Place:
         return tuple(summed[len(gradients) :])
 
 
-ALONE = Place()
+ALONE = Worker()
 
 
 def started_first() -> bool:

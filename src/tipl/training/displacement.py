@@ -1,6 +1,6 @@
 """The causal task: displacements at many horizons, from inner products.
 
-In: `Lessons` of the training and validation trials of one or several stores.  Out: the loss of random batches,
+In: `TrainingWindows` of the training and validation trials of one or several stores.  Out: the loss of random batches,
 validation, the model.
 
 Shapes: B windows, J tokens, H horizons, F facts of a window.
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tipl.config.presets import TrainConfig
 from tipl.errors import TiplError
-from tipl.models.causal import PLACES, CausalConfig, CausalTIPL, Features, Outlook, described, facts
-from tipl.representation.windows import HORIZONS, TOKENS, Lessons, noisy
-from tipl.training.devices import ALONE, Place
+from tipl.models.causal import EPOCH_INDICES, CausalConfig, CausalTIPL, Features, Outlook, described, facts, told_apart
+from tipl.representation.windows import HORIZONS, TOKENS, TrainingWindows, noisy
+from tipl.training.devices import ALONE, Worker
 from tipl.training.loop import Validation
 
 RIDGE = 1e-3  # of the mean square of a token, for the linear part
@@ -42,23 +42,27 @@ class Displacements:
     unit: ClassVar = 1.0
 
     def __init__(
-        self, train: Sequence[Lessons], validation: Sequence[Lessons], config: TrainConfig, place: Place = ALONE
+        self,
+        train: Sequence[TrainingWindows],
+        validation: Sequence[TrainingWindows],
+        config: TrainConfig,
+        worker: Worker = ALONE,
     ) -> None:
-        """One `Lessons` a store."""
+        """One `TrainingWindows` a store."""
         self.model = CausalTIPL(CausalConfig(config.num_layers, config.num_heads, config.width))
         with torch.no_grad():
             self.model.linear.copy_(torch.from_numpy(_linear_part(train)))
-        self.model.to(place.device)
-        self.place, self.batch_size = place, config.batch_size
+        self.model.to(worker.device)
+        self.worker, self.batch_size = worker, config.batch_size
         parts, rng = [(each, 1 - config.noise) for each in train], np.random.default_rng(config.seed)
         if config.noise:
             parts += [(noisy(each, rng), config.noise) for each in train]
-        self.train = [_Tensors(each, place.device) for each, _ in parts]
+        self.train = [_Tensors(each, worker.device) for each, _ in parts]
         chance_W = torch.cat([share * each.chance_B for each, (_, share) in zip(self.train, parts, strict=True)])
         self.until_W = chance_W.cumsum(0) / chance_W.sum()
         """Of the windows of all parts, end to end: the chance of these and those before."""
-        self.ahead_H = torch.tensor(HORIZONS, dtype=torch.float32, device=place.device)
-        self.validation = [_Tensors(each, place.device) for each in validation]
+        self.ahead_H = torch.tensor(HORIZONS, dtype=torch.float32, device=worker.device)
+        self.validation = [_Tensors(each, worker.device) for each in validation]
         if any(not each.moves for each in self.validation):
             raise TiplError("The weights of the validation trials never change: there is nothing to forecast.")
 
@@ -67,7 +71,7 @@ class Displacements:
         return torch.searchsorted(self.until_W, at_B).clamp(max=len(self.until_W) - 1)
 
     def loss(self, index_B: Tensor) -> Tensor:
-        mine_B, first, drawn = self.place.share(index_B), 0, []
+        mine_B, first, drawn = self.worker.share(index_B), 0, []
         for data in self.train:
             of_these_B = mine_B[(mine_B >= first) & (mine_B < first + len(data))]
             if len(of_these_B):
@@ -75,7 +79,7 @@ class Displacements:
             first += len(data)
         batch = _Batch(*map(torch.cat, zip(*drawn, strict=True)))
         outlook = self.model(batch.features)
-        with torch.autocast(self.place.device.type, enabled=False):
+        with torch.autocast(self.worker.device.type, enabled=False):
             error_BH = batch.error(outlook)
             # Rounding may leave an error below 0, of which there is no likelihood.
             share_BH = (error_BH.detach() / self.ahead_H).clamp(min=_LEAST_SHARE)
@@ -102,7 +106,7 @@ class _Batch(NamedTuple):
 
     token_BJF: Tensor
     fact_BF: Tensor
-    place_B: Tensor
+    epoch_index_B: Tensor
     own_BJJ: Tensor
     toward_BJH: Tensor
     moved_BH: Tensor
@@ -112,7 +116,7 @@ class _Batch(NamedTuple):
 
     @property
     def features(self) -> Features:
-        return Features(self.token_BJF, self.fact_BF, self.place_B)
+        return Features(self.token_BJF, self.fact_BF, self.epoch_index_B)
 
     def error(self, outlook: Outlook) -> Tensor:
         """[B, H] squared errors of the weighted sums of tokens, in the windows' units."""
@@ -122,23 +126,25 @@ class _Batch(NamedTuple):
 
 
 class _Tensors:
-    """The lessons of one store, read by index. What the model reads of tokens is made anew for every batch, of a third
+    """The windows of one store, read by index. What the model reads of tokens is made anew for every batch, of a third
     of the memory."""
 
-    def __init__(self, lessons: Lessons, device: torch.device) -> None:
-        weight = lessons.weight / lessons.often[:, None]
-        came = (weight * lessons.moved).mean(axis=1, dtype=np.float64)
+    def __init__(self, windows: TrainingWindows, device: torch.device) -> None:
+        weight = windows.weight / windows.often[:, None]
+        came = (weight * windows.moved).mean(axis=1, dtype=np.float64)
         evenly = np.full(len(came), 1 / len(came))
         chance = _EVENLY * evenly + (1 - _EVENLY) * (came / came.sum() if came.any() else evenly)
         self.chance_B = torch.from_numpy(chance)
         """Of a window among these: they add up to 1."""
         arrays = (
-            lessons.own, lessons.whole, lessons.toward, lessons.moved, weight, (chance * len(came)).astype(np.float32),
+            windows.own, windows.whole, windows.toward, windows.moved, weight, (chance * len(came)).astype(np.float32),
         )  # fmt: skip
-        tensors = (*facts(lessons), *map(torch.from_numpy, arrays))
-        self.fact_BF, self.place_B, self.own_BJJ, self.whole_BJJ, *self.rest = (each.to(device) for each in tensors)
+        tensors = (*facts(windows), *map(torch.from_numpy, arrays))
+        self.fact_BF, self.epoch_index_B, self.own_BJJ, self.whole_BJJ, *self.rest = (
+            each.to(device) for each in tensors
+        )
         self.moves = bool(came.any())
-        self.whole_B = torch.from_numpy(lessons.is_whole).to(device)
+        self.whole_B = torch.from_numpy(windows.is_whole).to(device)
 
     def __len__(self) -> int:
         return len(self.whole_B)
@@ -147,7 +153,7 @@ class _Tensors:
         own_BJJ = self.own_BJJ[index_B]
         token_BJF = described(own_BJJ, self.whole_BJJ[index_B])
         rest = (each[index_B] for each in self.rest)
-        return _Batch(token_BJF, self.fact_BF[index_B], self.place_B[index_B], own_BJJ, *rest)
+        return _Batch(token_BJF, self.fact_BF[index_B], self.epoch_index_B[index_B], own_BJJ, *rest)
 
     def skill(self, model: CausalTIPL) -> Tensor:
         """[H] with every tensor forecast apart; without the windows of the policies as a whole."""
@@ -159,17 +165,17 @@ class _Tensors:
         return 1 - error_H / moved_H
 
 
-def _linear_part(train: Sequence[Lessons]) -> np.ndarray:
-    """[PLACES, H, J] of a ridge regression on the windows of all stores, apart for each place; of all places for one
-    that was not seen."""
-    gram, target = np.zeros((PLACES, TOKENS, TOKENS)), np.zeros((PLACES, TOKENS, len(HORIZONS)))
-    for lessons in train:
-        weight = lessons.weight.mean(axis=1).astype(np.float64) / lessons.often / len(lessons)
-        places = np.where(lessons.place < 0, PLACES - 1, np.minimum(lessons.place, PLACES - 2))
-        for place in np.unique(places):
-            mine = places == place
-            gram[place] += np.einsum("b,bij->ij", weight[mine], lessons.own[mine])
-            target[place] += np.einsum("b,bjh->jh", weight[mine], lessons.toward[mine])
+def _linear_part(train: Sequence[TrainingWindows]) -> np.ndarray:
+    """[EPOCH_INDICES, H, J] of a ridge regression on the windows of all stores, apart for each epoch index; of all for
+    one that was not seen."""
+    gram, target = np.zeros((EPOCH_INDICES, TOKENS, TOKENS)), np.zeros((EPOCH_INDICES, TOKENS, len(HORIZONS)))
+    for windows in train:
+        weight = windows.weight.mean(axis=1).astype(np.float64) / windows.often / len(windows)
+        index_B = told_apart(windows)
+        for index in np.unique(index_B):
+            mine = index_B == index
+            gram[index] += np.einsum("b,bij->ij", weight[mine], windows.own[mine])
+            target[index] += np.einsum("b,bjh->jh", weight[mine], windows.toward[mine])
     unseen = ~gram.any(axis=(1, 2))
     gram[unseen], target[unseen] = gram[~unseen].sum(axis=0), target[~unseen].sum(axis=0)
     penalty = RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / TOKENS * np.eye(TOKENS)

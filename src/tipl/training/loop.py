@@ -25,7 +25,7 @@ from tipl.models import TRAINING_FILE, digest, read_training, write_training
 from tipl.progress import console, steps_progress
 from tipl.shapes import Number, OneOf, Whole
 from tipl.training.cuda_graph import Recorded
-from tipl.training.devices import ALONE, Place
+from tipl.training.devices import ALONE, Worker
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CURVE_FILE = TRAINING_FILE
@@ -134,25 +134,25 @@ class Training:
         facts: dict[str, Any],
         progress: bool,
         write: Write,
-        place: Place = ALONE,
+        worker: Worker = ALONE,
     ) -> None:
         self.task, self.config, self.out, self.facts = task, config, out, facts
-        self.progress, self.write, self.place = progress, write, place
+        self.progress, self.write, self.worker = progress, write, worker
         self.weights = list(task.model.parameters())
-        on_gpu = place.device.type == "cuda"
+        on_gpu = worker.device.type == "cuda"
         # A recording replays the rate that it finds in the device's memory.
-        rate = torch.tensor(config.learning_rate, device=place.device) if on_gpu else config.learning_rate
+        rate = torch.tensor(config.learning_rate, device=worker.device) if on_gpu else config.learning_rate
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
         )
-        recorded = on_gpu and place.ranks == 1 and task.one_shape
-        self.learn: Callable[[Tensor], Tensor] = Recorded(self._learn, place.device) if recorded else self._learn
+        recorded = on_gpu and worker.ranks == 1 and task.one_shape
+        self.learn: Callable[[Tensor], Tensor] = Recorded(self._learn, worker.device) if recorded else self._learn
         self.batches = torch.Generator().manual_seed(config.seed)
-        self.precision = _precision(config.precision, place.device)
+        self.precision = _precision(config.precision, worker.device)
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, Any]] = []
-        self.loss_sum, self.loss_count = torch.zeros((), dtype=torch.float64, device=place.device), 0
+        self.loss_sum, self.loss_count = torch.zeros((), dtype=torch.float64, device=worker.device), 0
         self.interrupted: Callable[[], bool] = lambda: False
         self.stops = False
         """Whether any process was interrupted: all stop after the same step."""
@@ -181,7 +181,7 @@ class Training:
                     self.write("loss/batch", loss.item(), self.step)
                     self.write("learning_rate", float(self.optimizer.param_groups[0]["lr"]), self.step)
                 advance(1, note)
-                if self.stops or (self.place.ranks == 1 and self.interrupted()):
+                if self.stops or (self.worker.ranks == 1 and self.interrupted()):
                     self.write_checkpoint()
                     raise KeyboardInterrupt
         self._say(f"the model of the last step, {self.step:,}, is in {self.out / LAST}")
@@ -202,13 +202,13 @@ class Training:
         self.step += 1
         self.loss_sum += loss
         self.loss_count += 1
-        if self.place.device.type == "cpu" or self.step % SCALARS_EVERY == 0:  # a GPU is not waited for at every step
+        if self.worker.device.type == "cpu" or self.step % SCALARS_EVERY == 0:  # a GPU is not waited for at every step
             self._check_finite(self.loss_sum.item())
         return loss
 
     def _learn(self, index_B: Tensor) -> Tensor:
         """Gradients of a batch's loss, and AdamW's step; returns the loss."""
-        with torch.autocast(self.place.device.type, self.precision, enabled=self.precision != torch.float32):
+        with torch.autocast(self.worker.device.type, self.precision, enabled=self.precision != torch.float32):
             loss = self.task.loss(index_B)
         self.optimizer.zero_grad()
         loss.backward()
@@ -216,8 +216,8 @@ class Training:
         gradients = [weight.grad for weight in self.weights if weight.grad is not None and weight.grad.is_contiguous()]
         assert len(gradients) == len(self.weights)
         loss = loss.detach()
-        if self.place.ranks > 1:
-            loss, stops = self.place.sum_up(gradients, loss, loss.new_tensor(float(self.interrupted())))
+        if self.worker.ranks > 1:
+            loss, stops = self.worker.sum_up(gradients, loss, loss.new_tensor(float(self.interrupted())))
             self.stops = stops.item() > 0
         nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)
         self.optimizer.step()
@@ -235,7 +235,7 @@ class Training:
             "skill": {str(h): value for h, value in skill.items()},
             "seconds": round(self.seconds, 3),
         }
-        if self.place.is_first and all(_choice(entry) > _choice(earlier) for earlier in self.curve):
+        if self.worker.is_first and all(_choice(entry) > _choice(earlier) for earlier in self.curve):
             self._save(self.out)
         self.curve.append(entry)
         self.loss_sum.zero_()
@@ -272,7 +272,7 @@ class Training:
 
     def write_checkpoint(self) -> None:
         """Write the checkpoint, and after it the curve, which is there to be read and not needed to go on."""
-        if not self.place.is_first:
+        if not self.worker.is_first:
             return
         if self.step > 0:
             self._save(self.out / LAST)
@@ -281,7 +281,7 @@ class Training:
         tensors |= {f"optimizer.{i}.{name}": value for i, values in state.items() for name, value in values.items()}
         tensors["random.batches"] = self.batches.get_state()
         tensors["random.dropout"] = torch.get_rng_state()
-        if self.place.device.type == "cuda":
+        if self.worker.device.type == "cuda":
             tensors["random.dropout_cuda"] = torch.cuda.get_rng_state()
         progress = {
             "step": self.step,
@@ -314,7 +314,7 @@ class Training:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.batches.set_state(tensors["random.batches"])
         torch.set_rng_state(tensors["random.dropout"])
-        if self.place.device.type == "cuda":
+        if self.worker.device.type == "cuda":
             if "random.dropout_cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["random.dropout_cuda"])
         else:
@@ -323,7 +323,7 @@ class Training:
         self.loss_sum.fill_(progress["loss_sum"])
         self.loss_count = progress["loss_count"]
         self.curve = progress["curve"]
-        if self.place.is_first:
+        if self.worker.is_first:
             self.write_curves()  # a crash may have come between the checkpoint and these
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from tipl.config.presets import LossName, TrainConfig
 from tipl.errors import TiplError
 from tipl.models import KINDS, CodeModel, TIPLConfig
-from tipl.training.devices import ALONE, Place
+from tipl.training.devices import ALONE, Worker
 from tipl.training.loop import SKILL_HORIZONS, Validation
 
 VALIDATION_SEGMENTS = 256
@@ -95,7 +95,7 @@ class NextCode:
         scales: Sequence[np.ndarray],
         config: TrainConfig,
         basis: Mapping[str, Any],
-        place: Place = ALONE,
+        worker: Worker = ALONE,
     ) -> None:
         """
         Args:
@@ -123,24 +123,24 @@ class NextCode:
         errors_JD = _error_scales(config.loss, scales, std_D)
         squares = [np.square(s_D * (codes - mean_D)).sum(1) for s_D, codes in zip(errors_JD, train, strict=False)]
         self.unit = float(np.concatenate(squares).mean()) or 1.0
-        errors_JD = torch.from_numpy(errors_JD / self.unit**0.5).float().to(place.device)
+        errors_JD = torch.from_numpy(errors_JD / self.unit**0.5).float().to(worker.device)
         self.train_errors_JD, validation_errors_JD = errors_JD[: len(train)], errors_JD[len(train) :]
-        self.place, self.batch_size = place, config.batch_size
+        self.worker, self.batch_size = worker, config.batch_size
         standardized = [self.model.standardize(_tensor(codes)) for codes in train]
-        self.train = Segments(standardized, config.context, 1).to(place.device)
-        self.model.to(place.device)
+        self.train = Segments(standardized, config.context, 1).to(worker.device)
+        self.model.to(worker.device)
         self.predict: Callable[[Tensor, Tensor, Tensor], Tensor] = self.model.predict
-        if place.device.type == "cuda" and config.steps >= COMPILED_FROM and shutil.which("cc"):
+        if worker.device.type == "cuda" and config.steps >= COMPILED_FROM and shutil.which("cc"):
             self.predict = torch.compile(self.predict, dynamic=False)
         segments = Segments([_tensor(codes) for codes in validation], config.context, SKILL_HORIZONS[-1])
         chosen_B = torch.randperm(len(segments), generator=torch.Generator().manual_seed(0))[:VALIDATION_SEGMENTS]
-        codes_BLD, timesteps_BL, valid_BL = (each.to(place.device) for each in segments.gather(chosen_B))
+        codes_BLD, timesteps_BL, valid_BL = (each.to(worker.device) for each in segments.gather(chosen_B))
         self.window = codes_BLD[:, : config.context], timesteps_BL[:, : config.context], valid_BL[:, : config.context]
         self.future_BHD = codes_BLD[:, config.context :]
         trials_B = segments.trials_S[chosen_B]
-        self.validation_errors_B1D = validation_errors_JD[trials_B.to(place.device), None]
+        self.validation_errors_B1D = validation_errors_JD[trials_B.to(worker.device), None]
         scale_B1D = torch.stack([_tensor(scale) for scale in scales[len(train) :]])[trials_B, None]
-        self.scale_B1D = scale_B1D.to(place.device)
+        self.scale_B1D = scale_B1D.to(worker.device)
         self.persistence_H = self._squared_errors(codes_BLD[:, config.context - 1, None])
         if not all(self.persistence_H[h - 1] > 0 for h in SKILL_HORIZONS):
             raise TiplError("The codes of the validation trials never change: there is nothing to forecast.")
@@ -149,12 +149,12 @@ class NextCode:
         return torch.randint(len(self.train), (self.batch_size,), generator=batches)
 
     def loss(self, index_B: Tensor) -> Tensor:
-        mine_B = self.place.share(index_B)
+        mine_B = self.worker.share(index_B)
         codes_BLD, timesteps_BL, valid_BL = self.train.gather(mine_B)
         predicted_BKD = self.predict(codes_BLD[:, :-1], timesteps_BL[:, :-1], valid_BL[:, :-1])
         mine_BK, all_BK = valid_BL[:, :-1], valid_BL[:, :-1]
-        if self.place.ranks > 1:  # the mean is over the valid positions of the whole batch
-            all_BK = self.train.gather(index_B.to(self.place.device))[2][:, :-1]
+        if self.worker.ranks > 1:  # the mean is over the valid positions of the whole batch
+            all_BK = self.train.gather(index_B.to(self.worker.device))[2][:, :-1]
         # An error of a standardized code times the standard deviation is that of the code.
         errors_B1D = self.train_errors_JD[self.train.trials_S[mine_B], None] * self.model.std_D
         return _mean_squared_error(predicted_BKD - codes_BLD[:, 1:], errors_B1D, mine_BK, all_BK)

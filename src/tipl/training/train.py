@@ -23,9 +23,9 @@ from tipl.files import Damaged, require_no_store_above, set_aside
 from tipl.models import CONFIG_FILE, TIPL, WEIGHTS_FILE, CausalTIPL, CodeModel, load, num_parameters
 from tipl.progress import console, scalars, steps_progress
 from tipl.representation import Codes, fit_svd
-from tipl.representation.windows import Lessons, joined, lessons, places_in_iteration
+from tipl.representation.windows import TrainingWindows, joined, training_windows
 from tipl.store import Split, Store
-from tipl.training.devices import Place, process_group
+from tipl.training.devices import Worker, process_group
 from tipl.training.displacement import Displacements
 from tipl.training.loop import CHECKPOINT_FILE, SKILL_HORIZONS, Checkpoint, Task, Training, Write
 from tipl.training.next_code import NextCode
@@ -76,8 +76,8 @@ def train(
         raise TiplError("There is nothing to learn from; give a store.")
     check_out(out, resume)
     with process_group(device):
-        place = Place.of(device, config.batch_size)
-        with scalars(Path(tensorboard) if tensorboard is not None and place.is_first else None) as write:
+        worker = Worker.of(device, config.batch_size)
+        with scalars(Path(tensorboard) if tensorboard is not None and worker.is_first else None) as write:
             if config.model == CausalTIPL.kind:
                 if codes is not None:
                     raise TiplError(
@@ -100,9 +100,9 @@ def _train_causal(
         if ids[number] in ids[:number]:
             raise TiplError(f"{store} is {stores[ids.index(ids[number])]} again, or a copy of it; give it once.")
     pairs = [*zip(stores, splits, strict=True)]
-    train = [_lessons(store, split.train, config.windows, config.seed) for store, split in pairs]
+    train = [_training_windows(store, split.train, config.windows, config.seed) for store, split in pairs]
     few = min(config.windows, VALIDATED)
-    validation = [_lessons(store, split.validation, few, config.seed) for store, split in pairs]
+    validation = [_training_windows(store, split.validation, few, config.seed) for store, split in pairs]
     trials = {"stores": [_learned_from(store, split) for store, split in pairs]}
     fit_causal(train, validation, config, out, resume=resume, trials=trials, write=write, device=device)
 
@@ -143,13 +143,13 @@ def _learned_from(store: Path, split: Split) -> dict[str, Any]:
     return {"id": data.ids[-1], "name": data.name, "env_id": env_id, **seen}
 
 
-def _lessons(store: Path, seeds: Sequence[int], origins: int, seed: int) -> Lessons:
+def _training_windows(store: Path, seeds: Sequence[int], origins: int, seed: int) -> TrainingWindows:
     """Windows of these trials at about `origins` origins in all."""
     data, parts = Store.open(store), []
     with steps_progress(f"train: windows of {store.name}", len(seeds)) as advance:
         for number in seeds:
             trial, rng = data.trial(number), np.random.default_rng([seed, number])
-            parts.append(lessons(trial, places_in_iteration(trial), -(-origins // len(seeds)), rng))
+            parts.append(training_windows(trial, -(-origins // len(seeds)), rng))
             advance(1, "")
     return joined(parts)
 
@@ -164,16 +164,16 @@ def _train_on_codes(
     write: Write,
     device: Device,
 ) -> None:
-    split, place = _split(store), Place.of(device, config.batch_size)
+    split, worker = _split(store), Worker.of(device, config.batch_size)
     _check_lengths(store, split)
     if codes is None:
         codes = out / CODES_FOLDER
-        if place.is_first:
+        if worker.is_first:
             console.print(
                 f"train: no --codes given, so takes those of a temporal SVD ({svd.basis}, d = {svd.dim}) in {codes}"
             )
             fit_svd(store, codes, svd)
-        place.wait()
+        worker.wait()
     opened = _open_codes(codes, store, [*split.train, *split.validation])
     fit(
         [opened.codes(seed) for seed in split.train],
@@ -274,16 +274,16 @@ def fit(
         },
     }
 
-    def task(place: Place) -> NextCode:
-        return NextCode(train, validation, scales, config, basis or {}, place)
+    def task(worker: Worker) -> NextCode:
+        return NextCode(train, validation, scales, config, basis or {}, worker)
 
     train_task(task, config, out, facts, progress=progress, write=write, device=device)
     return load(out)
 
 
 def fit_causal(
-    train: Sequence[Lessons],
-    validation: Sequence[Lessons],
+    train: Sequence[TrainingWindows],
+    validation: Sequence[TrainingWindows],
     config: TrainConfig,
     out: Path,
     *,
@@ -296,7 +296,7 @@ def fit_causal(
     """Train the causal model on the windows of one or several stores. Otherwise as `fit`.
 
     Args:
-        train: one `Lessons` a store.
+        train: one `TrainingWindows` a store.
         validation: likewise.
     """
     out = Path(out)
@@ -307,15 +307,15 @@ def fit_causal(
         "codes": {"sha256": _digest(arrays), "trials": dict(trials or {})},
     }
 
-    def task(place: Place) -> Displacements:
-        return Displacements(train, validation, config, place)
+    def task(worker: Worker) -> Displacements:
+        return Displacements(train, validation, config, worker)
 
     train_task(task, config, out, facts, progress=progress, write=write, device=device)  # pyright: ignore[reportArgumentType]
     return CausalTIPL.load(out)
 
 
 def train_task(
-    make: Callable[[Place], Task],
+    make: Callable[[Worker], Task],
     config: TrainConfig,
     out: Path,
     facts: dict[str, Any],
@@ -330,40 +330,40 @@ def train_task(
         make: the task, its model drawn from torch's generator, which is seeded here.
         facts: the settings and what tells this data from other; kept in the checkpoint and compared with it.
     """
-    place = Place.of(device, config.batch_size)
-    if not place.is_first:
+    worker = Worker.of(device, config.batch_size)
+    if not worker.is_first:
         progress, write = False, lambda name, value, step: None
-    checkpoint = _checkpoint(out, place)
+    checkpoint = _checkpoint(out, worker)
     if checkpoint is not None:
         _check_same(checkpoint.facts, checkpoint.progress["step"], facts, out)
-    place.wait()  # before the first process writes what the others look for
+    worker.wait()  # before the first process writes what the others look for
     # Dropout draws from torch's own generators: leave the caller's as they were.
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
-        place.seed(config.seed)
-        task = make(place)
+        worker.seed(config.seed)
+        task = make(worker)
         if progress:
             console.print(f"train: {_size(task.model)}", markup=False)
-        training = Training(task, config, out, facts, progress, write, place)
+        training = Training(task, config, out, facts, progress, write, worker)
         if checkpoint is None:
-            place.copy_from_first([*task.model.state_dict().values()])
+            worker.copy_from_first([*task.model.state_dict().values()])
             training.write_checkpoint()
         else:
             training.restore(checkpoint)
-        if not place.is_first:  # its own dropout
-            own = np.random.SeedSequence([config.seed, place.rank, training.step])
-            place.seed(int(own.generate_state(1)[0]))
+        if not worker.is_first:  # its own dropout
+            own = np.random.SeedSequence([config.seed, worker.rank, training.step])
+            worker.seed(int(own.generate_state(1)[0]))
         training.run()
-    place.wait()  # for the model's files
+    worker.wait()  # for the model's files
 
 
-def _checkpoint(out: Path, place: Place) -> Checkpoint | None:
+def _checkpoint(out: Path, worker: Worker) -> Checkpoint | None:
     """What to go on from. One process alone sets a damaged checkpoint aside, and begins anew: to the same model."""
     if not os.path.lexists(out / CHECKPOINT_FILE):
         return None
     try:
         return Checkpoint.read(out)
     except Damaged as error:
-        if place.ranks > 1:
+        if worker.ranks > 1:
             raise
         console.print(f"train: {error} It is now {set_aside(out / CHECKPOINT_FILE)}; training begins anew.")
         return None
