@@ -13,9 +13,11 @@ from tipl.config import experiments
 from tipl.config.experiments import Experiment
 from tipl.config.presets import CollectConfig, EvaluateConfig, SVDConfig, TrainConfig
 from tipl.errors import TiplError
+from tipl.forecasting.shipped import PRETRAINED, SHIPPED
+from tipl.models import read_training
 
 TINY = Experiment(
-    CollectConfig(trials=4, total_steps=16 * 2048),
+    CollectConfig(trials=4, seed=1001, total_steps=16 * 2048),
     SVDConfig(dim=4),
     TrainConfig(context=5, num_layers=1, width=16, steps=6, validate_every=3, warmup_steps=2),
     EvaluateConfig(horizons=(1, 2, 10), return_horizons=(1, 10), origins=5, return_origins=2, episodes=2),
@@ -33,7 +35,7 @@ def test_an_experiment_from_collection_to_report(
     assert "sees the future" in text and "persistence" in text
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["forecasters"]["tipl"]["basis"] == "full" and metrics["forecasters"]["tipl"]["causal"] is False
-    assert {"tipl", "tipl-residual", "persistence", "autoregression"} <= set(metrics["forecasters"])
+    assert {"tipl", "tipl-residual", "causal", "persistence", "autoregression"} <= set(metrics["forecasters"])
     assert set(metrics["forecasters"]["tipl"]["repw"]) == {"1", "10"} and metrics["noise_floor"] >= 0
     first = (out / "metrics.json").read_bytes()
     capsys.readouterr()
@@ -42,6 +44,16 @@ def test_an_experiment_from_collection_to_report(
     said = capsys.readouterr().err
     assert "4 of 4 trials are already complete" in said and "evaluation is already complete" in said
     assert (out / "metrics.json").read_bytes() == first
+
+
+def test_no_shipped_model_has_seen_what_an_experiment_judges():
+    shipped = read_training(PRETRAINED / SHIPPED)["codes"]["trials"]["stores"]
+    seen = {seed for store in shipped for seed in (*store["train"], *store["validation"])}
+    seen |= set(json.loads((PRETRAINED / "autoregression.json").read_text())["fitted_on"]["seeds"])
+    assert len(seen) > 40
+    for presets in experiments.EXPERIMENTS.values():
+        for experiment in presets.values():
+            assert not seen & set(experiment.collect.seeds)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):

@@ -16,6 +16,7 @@ from tipl.config.experiments import experiment
 from tipl.errors import TiplError
 from tipl.evaluation.evaluate import METRICS_FILE, evaluate
 from tipl.files import PARTIAL, Absent, read_json, replace_file, write_json
+from tipl.forecasting.shipped import SHIPPED
 from tipl.progress import console
 from tipl.reporting import report
 from tipl.representation import fit_svd
@@ -45,7 +46,8 @@ def reproduce(name: str, preset: str = "quick", out: AnyPath | None = None) -> P
     began = time.monotonic()
     store = _stage("collect", lambda: collect(settings.collect, out / "store"))
     codes = _stage("fit-svd", lambda: fit_svd(store, out / "codes", settings.svd))
-    # As the paper has it, and with the network giving the step to the next code instead of the code.
+    # As the paper has it, and with the network giving the step to the next code instead of the code. Beside them the
+    # causal model that comes with the package, which has learned from other seeds.
     variants = {"tipl": settings.train, "tipl-residual": dataclasses.replace(settings.train, residual=True)}
     for variant, config in variants.items():
         begun = (out / variant / "checkpoint.safetensors").exists()
@@ -54,7 +56,7 @@ def reproduce(name: str, preset: str = "quick", out: AnyPath | None = None) -> P
     if (result / METRICS_FILE).exists():
         console.print(f"evaluate: {result} is already complete.")
     else:
-        models = [out / variant for variant in variants]
+        models = [*(out / variant for variant in variants), SHIPPED]
         _stage("evaluate", lambda: evaluate(store, result, settings.evaluate, models=models))
     replace_file(out / METRICS_FILE, (result / METRICS_FILE).read_bytes())
     page = _stage("report", lambda: report([result], out / "report.html"))

@@ -20,8 +20,9 @@ class Experiment:
     evaluate: EvaluateConfig
 
 
-_PENDULUM = CollectConfig(env_id="InvertedPendulum-v4", trials=50, total_steps=800_000, hidden_sizes=(8, 8))
-_CHEETAH = CollectConfig(env_id="HalfCheetah-v4", trials=50, total_steps=2_000_000, hidden_sizes=(256, 256))
+# The causal model that comes with the package is judged beside the paper's, so the seeds are none that it has seen.
+_PENDULUM = CollectConfig(env_id="InvertedPendulum-v4", trials=50, seed=1001, total_steps=800_000, hidden_sizes=(8, 8))
+_CHEETAH = CollectConfig(env_id="HalfCheetah-v4", trials=50, seed=1001, total_steps=2_000_000, hidden_sizes=(256, 256))
 _QUICK_TRAIN = TrainConfig(steps=700, warmup_steps=100, learning_rate=1e-3, validate_every=100)
 
 EXPERIMENTS: dict[str, dict[str, Experiment]] = {
