@@ -23,7 +23,7 @@ from tipl.collection.collect import collect, default_config, run_stack
 from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig
 from tipl.errors import TiplError
 from tipl.rl.trial_batch import TrialBatch
-from tipl.store import Store, create_store
+from tipl.store import Store, create_store, data_verify
 
 CONFIG = CollectConfig(trials=3, total_steps=4 * 2048)
 
@@ -36,7 +36,7 @@ from tipl.store import create_store
 collect.COMMIT_SECONDS = 0
 store = create_store(sys.argv[1])
 config = CollectConfig(trials=2, total_steps=12 * 2048)
-seeds = [seed for seed in config.seeds if not collect._is_complete(store, seed, config)]
+seeds = [seed for seed in config.seeds if seed not in store.seeds or not store.is_complete(seed)]
 collect.run_stack(config, store.path, seeds, lambda *_: print("iteration", flush=True))
 """
 
@@ -118,13 +118,56 @@ def test_trials_stopped_apart_are_finished_together(tmp_path: Path):
     np.testing.assert_array_equal(store.trial(1).weights(11), last.snapshots[0])
 
 
+LEVEL = DiscretePPOConfig(anneal_lr=False)
+
+
+def test_finished_trials_take_more_steps_to_the_bits_of_all_steps_at_once(tmp_path: Path):
+    config = DiscreteCollectConfig("CartPole-v1", trials=3, total_steps=3 * 512, hidden_sizes=(4,), ppo=LEVEL)
+    path = collect(config, tmp_path / "store", workers=1)
+    record = (path / "trials" / "1" / "zarr.json").read_bytes()
+    longer = dataclasses.replace(config, total_steps=7 * 512)
+    collect(dataclasses.replace(longer, trials=2), path, workers=1)
+    store = Store.open(path)
+    assert store.incomplete == [3]  # it has its three iterations, of seven by now
+    assert store.trial(1).config["total_steps"] == 7 * 512 and store.trial(3).config["total_steps"] == 3 * 512
+    assert data_verify(path)["ok"]
+    collect(longer, path, workers=1)
+    once = collect(longer, tmp_path / "once", workers=1)
+    assert trials_of(path) == trials_of(once) and not Store.open(path).incomplete
+    (path / "trials" / "1" / "zarr.json").write_bytes(record)
+    with pytest.raises(TiplError, match="trials/1 is not as it was completed"):
+        Store.open(path)
+    with pytest.raises(TiplError, match=r"total_steps = 3584, not 1536"):
+        collect(config, once, workers=1)
+
+
+def test_a_finished_trial_that_cannot_take_more_steps_says_why(tmp_path: Path):
+    config = DiscreteCollectConfig("CartPole-v1", trials=1, total_steps=512, hidden_sizes=(4,))
+    longer = {"total_steps": 1024}
+    path = collect(config, tmp_path / "annealed", workers=1)
+    assert not (path / "trials" / "1" / "resume").exists()
+    with pytest.raises(TiplError, match=r"total_steps = 512, at whose end its learning rate is 0"):
+        collect(dataclasses.replace(config, **longer), path, workers=1)
+    level = dataclasses.replace(config, ppo=LEVEL)
+    path = collect(level, tmp_path / "level", workers=1)
+    (checkpoint,) = path.glob("trials/1/resume/*.safetensors")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1] + b"x")
+    assert [found["array"] for found in data_verify(path)["damage"]] == ["checkpoint"]
+    with pytest.raises(TiplError, match="cannot be gone on with"):
+        collect(dataclasses.replace(level, **longer), path, workers=1)
+    checkpoint.unlink()
+    assert data_verify(path)["ok"]
+    with pytest.raises(TiplError, match="total_steps = 512, and no checkpoint to go on from"):
+        collect(dataclasses.replace(level, **longer), path, workers=1)
+
+
 def test_more_trials_are_added_and_other_settings_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
     config = dataclasses.replace(CONFIG, trials=1, total_steps=2048)
     path = collect(config, tmp_path / "store", workers=1)
     collect(dataclasses.replace(config, trials=2), path, workers=1)
     assert Store.open(path).seeds == [1, 2]
     assert "1 of 2 trials are already complete" in capsys.readouterr().err
-    with pytest.raises(TiplError, match=r"holds trial 1 with hidden_sizes = \[8, 8\], not \[16\]"):
+    with pytest.raises(TiplError, match=r"holds trials with hidden_sizes = \[8, 8\], not \[16\]"):
         collect(dataclasses.replace(config, hidden_sizes=(16,)), path)
     with pytest.raises(TiplError, match="cannot make 'Pendulous-v4'"):
         collect(dataclasses.replace(config, env_id="Pendulous-v4"), tmp_path / "never")
@@ -282,9 +325,7 @@ def test_ctrl_c_and_a_kill_with_many_trials_in_two_processes_lose_nothing(tmp_pa
             os.kill(max(map(int, began)), number)
         began = time.monotonic()
         error = process.communicate(timeout=30)[1]
-        # After an end that had to be forced, Python's own process says what it tidied up.
-        said = [each for each in error.splitlines() if each.startswith("tipl: ")]
-        assert process.returncode == code and said[-1].startswith(line), error
+        assert process.returncode == code and error.splitlines()[-1].startswith(line), error
         assert time.monotonic() - began < 10
         while running_of(process.pid):  # multiprocessing's own process sees that the parent has ended
             assert time.monotonic() - began < 10

@@ -474,12 +474,12 @@ def test_arrays_of_zarr_2_are_not_opened(store: Path) -> None:
 
 def test_a_chunk_that_would_unpack_to_more_is_refused() -> None:
     layout = Layout("weights", "float32", (8,), 64, None, "id", 1)
-    codec = Blosc("zstd", clevel=1, shuffle=Blosc.BITSHUFFLE)
+    codec = Blosc("zstd", clevel=1, shuffle=Blosc.BITSHUFFLE, blocksize=1 << 20)
     rows = np.arange(512, dtype=np.float32).reshape(64, 8)
     good = codec.encode(np.ascontiguousarray(rows.T))
     np.testing.assert_array_equal(unpack(good, layout), rows)
     bomb = codec.encode(np.zeros(1 << 26, np.float32))
-    assert len(bomb) < 300_000
+    assert len(bomb) < 60_000
     other = Blosc("lz4").encode(np.ascontiguousarray(rows.T))
     tracemalloc.start()
     for bad in (bomb, good + b"\0", good[:-1], good[:15], b"", other, b"\xff" * 100):
@@ -492,7 +492,7 @@ def test_a_chunk_that_would_unpack_to_more_is_refused() -> None:
     large = Layout("weights", "float32", (1 << 26,), 1, None, "id", 1)
     with pytest.raises(ValueError, match="would become"):
         unpack(bomb, large)
-    assert tracemalloc.get_traced_memory()[1] < 3e6
+    assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
 
 

@@ -91,8 +91,13 @@ def test_what_makes_no_walk_is_said(tmp_path: Path):
     path = random_walk(tmp_path / "b", trials=1, snapshots=10, dim=2)
     with pytest.raises(TiplError, match=r"holds trials with drift = 0\.0, not 0\.1"):
         random_walk(path, trials=1, snapshots=10, dim=2, drift=0.1)
-    for seed in (-1, 1.5, True, "1"):
-        with pytest.raises(TiplError, match=r"whole number|at least 0"):
+    for seed, line in (
+        (-1, "`seed` is -1; give at least 0."),
+        (1.5, "`seed` is 1.5; give a whole number."),
+        (True, "`seed` is True; give a whole number."),
+        ("1", "`seed` is '1'; give a whole number."),
+    ):
+        with pytest.raises(TiplError, match=f"^{line}$"):
             random_walk(path, trials=1, snapshots=10, dim=2, seed=seed)  # pyright: ignore[reportArgumentType]
 
 

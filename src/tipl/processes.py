@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,8 @@ def _starting() -> Iterator[None]:
         for number in handlers:
             signal.signal(number, lambda number, frame: came.append(number))
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        _start_tracker()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # which the tracker's start undoes
         os.environ.update(dict.fromkeys(names, "1"))
         if not _is_guarded(main):
             sys.modules["__main__"] = types.ModuleType("__main__")
@@ -341,6 +344,15 @@ def _starting() -> Iterator[None]:
             signal.signal(number, handler)
     for number in came[:1]:
         handlers[number](number, None)  # pyright: ignore[reportArgumentType]
+
+
+def _start_tracker() -> None:
+    """Start the process that tidies up after an end by force, so that it does so without a line of its own."""
+    sys.warnoptions.append("ignore:resource_tracker")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
 
 
 def _is_guarded(main: types.ModuleType) -> bool:

@@ -34,9 +34,6 @@ from tipl.rl.trial_batch import Abandoned, Iteration, NotFinite, TrialBatch
 from tipl.store import Store, TrialWriter, create_store, plan_trials
 
 COMMIT_SECONDS = 60.0
-# What stores from before there were these settings were made with.
-_ONCE_UNSAID = {"env_kwargs": {}, "activation": "tanh", "obs_clip": OBS_CLIP}
-_ONCE_UNSAID_OF_PPO = {"num_envs": 1, "normalize": True}
 MakeTrialBatch = Callable[[CollectConfig, Sequence[int]], TrialBatch]
 _RECENT = 10  # episodes that make a trial's "return so far"
 
@@ -51,6 +48,9 @@ def collect(
     device: Device = "cpu",
 ) -> Path:
     """Run the trials of `config` and record their weights; trials that the store already holds go on or are kept.
+
+    A finished trial goes on if `config` has more total_steps and no `anneal_lr`, and ends with the very weights that it
+    would have had if all steps had been asked for at once. With `anneal_lr` its learning rate has fallen to 0 by then.
 
     Args:
         out: the store's folder; made if missing.
@@ -73,9 +73,13 @@ def collect(
     curves = None if tensorboard is None else Path(tensorboard)
     with scalars(curves):  # likewise what cannot be plotted
         pass
-    store = create_store(out)
-    waiting = [seed for seed in config.seeds if not _is_complete(store, seed, config)]
-    plan_trials(out, config.seeds, env_id=config.env_id, config=trial_config(config), spec=batch.spec)
+    _check_steps(create_store(out), config)
+    plan_trials(
+        out, config.seeds, env_id=config.env_id, config=trial_config(config), spec=batch.spec,
+        may_grow=not config.ppo.anneal_lr,
+    )  # fmt: skip
+    store = Store.open(out)
+    waiting = [seed for seed in config.seeds if seed not in store.seeds or not store.is_complete(seed)]
     if len(waiting) < config.trials:
         console.print(f"collect: {config.trials - len(waiting)} of {config.trials} trials are already complete.")
     if waiting:
@@ -159,22 +163,23 @@ def run_stack(
         spec = make_batch(config, new[:1]).spec
         plan_trials(out, new, env_id=config.env_id, config=trial_config(config), spec=spec)
     begun: dict[int, list[_Begun]] = {}
-    for seed in seeds:
-        if seed in recorded:
-            writer, checkpoint = TrialWriter.resume(out, seed)
-        else:
-            writer, checkpoint = _begin_trial(config, out, seed, make_batch)
-        begun.setdefault(int(checkpoint["iteration"]), []).append((seed, writer, checkpoint))
     broken: list[str] = []
-    for _, group in sorted(begun.items()):
-        while group:
-            batch = make_batch(config, [seed for seed, *_ in group])
-            batch.restore([checkpoint for *_, checkpoint in group])
-            batch.abandon = abandon
-            group, found = _run_group(batch, group, on_iteration, stopped)
-            broken += found
-        if stopped() or abandon():
-            break
+    with contextlib.ExitStack() as closing:
+        for seed in seeds:
+            if seed in recorded:
+                writer, checkpoint = TrialWriter.resume(out, seed)
+            else:
+                writer, checkpoint = _begin_trial(config, out, seed, make_batch)
+            begun.setdefault(int(checkpoint["iteration"]), []).append((seed, closing.enter_context(writer), checkpoint))
+        for _, group in sorted(begun.items()):
+            while group:
+                batch = make_batch(config, [seed for seed, *_ in group])
+                batch.restore([checkpoint for *_, checkpoint in group])
+                batch.abandon = abandon
+                group, found = _run_group(batch, group, on_iteration, stopped)
+                broken += found
+            if stopped() or abandon():
+                break
     if broken:
         raise TiplError(
             f"{'; '.join(broken)}. What was before that is committed, and the other trials have gone on; mend the "
@@ -214,13 +219,14 @@ def _run_group(
             others = [n for n in range(len(writers)) if n not in error.trials]
             return [(group[n][0], writers[n], before[n]) for n in others], list(error.trials.values())
         complete = batch.iteration == batch.config.num_iterations
+        last = complete and batch.config.ppo.anneal_lr  # of any more steps, the ones before depended on their number
         due = complete or stopped() or time.monotonic() - committed > COMMIT_SECONDS
         for trial, writer in enumerate(writers):
             _append(batch, writer, trial, result.snapshots[trial], result.number, result.learning_rate)
             step, episode_return, length = result.episodes[trial].T
             writer.append_episodes(step.astype(np.int64), episode_return, length.astype(np.int64))
         if due:
-            commit([batch.state(trial) for trial in range(len(writers))], complete)
+            commit([{} if last else batch.state(trial) for trial in range(len(writers))], complete)
             committed = time.monotonic()
         on_iteration(batch.seeds, result)
         if stopped():
@@ -280,24 +286,17 @@ def _begin_trial(
     return writer, batch.state(0)
 
 
-def _is_complete(store: Store, seed: int, config: CollectConfig) -> bool:
-    """Whether the store holds the whole trial.
-
-    Raises:
-        TiplError: it holds a trial of this seed under another config.
+def _check_steps(store: Store, config: CollectConfig) -> None:
     """
-    if seed not in store.seeds:
-        return False
-    trial, wanted = store.trial(seed), trial_config(config)
-    found = {**_ONCE_UNSAID, **trial.config, "ppo": {**_ONCE_UNSAID_OF_PPO, **trial.config.get("ppo", {})}}
-    differing = [key for key in wanted if key != "environment" and found.get(key) != wanted[key]]
-    if differing:
-        key = differing[0]
-        raise TiplError(
-            f"{store.path} holds trial {seed} with {key} = {found.get(key)}, not {wanted[key]}; "
-            "give another --out, or the settings that it was made with."
-        )
-    return trial.complete
+    Raises:
+        TiplError: trials of the store have fewer steps than `config` and cannot be given more.
+    """
+    for seed in sorted({*config.seeds} & {*store.seeds}):
+        trial = store.trial(seed)
+        steps = trial.config.get("total_steps", config.total_steps)
+        if steps < config.total_steps and (config.ppo.anneal_lr or (trial.complete and not trial.has_checkpoint)):
+            why = "at whose end its learning rate is 0" if config.ppo.anneal_lr else "and no checkpoint to go on from"
+            raise TiplError(f"{store.path} holds trial {seed} with total_steps = {steps}, {why}; give another --out.")
 
 
 def _steps_done(store: Store, seed: int) -> int:

@@ -15,7 +15,6 @@ import numpy as np
 
 import tipl
 from tipl.checks import AnyPath, Count, NotNegative, Whole, checked_arguments
-from tipl.errors import TiplError
 from tipl.progress import console, steps_progress
 from tipl.store import TrialWriter, create_store, plan_trials
 from tipl.store.spec import ParamSpec
@@ -46,8 +45,6 @@ def random_walk(
     Raises:
         TiplError: a size is not positive, or `out` holds other trials than such walks.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise TiplError(f"--seed is {seed}; give a whole number of 0 or more.")
     config = {"kind": ENV_ID, "snapshots": snapshots, "dim": dim, "drift": drift, "anneal": anneal}
     spec = ParamSpec(("walk",), ((dim,),))
     there = set(create_store(out).seeds)

@@ -96,7 +96,8 @@ class CollectConfig:
     seed: Whole = 1
     """Seed of the first trial; the others count up from it."""
     total_steps: Count = 200_000
-    """Environment steps of one trial; whole iterations of them are run, as in CleanRL."""
+    """Environment steps of one trial; whole iterations of them are run, as in CleanRL. Trials that have fewer, finished
+    ones too, go on to these where the learning rate is not annealed."""
     hidden_sizes: tuple[Count, ...] = (8, 8)
     """Widths of the hidden layers, the same for actor and critic."""
     activation: Activation = "tanh"

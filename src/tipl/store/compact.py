@@ -51,11 +51,11 @@ def compact(store_path: AnyPath, out: AnyPath, config: CompactConfig = CompactCo
     if source.compact_error is not None:
         raise TiplError(f"{store_path} is compact already; give the store that it was made from.")
     trials = [source.trial(seed) for seed in source.seeds]
-    unfinished = [trial.seed for trial in trials if not trial.complete]
+    unfinished = source.incomplete
     if len(unfinished) == len(trials):
         raise TiplError(f"{store_path} has no complete trial; collect its trials to the end first.")
     target = create_store(out, config.error, made_of=source)
-    waiting = [trial for trial in trials if trial.complete and not _holds(target, trial)]
+    waiting = [trial for trial in trials if trial.seed not in unfinished and not _holds(target, trial)]
     kept = len(trials) - len(unfinished) - len(waiting)
     if kept:
         console.print(f"compact: {kept} trials are already there.")

@@ -22,6 +22,7 @@ from tipl.store.layout import (
     FORMAT_VERSION,
     SNAPSHOT_ARRAYS,
     array_layout,
+    checkpoint_path,
     group,
     is_seed,
     read_checkpoint,
@@ -180,7 +181,7 @@ def _readings(store: Path, seed: int) -> Iterator[_Reading]:
     layouts = record.layouts()
     for name in ARRAYS:
         yield from _readings_of_array(trial / name, layouts[name], record.rows(name), record.sums(name))
-    if record.complete:
+    if record.complete and not checkpoint_path(trial, record).exists():
         return
     try:
         if _damage_of_group(trial / "resume"):

@@ -20,9 +20,9 @@ from tipl.files import Damaged
 from tipl.progress import console
 from tipl.store.arrays import ArrayReader
 from tipl.store.history import History, epoch_indices
-from tipl.store.layout import EPISODE_ARRAYS, Record, read_record, trial_path, trial_seeds
+from tipl.store.layout import EPISODE_ARRAYS, Record, checkpoint_path, read_record, trial_path, trial_seeds
 from tipl.store.locks import is_folder
-from tipl.store.root import PARTS, Root, require_same
+from tipl.store.root import PARTS, Root, has_grown, require_same
 from tipl.store.spec import ParamSpec
 
 
@@ -98,8 +98,13 @@ class Store:
 
     @property
     def incomplete(self) -> list[int]:
-        """The trials among `seeds` that have not been written to their ends, sorted."""
-        return [seed for seed in self.seeds if not self.records[seed].complete]
+        """The trials among `seeds` that have not been written to their ends, or have since been given a later one."""
+        return [seed for seed in self.seeds if not self.is_complete(seed)]
+
+    def is_complete(self, seed: int) -> bool:
+        """Whether a trial has all the steps that the store's trials are to have."""
+        record, shared = self.records[seed], self.root.configuration
+        return record.complete and not (shared and has_grown(record.configuration, shared))
 
     def split(self) -> Split:
         """By trial, as the store has it: each trial was given its part before it began, and keeps it (`plan_trials`).
@@ -146,7 +151,7 @@ def checked_record(store: Path, root: Root, seed: int) -> Record | None:
         raise Damaged(f"{store / 'zarr.json'} does not know of trial {seed}; bring it back from a copy.")
     if root.trials.get(seed) not in (None, record.seal):
         raise Damaged(f"{path} is not as it was completed; bring it back from a copy, or remove {path}.")
-    if record.configuration != root.configuration:
+    if record.configuration != root.configuration and not has_grown(record.configuration, root.configuration):
         require_same(store, root.configuration, record.configuration)
     return record
 
@@ -176,6 +181,11 @@ class Trial:
         self.complete = record.complete
         self.obs_dim = record.obs_dim
         self.compact = record.compact
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether what it takes to go on with the trial is there."""
+        return checkpoint_path(self._path, self._record).is_file()
 
     def weights(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Snapshots start … stop - 1, float32 [n, P]; reads only the chunks that hold them."""

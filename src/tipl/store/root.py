@@ -26,6 +26,7 @@ from tipl.store.spec import ParamSpec
 PARTS = ("train", "validation", "test")
 _SHARES = {"train": 1 - 1 / 8 - 1 / 5, "validation": 1 / 8, "test": 1 / 5}
 _ID = "[0-9a-f]{32}"
+_GROWS = "total_steps"  # the one setting of a trial that may become larger
 _NAMED = 4  # settings that a refusal names at most
 
 
@@ -129,8 +130,9 @@ def forget_trial(store: Path, seed: int) -> None:
 
 
 def plan_trials(
-    store: Path | str, seeds: Iterable[int], *, env_id: str, config: Mapping[str, Any], spec: ParamSpec
-) -> None:
+    store: Path | str, seeds: Iterable[int], *, env_id: str, config: Mapping[str, Any], spec: ParamSpec,
+    may_grow: bool = False,
+) -> None:  # fmt: skip
     """Say which trials are about to be written, together: a store gives each its part of the split, once and for all.
 
     Two or more new trials are split among themselves, in the order of seeds: the last fifth to test, the eighth (of
@@ -138,6 +140,7 @@ def plan_trials(
 
     Args:
         env_id, config, spec: what makes these trials, apart from their seeds; the same for all trials of a store.
+        may_grow: `config` may have more total_steps than the store's trials, which are incomplete until they have them.
 
     Raises:
         TiplError: there is no store, or its trials were made with other settings.
@@ -147,15 +150,18 @@ def plan_trials(
     wanted = {"env_id": env_id, "config": as_json(config), "param_spec": spec.to_json()}
     root = Root.read(store)
     new = sorted({int(seed) for seed in seeds} - set(root.parts))
-    if root.configuration is not None and not new:
-        require_same(store, root.configuration, wanted)
+    if root.configuration == wanted and not new:
         return
     with locked(store):
         root = Root.read(store)
-        if root.configuration is not None:
-            require_same(store, root.configuration, wanted)
+        configuration = root.configuration or wanted
+        if may_grow and has_grown(configuration, wanted):
+            configuration = wanted
+        require_same(store, configuration, wanted)
         given = given_parts([*root.parts.values()], [seed for seed in new if seed not in root.parts])
-        replace(root, configuration=root.configuration or wanted, parts={**root.parts, **given}).write(store)
+        replaced = replace(root, configuration=configuration, parts={**root.parts, **given})
+        if replaced != root:
+            replaced.write(store)
 
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,6 +212,13 @@ def require_same(store: Path, shared: Mapping[str, Any], wanted: Mapping[str, An
             f"{store} holds trials with {'; '.join(differing[:_NAMED])}{more}. A store holds trials that differ in "
             "nothing but their seeds; give another store, or the settings that these were made with."
         )
+
+
+def has_grown(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether one configuration is another with more total_steps."""
+    was, wanted = dict(settings(before)), dict(settings(now))
+    steps, more = was.pop(_GROWS, None), wanted.pop(_GROWS, None)
+    return was == wanted and isinstance(steps, int) and isinstance(more, int) and steps < more
 
 
 def settings(configuration: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -39,7 +39,7 @@ from tipl.store.layout import (
 )
 from tipl.store.locks import is_folder, lock_trial, make_folder, remove_made, unlock, writing
 from tipl.store.read import Store, checked_record
-from tipl.store.root import Root, as_json, forget_trial, list_trials, locked, new_root, noted, plan_trials
+from tipl.store.root import Root, as_json, forget_trial, has_grown, list_trials, locked, new_root, noted, plan_trials
 from tipl.store.spec import ParamSpec
 
 _MADE_TO_RESUME = r"zarr\.json|lock|[0-9]+\.safetensors"
@@ -177,8 +177,8 @@ class TrialWriter:
             The writer and the checkpoint that was committed with the last snapshot.
 
         Raises:
-            TiplError: nothing was committed, the trial is complete, another process writes it, or what is needed to
-                go on is damaged.
+            TiplError: nothing was committed, the trial is complete and was given no more steps, another process
+                writes it, or what is needed to go on is damaged.
         """
         store = Path(store_path)
         path = trial_path(store, seed)
@@ -186,18 +186,22 @@ class TrialWriter:
             record = checked_record(store, Root.read(store), seed)
             if record is None:
                 raise TiplError(f"{path} has no committed snapshots to go on from; begin that trial anew.")
-            if record.complete:
+            shared = Root.read(store).configuration or record.configuration
+            if record.complete and not has_grown(record.configuration, shared):
                 raise TiplError(f"{path} is complete; there is nothing to go on with.")
             make_folder(path / "resume")
             lock = lock_trial(path)
             on_failure.callback(unlock, lock)
             record = checked_record(store, Root.read(store), seed)  # now nobody else commits
             assert record is not None
+            reopened = dataclasses.replace(record, complete=False, config=shared["config"])
             try:
                 checkpoint = safetensors.numpy.load(read_checkpoint(path, record))
                 for leftover in _leftovers(path, record):
                     leftover.unlink()
-                writer = cls(store, record, lock)
+                if record.complete:
+                    list_trials(store, [reopened])
+                writer = cls(store, reopened, lock)
             except (TiplError, safetensors.SafetensorError) as error:
                 raise TiplError(
                     f"{path} cannot be gone on with ({error}); its {record.committed} snapshots stay readable, or "
@@ -255,7 +259,7 @@ class TrialWriter:
         one chunk of `weights`: commit every few seconds, not every snapshot.
 
         Args:
-            checkpoint: all that the rest of the trial depends on. A complete trial keeps none.
+            checkpoint: all that the rest of the trial depends on. A complete trial without any takes no more steps.
             complete: the trial has ended; the writer is closed.
             compact: of a compact store, what becomes the trial's attribute of that name.
 
@@ -272,18 +276,19 @@ class TrialWriter:
                 complete=complete, commits=self._record.commits + 1, checkpoint_crc32c=google_crc32c.value(data),
                 checksums=sums, compact=compact,
             )  # fmt: skip
-            if not complete:
+            if checkpoint or not complete:
                 replace_file(checkpoint_path(self._path, record), data)
             record = dataclasses.replace(record, seal=write_group(self._path, record.attributes()))
             before, self._record = self._record, record
             if complete or not self._listed:
                 list_trials(self._store, [record])
                 self._listed = True
-            if complete:
+            if complete and not checkpoint:
                 remove_made(self._path / "resume", _MADE_TO_RESUME)
-                self.close()
             else:
                 checkpoint_path(self._path, before).unlink(missing_ok=True)
+            if complete:
+                self.close()
 
     def close(self) -> None:
         """Free the trial for other writers."""
