@@ -10,6 +10,7 @@ besides, kills a process whose parent has ended.
 """
 
 import ast
+import atexit
 import contextlib
 import ctypes
 import fcntl
@@ -262,6 +263,7 @@ def _begin(orders: Connection, news: Connection, parent_pid: int) -> None:
     if os.getppid() != parent_pid:
         os._exit(1)
     _parent = parent = Parent(orders, news)
+    atexit.register(os._exit, 0)  # the last thing: to free torch and the environments piece by piece takes a second
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -19,7 +19,7 @@ from tipl import __version__
 from tipl.checks import AnyPath, Count, NotNegative, Positive, Whole
 from tipl.cli.flags import add_settings, reader, with_flags
 from tipl.cli.show import acceleration_facts, evaluation_facts, show
-from tipl.cli.stopping import INTERRUPTED, stops_in_time
+from tipl.cli.stopping import INTERRUPTED, end, stops_in_time
 from tipl.cli.terminal import drop_broken_streams, open_streams
 from tipl.config.experiments import EXPERIMENTS
 from tipl.config.presets import (
@@ -52,9 +52,9 @@ _USER_OS_ERRORS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code."""
+    """Run one verb and return the exit code; of the process's own command line, end with it."""
     open_streams()
-    with stops_in_time(to_the_end=argv is None) as stop:
+    with stops_in_time() as stop:
 
         def run() -> None:
             try:
@@ -66,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise KeyboardInterrupt from None  # a library may have made something else of it
                 raise
 
-        return exit_code(run)
+        code = exit_code(run)
+        if argv is None:
+            end(code)
+        return code
 
 
 def exit_code(run: Callable[[], None]) -> int:

@@ -89,7 +89,7 @@ def collect(
             f"collect: {len(waiting)} trials of {config.env_id} × {config.num_iterations} iterations "
             f"({config.num_snapshots} snapshots) " + (f"on {device}" if device == "cuda" else f"in {count} processes")
         )
-        begun = {seed: _steps_done(store, seed) for seed in waiting}
+        begun = {seed: int(store.trial(seed).env_step[-1]) if seed in store.seeds else 0 for seed in waiting}
         tasks = [(config, out, share, begun, device, workers or cores, curves) for share in shares]
         watch = _Watch(config.num_iterations * config.ppo.batch_size, begun)
         with steps_progress("collect", watch.left, watch.trials) as advance:
@@ -297,10 +297,6 @@ def _check_steps(store: Store, config: CollectConfig) -> None:
         if steps < config.total_steps and (config.ppo.anneal_lr or (trial.complete and not trial.has_checkpoint)):
             why = "at whose end its learning rate is 0" if config.ppo.anneal_lr else "and no checkpoint to go on from"
             raise TiplError(f"{store.path} holds trial {seed} with total_steps = {steps}, {why}; give another --out.")
-
-
-def _steps_done(store: Store, seed: int) -> int:
-    return int(store.trial(seed).env_step[-1]) if seed in store.seeds else 0
 
 
 class _Watch:
