@@ -2,6 +2,8 @@
 # make reproduce  the quick InvertedPendulum experiment
 # make test       the tests
 # make lint       style and types
+# make docs       the site, in site/; a warning is an error
+# make dist       the wheel and the source, in dist/
 #
 # PYTHON is the interpreter that makes the virtual environment, VENV is where it lies.
 #
@@ -11,7 +13,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: setup reproduce test lint
+.PHONY: setup reproduce test lint docs dist
 
 setup: $(VENV)/installed
 
@@ -32,3 +34,13 @@ lint: setup
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+$(VENV)/docs-installed: requirements-docs.lock $(VENV)/installed
+	$(VENV)/bin/python -m pip install --no-deps --requirement requirements-docs.lock
+	@touch $@
+
+dist: setup
+	$(VENV)/bin/python -m hatchling build

@@ -1,6 +1,6 @@
 """What may be installed: no release with a hole that is known, neither by the ranges nor by the lock.
 
-In: pyproject.toml, requirements.lock, and the list below.  Out: failures that name the package and the advisory.
+In: pyproject.toml, requirements.lock, requirements-docs.lock, and the list below.  Out: failures that name the package and the advisory.
 """
 
 import re
@@ -38,8 +38,12 @@ def ranges() -> dict[str, Requirement]:
 
 
 def locked() -> dict[str, Version]:
-    pins = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    return {named(name): Version(version) for name, version in pins}
+    """What the two locks pin, by name; each package stands in one of them, once."""
+    text = "".join((ROOT / name).read_text() for name in ("requirements.lock", "requirements-docs.lock"))
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE)
+    found = {named(name): Version(version) for name, version in pins}
+    assert len(found) == len(pins)
+    return found
 
 
 def named(name: str) -> str:
