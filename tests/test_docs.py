@@ -137,7 +137,8 @@ def _blocks(text: str) -> Iterator[tuple[int, str, str]]:
     """Yield the line, the kind and the content of a page's blocks."""
     for match in BLOCK.finditer(text):
         setup, kind, code = match.groups()
-        yield text[: match.start()].count("\n") + 1, *(("python", setup) if setup is not None else (kind, code))
+        line = text[: match.start()].count("\n") + 1
+        yield (line, kind, code) if setup is None else (line, "python", setup)
 
 
 def _run(command: list[str]) -> None:

@@ -4,14 +4,12 @@ In: examples/*.ipynb.  Out: failures that name the notebook and the cell.
 """
 
 import json
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
 
@@ -30,8 +28,7 @@ def test_a_notebook_is_small_and_was_run_in_order(path: Path) -> None:
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_draws(path: Path) -> None:
-    from run_notebooks import executed
-
+    executed = runpy.run_path(str(EXAMPLES / "run_notebooks.py"))["executed"]
     pictures = [
         output
         for cell in executed(path).cells

@@ -1,6 +1,7 @@
 """What may be installed: no release with a hole that is known, neither by the ranges nor by the lock.
 
-In: pyproject.toml, requirements.lock, requirements-docs.lock, and the list below.  Out: failures that name the package and the advisory.
+In: pyproject.toml, requirements.lock, requirements-docs.lock, and the list below.  Out: failures that name the package
+and the advisory.
 """
 
 import re
