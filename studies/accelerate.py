@@ -38,12 +38,6 @@ ABLATION = {
     "hindsight": {"hindsight": True},
     "change 0.02": {"max_change": 0.02},
     "never back": {"fall": 0.0},
-    "log-std too": {"log_std": True},
-    "head alone": {"layers": "head"},
-    "all but the head": {"layers": "body"},
-    "first direction": {"directions": 1},
-    "first 2 directions": {"directions": 2},
-    "momentum reset": {"reset_momentum": True},
     "every 2": {"every": 2},
     "every 4": {"every": 4},
     "h = 1": {"horizon": 1},
@@ -57,14 +51,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # of jumps, which `tune` cho
     "line": {
         "": {},
         " KL 0.02": {"max_kl": 0.02},
-        " KL 0.02, log-std": {"max_kl": 0.02, "log_std": True},
-        " far": {
-            "horizon": 16, "max_kl": 0.02, "log_std": True, "full_trust": 1.0,
-        },
+        " far": {"horizon": 16, "max_kl": 0.02, "full_trust": 1.0},
     },
     "causal": {
         "": {}, " free": {"max_change": 1e9},
-        " far": {"max_change": 1e9, "max_kl": 0.02, "log_std": True, "full_trust": 1.0, "hindsight": False},
+        " far": {"max_change": 1e9, "max_kl": 0.02, "full_trust": 1.0, "hindsight": False},
     },
 }  # fmt: skip
 

@@ -10,8 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tipl.forecasting.baselines import RIDGES
-from tipl.forecasting.named import ANY, fit_autoregression
+from tipl.forecasting.autoregression import ANY, RIDGES, fit_autoregression
 from tipl.store import Store
 
 HORIZONS = (1, 2, 5, 10, 20)  # iterations

@@ -20,10 +20,10 @@ import numpy as np
 import tipl.models.causal
 import tipl.training.displacement
 from tipl.config.presets import CausalTrainConfig
-from tipl.forecasting.trained import CausalForecaster, History
+from tipl.forecasting.trained import CausalForecaster
 from tipl.models import CausalTIPL
 from tipl.representation.windows import HORIZONS, Windows
-from tipl.store import Store, Trial
+from tipl.store import History, Store, Trial
 from tipl.training import train
 
 SHOWN = (1, 2, 5, 10, 20, 50, 100)

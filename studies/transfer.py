@@ -21,9 +21,10 @@ from tipl.evaluation.apart import learned_by
 from tipl.evaluation.evaluate import compare_weights
 from tipl.evaluation.origins import choose_origins, join_origins
 from tipl.evaluation.scores import weight_scores
-from tipl.forecasting.baselines import RIDGES, Autoregression, difference_features, normal_equations, persistence
+from tipl.forecasting.autoregression import RIDGES, Autoregression, difference_features, normal_equations
+from tipl.forecasting.baselines import persistence
+from tipl.forecasting.named import load_forecaster
 from tipl.forecasting.online import OnlineCorrected, online_corrected
-from tipl.forecasting.trained import load_forecaster
 from tipl.store import Store
 
 HORIZONS = (1, 2, 5, 10, 20, 50, 100)
@@ -41,7 +42,7 @@ def judge(
     trials = [data.trial(seed) for seed in seeds]
     config = EvaluateConfig(horizons=HORIZONS, return_horizons=(1,), origins=origins)
     at = join_origins([choose_origins(trial, config) for trial in trials])
-    forecasters = [persistence(), autoregression, load_forecaster(model, data, Path())]
+    forecasters = [persistence(), autoregression, load_forecaster(model, trials[0].spec.shapes)]
     rivals = ["persistence", "autoregression"]
     if adapt:
         still, linear, model_itself = forecasters
@@ -51,9 +52,7 @@ def judge(
     for forecaster in forecasters[1:]:
         found = weight_scores(forecaster.name, compared, rivals, at, HORIZONS, trials[0].spec.size, config.seed)
         scores[forecaster.name] = {name: found[name] for name in KEPT if name in found}
-        if isinstance(
-            forecaster, OnlineCorrected
-        ):  # beside what the run alone teaches, and the adapted autoregression too
+        if isinstance(forecaster, OnlineCorrected):  # beside what the run alone teaches too
             also = ["persistence-adapted", "autoregression-adapted"]
             found = weight_scores(forecaster.name, compared, also, at, HORIZONS, trials[0].spec.size, config.seed)
             scores[forecaster.name] |= {f"{name}_adapted": found[name] for name in KEPT[2:] if name in found}

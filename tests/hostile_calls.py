@@ -150,9 +150,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             },
         ),
         "History": (History, {"trial": 1, "origin": 5, "weights": weights[:6], "epoch_index": -1}),
-        "from_pretrained": (
-            tipl.CausalForecaster.from_pretrained,
-            {"name_or_path": "causal", "shapes": [(3,)], "codes": None},
+        "load_forecaster": (
+            tipl.load_forecaster,
+            {"forecaster": "causal", "shapes": [(3,)], "horizon": 2, "snapshots_per_iteration": 1, "seed": 0},
         ),
         "CausalForecaster.forecast": (causal.forecast, {"histories": [history], "horizons": [1]}),
         "OnlineCorrected": (tipl.OnlineCorrected, {"forecasters": [persistence()], "snapshots_per_iteration": 1}),

@@ -30,11 +30,10 @@ from tipl.collection.collect import run_stack
 from tipl.config.presets import CollectConfig, DiscreteCollectConfig, JumpConfig
 from tipl.errors import TiplError
 from tipl.forecasting.baselines import FixedSum
-from tipl.forecasting.named import named_forecaster
+from tipl.forecasting.named import load_forecaster
 from tipl.forecasting.shipped import model_folder
-from tipl.forecasting.trained import History
 from tipl.rl.trial_batch import TrialBatch
-from tipl.store import Store, create_store
+from tipl.store import History, Store, create_store
 
 SHORT = CollectConfig(trials=3, total_steps=6 * 2048)
 
@@ -103,7 +102,7 @@ def test_noise_costs_nothing(tmp_path: Path) -> None:
 
 def test_a_forecaster_of_nan_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nan = FixedSum("nan", "NaN", 2, lambda back, h: np.full(len(back), np.nan))
-    monkeypatch.setattr(module, "named_forecaster", lambda *_: nan)
+    monkeypatch.setattr(module, "load_forecaster", lambda *_, **__: nan)
     for name, arm in (("plain", Arm(SHORT)), ("nan", Arm(SHORT, "line"))):
         module.run_part(arm, tmp_path / f"{name}.safetensors", [1])
     plain, broken = (safetensors.numpy.load_file(tmp_path / f"{name}.safetensors") for name in ("plain", "nan"))
@@ -301,11 +300,11 @@ def test_bad_input_is_one_line(flags: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_lookahead_goes_halfway_back() -> None:
     path = np.arange(26, dtype=np.float32)[:, None] * np.ones(4, np.float32)
-    forecaster = named_forecaster("lookahead", [(4,)], 1, snapshots_per_iteration=5)
+    forecaster = load_forecaster("lookahead", [(4,)], 1, snapshots_per_iteration=5)
     made = forecaster.forecast([History(1, 25, path, 4)], [5])
     np.testing.assert_allclose(made[0, 0], 12.5)
     with pytest.raises(TiplError, match="no forecaster"):
-        named_forecaster("nothing", [(4,)], 1)
+        load_forecaster("nothing", [(4,)], 1)
 
 
 def test_an_autoregression_for_one_snapshot_an_iteration_learns_from_every_fifth(
@@ -318,12 +317,12 @@ def test_an_autoregression_for_one_snapshot_an_iteration_learns_from_every_fifth
     path = np.random.default_rng(0).standard_normal((101, 122), np.float32).cumsum(axis=0)
     history, shapes = History(1, 100, path, 0), [(122,)]
     made, expected = (
-        named_forecaster("autoregression", shapes, 4, 1, fit).forecast([history], (1, 4)) - path[-1]
+        load_forecaster("autoregression", shapes, 4, 1, fit).forecast([history], (1, 4)) - path[-1]
         for fit in (small_store, tmp_path / "once")
     )
     np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     with pytest.raises(TiplError, match="holds 5 snapshots an iteration, the run 2"):
-        named_forecaster("autoregression", shapes, 4, 2, small_store)
+        load_forecaster("autoregression", shapes, 4, 2, small_store)
 
 
 @pytest.mark.parametrize("snapshots_per_iteration", [1, 5])
@@ -333,7 +332,7 @@ def test_the_autoregression_of_the_package_follows_a_steady_path_and_falls_short
     """What one fitted on noisy paths does: φ_t = t v in φ_t + b h v, 0 < b < 1, whatever the length of v."""
     step = np.array([1.0, -2.0, 1e-3], np.float32)
     path = np.arange(101, dtype=np.float32)[:, None] * step
-    forecaster = named_forecaster("autoregression", [(3,)], 20, snapshots_per_iteration)
+    forecaster = load_forecaster("autoregression", [(3,)], 20, snapshots_per_iteration)
     ahead = snapshots_per_iteration, 20 * snapshots_per_iteration
     made = forecaster.forecast([History(1, 100, path, snapshots_per_iteration - 1)], ahead)[0] - path[-1]
     for h, displacement in zip(ahead, made, strict=True):
@@ -341,9 +340,9 @@ def test_the_autoregression_of_the_package_follows_a_steady_path_and_falls_short
         np.testing.assert_allclose(share, share[0], rtol=1e-3)
         assert 0.05 < share[0] < 1
     with pytest.raises(TiplError, match=r"1 or 5 snapshots an iteration .* takes 2 and looks 20 ahead"):
-        named_forecaster("autoregression", [(3,)], 20, 2)
+        load_forecaster("autoregression", [(3,)], 20, 2)
 
 
 def test_jump_settings_are_refused_by_name() -> None:
-    with pytest.raises(TiplError, match="--memory"):
-        JumpConfig(memory=1.0)
+    with pytest.raises(TiplError, match="--full-trust"):
+        JumpConfig(full_trust=1.5)

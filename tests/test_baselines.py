@@ -10,22 +10,20 @@ import pytest
 
 from tipl.config.presets import EvaluateConfig
 from tipl.evaluation.origins import choose_origins, history
-from tipl.forecasting import baselines
+from tipl.forecasting import autoregression, baselines
+from tipl.forecasting.autoregression import Autoregression, difference_features, normal_equations
 from tipl.forecasting.baselines import (
-    Autoregression,
     Source,
     TrainMean,
     damped_line,
-    difference_features,
     fitted_baselines,
     last_difference,
     line,
     mean_of_last,
-    normal_equations,
     persistence,
 )
-from tipl.forecasting.trained import Forecaster, History, checked_forecast
-from tipl.store import Store, TrialWriter, create_store
+from tipl.forecasting.forecaster import Forecaster, checked_forecast
+from tipl.store import History, Store, TrialWriter, create_store
 from tipl.store.spec import ParamSpec
 
 HORIZONS = (1, 2, 7)
@@ -86,8 +84,8 @@ def naive_design(
 
         for t in range(len(w) - max(HORIZONS)):
             if where[t] == epoch_index:
-                x = [at(t - k) - at(t - k - 1) for k in range(baselines.DIFFERENCES)]
-                x += [at(t) - at(t - k) for k in baselines.LONGER]
+                x = [at(t - k) - at(t - k - 1) for k in range(autoregression.DIFFERENCES)]
+                x += [at(t) - at(t - k) for k in autoregression.LONGER]
                 rows.append(np.stack(x, axis=1))
                 targets.append(np.stack([at(t + h) - at(t) for h in HORIZONS], axis=1))
     return np.concatenate(rows), np.concatenate(targets)
@@ -111,9 +109,9 @@ def test_the_autoregression_is_ridge_regression_on_every_origin_and_weight(small
             np.concatenate([y, np.zeros((x.shape[1], len(HORIZONS)))]),
         )[0]
         features = np.zeros((x.shape[1], w.shape[1]))
-        for k in range(baselines.DIFFERENCES):
+        for k in range(autoregression.DIFFERENCES):
             features[k] = w[59 - k] - w[max(58 - k, 0)]
-        for row, k in enumerate(baselines.LONGER, baselines.DIFFERENCES):
+        for row, k in enumerate(autoregression.LONGER, autoregression.DIFFERENCES):
             features[row] = w[59] - w[max(59 - k, 0)]
         expected = beta.T @ features
         found = forecast(fitted, w, epoch_index) - w[-1]
@@ -155,10 +153,8 @@ def test_several_stores_count_alike_however_long_their_steps(small_store: Path, 
                       np.ones((81, 1)), np.zeros(81))  # fmt: skip
         writer.commit({}, complete=True)
     large = source(Store.open(path))
-    parts = [
-        baselines.normal_equations(each.train, baselines.difference_features(), HORIZONS) for each in (small, large)
-    ]
-    joined = baselines.joined_equations(parts)
+    parts = [normal_equations(each.train, difference_features(), HORIZONS) for each in (small, large)]
+    joined = autoregression.joined_equations(parts)
     for part in parts:  # each alone, in units of its own
         size = sum(np.trace(gram) for gram, _ in part.values())
         assert sum(np.trace(gram) / size for gram, _ in part.values()) == pytest.approx(1)

@@ -27,13 +27,16 @@ from tipl.evaluation.scores import Comparison, Origins, Returns, return_scores, 
 from tipl.evaluation.statistics import Interval, p_value
 from tipl.forecasting.baselines import damped_line, line, persistence
 from tipl.forecasting.forecast import forecast
+from tipl.forecasting.forecaster import Forecaster, checked_forecast
+from tipl.forecasting.named import load_forecaster
 from tipl.forecasting.online import OnlineCorrected, online_corrected
-from tipl.forecasting.trained import PRETRAINED, Forecaster, History, checked_forecast, load_forecaster
+from tipl.forecasting.shipped import PRETRAINED
+from tipl.forecasting.trained import codes_for
 from tipl.models import load
 from tipl.reporting import report
 from tipl.representation import Codes, fit_svd
 from tipl.rl.returns import Policies, policy_returns
-from tipl.store import Store, TrialWriter, create_store, plan_trials
+from tipl.store import History, Store, TrialWriter, create_store, plan_trials
 from tipl.store.compact import compact
 from tipl.store.spec import ParamSpec
 from tipl.training import fit, train
@@ -148,7 +151,7 @@ def test_adapted_forecasters_are_judged_beside_their_own(small_store: Path, tmp_
     store = Store.open(small_store)
     trials = [store.trial(seed) for seed in store.split().test]
     origins = join_origins([choose_origins(trial, config) for trial in trials])
-    forecaster = online_corrected([load_forecaster(Path("causal"), store, tmp_path)], trials[0])
+    forecaster = online_corrected([load_forecaster("causal", trials[0].spec.shapes)], trials[0])
     compared = compare_weights(trials, origins, [forecaster], config.horizons)["causal-adapted"]
     timed = origins.by_time
     skill = 1 - compared.error[timed].sum(axis=0) / compared.moved[timed].sum(axis=0)
@@ -405,7 +408,7 @@ def test_models_of_every_kind_are_judged_under_names_that_say_what_they_are(smal
     seen = torch.from_numpy(opened.codes(6)[None, 16:21])
     steps = model.rollout(seen, torch.arange(16, 21)[None], torch.ones(1, 5, dtype=torch.bool), 7)[0].numpy()
     weights = Store.open(small_store).trial(6).weights()
-    forecaster = load_forecaster(folders[1], Store.open(small_store), tmp_path)
+    forecaster = load_forecaster(folders[1], codes=codes_for(folders[1], Store.open(small_store), tmp_path))
     forecast = forecaster.forecast([History(6, 20, weights[20:21], 0)], [2, 7])[0]
     np.testing.assert_allclose(forecast, opened.basis(6).decode(steps)[[1, 6]], rtol=1e-5, atol=1e-6)
 
@@ -415,7 +418,8 @@ def test_a_model_of_codes_alone_is_judged_on_codes_fitted_for_it(small_store: Pa
     small = TrainConfig(context=5, num_layers=1, width=8, steps=2, warmup_steps=1)
     model = fit([codes.codes(1), codes.codes(2)], [codes.codes(3)], small, tmp_path / "model", progress=False)
     (tmp_path / "scratch").mkdir()
-    forecaster = load_forecaster(tmp_path / "model", Store.open(small_store), tmp_path / "scratch")
+    fitted = codes_for(tmp_path / "model", Store.open(small_store), tmp_path / "scratch")
+    forecaster = load_forecaster(tmp_path / "model", codes=fitted)
     weights = Store.open(small_store).trial(6).weights()
     forecast = forecaster.forecast([History(6, 20, weights[20:21], 0)], [2, 7])[0]
     seen = torch.from_numpy(codes.codes(6)[None, 16:21])

@@ -16,26 +16,22 @@ from torch import nn
 from torch.distributions import Categorical
 
 from tipl import Accelerator, JumpConfig, OnlineCorrected
+from tipl.acceleration.jump import jumps_for
 from tipl.config.presets import EvaluateConfig, SVDConfig, TrainConfig
 from tipl.errors import TiplError
 from tipl.evaluation.evaluate import evaluate
+from tipl.forecasting.autoregression import fit_autoregression
 from tipl.forecasting.baselines import Source, fitted_baselines, line
 from tipl.forecasting.forecast import forecast
-from tipl.forecasting.named import fit_autoregression, forecaster_digest, jumps_for, named_forecaster
+from tipl.forecasting.forecaster import Forecaster, usable
+from tipl.forecasting.named import forecaster_digest, load_forecaster
 from tipl.forecasting.online import _BYTES
+from tipl.forecasting.shipped import model_folder
 from tipl.forecasting.subspace import CodeLine, PathProducts, PrefixLine
-from tipl.forecasting.trained import (
-    CausalForecaster,
-    Forecaster,
-    History,
-    Stretched,
-    load_forecaster,
-    model_folder,
-    usable,
-)
+from tipl.forecasting.trained import CausalForecaster, Stretched, codes_for
 from tipl.forecasting.trained import ModelForecaster as OfCodes
 from tipl.representation import Codes, fit_svd
-from tipl.store import Store
+from tipl.store import History, Store
 from tipl.training import train
 
 HORIZONS = (1, 3, 8)
@@ -241,14 +237,14 @@ def test_every_forecaster_of_the_package_keeps_the_contract(small_store: Path):
         usable(Stretched(forecaster, 2.0))
         usable(OnlineCorrected([forecaster]))
     for name in ("line", "lookahead", "average", "noise", "autoregression", "causal"):
-        usable(named_forecaster(name, [(9,)], 20, 5))
+        usable(load_forecaster(name, [(9,)], 20, 5))
 
 
 # The causal model: its tensors, its horizons, its error.
 
 
 def test_a_causal_model_is_told_its_tensors(small_store: Path):
-    for make in (lambda: CausalForecaster.from_pretrained("causal"), lambda: Forecaster.from_pretrained()):
+    for make in (lambda: CausalForecaster.from_pretrained("causal"), load_forecaster):
         with pytest.raises(TiplError, match="give `shapes`"):
             make()
     history = Store.open(small_store).trial(1).history(20)
@@ -275,7 +271,7 @@ def test_beyond_the_last_horizon_and_before_any_movement_there_is_no_error_to_te
     first = forecast(small_store, 1, 0, 10, out, episodes=0)
     assert first.expected_error is None and json.dumps(dataclasses.asdict(first), allow_nan=False)
     with pytest.raises(TiplError, match=r"100 snapshots ahead, and 50 iterations of 5 are 250; give --horizon 20"):
-        named_forecaster("causal", trial.spec.shapes, 50, 5)
+        load_forecaster("causal", trial.spec.shapes, 50, 5)
 
 
 def test_the_error_of_a_stretched_forecast_is_that_of_the_stretch_too(small_store: Path, tmp_path: Path):
@@ -309,7 +305,7 @@ def test_one_model_has_the_same_jumps_however_it_is_given(tmp_path: Path):
     made = CausalForecaster.from_pretrained(folder, [(9,)])
     settings = {jumps_for(each) for each in (folder, str(folder), made, "causal")}
     assert len(settings) == 1 and settings.pop().horizon == 20
-    assert jumps_for("autoregression") == jumps_for(named_forecaster("autoregression", [(9,)], 20, 5))
+    assert jumps_for("autoregression") == jumps_for(load_forecaster("autoregression", [(9,)], 20, 5))
     assert jumps_for(Path("line")) == jumps_for("line") == jumps_for(Still()) == JumpConfig()
 
 
@@ -325,7 +321,7 @@ def test_a_model_that_was_trained_again_is_another(tmp_path: Path):
 
 def test_what_is_fitted_on_nothing_takes_no_store(small_store: Path):
     with pytest.raises(TiplError, match="no effect on line"):
-        named_forecaster("line", [(9,)], 4, 5, small_store)
+        load_forecaster("line", [(9,)], 4, 5, small_store)
 
 
 def test_codes_in_the_way_that_are_of_other_settings_are_not_taken(small_store: Path, tmp_path: Path):
@@ -335,5 +331,5 @@ def test_codes_in_the_way_that_are_of_other_settings_are_not_taken(small_store: 
     folder = train(small_store, tmp_path / "model", small, codes=codes)
     shutil.rmtree(codes)
     fit_svd(small_store, codes, SVDConfig(dim=8, centered=True))
-    made = load_forecaster(folder, Store.open(small_store), tmp_path / "scratch")
+    made = load_forecaster(folder, codes=codes_for(folder, Store.open(small_store), tmp_path / "scratch"))
     assert isinstance(made, OfCodes) and made.codes is not None and not made.codes.config.centered

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tipl.forecasting.baselines import damped_line, line, persistence
+from tipl.forecasting.forecaster import Forecaster
 from tipl.forecasting.online import FORGETTING, LAG_RIDGE, LAGS, RIDGE, OnlineCorrected
-from tipl.forecasting.trained import Forecaster, History
+from tipl.store import History
 
 HORIZONS = (1, 4, 10)
 

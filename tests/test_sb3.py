@@ -27,7 +27,7 @@ from test_record import assert_same
 from torch import nn
 
 from tipl.acceleration.accelerator import Accelerator, _flat
-from tipl.config.presets import EvaluateConfig
+from tipl.config.presets import EvaluateConfig, JumpConfig
 from tipl.errors import TiplError
 from tipl.evaluation.evaluate import evaluate
 from tipl.integrations.sb3 import SB3Accelerator, SB3Recorder
@@ -294,7 +294,7 @@ def test_what_cannot_be_recorded_is_said(tmp_path: Path):
 @pytest.mark.parametrize("env_id", ["InvertedPendulum-v4", "CartPole-v1"])
 def test_an_accelerator_moves_the_actor_between_update_and_rollout(env_id: str):
     watch = Watch(lambda policy: nn.utils.parameters_to_vector(policy.parameters()).detach().numpy().copy())
-    accelerate = SB3Accelerator("line", full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0)
+    accelerate = SB3Accelerator("line", jump=JumpConfig(full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0))
     before, after = deepcopy(watch), watch
     model = PPO("MlpPolicy", VecNormalize(make_vec_env(env_id, seed=1)), seed=1, **SHORT)
     model.learn(320, callback=CallbackList([before, accelerate, after]))

@@ -12,10 +12,10 @@ import pydmd
 import pytest
 
 from tipl.config.presets import SVDConfig
+from tipl.forecasting.forecaster import Forecaster
 from tipl.forecasting.subspace import DMD, CodeLine, PathProducts, PrefixLine, slope
-from tipl.forecasting.trained import Forecaster, History
 from tipl.representation import Codes, fit_svd
-from tipl.store import Store
+from tipl.store import History, Store
 
 HORIZONS = (1, 3, 8)
 

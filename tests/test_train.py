@@ -33,7 +33,8 @@ from tipl.config.presets import (
     TrainConfig,
 )
 from tipl.errors import TiplError
-from tipl.forecasting.trained import Forecaster, ModelForecaster
+from tipl.forecasting.named import load_forecaster
+from tipl.forecasting.trained import ModelForecaster
 from tipl.models import CONFIG_FILE, WEIGHTS_FILE, CodeModel, load
 from tipl.progress import scalars
 from tipl.representation import Codes, fit_svd, read_weights
@@ -694,12 +695,12 @@ def test_train_learns_from_training_trials_chooses_by_validation_trials_and_neve
     assert (model.config.dim, model.config.basis) == (4, "full")
 
     fitted = Codes.open(out / CODES_FOLDER)
-    forecaster = Forecaster.from_pretrained(out, codes=fitted)
+    forecaster = load_forecaster(out, codes=fitted)
     assert isinstance(forecaster, ModelForecaster) and forecaster.codes is fitted
     with pytest.raises(TiplError, match=r"model over codes; give `codes` too"):
-        Forecaster.from_pretrained(out)
+        load_forecaster(out)
     with pytest.raises(TiplError, match="causal model, which sees weights; leave `codes` out"):
-        Forecaster.from_pretrained("causal", codes=fitted)
+        load_forecaster("causal", codes=fitted)
 
     with pytest.raises(TiplError, match="--resume"):
         train(store, out, config, SVDConfig(dim=4))

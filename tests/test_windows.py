@@ -20,10 +20,12 @@ from tipl.collection.random_walk import random_walk
 from tipl.config.presets import CausalTrainConfig, EvaluateConfig
 from tipl.errors import TiplError
 from tipl.evaluation.evaluate import evaluate
-from tipl.forecasting.baselines import solve_ridge
+from tipl.forecasting.autoregression import solve_ridge
 from tipl.forecasting.forecast import forecast
+from tipl.forecasting.named import load_forecaster
 from tipl.forecasting.online import online_corrected
-from tipl.forecasting.trained import SHIPPED, CausalForecaster, Forecaster, History, load_forecaster, model_folder
+from tipl.forecasting.shipped import SHIPPED, model_folder
+from tipl.forecasting.trained import CausalForecaster, codes_for
 from tipl.models import CausalTIPL, load
 from tipl.models.causal import EPOCH_INDICES, features
 from tipl.representation.windows import (
@@ -39,7 +41,7 @@ from tipl.representation.windows import (
     windows_of,
 )
 from tipl.rl.returns import Policies, policy_returns
-from tipl.store import Store, TrialWriter, create_store
+from tipl.store import History, Store, TrialWriter, create_store
 from tipl.store.spec import ParamSpec
 from tipl.training import CHECKPOINT_FILE, Displacements, fit_causal, train
 
@@ -398,7 +400,9 @@ def test_what_it_cannot_learn_from_is_refused(store: Path, small_store: Path, tm
 def test_a_trained_model_is_judged_like_any_forecaster(tmp_path: Path):
     store = write_store(tmp_path / "store", 4, 330, (100, 60))
     folder = train([store], tmp_path / "causal", dataclasses.replace(SMALL, steps=20, validate_every=20))
-    loaded = load_forecaster(folder, Store.open(store), tmp_path)
+    data = Store.open(store)
+    assert codes_for(folder, data, tmp_path) is None
+    loaded = load_forecaster(folder, data.trial(1).spec.shapes)
     assert isinstance(loaded, CausalForecaster) and loaded.name == "causal"
     config = EvaluateConfig(horizons=(1, 10), return_horizons=(1,), origins=6, spectrum_trials=0)
     out = evaluate(store, tmp_path / "eval", config, models=[folder], returns=False)
@@ -415,7 +419,7 @@ def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(sma
     made = forecast(small_store, 2, 40, 10, out, episodes=3)
     trial = Store.open(small_store).trial(2)
     forecaster = CausalForecaster.from_pretrained(shapes=trial.spec.shapes)
-    assert isinstance(Forecaster.from_pretrained("causal", trial.spec.shapes), CausalForecaster)
+    assert isinstance(load_forecaster("causal", trial.spec.shapes), CausalForecaster)
     history = History(2, 40, trial.weights(0, 41), int(trial.epoch_index[40]))
     expected = forecaster.forecast([history], [10])[0, 0]
     tensors = safetensors.numpy.load_file(out)

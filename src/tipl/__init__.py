@@ -21,6 +21,7 @@ from tipl.config.presets import (
     PPOConfig,
     SVDConfig,
     TrainConfig,
+    jumps_of,
 )
 from tipl.errors import TiplError
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from tipl.evaluation.evaluate import evaluate
     from tipl.forecasting.forecast import forecast
     from tipl.forecasting.forecaster import Forecaster
+    from tipl.forecasting.named import load_forecaster
     from tipl.forecasting.online import OnlineCorrected
     from tipl.forecasting.trained import CausalForecaster
     from tipl.models.transformer import TIPL
@@ -75,6 +77,7 @@ _LAZY = {
     "evaluate": "evaluation.evaluate",
     "fit_svd": "representation.fit",
     "forecast": "forecasting.forecast",
+    "load_forecaster": "forecasting.named",
     "policy_returns": "rl.returns",
     "random_walk": "collection.random_walk",
     "report": "reporting",
@@ -122,6 +125,8 @@ __all__ = [
     "experiment",
     "fit_svd",
     "forecast",
+    "jumps_of",
+    "load_forecaster",
     "policy_returns",
     "random_walk",
     "report",

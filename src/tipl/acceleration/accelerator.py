@@ -14,7 +14,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from tipl.acceleration.jump import Judgment, Jump, Jumper, is_log_std, may_jump
+from tipl.acceleration.jump import Judgment, Jump, Jumper, is_log_std, jumps_for, may_jump
 from tipl.acceleration.jumping import JumpingOptimizer
+from tipl.checks import AnyPath, Count, checked
 from tipl.collection.agent import (
     acting_parameters,
     by_sample,
@@ -37,8 +37,8 @@ from tipl.collection.flat import check_apart, check_finite, move, trainable, tri
 from tipl.collection.flat import flat as _flat
 from tipl.config.presets import JumpConfig
 from tipl.errors import TiplError
-from tipl.forecasting.named import as_name, check_effect, jumps_for, named_forecaster, with_settings
-from tipl.forecasting.trained import Forecaster
+from tipl.forecasting.forecaster import Forecaster
+from tipl.forecasting.named import load_forecaster
 
 __all__ = ["Accelerator", "Batch", "JumpingOptimizer"]
 
@@ -106,12 +106,12 @@ class Accelerator:
     def __init__(
         self,
         policy: nn.Module | Iterable[tuple[str, nn.Parameter]],
-        forecaster: Forecaster | str | Path = "line",
+        forecaster: Forecaster | AnyPath = "line",
         *,
         distribution: Callable[[Tensor], Distribution] | None = None,
+        jump: JumpConfig | None = None,
         snapshots_per_iteration: int = 1,
-        fit: Path | None = None,
-        **settings: Any,
+        fit: AnyPath | None = None,
     ) -> None:
         """
         Args:
@@ -119,17 +119,16 @@ class Accelerator:
                 or `actor`, only these jump.
             forecaster: a Forecaster, or what `tipl accelerate --forecaster` takes.
             distribution: the policy's distribution over actions at observations; default: of CleanRL's agents.
+            jump: when and how far. Default: what is usual with the forecaster, `tipl.jumps_of(name)`, of which parts of
+                a Batch that are missing are not looked at; an option that is given here refuses a Batch without them.
             snapshots_per_iteration: all but the last of which the loop takes by `record`.
             fit: the store that the autoregression is fitted on; default: the package's own.
-            settings: of `JumpConfig`: every, horizon, max_kl, …; default: `jumps_of` a forecaster given by its name.
 
         Raises:
             TiplError: the settings, the forecaster or the policy cannot be used.
         """
-        config = with_settings(jumps_for(forecaster), settings)
-        check_effect(forecaster, settings, config)
-        if config.reset_momentum:
-            raise TiplError("reset_momentum has no effect here, where the optimizer is not known; leave it out.")
+        config = jumps_for(forecaster, checked("`jump`", jump, JumpConfig | None))
+        count = checked("`snapshots_per_iteration`", snapshots_per_iteration, Count)
         inner = unwrapped(policy)
         named = acting_parameters(inner)
         check_apart(named)
@@ -138,19 +137,19 @@ class Accelerator:
         self._is_own, self._is_checked = distribution is not None, False
         self._distribution = distribution or cleanrl_distribution(inner)
         self._snapshots_per_iteration = None
-        if isinstance(forecaster, str | Path):
+        if not isinstance(forecaster, Forecaster):
             shapes = [parameter.shape for parameter in self._parameters]
-            forecaster = named_forecaster(as_name(forecaster), shapes, config.horizon, snapshots_per_iteration, fit)
-            self._snapshots_per_iteration = snapshots_per_iteration
+            forecaster = load_forecaster(forecaster, shapes, config.horizon, count, fit)
+            self._snapshots_per_iteration = count
         elif fit is not None:
             raise TiplError("fit has no effect on a forecaster that is made already; leave it out.")
         names, sizes = [name for name, _ in named], [p.numel() for p in self._parameters]
-        self._moves_P = may_jump(names, sizes, config)
+        self._moves_P = may_jump(names, sizes)
         self._is_network = np.repeat([not is_log_std(name) for name in names], sizes)
         self._jumper = Jumper(forecaster, config, self._moves_P)
         self._acted: np.ndarray | None = _flat(self._parameters)  # with the weights that the next batch is made with
         self._jumper.begin(self._acted)
-        self._asked = [name for name in _OF_BATCHES if name in settings and settings[name] not in (False, _FREE)]
+        self._asked = [each for each in _OF_BATCHES if jump is not None and getattr(jump, each) not in (False, _FREE)]
         self._snapshots: list[np.ndarray] = []
         self.counts: Counter[str] = Counter()
         self.last: Jump | None = None

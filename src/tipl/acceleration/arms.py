@@ -26,8 +26,8 @@ from tipl.acceleration.jump import KINDS, Judgment, Jumper, may_jump
 from tipl.collection.collect import trial_config
 from tipl.config.presets import CollectConfig, JumpConfig
 from tipl.errors import TiplError
-from tipl.forecasting.named import forecaster_digest, named_forecaster
-from tipl.forecasting.trained import Forecaster
+from tipl.forecasting.forecaster import Forecaster
+from tipl.forecasting.named import forecaster_digest, load_forecaster
 from tipl.parts import ENDING, keep_part, kept_part
 from tipl.processes import Parent, run_in_processes
 from tipl.progress import console, steps_progress
@@ -179,8 +179,6 @@ def run_part(
             jump = jumper.step(result.snapshots[n], batch_judge(batch, n), result.episodes[n][:, 1].tolist())
             if jump.displacement is not None:
                 batch.policies[n] += jump.displacement
-                if arm.jump.reset_momentum:
-                    batch.adam_m[n, : batch.spec.size] = 0
             found["kinds"][n, at] = KINDS.index(jump.kind)
             found["shares"][n, at], found["kl"][n, at], found["trust"][n, at] = jump.share, jump.kl, jump.trust
         jumping += time.perf_counter() - jump_began
@@ -211,7 +209,7 @@ def _compile(arm: Arm, seed: int) -> None:
 def _jumpers(arm: Arm, batch: TrialBatch) -> list[Jumper]:
     if arm.forecaster is None:
         return []
-    moves = may_jump(batch.spec.names, batch.spec.sizes, arm.jump)
+    moves = may_jump(batch.spec.names, batch.spec.sizes)
     forecaster = _arm_forecaster(arm, batch)  # knows of no trial but what it is handed
     jumpers = [Jumper(forecaster, arm.jump, moves, seed) for seed in batch.seeds]
     for jumper, weights in zip(jumpers, batch.policies, strict=True):
@@ -222,7 +220,7 @@ def _jumpers(arm: Arm, batch: TrialBatch) -> list[Jumper]:
 def _arm_forecaster(arm: Arm, batch: TrialBatch) -> Forecaster:
     assert arm.forecaster is not None
     count = arm.config.snapshots_per_iteration
-    return named_forecaster(arm.forecaster, batch.spec.shapes, arm.jump.horizon, count, arm.fit, arm.config.seed)
+    return load_forecaster(arm.forecaster, batch.spec.shapes, arm.jump.horizon, count, arm.fit, seed=arm.config.seed)
 
 
 def batch_judge(batch: TrialBatch, trial: int) -> Callable[[np.ndarray], Judgment]:

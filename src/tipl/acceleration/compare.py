@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from tipl.acceleration.arms import Arm, run_arms, versions
-from tipl.acceleration.jump import KINDS
+from tipl.acceleration.jump import KINDS, jumps_for
 from tipl.checks import AnyPath, Count, Positive, checked_arguments
 from tipl.config.presets import CollectConfig, JumpConfig
 from tipl.errors import TiplError
 from tipl.evaluation.statistics import PLAIN, POSITIVE, bootstrap_interval, iqm, paired_improvement, ratio_of_iqms
 from tipl.files import require_no_store_above, told, write_json
-from tipl.forecasting.named import as_name, check_effect, jumps_for
+from tipl.forecasting.named import as_name
 
 SHARES = (0.5, 0.75, 0.9)
 """Thresholds: so much of the way from plain PPO's first return to its final one."""
@@ -47,7 +47,7 @@ def accelerate(
         config: the trials; its learning rate is that of the accelerated ones.
         out: a folder, new or of an earlier call, which goes on: seeds that are done are not run again.
         forecaster: a `ForecasterName`, or the folder of a causal model.
-        jump: when and how far; default: `jumps_for` the forecaster.
+        jump: when and how far; default: `jumps_of` the forecaster.
         plain_learning_rate: of the plain trials; default: the same.
         fit: the store whose training trials the autoregression is fitted on; default: the package's own.
         targets: returns to which the steps are counted too.
@@ -58,9 +58,7 @@ def accelerate(
     """
     out, fit = Path(out), None if fit is None else Path(fit)
     forecaster = as_name(forecaster)
-    usual = jumps_for(forecaster)
-    jump = jump or usual
-    check_effect(forecaster, [name for name, value in vars(jump).items() if value != getattr(usual, name)], jump)
+    jump = jumps_for(forecaster, jump)
     arms = {"plain": Arm(_at_rate(config, plain_learning_rate)), "accelerated": Arm(config, forecaster, jump, fit)}
     require_no_store_above(out)
     new = not out.exists()

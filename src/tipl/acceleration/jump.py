@@ -13,14 +13,20 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tipl.config.presets import JumpConfig
+from tipl.checks import AnyPath
+from tipl.config.presets import JumpConfig, jumps_of
 from tipl.errors import TiplError
-from tipl.forecasting.trained import Forecaster, LiveRun, usable
+from tipl.forecasting.autoregression import Autoregression
+from tipl.forecasting.forecaster import Forecaster, LiveRun, usable
+from tipl.forecasting.named import as_name
+from tipl.forecasting.trained import CausalForecaster
 
 _TRIES = 8  # lengths that are judged
 _SHORTEST = 0.01  # share of a proposal below which it is rejected
 _MOST_PATIENT = 16  # times `every`
-
+_MEMORY = 0.7  # of the evidence about the forecaster, from one iteration to the next
+_SILENT_BELOW = 0.1  # trust below which nothing is proposed
+_NO_HORIZON = ("lookahead", "average")  # go to the same place whatever the horizon
 _LOG_STDS = ("logstd", "log_std")  # how names of log standard deviations end, in CleanRL and Stable-Baselines3
 
 Kind = Literal["waited", "silent", "invalid", "rejected", "shrunk", "accepted", "taken back"]
@@ -61,27 +67,41 @@ class Jump:
     trust: float = 1.0
 
 
-def may_jump(names: Sequence[str], sizes: Sequence[int], config: JumpConfig) -> np.ndarray:
-    """Which weights may: [P] bool, for tensors of these names and sizes that lie end to end.
+def jumps_for(forecaster: Forecaster | AnyPath, jump: JumpConfig | None = None) -> JumpConfig:
+    """Return how to jump with a forecaster, given by its name, its folder or itself: `jump`, or what is usual with it.
 
     Raises:
-        TiplError: none may, or `log_std` is asked for where there is none.
+        TiplError: something in `jump` that is not as usual has no effect on this forecaster.
     """
-    layers = {name: _layer(name) for name in names if not is_log_std(name)}
-    if config.log_std and len(layers) == len(names):
-        raise TiplError("log_std has no effect on a policy without log standard deviations; leave it out.")
-    last = list(layers.values())[-1:]
-    wanted = {"all": list(layers), "head": [name for name in layers if layers[name] in last],
-              "body": [name for name in layers if layers[name] not in last]}  # fmt: skip
-    jump = [config.log_std if is_log_std(name) else name in wanted[config.layers] for name in names]
+    match forecaster:
+        case CausalForecaster():
+            usual = jumps_of("causal")
+        case Autoregression():
+            usual = jumps_of("autoregression")
+        case Forecaster():
+            usual = JumpConfig()
+        case _:
+            usual = jumps_of(as_name(forecaster))
+    if jump is None:
+        return usual
+    if jump.horizon != usual.horizon and not isinstance(forecaster, Forecaster) and as_name(forecaster) in _NO_HORIZON:
+        raise TiplError(
+            f"horizon has no effect on {forecaster}, which goes to the same place whatever the horizon; leave it out."
+        )
+    return jump
+
+
+def may_jump(names: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
+    """Return which weights may jump, all but log standard deviations: [P] bool, for tensors of these names and sizes
+    that lie end to end.
+
+    Raises:
+        TiplError: none may.
+    """
+    jump = [not is_log_std(name) for name in names]
     if not any(jump):
-        raise TiplError(f"Of the layers {config.layers!r} there are none in this policy, so nothing could ever jump.")
+        raise TiplError("This policy has nothing but log standard deviations, which do not jump; give its network too.")
     return np.repeat(jump, sizes)
-
-
-def _layer(name: str) -> str:
-    """The module that a tensor belongs to, of a parametrized one the module that it is for."""
-    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
 
 
 def is_log_std(name: str) -> bool:
@@ -151,7 +171,7 @@ class Jumper:
         full = self._config.full_trust
         believed = min(1.0, trust / full) if full else 1.0
         wanted = np.where(self.moves_P, np.float32(believed) * proposal, np.float32(0))
-        if (full and trust < self._config.silent_below) or not wanted.any():
+        if (full and trust < _SILENT_BELOW) or not wanted.any():
             return Jump("silent", trust=trust)
         share, kl = self._longest(snapshots[-1].astype(np.float32), wanted, judge)
         if share == 0:
@@ -172,8 +192,8 @@ class Jumper:
             return
         foreseen = (self._expected - self._from).astype(np.float64)
         came = (now - self._from).astype(np.float64)
-        self._toward = self._config.memory * self._toward + float(foreseen @ came)
-        self._square = self._config.memory * self._square + float(foreseen @ foreseen)
+        self._toward = _MEMORY * self._toward + float(foreseen @ came)
+        self._square = _MEMORY * self._square + float(foreseen @ foreseen)
         self._expected = self._from = None
 
     def _is_regretted(self, judge: Judge) -> bool:
@@ -205,8 +225,7 @@ class Jumper:
         if not usable:  # so far that its square overflows
             return None
         self._from, self._expected = now, made[0, 0].astype(np.float32)
-        ahead = (made[0, 1] - now).astype(np.float32)
-        return _within(self._run.window, ahead, self._config.directions) if self._config.directions else ahead
+        return (made[0, 1] - now).astype(np.float32)
 
     def _longest(self, weights: np.ndarray, wanted: np.ndarray, judge: Judge) -> tuple[float, float]:
         """The largest share of the proposal found to pass, and its KL; 0 if none does.
@@ -261,14 +280,3 @@ class Jumper:
         self._toward, self._square = map(float, state["evidence"])
         self._patience, self._waited = map(int, state["counts"])
         self._before = np.array(state["before"]).tolist()
-
-
-def _within(window_nP: np.ndarray, ahead_P: np.ndarray, count: int) -> np.ndarray:
-    """The part of a displacement that lies in the first `count` principal directions of the snapshots, as seen from
-    the last one; their n × n inner products are enough for it."""
-    back_nP = (window_nP[:-1] - window_nP[-1]).astype(np.float64)
-    square_n, vectors_nn = np.linalg.eigh(back_nP @ back_nP.T)
-    kept = slice(max(0, len(square_n) - count), None)
-    square_k, vectors_nk = square_n[kept], vectors_nn[:, kept]
-    inverse_k = np.where(square_k > 1e-12 * max(square_n[-1:], default=0.0), 1 / np.maximum(square_k, 1e-300), 0)
-    return (back_nP.T @ (vectors_nk @ (inverse_k * (vectors_nk.T @ (back_nP @ ahead_P))))).astype(np.float32)

@@ -5,21 +5,21 @@ In: a torch optimizer, a forecaster.  Out: the same optimizer's steps, and now a
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tipl.acceleration.jump import Judgment, Jumper
+from tipl.acceleration.jump import Judgment, Jumper, jumps_for
+from tipl.checks import AnyPath, Count, checked
 from tipl.collection.flat import check_apart, check_finite, check_parameters, flat, move, trainable, tried, undisturbed
 from tipl.config.presets import JumpConfig
 from tipl.errors import TiplError
-from tipl.forecasting.named import as_name, check_effect, named_forecaster, with_settings
-from tipl.forecasting.trained import Forecaster
+from tipl.forecasting.forecaster import Forecaster
+from tipl.forecasting.named import load_forecaster
 
-_OF_POLICIES = ("max_kl", "max_change", "hindsight", "fall", "log_std", "layers", "reset_momentum")
-"""Settings of jumps that take a policy, its episodes or its layers."""
+_OF_POLICIES = ("max_kl", "max_change", "hindsight", "fall")
+"""Options of jumps that take a policy or its episodes."""
 
 
 class JumpingOptimizer(torch.optim.Optimizer):
@@ -39,32 +39,34 @@ class JumpingOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        forecaster: Forecaster | str | Path = "line",
+        forecaster: Forecaster | AnyPath = "line",
         *,
+        jump: JumpConfig | None = None,
         period: int = 100,
         snapshots_per_iteration: int = 5,
-        **settings: Any,
     ) -> None:
         """
         Args:
             optimizer: what takes the steps.
             forecaster: a Forecaster, or what `tipl accelerate --forecaster` takes.
+            jump: when and how far; default: `JumpConfig(horizon=1)`, whose `surrogate` counts where `step` is handed a
+                closure.
             period: steps between two proposals.
             snapshots_per_iteration: a period counts as an iteration; it gives so many, evenly.
-            settings: of `JumpConfig`.
 
         Raises:
             TiplError: the settings or the forecaster cannot be used.
         """
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TiplError(f"{type(optimizer).__name__} is no torch.optim.Optimizer; give one that takes the steps.")
-        idle = next((name for name in settings if name in _OF_POLICIES), None)
+        period = checked("`period`", period, Count)
+        count = checked("`snapshots_per_iteration`", snapshots_per_iteration, Count)
+        asked = checked("`jump`", jump, JumpConfig | None)
+        config = JumpConfig(horizon=1) if asked is None else jumps_for(forecaster, asked)
+        idle = next((name for name in _OF_POLICIES if getattr(config, name) != getattr(JumpConfig(), name)), None)
         if idle is not None:
-            raise TiplError(f"{idle} has no effect on a JumpingOptimizer, which knows no policy; leave it out.")
-        config = with_settings(JumpConfig(horizon=1), settings)
-        check_effect(forecaster, settings, config)
-        count = snapshots_per_iteration
-        if not 1 <= count <= period or period % count:
+            raise TiplError(f"{idle} has no effect on a JumpingOptimizer, which knows no policy; leave it as it is.")
+        if period % count:
             raise TiplError(
                 f"period is {period} and snapshots_per_iteration {count}; give a period that is a multiple of it."
             )
@@ -75,14 +77,14 @@ class JumpingOptimizer(torch.optim.Optimizer):
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._share_with(optimizer)
         self._weights = weights
-        if isinstance(forecaster, str | Path):
+        if not isinstance(forecaster, Forecaster):
             shapes = [parameter.shape for parameter in self._weights]
-            forecaster = named_forecaster(as_name(forecaster), shapes, config.horizon, count)
+            forecaster = load_forecaster(forecaster, shapes, config.horizon, count)
         size = sum(parameter.numel() for parameter in self._weights)
         self._jumper = Jumper(forecaster, config, np.ones(size, bool))
         self._jumper.begin(flat(self._weights))
         self._every, self._snapshots, self._steps, self._within = period // count, count, 0, []
-        self._takes_closure = settings.get("surrogate", False)
+        self._takes_closure = jump is not None and jump.surrogate
         self.counts: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class JumpingOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the other optimizer, after every `period` of them a jump."""
         if self._takes_closure and closure is None:
-            raise TiplError("surrogate looks at the loss; hand step a closure, or leave it out.")
+            raise TiplError("surrogate looks at the loss; hand step a closure, or give JumpConfig(surrogate=False).")
         loss = self.optimizer.step(closure) if closure is not None else self.optimizer.step()
         self._steps += 1
         if self._steps % self._every == 0:

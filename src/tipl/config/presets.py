@@ -330,25 +330,13 @@ class JumpConfig:
     surrogate: bool = True
     """Also refuse a jump that lowers the surrogate objective, the mean of ratio × advantage, on the batch."""
     full_trust: Share = 0.2
-    """Trust from which a forecast is believed in full, and below which in proportion; 0: always in full."""
-    memory: Part = 0.7
-    """How much of the evidence about the forecaster is kept from one iteration to the next."""
-    silent_below: NotNegative = 0.1
-    """Trust below which nothing is proposed."""
+    """Trust from which a forecast is believed in full, and below which in proportion; 0: always in full. Below half of
+    the default, 0.1, nothing is proposed unless it is 0."""
     hindsight: bool = False
     """Take a jump back if the next batch, which the policy after it has made, has a higher surrogate objective for the
     policy from before."""
     fall: NotNegative = 2.0
     """Standard errors by which the return has to fall after a jump for it to be taken back; 0: never."""
-    log_std: bool = False
-    """Let the log standard deviations jump too."""
-    layers: Literal["all", "body", "head"] = "all"
-    """Which layers of the network jump: all, all but the last one, or the last one alone."""
-    directions: Whole = 0
-    """Of a forecast, jump only by its part in so many first principal directions of the snapshots that the forecaster
-    sees; 0: by all of it."""
-    reset_momentum: bool = False
-    """Zero Adam's first moments of the policy after a jump."""
 
     def __post_init__(self) -> None:
         check_settings(self)

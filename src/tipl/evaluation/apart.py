@@ -18,7 +18,7 @@ from tipl.config.presets import EvaluateConfig
 from tipl.errors import TiplError
 from tipl.forecasting.baselines import Source
 from tipl.forecasting.learned import Learned, learned_by, named_trials, require_unseen
-from tipl.forecasting.trained import model_name
+from tipl.forecasting.shipped import model_name
 from tipl.store import Store, Trial
 from tipl.store.root import NO_SETTINGS
 

@@ -30,10 +30,14 @@ from tipl.evaluation.scores import weight_scores
 from tipl.evaluation.spectra import spectra
 from tipl.evaluation.weight_errors import compare_weights, errors_in_the_basis
 from tipl.files import Absent, require_no_store_above, told, write_json
-from tipl.forecasting.baselines import FITTED, Autoregression, fitted_baselines, persistence
+from tipl.forecasting.autoregression import Autoregression
+from tipl.forecasting.baselines import FITTED, fitted_baselines, persistence
+from tipl.forecasting.forecaster import Forecaster, usable
+from tipl.forecasting.named import load_forecaster
 from tipl.forecasting.online import online_corrected
+from tipl.forecasting.shipped import model_folder, model_name
 from tipl.forecasting.subspace import CodeLine
-from tipl.forecasting.trained import Forecaster, Stretched, load_forecaster, model_folder, model_name, usable
+from tipl.forecasting.trained import Stretched, codes_for
 from tipl.models import read_training
 from tipl.progress import console
 from tipl.representation import Codes
@@ -187,7 +191,8 @@ def _loaded(folders: Sequence[Path], data: Store, out: Path) -> dict[str, Foreca
     for folder, name in zip(folders, names, strict=True):
         alone = names.count(name) == 1
         own = name if alone else f"{folder.resolve().parent.name}-{name}"
-        forecaster = load_forecaster(folder, data, out if alone else out / own)
+        codes = codes_for(folder, data, out if alone else out / own)
+        forecaster = load_forecaster(folder, data.trial(data.seeds[0]).spec.shapes, codes=codes)
         forecaster.name = own
         if own in made:
             raise TiplError(f"Two models are named {own}; rename the folder of one.")

@@ -21,7 +21,7 @@ from tipl.config.presets import EvaluateConfig
 from tipl.errors import TiplError
 from tipl.evaluation.origins import history, read_only_weights, some_origins
 from tipl.evaluation.scores import Origins, Returns, floor_scores, gap_scores, return_scores
-from tipl.forecasting.trained import Forecaster, checked_forecast
+from tipl.forecasting.forecaster import Forecaster, checked_forecast
 from tipl.parts import ENDING, keep_part, kept_part
 from tipl.progress import steps_progress
 from tipl.rl.envs import engine_versions

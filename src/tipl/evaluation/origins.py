@@ -12,10 +12,10 @@ import numpy as np
 from tipl.config.presets import EvaluateConfig
 from tipl.errors import TiplError
 from tipl.evaluation.scores import Origins
-from tipl.forecasting.trained import Forecaster, History
+from tipl.forecasting.forecaster import Forecaster
 from tipl.progress import console
 from tipl.representation import read_weights
-from tipl.store import Trial
+from tipl.store import History, Trial
 
 RISING = 0.95  # of the return gained; an origin below it is in the rising phase
 _SMOOTHED = 20  # episodes in a point of a learning curve

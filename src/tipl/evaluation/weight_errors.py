@@ -21,7 +21,7 @@ import torch
 
 from tipl.evaluation.origins import history, read_only_weights
 from tipl.evaluation.scores import Comparison, Origins
-from tipl.forecasting.trained import Forecaster, checked_forecast
+from tipl.forecasting.forecaster import Forecaster, checked_forecast
 from tipl.parts import ENDING, keep_part, kept_part
 from tipl.progress import steps_progress
 from tipl.representation import Codes

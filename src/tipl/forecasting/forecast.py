@@ -17,9 +17,12 @@ from tipl.checks import AnyPath, Count, Positive, Whole, checked_arguments
 from tipl.config.env_spec import import_named
 from tipl.errors import TiplError
 from tipl.files import require_no_store_above, to_json
+from tipl.forecasting.forecaster import Forecaster, checked_forecast
 from tipl.forecasting.learned import Learned, learned_by, require_unseen
+from tipl.forecasting.named import load_forecaster
 from tipl.forecasting.online import online_corrected
-from tipl.forecasting.trained import SHIPPED, CausalForecaster, Forecaster, Stretched, checked_forecast, load_forecaster
+from tipl.forecasting.shipped import SHIPPED, model_folder
+from tipl.forecasting.trained import CausalForecaster, Stretched, codes_for
 from tipl.models import write_file
 from tipl.progress import console
 from tipl.rl.policies import OBS_CLIP
@@ -109,7 +112,8 @@ def _forecast(
     scratch: Path, stretch: float, adapt: bool, episodes: int, seed: int,
 ) -> Prediction:  # fmt: skip
     """Make the forecast, run it and write it."""
-    forecaster = load_forecaster(model, data, scratch)
+    codes = codes_for(model_folder(model), data, scratch)
+    forecaster = load_forecaster(model, run.spec.shapes, codes=codes)
     if isinstance(forecaster, CausalForecaster) and horizon > forecaster.furthest:
         raise TiplError(f"--horizon is {horizon}; this model forecasts up to {forecaster.furthest} snapshots ahead.")
     chosen = online_corrected([forecaster], run) if adapt else forecaster

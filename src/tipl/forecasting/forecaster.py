@@ -9,16 +9,12 @@ still.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import ClassVar, Self
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tipl.checks import AnyPath, Count, Whole, checked, checked_arguments
+from tipl.checks import Count, checked
 from tipl.errors import TiplError
-from tipl.forecasting.shipped import SHIPPED, model_folder
-from tipl.models import read_record
 from tipl.representation import Codes
 from tipl.store import History
 
@@ -51,46 +47,11 @@ class Forecaster(ABC):
     """Trained by train/; all others are baselines."""
     codes: Codes | None = None
     """What it forecasts in, where it forecasts codes."""
-    kinds: ClassVar[Sequence[str]] = ()
-    """Of the models that `from_pretrained` makes such a forecaster of."""
 
     @abstractmethod
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         """Return float32 weights [B, H, P] of B histories of P weights each at H horizons, in snapshots from the
         origin. All of them have to be finite. What a forecaster keeps between calls may change no forecast."""
-
-    @classmethod
-    @checked_arguments
-    def from_pretrained(
-        cls,
-        name_or_path: AnyPath = SHIPPED,
-        shapes: Sequence[Sequence[Whole]] | None = None,
-        codes: Codes | None = None,
-    ) -> Self:
-        """A trained model: the one that comes with the package, by its name (`causal`), or a folder's.
-
-        Args:
-            shapes: of the tensors that lie end to end in the weights (`trial.spec.shapes`), which the causal model
-                tells apart and cannot do without; [(P,)] for weights that are one vector.
-            codes: what a model over codes forecasts in: `Codes.open` of what `tipl fit-svd` wrote.
-
-        Raises:
-            TiplError: there is no such model, it cannot be used or is of another kind than this class, or codes are
-                missing, too many or of another size.
-        """
-        folder = model_folder(name_or_path)
-        kind = read_record(folder).kind
-        fitting = next((each for each in _subclasses(Forecaster) if kind in each.kinds), None)
-        if fitting is None:
-            raise TiplError(f"{folder} holds a model of the kind {kind!r}, which this program does not know.")
-        if not issubclass(fitting, cls):
-            raise TiplError(f"{folder} holds a {fitting.__name__}, not a {cls.__name__}; give another folder.")
-        return fitting.of_folder(folder, shapes, codes)
-
-    @classmethod
-    def of_folder(cls, folder: Path, shapes: Sequence[Sequence[int]] | None, codes: Codes | None) -> Self:
-        """The forecaster of a model of one of `kinds`, as `from_pretrained` has it."""
-        raise NotImplementedError
 
     def follow(self, trial: int, weights_P: np.ndarray) -> "LiveRun":
         """A live run from φ_0 on."""
@@ -109,12 +70,6 @@ def asked(histories: Sequence[History], horizons: Sequence[int]) -> list[int]:
     if not found:
         raise TiplError("`horizons` is empty; give snapshots ahead, one at least.")
     return found
-
-
-def _subclasses(kind: type[Forecaster]) -> Iterator[type[Forecaster]]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from _subclasses(each)
 
 
 class LiveRun:
@@ -150,9 +105,9 @@ class LiveRun:
         self._end += len(snapshots)
         self.origin += len(snapshots)
 
-    def forecast(self, place: int, horizons: Sequence[int]) -> np.ndarray:
+    def forecast(self, epoch_index: int, horizons: Sequence[int]) -> np.ndarray:
         """[1, H, P]"""
-        history = History(self._trial, self.origin, self.window, place, place + 1 or None)
+        history = History(self._trial, self.origin, self.window, epoch_index, epoch_index + 1 or None)
         return np.asarray(self._forecaster.forecast([history], horizons))
 
     def state(self) -> dict[str, np.ndarray]:
@@ -212,7 +167,7 @@ class WeightedSum(Forecaster):
     """A forecast in the span of the snapshots seen: φ̃_{t+h} = φ_t + Σ_k a_{h,k} (φ_{t−k} − φ_t)."""
 
     @abstractmethod
-    def coefficients(self, place: int, horizons: Sequence[int]) -> np.ndarray:
+    def coefficients(self, epoch_index: int, horizons: Sequence[int]) -> np.ndarray:
         """a [H, context], the oldest snapshot first; the last column, φ_t's own, has no effect."""
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:

@@ -15,31 +15,13 @@ import torch
 from tipl.checks import AnyPath, Whole, checked_arguments
 from tipl.config.presets import SVDConfig
 from tipl.errors import TiplError
-from tipl.forecasting.forecaster import Forecaster, LiveRun, WeightedSum, asked, checked_forecast, usable
-from tipl.forecasting.shipped import PRETRAINED, SHIPPED, model_folder, model_name
-from tipl.models import KINDS, CausalTIPL, CodeModel, load, read_record, read_training
+from tipl.forecasting.forecaster import Forecaster, asked, usable
+from tipl.forecasting.shipped import SHIPPED, model_folder, model_name
+from tipl.models import CausalTIPL, CodeModel, load, read_record, read_training
 from tipl.models.causal import features
 from tipl.representation import Basis, Codes, fit_svd
 from tipl.representation.windows import HORIZONS, WINDOW, Windows, windows_of
 from tipl.store import History, Store
-
-__all__ = [
-    "PRETRAINED",
-    "SHIPPED",
-    "CausalForecaster",
-    "Forecaster",
-    "History",
-    "LiveRun",
-    "ModelForecaster",
-    "Stretched",
-    "WeightedSum",
-    "checked_forecast",
-    "known_codes",
-    "load_forecaster",
-    "model_folder",
-    "model_name",
-    "usable",
-]
 
 
 def known_codes(codes: Codes, histories: Sequence[History]) -> dict[int, tuple[np.ndarray, Basis]]:
@@ -70,8 +52,6 @@ class ModelForecaster(Forecaster):
     The `full` basis is made from the whole trial, so it has seen the future of every origin: not causal.
     """
 
-    kinds = tuple(KINDS)
-
     def __init__(self, model: CodeModel, codes: Codes, name: str) -> None:
         self.name, self.is_model = name, True
         self.basis = codes.name
@@ -81,17 +61,6 @@ class ModelForecaster(Forecaster):
         self.context = 1  # of weights; its codes come from the basis
         self.codes = codes
         self._model = model
-
-    @classmethod
-    def of_folder(cls, folder: Path, shapes: Sequence[Sequence[int]] | None, codes: Codes | None) -> Self:
-        model = load(folder)
-        if codes is None:
-            raise TiplError(
-                f"{folder} holds a model over codes; give `codes` too, which `tipl fit-svd` makes of a store."
-            )
-        if codes.config.dim != model.config.dim:
-            raise TiplError(f"{folder} takes codes of {model.config.dim} numbers, not {codes.config.dim}; give others.")
-        return cls(model, codes, name=model_name(folder))
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         length, dim = self._model.config.context, self._model.config.dim
@@ -118,7 +87,6 @@ class CausalForecaster(Forecaster):
     displacement, which is no forecast of theirs: their expected error is NaN.
     """
 
-    kinds = (CausalTIPL.kind,)
     is_model = True
     context = WINDOW
     furthest = HORIZONS[-1]
@@ -144,9 +112,17 @@ class CausalForecaster(Forecaster):
         self._learned_per_iteration = _learned_per_iteration(model)
 
     @classmethod
-    def of_folder(cls, folder: Path, shapes: Sequence[Sequence[int]] | None, codes: Codes | None) -> Self:
-        if codes is not None:
-            raise TiplError(f"{folder} holds a causal model, which sees weights; leave `codes` out.")
+    @checked_arguments
+    def from_pretrained(cls, name_or_path: AnyPath = SHIPPED, shapes: Sequence[Sequence[Whole]] | None = None) -> Self:
+        """Return the forecaster of a causal model: the package's own by its name, `causal`, or a folder's.
+
+        Args:
+            shapes: as above; of a stored trial `trial.spec.shapes`.
+
+        Raises:
+            TiplError: there is no such model, it is of another kind, or `shapes` are missing.
+        """
+        folder = model_folder(name_or_path)
         return cls(CausalTIPL.load(folder), shapes, name=model_name(folder))
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
@@ -261,17 +237,15 @@ class Stretched(Forecaster):
         return stretched, np.hypot(error_BH, (self._factor - 1) * length_BH)
 
 
-def load_forecaster(folder: AnyPath, store: Store, scratch: Path) -> ModelForecaster | CausalForecaster:
-    """A trained model, for the store that it is judged on.
+def codes_for(folder: Path, store: Store, scratch: Path) -> Codes | None:
+    """Return the codes of a store that a model over codes forecasts in: those that it was trained on where they are
+    this store's, otherwise such as are fitted to `scratch` in the model's kind of basis. None of a causal model.
 
-    Args:
-        folder: what `train` wrote, or the name of a model that comes with the package. The codes that a model over
-            codes was trained on are used where they are this store's.
-        scratch: where codes of another store are fitted to, in the model's kind of basis.
+    Raises:
+        TiplError: there is no such model, or these codes are of another size than those that it learned on.
     """
-    folder = model_folder(folder)
     if read_record(folder).kind == CausalTIPL.kind:
-        return CausalForecaster.from_pretrained(folder, store.trial(store.seeds[0]).spec.shapes)
+        return None
     model = load(folder)
     learned_on = read_training(folder)["codes"]
     fitted = scratch / f"{model_name(folder)}-codes"
@@ -288,7 +262,7 @@ def load_forecaster(folder: AnyPath, store: Store, scratch: Path) -> ModelForeca
             f"{folder} learned on codes of {model.config.dim} numbers, those of {store.path} have {size}: with a basis "
             "by tensor a model is for policies of one shape; train one on this store."
         )
-    return ModelForecaster(model, codes, name=model_name(folder))
+    return codes
 
 
 def _are_of(codes: Codes, store: Store, config: SVDConfig) -> bool:

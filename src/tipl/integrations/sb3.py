@@ -26,12 +26,14 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from tipl.acceleration.accelerator import Accelerator, Batch
+from tipl.checks import AnyPath
 from tipl.collection.flat import tried, undisturbed
 from tipl.collection.record import Normalizer, WeightRecorder
 from tipl.collection.recorded_actor import large_weights
 from tipl.config.env_spec import EnvId
+from tipl.config.presets import JumpConfig
 from tipl.errors import TiplError
-from tipl.forecasting.trained import Forecaster
+from tipl.forecasting.forecaster import Forecaster
 from tipl.rl.env_described import copies_described
 from tipl.rl.policies import VAR_EPSILON
 
@@ -164,13 +166,15 @@ class SB3Accelerator(BaseCallback):
         accelerator: the Accelerator, from the beginning of the training on; `accelerator.counts` says what it did.
     """
 
-    def __init__(self, forecaster: Forecaster | str | Path = "line", **settings: Any) -> None:
+    def __init__(
+        self, forecaster: Forecaster | AnyPath = "line", *, jump: JumpConfig | None = None, fit: AnyPath | None = None
+    ) -> None:
         """
         Args:
-            forecaster, settings: as `Accelerator` takes them.
+            forecaster, jump, fit: as `Accelerator` takes them.
         """
         super().__init__()
-        self._forecaster, self._settings_of_jumps = forecaster, settings
+        self._forecaster, self._jump, self._fit = forecaster, jump, fit
 
     def _on_training_start(self) -> None:
         model: Any = self.model
@@ -189,7 +193,9 @@ class SB3Accelerator(BaseCallback):
                 return _SquashedNormal(made.loc, made.scale, validate_args=False)
             return made
 
-        self.accelerator = Accelerator(named, self._forecaster, distribution=distribution, **self._settings_of_jumps)
+        self.accelerator = Accelerator(
+            named, self._forecaster, distribution=distribution, jump=self._jump, fit=self._fit
+        )
         self._batch: Batch | None = None
         self._returns: list[float] = []
 
