@@ -11,6 +11,7 @@ For loops without a policy there is `JumpingOptimizer` (jumping.py), a `torch.op
 """
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ class Accelerator:
         self._is_own, self._is_checked = distribution is not None, False
         self._distribution = distribution or cleanrl_distribution(inner)
         self._snapshots_per_iteration = None
-        if not isinstance(forecaster, Forecaster):
+        if isinstance(forecaster, str | os.PathLike):
             shapes = [parameter.shape for parameter in self._parameters]
             forecaster = load_forecaster(forecaster, shapes, config.horizon, count, fit)
             self._snapshots_per_iteration = count

@@ -3,6 +3,7 @@
 In: a torch optimizer, a forecaster.  Out: the same optimizer's steps, and now and then its weights moved.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -77,7 +78,7 @@ class JumpingOptimizer(torch.optim.Optimizer):
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._share_with(optimizer)
         self._weights = weights
-        if not isinstance(forecaster, Forecaster):
+        if isinstance(forecaster, str | os.PathLike):
             shapes = [parameter.shape for parameter in self._weights]
             forecaster = load_forecaster(forecaster, shapes, config.horizon, count)
         size = sum(parameter.numel() for parameter in self._weights)

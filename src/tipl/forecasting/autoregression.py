@@ -206,8 +206,8 @@ def shipped_autoregression(snapshots_per_iteration: int, horizons: tuple[int, ..
         raise TiplError(
             f"The autoregression that comes with the package is for {' or '.join(found['slopes'])} snapshots an "
             f"iteration and {', '.join(map(str, found['horizons']))} iterations ahead, this run takes "
-            f"{snapshots_per_iteration} and looks {max(horizons) // snapshots_per_iteration} ahead; give a store to fit "
-            "another one on, --fit STORE."
+            f"{snapshots_per_iteration} and looks {max(horizons) // snapshots_per_iteration} ahead; give a store to "
+            "fit another one on, --fit STORE."
         )
     slopes = found["slopes"][str(snapshots_per_iteration)]
     return Autoregression(ahead, {None if at == ANY else int(at): np.array(each) for at, each in slopes.items()})

@@ -63,13 +63,7 @@ def load_forecaster(
     if fit is not None and name != "autoregression":
         raise TiplError(f"--fit is for the autoregression and has no effect on {name}; leave it out.")
     if horizon is not None:
-        rule = _rule(
-            name,
-            sorted({snapshots_per_iteration, snapshots_per_iteration * horizon}),
-            snapshots_per_iteration,
-            fit,
-            seed,
-        )
+        rule = _rule(name, horizon, snapshots_per_iteration, fit, seed)
         if rule is not None:
             return rule
         if not (model_folder(forecaster) / CONFIG_FILE).exists():
