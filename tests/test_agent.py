@@ -30,7 +30,7 @@ from tipl.config.presets import JumpConfig
 from tipl.errors import TiplError
 from tipl.forecasting.baselines import FixedSum
 
-STRAIGHT = JumpConfig(full_trust=0.0, surrogate=False)  # as far as is forecast
+STRAIGHT = JumpConfig(full_trust=0.0, horizon=1, surrogate=False)  # as far as is forecast
 FREE = JumpConfig(full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0)
 
 

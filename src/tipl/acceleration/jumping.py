@@ -21,6 +21,7 @@ from tipl.forecasting.named import load_forecaster
 
 _OF_POLICIES = ("max_kl", "max_change", "hindsight", "fall")
 """Options of jumps that take a policy or its episodes."""
+_USUAL = JumpConfig(horizon=1)
 
 
 class JumpingOptimizer(torch.optim.Optimizer):
@@ -63,8 +64,10 @@ class JumpingOptimizer(torch.optim.Optimizer):
         period = checked("`period`", period, Count)
         count = checked("`snapshots_per_iteration`", snapshots_per_iteration, Count)
         asked = checked("`jump`", jump, JumpConfig | None)
-        config = JumpConfig(horizon=1) if asked is None else jumps_for(forecaster, asked)
-        idle = next((name for name in _OF_POLICIES if getattr(config, name) != getattr(JumpConfig(), name)), None)
+        config = asked or _USUAL
+        if config.horizon != _USUAL.horizon:
+            config = jumps_for(forecaster, config)
+        idle = next((name for name in _OF_POLICIES if getattr(config, name) != getattr(_USUAL, name)), None)
         if idle is not None:
             raise TiplError(f"{idle} has no effect on a JumpingOptimizer, which knows no policy; leave it as it is.")
         if period % count:
