@@ -4,6 +4,7 @@ In: small functions in real processes, real signals.  Out: failures.
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -47,6 +48,7 @@ def until_stopped(parent: Parent, mark: Path) -> None:
 
 
 def deaf(parent: Parent, mark: Path) -> None:
+    parent.tell([0.0])
     mark.with_suffix(".begun").write_text(str(os.getpid()))
     time.sleep(1000)
 
@@ -244,6 +246,32 @@ def test_ctrl_c_reaches_a_script_once_its_processes_have_kept_what_they_have(tmp
     out, error = process.communicate(timeout=LIMIT)
     assert (out, error, process.returncode) == ("interrupted\n", "", 0)
     assert [mark.read_text() for mark in marks] == ["kept", "kept"] and not any(map(runs, pids(marks)))
+
+
+def test_one_that_has_told_of_no_work_ends_at_once(monkeypatch: pytest.MonkeyPatch):
+    done: list[float] = []
+    monkeypatch.setattr(processes.os, "_exit", lambda code: done.append(0.0))
+    monkeypatch.setattr(processes.time, "sleep", done.append)
+    (orders, ours), (_, news) = multiprocessing.Pipe(duplex=False), multiprocessing.Pipe(duplex=False)
+    ours.close()
+    parent = Parent(orders, news)
+    parent._watch()
+    assert done == [0.0]
+    parent.tell([1.0])
+    parent._watch()
+    assert done == [0.0, processes.GRACE_SECONDS, 0.0]
+
+
+def test_after_an_end_by_force_python_says_nothing_of_its_own(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os\nfrom multiprocessing import resource_tracker\nfrom tipl import processes\n"
+        "with processes._starting():\n    pass\n"
+        "kept = multiprocessing.get_context('spawn').Semaphore()\n"
+        "resource_tracker.register('/not-there', 'semaphore')\nos._exit(3)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=LIMIT)
+    assert (done.returncode, done.stderr) == (3, "")  # once Python's own process has ended, which has stderr too
 
 
 @pytest.mark.parametrize("work", ["until_stopped", "deaf"])

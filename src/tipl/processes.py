@@ -35,7 +35,7 @@ from typing import Any
 from tipl.errors import TiplError
 
 GRACE_SECONDS = 3.0
-"""How long a process that was told to stop may take to keep what it has done."""
+"""How long a process that was told to stop may take to keep what it has told of."""
 _LOOK_SECONDS = 0.1
 _TELL_SECONDS = 0.02  # between messages
 _SETTLE_SECONDS = 1.0
@@ -59,6 +59,7 @@ class Parent:
 
     def tell(self, *rows: Sequence[float]) -> None:
         """Tell how far the work is, in place of what was told before and is not on its way yet."""
+        self._working = True
         with self._change:
             self._news = rows
             self._change.notify_all()
@@ -90,7 +91,8 @@ class Parent:
             self._change.wait_for(lambda: self._news is None, _SETTLE_SECONDS)
 
     def _watch(self) -> None:
-        """Heed the parent's order to stop, and its end; see that this process ends in time."""
+        """Heed the parent's order to stop, and its end; see that this process ends in time, or at once where it has
+        told of no work yet, which it may be importing and compiling for."""
         with contextlib.suppress(EOFError, OSError):
             self._orders.recv_bytes()
         self._stop.set()
@@ -276,7 +278,6 @@ def _begin(orders: Connection, news: Connection, parent_pid: int) -> None:
 def _call(work: Callable[..., None], task: tuple[Any, ...]) -> tuple[str, str]:
     """Call in this process; how it ended in few bytes, whatever was raised: the pipe that carries it is shared."""
     assert _parent is not None
-    _parent._working = True
     try:
         work(_parent, *task)
     except TiplError as error:
