@@ -208,6 +208,27 @@ def test_what_lies_under_a_temporary_name_and_is_not_ours_is_left_alone(tmp_path
     assert (tmp_path / "thesis").is_dir() and (tmp_path / "other.partial" / "half").is_dir()
 
 
+@pytest.mark.parametrize("data_at", [[], [0], [(1 << 36) - 8], [0, 1 << 30, 1 << 34]])
+def test_a_file_of_holes_is_refused_before_it_is_read(data_at: list[int], tmp_path: Path):
+    path = tmp_path / "checkpoint"
+    with path.open("wb") as file:
+        for at in data_at:
+            file.seek(at)
+            file.write(b"12345678")
+        file.truncate(1 << 36)
+    with pytest.raises(TiplError, match=r"has 68,719,476,736 bytes, hardly any of which are there"):
+        read_file(path, 1 << 36)
+
+
+def test_a_file_with_some_holes_is_read(tmp_path: Path):
+    """As a sparse copy has where weights are zero."""
+    path = tmp_path / "checkpoint"
+    with path.open("wb") as file:
+        file.write(b"x" * (9 << 20))
+        file.truncate(65 << 20)
+    assert read_file(path, 1 << 30) == b"x" * (9 << 20) + bytes(56 << 20)
+
+
 def test_what_is_damaged_is_kept_under_another_name(tmp_path: Path):
     for name in ("part.damaged", "part.damaged-1"):
         (tmp_path / "part").write_text(name)

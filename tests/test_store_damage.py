@@ -472,6 +472,16 @@ def test_arrays_of_zarr_2_are_not_opened(store: Path) -> None:
         Store.open(store).trial(1).env_step  # noqa: B018
 
 
+def test_a_checkpoint_of_64_gibibytes_that_are_not_there_is_refused_before_it_is_read(store: Path) -> None:
+    (checkpoint,) = store.glob("trials/2/resume/*.safetensors")
+    os.truncate(checkpoint, 1 << 36)
+    line = "has 68,719,476,736 bytes, hardly any of which are there"
+    with pytest.raises(TiplError, match=line):
+        TrialWriter.resume(store, 2)
+    (found,) = data_verify(store)["damage"]
+    assert found["array"] == "checkpoint" and line in found["problem"]
+
+
 def test_a_chunk_that_would_unpack_to_more_is_refused() -> None:
     layout = Layout("weights", "float32", (8,), 64, None, "id", 1)
     codec = Blosc("zstd", clevel=1, shuffle=Blosc.BITSHUFFLE, blocksize=1 << 20)

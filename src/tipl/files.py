@@ -35,6 +35,7 @@ PARTIAL = ".partial"
 
 _SEALED = re.compile(rb"sha256:[0-9a-f]{64}")
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|$)', re.DOTALL)
+_LARGE, _MOST_HOLES = 64 << 20, 8  # bytes of a file that may be this many times what is there
 _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _COPY = "bring it back from a copy"
 
@@ -55,11 +56,13 @@ def read_file(path: Path, most: int, advice: str = _COPY) -> bytes:
 
     Raises:
         Absent: nothing is there.
-        TiplError: a link, a folder, a FIFO or a device is there, it is larger, or it cannot be read.
+        TiplError: a link, a folder, a FIFO or a device is there, it is larger or mostly holes, or it cannot be read.
     """
     descriptor = _open(path, advice)
     with os.fdopen(descriptor, "rb") as file:
         size = os.fstat(descriptor).st_size
+        if size <= most and _is_sparse(descriptor, size):
+            raise TiplError(f"{path} has {size:,} bytes, hardly any of which are there (it is sparse); {advice}.")
         try:
             content = file.read(size + 1) if size <= most else b""
         except OSError as error:
@@ -67,6 +70,22 @@ def read_file(path: Path, most: int, advice: str = _COPY) -> bytes:
     if max(size, len(content)) > most:
         raise TiplError(f"{path} has {size:,} bytes, this program takes at most {most:,}; {advice}.")
     return content
+
+
+def _is_sparse(descriptor: int, size: int) -> bool:
+    """Whether a large file consists of holes for the most part, which cost nothing to send and memory to read."""
+    there = at = 0
+    try:
+        while size > _LARGE and at < size and _MOST_HOLES * there < size:
+            begin = os.lseek(descriptor, at, os.SEEK_DATA)
+            at = os.lseek(descriptor, begin, os.SEEK_HOLE)
+            there += at - begin
+    except (OSError, AttributeError) as error:
+        if getattr(error, "errno", None) != errno.ENXIO:  # nothing after that; otherwise holes are not told of here
+            return False
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    return size > _LARGE and _MOST_HOLES * there < size
 
 
 def file_size(path: Path, advice: str = _COPY) -> int:

@@ -203,7 +203,7 @@ def _run_group(
 
     def commit(states: Sequence[Mapping[str, np.ndarray]], complete: bool = False) -> None:
         for writer, state in zip(writers, states, strict=True):
-            writer.commit(state, complete=complete)
+            writer.commit(state, complete=complete, may_grow=not batch.config.ppo.anneal_lr)
 
     while batch.iteration < batch.config.num_iterations:
         before = [batch.state(trial) for trial in range(len(writers))]
@@ -219,14 +219,13 @@ def _run_group(
             others = [n for n in range(len(writers)) if n not in error.trials]
             return [(group[n][0], writers[n], before[n]) for n in others], list(error.trials.values())
         complete = batch.iteration == batch.config.num_iterations
-        last = complete and batch.config.ppo.anneal_lr  # of any more steps, the ones before depended on their number
         due = complete or stopped() or time.monotonic() - committed > COMMIT_SECONDS
         for trial, writer in enumerate(writers):
             _append(batch, writer, trial, result.snapshots[trial], result.number, result.learning_rate)
             step, episode_return, length = result.episodes[trial].T
             writer.append_episodes(step.astype(np.int64), episode_return, length.astype(np.int64))
         if due:
-            commit([{} if last else batch.state(trial) for trial in range(len(writers))], complete)
+            commit([batch.state(trial) for trial in range(len(writers))], complete)
             committed = time.monotonic()
         on_iteration(batch.seeds, result)
         if stopped():

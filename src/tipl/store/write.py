@@ -252,6 +252,7 @@ class TrialWriter:
         checkpoint: Mapping[str, np.ndarray],
         complete: bool = False,
         compact: dict[str, Any] | None = None,
+        may_grow: bool = False,
     ) -> None:
         """Make everything appended so far safe, together with what resuming from here takes.
 
@@ -259,9 +260,10 @@ class TrialWriter:
         one chunk of `weights`: commit every few seconds, not every snapshot.
 
         Args:
-            checkpoint: all that the rest of the trial depends on. A complete trial without any takes no more steps.
+            checkpoint: all that the rest of the trial depends on. A complete trial keeps none, unless it may grow.
             complete: the trial has ended; the writer is closed.
             compact: of a compact store, what becomes the trial's attribute of that name.
+            may_grow: the complete trial may be given more steps (`plan_trials`) and be gone on with.
 
         Raises:
             TiplError: the disk is full; the commit before stays.
@@ -276,14 +278,14 @@ class TrialWriter:
                 complete=complete, commits=self._record.commits + 1, checkpoint_crc32c=google_crc32c.value(data),
                 checksums=sums, compact=compact,
             )  # fmt: skip
-            if checkpoint or not complete:
+            if may_grow or not complete:
                 replace_file(checkpoint_path(self._path, record), data)
             record = dataclasses.replace(record, seal=write_group(self._path, record.attributes()))
             before, self._record = self._record, record
             if complete or not self._listed:
                 list_trials(self._store, [record])
                 self._listed = True
-            if complete and not checkpoint:
+            if complete and not may_grow:
                 remove_made(self._path / "resume", _MADE_TO_RESUME)
             else:
                 checkpoint_path(self._path, before).unlink(missing_ok=True)
