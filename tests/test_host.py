@@ -66,6 +66,23 @@ def test_a_folder_of_kernels_that_others_may_write_to_is_not_believed(locked: di
     assert not list(place.iterdir())
 
 
+def test_a_damaged_kernel_is_compiled_again(tmp_path: Path):
+    """A bit of it may be one of the machine's instructions."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    compiled, loaded = " 0 [1.75, 1.5]\n", " 1 [1.75, 1.5]\n"
+    assert run(RUN_A_KERNEL, environment).endswith(compiled)
+    files = [*tmp_path.rglob("*advantages_and_returns*.nb[ic]")]
+    assert {path.suffix for path in files} == {".nbi", ".nbc"}
+    for path in files:
+        content = path.read_bytes()
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        for damaged in (content[:-1], flipped):
+            path.write_bytes(damaged)
+            assert run(RUN_A_KERNEL, environment).endswith(compiled)
+    assert run(RUN_A_KERNEL, environment).endswith(loaded)
+
+
 def test_without_opengl_only_mujoco_is_missed():
     code = """
 from tipl import TiplError

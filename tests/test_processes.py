@@ -274,6 +274,18 @@ def test_after_an_end_by_force_python_says_nothing_of_its_own(tmp_path: Path):
     assert (done.returncode, done.stderr) == (3, "")  # once Python's own process has ended, which has stderr too
 
 
+def test_a_process_that_is_held_up_keeps_nobody_from_stopping(tmp_path: Path):
+    """As by SIGSTOP: it hears of nothing."""
+    marks = [tmp_path / "a", tmp_path / "b"]
+    process = start("until_stopped", marks, tmp_path)
+    began = pids(marks)
+    os.kill(began[0], signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=LIMIT)[0] == "interrupted\n"
+    wait_until(lambda: not any(map(runs, began)))
+    assert marks[1].read_text() == "kept"
+
+
 @pytest.mark.parametrize("work", ["until_stopped", "deaf"])
 def test_no_process_outlives_a_parent_that_is_killed(work: str, tmp_path: Path):
     """Whether its pipe is full or nothing is told."""

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 for _threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[_threads] = "1"
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=None, help="of each kind, instead")
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which each kind begins no more")
+    parser.add_argument("--log", type=Path, help="where each fault is noted, and from which the same command goes on")
     asked = parser.parse_args()
     from tests.faults import forked
 
@@ -43,11 +45,11 @@ def main() -> int:
             if kind == "swaps" and asked.large:
                 other = other or _sound(Path(place) / "other", variant=1)
             forked.until = time.monotonic() + asked.seconds
-            came = _run(kind, folder, other, count, asked.seed)
-            bad = {what: number for what, number in came.items() if what not in GOOD[kind]}
-            wrong += sum(bad.values())
-            told = ", ".join(f"{number} {what}" for what, number in sorted(_summed(came).items()))
-            print(f"{kind}: {sum(came.values())} in {time.monotonic() - began:.0f} s: {told}", flush=True)
+            tally = forked.Tally(f"{kind} of seed {asked.seed}", GOOD[kind], asked.log)
+            _run(kind, folder, other, count, asked.seed, tally)
+            wrong += tally.bad
+            told = ", ".join(f"{number} {what}" for what, number in sorted(_summed(tally.counts).items()))
+            print(f"{kind}: {tally.counts.total()} in {time.monotonic() - began:.0f} s: {told}", flush=True)
     return 1 if wrong else 0
 
 
@@ -64,24 +66,21 @@ def _sound(folder: Path, variant: int = 0) -> Path:
     return folder
 
 
-def _run(kind: str, folder: Path, other: Path | None, count: int, seed: int) -> Counter[str]:
+def _run(kind: str, folder: Path, other: Path | None, count: int, seed: int, tally: Any) -> None:
     from tests.faults import damage, hostile, kills
 
     rng = random.Random(seed)
-
-    def note(line: str) -> None:
-        print(f"  {line}", file=sys.stderr, flush=True)
-
     match kind:
         case "flips":
-            return damage.flips(folder, count, rng, note)
+            damage.flips(folder, count, rng, tally)
         case "swaps":
-            return damage.swaps(folder, other, count, rng, note)
+            damage.swaps(folder, other, count, rng, tally)
         case "kills":
-            return kills.kills(folder, count, rng, note)
+            kills.kills(folder, count, rng, tally)
         case "full":
-            return kills.full_disks(folder, count, rng, note)
-    return hostile.stores(folder, count, seed, note)
+            kills.full_disks(folder, count, rng, tally)
+        case _:
+            hostile.stores(folder, count, seed, tally)
 
 
 def _summed(came: Counter[str]) -> Counter[str]:

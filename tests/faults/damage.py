@@ -7,20 +7,18 @@ traceback, hang.
 import os
 import random
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults import small
-from tests.faults.forked import Ended, forked, late
+from tests.faults.forked import Ended, Tally, forked, late
 
 KINDS = (small.STORE, small.COMPACT, small.CODES, small.MODEL, small.EVAL, small.COMPARISON)
 _TOLD = ("not as it was written", "is made again")
 
 
-def flips(folder: Path, count: int, rng: random.Random, note: Callable[[str], None]) -> Counter[str]:
+def flips(folder: Path, count: int, rng: random.Random, tally: Tally) -> None:
     """Flip `count` bits, one at a time, in every kind of file alike."""
-    found: Counter[str] = Counter()
     expected = {kind: small.digest_of(kind, folder / kind) for kind in KINDS}
     groups = _files_alike(folder)
     for number in range(count):
@@ -31,29 +29,22 @@ def flips(folder: Path, count: int, rng: random.Random, note: Callable[[str], No
         at, bit = rng.randrange(len(content)), 1 << rng.randrange(8)
         harmed = bytearray(content)
         harmed[at] ^= bit
-        came = _read_with(folder, kind, path, bytes(harmed), expected[kind])
-        found[came] += 1
-        if came not in ("found", "harmless"):
-            note(f"flip {path.relative_to(folder)} byte {at} of {len(content)} bit {bit}: {came}")
-    return found
+        if not tally.had(fault := f"{number}: {path.relative_to(folder)}"):
+            came = _read_with(folder, kind, path, bytes(harmed), expected[kind])
+            tally.add(fault, came, f"byte {at} of {len(content)} bit {bit}")
 
 
-def swaps(
-    folder: Path, other: Path | None, count: int, rng: random.Random, note: Callable[[str], None]
-) -> Counter[str]:
+def swaps(folder: Path, other: Path | None, count: int, rng: random.Random, tally: Tally) -> None:
     """Put files and folders in each other's place: those of two outputs, of two trials, of two arrays."""
-    found: Counter[str] = Counter()
     expected = {kind: small.digest_of(kind, folder / kind) for kind in KINDS}
     pairs = [*_exchanges(folder, other)]
     rng.shuffle(pairs)
     for kind, path, unit in pairs[:count]:
         if late():
             break
-        came = _read_with(folder, kind, path, unit, expected[kind])
-        found[came] += 1
-        if came not in ("found", "harmless"):
-            note(f"swap {path.relative_to(folder)} <- {unit}: {came}")
-    return found
+        fault = f"{path.relative_to(folder)} <- {unit.relative_to(folder.parent)}"
+        if not tally.had(fault):
+            tally.add(fault, _read_with(folder, kind, path, unit, expected[kind]))
 
 
 def _files_alike(folder: Path) -> list[list[tuple[str, Path]]]:

@@ -5,6 +5,7 @@ In: a function, a time limit.  Out: how it ended, what it printed, what it retur
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import pickle
@@ -13,7 +14,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,8 @@ class Ended:
     said: str
     value: Any
     seconds: float
-    memory: int
-    """Most bytes that it had resident."""
+    grown: int
+    """Most bytes that it had resident, beside what it began with."""
 
     @property
     def hung(self) -> bool:
@@ -50,6 +52,34 @@ class Ended:
         return self.code not in (0, 2, KILLED) or "Traceback (most recent call last)" in self.said
 
 
+class Tally:
+    """What came of faults, on the terminal where it is bad, and in a log from which the same command goes on."""
+
+    def __init__(self, kind: str, good: Collection[str], log: Path | None) -> None:
+        self._kind, self._good, self._log = kind, good, log
+        self.counts: Counter[str] = Counter()
+        lines = log.read_text().splitlines() if log and log.exists() else []
+        self._known = {fault: came for kind, fault, came in map(json.loads, lines) if kind == self._kind}
+
+    def had(self, fault: str) -> bool:
+        """Whether the log knows what comes of a fault, which is then counted."""
+        if fault in self._known:
+            self.counts[self._known[fault]] += 1
+        return fault in self._known
+
+    def add(self, fault: str, came: str, more: str = "") -> None:
+        self.counts[came] += 1
+        if came not in self._good:
+            print(f"  {self._kind}: {fault} {more}: {came}", file=sys.stderr, flush=True)
+        if self._log:
+            with self._log.open("a") as file:
+                file.write(json.dumps([self._kind, fault, came]) + "\n")
+
+    @property
+    def bad(self) -> int:
+        return sum(number for came, number in self.counts.items() if came not in self._good)
+
+
 KILLED = 9
 """The exit code of a process that a kill ended (kills.py)."""
 
@@ -58,6 +88,7 @@ def forked(do: Callable[[], Any], folder: os.PathLike[str], seconds: float = SEC
     """Call `do` in a fork that works in `folder`. A TiplError ends it with 2, another exception with 1."""
     began = time.monotonic()
     (said, saying), (value, returning) = os.pipe(), os.pipe()  # no files: a case may forbid itself to write any
+    before = resident()
     process = os.fork()
     if process == 0:
         _be_child(do, folder, saying, returning)
@@ -68,7 +99,11 @@ def forked(do: Callable[[], Any], folder: os.PathLike[str], seconds: float = SEC
     code = os.waitstatus_to_exitcode(status)
     returned = pickle.loads(heard[value]) if code == 0 and heard[value] else None  # which this program wrote itself
     text = heard[said].decode(errors="replace")
-    return Ended(code, text, returned, time.monotonic() - began, usage.ru_maxrss * 1024)
+    return Ended(code, text, returned, time.monotonic() - began, usage.ru_maxrss * 1024 - before)
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _be_child(do: Callable[[], Any], folder: os.PathLike[str], said: int, value: int) -> None:

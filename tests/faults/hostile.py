@@ -13,16 +13,16 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from tests.faults import small
-from tests.faults.forked import Ended, forked, late
+from tests.faults.forked import Ended, Tally, forked, late, resident
 
 from tipl.files import SEAL, seal_of, sealed
 
@@ -49,45 +49,62 @@ VALUES = st.one_of(
     st.text(max_size=8),
     st.lists(st.integers(-2, 5), max_size=4),
 )  # fmt: skip
+_MANY = 50  # outputs, for which it pays to start the processes that memory is held against
 Lie = tuple[int, Any, bool]
 """At which place, which value, or whether the place is gone."""
 _SPECIAL = ["deep", "huge", "fifo", "link", "folder", "empty", "binary", "absent", "surrogate", "twice", "utf-16"]
 _PLACE = st.integers(0, 10**6)
-LIES = st.tuples(
+_FILE = st.tuples(
     _PLACE,
     st.sampled_from([None] * 60 + _SPECIAL),
     st.lists(st.tuples(_PLACE, VALUES, st.sampled_from([False] * 5 + [True])), min_size=1, max_size=3),
 )
+FILES = st.tuples(_PLACE, st.lists(_FILE, min_size=1, max_size=4))
+"""By which reader, and which files of one output lie in which way."""
+Content = bytes | str
 
 
-def stores(folder: Path, count: int, number: int, note: Callable[[str], None]) -> Counter[str]:
-    """Read `count` outputs that lie by the verbs that read them."""
-    found: Counter[str] = Counter()
+def stores(folder: Path, count: int, number: int, tally: Tally) -> None:
+    """Read `count` outputs that lie, in one file or several, by the verbs that read them."""
     documents = [*_documents(folder)]
     random.Random(number).shuffle(documents)
     _warm(folder)
-    sound = functools.cache(lambda name: _run(folder, name).memory)
+    most = functools.cache(lambda name: _run(folder, name).grown + _taken(folder, name, exact=count > _MANY))
     tried = 0
 
     @seed(number)
     @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate],
               suppress_health_check=[*HealthCheck])  # fmt: skip  # pyright: ignore[reportArgumentType]
-    @given(LIES)
-    def one(told: tuple[int, str | None, list[Lie]]) -> None:
+    @given(FILES)
+    def one(told: tuple[int, list[tuple[int, str | None, list[Lie]]]]) -> None:
         nonlocal tried
         if tried >= count or late():
             return
         kind, path = documents[tried % len(documents)]
         tried += 1
+        alike = [other for other_kind, other in documents if other_kind == kind]
+        paths = [path, *(alike[place % len(alike)] for place, *_ in told[1][1:])]
+        contents = {path: special or _lie(path, lies) for path, (_, special, lies) in zip(paths, told[1], strict=True)}
         reader = _READS[kind][told[0] % len(_READS[kind])]
-        content = told[1] or _lie(path, told[2])
-        came = _read(folder, path, content, reader, sound)
-        found[came] += 1
-        if came not in ("done", "refused"):
-            note(f"{reader} with {path.relative_to(folder)} as {_short(content)}: {came}")
+        lies = ", ".join(f"{path.relative_to(folder)} as {_short(content)}" for path, content in contents.items())
+        if not tally.had(fault := f"{tried}: {reader}"):
+            tally.add(fault, _read(folder, contents, reader, most), f"with {lies}")
 
     one()
-    return found
+
+
+def _taken(folder: Path, reader: str, exact: bool) -> int:
+    """How much memory a reader's own process takes where all is sound; not `exact`: no less than this one does."""
+    if not exact:
+        return resident()
+    _clear(folder)
+    program = (
+        "import sys, tipl.cli.main\nassert tipl.cli.main.main(sys.argv[1:]) == 0\n"
+        "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+    )
+    command = [sys.executable, "-c", program, *small.READERS[reader].words]  # type: ignore[attr-defined]
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-2]) * 1024
 
 
 def _warm(folder: Path) -> None:
@@ -148,27 +165,33 @@ def _believed(document: Any) -> bytes:
     return json.dumps(document, indent=1).encode()
 
 
-def _read(folder: Path, path: Path, content: bytes | str, reader: str, sound: Callable[[str], int]) -> str:
-    home = folder / "home"
-    home.mkdir(exist_ok=True)
+def _read(folder: Path, contents: Mapping[Path, Content], reader: str, most: Callable[[str], int]) -> str:
+    home, aside = folder / "home", folder / "aside"
+    for made in (home, aside):
+        made.mkdir(exist_ok=True)
     (home / "thesis.tex").write_text("precious")
     (folder / f"{ONLY_IN}.py").write_text("raise SystemExit('ran')\n")
-    most, root = 2 * sound(reader), folder / small.STORE / "zarr.json"
+    limit, root = most(reader), folder / small.STORE / "zarr.json"
     kept = root.read_bytes()
-    os.rename(path, folder / "aside")
+    for number, path in enumerate(contents):
+        os.rename(path, aside / str(number))
     try:
-        _place(path, content, home)
-        if path.parent.parent.name == "trials" and isinstance(content, bytes):
-            root.write_bytes(_with_record(kept, path.parent.name, content))
+        for path, content in contents.items():
+            _place(path, content, home)
+        for path, content in contents.items():
+            believed = root not in contents and path.parent.parent.name == "trials"
+            if believed and isinstance(content, bytes):
+                root.write_bytes(_with_record(root.read_bytes(), path.parent.name, content))
         before = _listing(folder)
         ended = _run(folder, reader)
-        return _came(ended, most) if _listing(folder) == before else "changed"
+        return _came(ended, limit) if _listing(folder) == before else "changed"
     finally:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        os.rename(folder / "aside", path)
+        for number, path in enumerate(contents):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            os.rename(aside / str(number), path)
         root.write_bytes(kept)
 
 
@@ -194,7 +217,7 @@ def _nothing_imported() -> None:
     assert ONLY_IN not in sys.modules, "code run"
 
 
-def _place(path: Path, content: bytes | str, home: Path) -> None:
+def _place(path: Path, content: Content, home: Path) -> None:
     match content:
         case bytes():
             path.write_bytes(content)
@@ -228,8 +251,8 @@ def _came(ended: Ended, most: int) -> str:
         return f"traceback ({lines[-1][:120] if lines else ended.code})"
     if "\x1b" in ended.said:
         return "escape sequence"
-    if ended.memory > most:
-        return f"memory ({ended.memory >> 20} MiB)"
+    if ended.grown > most:
+        return f"memory ({ended.grown >> 20} MiB)"
     return "done" if ended.code == 0 else "refused"
 
 
@@ -244,5 +267,5 @@ def _listing(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _short(content: bytes | str) -> str:
+def _short(content: Content) -> str:
     return content if isinstance(content, str) else content[:60].decode(errors="replace") + "…"

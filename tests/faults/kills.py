@@ -10,13 +10,15 @@ import resource
 import shutil
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from tests.faults import small
-from tests.faults.forked import KILLED, Ended, forked, late
+from tests.faults.forked import KILLED, Ended, Tally, forked, late
+
+from tipl.errors import TiplError
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree"}
@@ -26,6 +28,7 @@ NEEDS = {
     "train": [small.WALKS, small.CODES],
     "evaluate": [small.STORE],
     "forecast": [small.STORE],
+    "collect more": [small.LEVEL],
 }
 
 
@@ -60,44 +63,39 @@ def operations(run: Callable[[], Any], folder: Path, stop_at: int | None = None)
     return call
 
 
-def kills(folder: Path, count: int, rng: random.Random, note: Callable[[str], None]) -> Counter[str]:
-    """Kill verbs before file operations of theirs: all of them, or `count` drawn evenly over the verbs."""
-    found: Counter[str] = Counter()
-    each = -(-count // len(small.VERBS))
-    for name, (output, run) in small.VERBS.items():
+def kills(folder: Path, count: int, rng: random.Random, tally: Tally) -> None:
+    """Kill verbs before file operations of theirs: all of them, or `count` drawn evenly over the verbs, in turns."""
+    each = -(-count // len(small.KILLED))
+    turns: list[list[tuple[str, int, int, str | None]]] = []
+    for name, (output, run) in small.KILLED.items():
         place = begun(folder, name)
         sound = forked(operations(run, place), place)
         assert sound.code == 0, (name, sound.said)
-        expected = _digest(place, output)
-        total = sound.value
-        for at in sorted(rng.sample(range(1, total + 1), min(each, total))):
-            if late():
-                break
-            place = begun(folder, name)
-            ended = forked(operations(run, place, at), place)
-            came = _came(ended, place, output, run, expected, KILLED)
-            found[came] += 1
-            if came != "done":
-                note(f"kill {name} at {at} of {total}: {came}")
-    return found
-
-
-def full_disks(folder: Path, count: int, rng: random.Random, note: Callable[[str], None]) -> Counter[str]:
-    """Let no file become larger than a limit, as a full disk does; then run the same command with room."""
-    found: Counter[str] = Counter()
-    for number in range(count):
+        expected, total = _digest(place, output), sound.value
+        places = sorted(rng.sample(range(1, total + 1), min(each, total)))
+        turns.append([(name, at, total, expected) for at in places])
+    for name, at, total, expected in filter(None, chain.from_iterable(zip_longest(*turns))):
+        if tally.had(fault := f"{name} at {at} of {total}"):
+            continue
         if late():
             break
-        name = [*small.VERBS][number % len(small.VERBS)]
-        output, run = small.VERBS[name]
-        place = begun(folder, name)
+        (output, run), place = small.KILLED[name], begun(folder, name)
+        ended = forked(operations(run, place, at), place)
+        tally.add(fault, _came(ended, place, output, run, expected, KILLED))
+
+
+def full_disks(folder: Path, count: int, rng: random.Random, tally: Tally) -> None:
+    """Let no file become larger than a limit, as a full disk does; then run the same command with room."""
+    for number in range(count):
+        name = [*small.KILLED][number % len(small.KILLED)]
         limit = int(2 ** rng.uniform(0, 13))
+        if tally.had(fault := f"{number} {name} at {limit} bytes a file"):
+            continue
+        if late():
+            break
+        (output, run), place = small.KILLED[name], begun(folder, name)
         ended = forked(lambda r=run, m=limit: (_limit(m), r()), place)
-        came = _came(ended, place, output, run, None, 2)
-        found[came] += 1
-        if came != "done":
-            note(f"full {name} at {limit} bytes a file: {came}")
-    return found
+        tally.add(fault, _came(ended, place, output, run, None, 2))
 
 
 def _limit(size: int) -> None:
@@ -123,23 +121,32 @@ def _came(ended: Ended, place: Path, output: str, run: Callable[[], Any], expect
         return f"traceback ({_last(ended)})"
     if ended.code == 0 and (output == small.EVAL or output == small.MODEL):
         return "done"  # a finished evaluation is not made again
-    again = forked(run, place)
+
+    def go_on() -> str | None:
+        try:
+            run()
+        except TiplError as error:
+            if output != small.EVAL or "holds an evaluation already" not in str(error):
+                raise
+        return expected and _digest_here(place, output)
+
+    again = forked(go_on, place)
     if again.hung:
         return "hang"
     if again.code == 2:
-        if output == small.EVAL and "holds an evaluation already" in again.said:
-            again = Ended(0, "", None, 0, 0)
-        else:
-            return f"refused ({_last(again)})"
+        return f"refused ({_last(again)})"
     if again.code != 0:
         return f"traceback ({_last(again)})"
-    return "done" if expected is None or _digest(place, output) == expected else "lost"
+    return "done" if again.value == expected else "lost"
 
 
 def _digest(place: Path, output: str) -> str | None:
-    if output == small.EVAL or output == small.COMPARISON:  # parts are what a run is made of, not what it says
-        small.SHAPES.clear()
-    return forked(lambda: small.digest_of(output, place / output), place).value
+    return forked(lambda: _digest_here(place, output), place).value
+
+
+def _digest_here(place: Path, output: str) -> str:
+    small.SHAPES.clear()  # parts are what a run is made of, not what it says
+    return small.digest_of(output, place / output)
 
 
 def _last(ended: Ended) -> str:

@@ -27,6 +27,8 @@ STORE, WALKS, CODES, MODEL, EVAL, COMPARISON, COMPACT = (
     "small",
 )
 FORECAST = "forecast.safetensors"
+LEVEL = "level"
+"""A store of a finished trial that may be given more steps."""
 
 
 VARIANT = 0
@@ -70,6 +72,7 @@ def verb(*arguments: str) -> Callable[[], None]:
         parsed = build_parser().parse_args(arguments)
         parsed.run(parsed)
 
+    call.words = arguments  # type: ignore[attr-defined]
     return call
 
 
@@ -77,6 +80,13 @@ def collect() -> None:
     from tipl.collection.collect import collect
 
     collect(settings(), Path(STORE), workers=1)
+
+
+def collect_level(steps: int = 256) -> None:
+    from tipl.collection.collect import collect
+
+    level = dataclasses.replace(settings().ppo, anneal_lr=False)
+    collect(dataclasses.replace(settings(), trials=1, total_steps=steps, ppo=level), Path(LEVEL), workers=1)
 
 
 def random_walk() -> None:
@@ -110,6 +120,7 @@ VERBS: dict[str, tuple[str, Callable[[], None]]] = {
                                 "--episodes", "1", "--out", FORECAST)),
     "accelerate": (COMPARISON, accelerate),
 }  # fmt: skip
+KILLED = VERBS | {"collect more": (LEVEL, lambda: collect_level(512))}
 READERS: dict[str, Callable[[], None]] = {
     "info": verb("data", "info", STORE),
     "verify": verb("data", "verify", STORE),
@@ -131,7 +142,7 @@ READERS: dict[str, Callable[[], None]] = {
 def make(folder: Path) -> None:
     """Run every verb in `folder`, and leave beside them a trial that has not ended and a training that has not."""
     os.chdir(folder)
-    for name, (_, run) in VERBS.items():
+    for name, (_, run) in {**VERBS, "level": (LEVEL, collect_level)}.items():
         began = time.monotonic()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             run()
@@ -210,6 +221,7 @@ SHAPES: dict[str, Mapping[str, tuple[int, ...]]] = {}
 """Of the arrays of every part, by the name of the output and of the part; see `note_shapes`."""
 READ: dict[str, Callable[[Path], dict[str, Any]]] = {
     STORE: read_store,
+    LEVEL: read_store,
     WALKS: read_store,
     COMPACT: read_store,
     CODES: read_codes,

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import math
 import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, get_args
 import numba
 import numpy as np
 from numba import njit
+from numba.core.caching import IndexDataCacheFile
 
 from tipl.config.presets import Activation
 
@@ -47,11 +49,39 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         users = config.CACHE_DIR
         config.CACHE_DIR = str(folder)
         try:
-            return njit(cache=folder is not None, **options)(function)
+            compiled = njit(cache=folder is not None, **options)(function)
+            if folder is not None:
+                compiled._cache._cache_file.__class__ = _KeptKernel  # pyright: ignore[reportAttributeAccessIssue]
+            return compiled
         finally:
             config.CACHE_DIR = users
 
     return compile_later
+
+
+class _KeptKernel(IndexDataCacheFile):
+    """numba's files of one kernel, with a checksum in each: one that is damaged is compiled again."""
+
+    def load(self, key: Any) -> Any:
+        name = self._load_index().get(key)
+        return None if name is None else _unpickled(Path(self._data_path(name)))
+
+    def _load_index(self) -> dict[Any, str]:
+        found = _unpickled(Path(self._index_path), len(pickle.dumps(self._version, protocol=-1)))
+        return found[1] if found is not None and found[0] == self._source_stamp else {}
+
+    def _dump(self, obj: Any) -> bytes:
+        content = super()._dump(obj)
+        return hashlib.sha256(content).digest() + content
+
+
+def _unpickled(path: Path, start: int = 0) -> Any:
+    """Return what `_KeptKernel` wrote to a file, from a byte on; None where it is not there or is damaged."""
+    try:
+        content = path.read_bytes()[start:]
+        return pickle.loads(content[32:]) if hashlib.sha256(content[32:]).digest() == content[:32] else None
+    except OSError:
+        return None
 
 
 @functools.cache
