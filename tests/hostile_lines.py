@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tipl.cli.main import build_parser, main
+from tipl.cli.main import main
+from tipl.cli.verbs import build_parser
 from tipl.collection.random_walk import random_walk
 
 SECONDS = 60

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tipl.cli.flags import with_flags
-from tipl.cli.main import build_parser, collect_settings, exit_code, main
+from tipl.cli.main import exit_code, main
+from tipl.cli.verbs import build_parser, collect_settings
 from tipl.config.presets import (
     CollectConfig,
     CompactConfig,

@@ -67,7 +67,7 @@ def verb(*arguments: str) -> Callable[[], None]:
     """A command line, as a function."""
 
     def call() -> None:
-        from tipl.cli.main import build_parser
+        from tipl.cli.verbs import build_parser
 
         parsed = build_parser().parse_args(arguments)
         parsed.run(parsed)
