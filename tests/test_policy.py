@@ -271,7 +271,7 @@ _UPDATE = """
 import hashlib
 import numpy as np
 from tipl.rl.policies import layer_sizes, network_size
-from tipl.rl.ppo import kernel_settings, update
+from tipl.rl.ppo import Learner, Samples, UpdateSettings, update
 from tipl.config.presets import PPOConfig
 
 rng = np.random.default_rng(0)
@@ -283,8 +283,9 @@ obs, actions = rng.standard_normal((256, 17), np.float32), rng.standard_normal((
 old_log_prob, advantages, returns, old_value = rng.standard_normal((4, 256), np.float32)
 order = np.stack([rng.permutation(256) for _ in range(2)])
 snapshots = np.empty((1, weights), np.float32)
-update(theta, adam_m, adam_v, 0, policy, critic, obs, actions, old_log_prob - 8, advantages, returns, old_value, order,
-       1e-3, kernel_settings(PPOConfig(num_minibatches=4)), 2, snapshots)
+update(Learner(theta, adam_m, adam_v, policy, critic), 0,
+       Samples(obs, actions, old_log_prob - 8, advantages, returns, old_value), order, 1e-3,
+       UpdateSettings.of(PPOConfig(num_minibatches=4), 2), snapshots)
 print(bool(update.stats.cache_hits), hashlib.sha256(theta.tobytes()).hexdigest())
 """
 

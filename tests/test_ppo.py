@@ -12,12 +12,14 @@ from tipl.config.presets import Activation, PPOConfig
 from tipl.rl.kernels import activation_code, forward_batch
 from tipl.rl.policies import initial_weights, layer_sizes, network_size
 from tipl.rl.ppo import (
+    Learner,
+    Samples,
+    UpdateSettings,
     adam_step,
     advantages_and_returns,
     backward_batch,
     categorical_log_probs,
     gaussian_log_prob,
-    kernel_settings,
     loss_gradients,
     update,
 )
@@ -91,10 +93,15 @@ class Case:
     def update(self, ppo: PPOConfig, learning_rate: float, order: np.ndarray, snapshot_every_epochs: int) -> np.ndarray:
         """The kernel; the snapshots."""
         snapshots = np.full((len(order) // snapshot_every_epochs, self.num_weights), np.nan, np.float32)
-        data = self.rollout
-        update(self.theta, self.adam_m, self.adam_v, self.adam_steps, *self.sizes, data["obs"], data["actions"],
-               data["log_probs"], data["advantages"], data["returns"], data["values"], order, learning_rate,
-               kernel_settings(ppo), snapshot_every_epochs, snapshots, self.activation)  # fmt: skip
+        update(
+            Learner(self.theta, self.adam_m, self.adam_v, *self.sizes),
+            self.adam_steps,
+            Samples(*self.rollout.values()),
+            order,
+            learning_rate,
+            UpdateSettings.of(ppo, snapshot_every_epochs, self.activation),
+            snapshots,
+        )
         self.adam_steps += len(order) * ppo.num_minibatches
         return snapshots
 
@@ -219,7 +226,7 @@ def test_gradients_of_logits_are_autograds(changes: dict[str, Any]) -> None:
 
     found, zeros, nothing = np.empty_like(logits), np.zeros(batch, np.float32), np.empty(0, np.float32)
     loss_gradients(logits, nothing, zeros, actions[:, None].astype(np.float32), old_log_prob, advantages, zeros, zeros,
-                   kernel_settings(ppo), found, zeros.copy(), nothing)  # fmt: skip
+                   UpdateSettings.of(ppo), found, zeros.copy(), nothing)  # fmt: skip
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-7)
     assert not ((found == 0).all(1).sum() in (0, batch) and ppo.ent_coef == 0)  # some are beyond the clip, some not
 
@@ -254,7 +261,7 @@ def test_loss_gradients_are_autograds(action_dim: int, changes: dict[str, Any]) 
     expected = torch.autograd.grad(loss + ppo.vf_coef * 0.5 * errors.mean(), leaves)
 
     d_mean, d_value, d_log_std = np.empty_like(mean), np.empty_like(value), np.empty_like(log_std)
-    loss_gradients(mean, log_std, value, actions, old_log_prob, advantages, returns, old_value, kernel_settings(ppo),
+    loss_gradients(mean, log_std, value, actions, old_log_prob, advantages, returns, old_value, UpdateSettings.of(ppo),
                    d_mean, d_value, d_log_std)  # fmt: skip
     for kernel, autograd in zip((d_mean, d_log_std, d_value), expected, strict=True):
         np.testing.assert_allclose(kernel, autograd.numpy(), rtol=1e-4, atol=1e-6)

@@ -11,6 +11,7 @@ Shapes: S samples, O observation, A action (1 if discrete), F outputs of the pol
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,18 +22,49 @@ BETA1, BETA2 = 0.9, 0.999  # Adam's decay rates, torch's defaults, which CleanRL
 _HALF_LOG_2PI = np.float32(0.5 * math.log(2 * math.pi))
 
 
-def kernel_settings(config: PPOConfig) -> tuple[float, float, bool, bool, float, float, float, float]:
-    """The settings of `update`, in the order in which it unpacks them."""
-    return (
-        config.clip_coef,
-        config.max_grad_norm,
-        config.clip_vloss,
-        config.norm_adv,
-        config.ent_coef,
-        config.vf_coef,
-        config.adam_eps,
-        float(config.num_minibatches),
-    )
+class Learner(NamedTuple):
+    """What an update moves: the weights of policy and critic, and Adam's moments of them."""
+
+    theta: np.ndarray
+    """[P + critic] float32: the policy's network, its log standard deviations if it has any, the critic's network."""
+    adam_m: np.ndarray
+    adam_v: np.ndarray
+    policy_sizes: np.ndarray
+    """[layers + 1]"""
+    critic_sizes: np.ndarray
+
+
+class Samples(NamedTuple):
+    """What one iteration has seen, all float32."""
+
+    obs: np.ndarray
+    """[S, O] normalized"""
+    actions: np.ndarray
+    """[S, A]"""
+    old_log_prob: np.ndarray
+    """[S], as the rest."""
+    advantages: np.ndarray
+    returns: np.ndarray
+    old_value: np.ndarray
+
+
+class UpdateSettings(NamedTuple):
+    """The settings of `update`, named as in `PPOConfig` and `CollectConfig`."""
+
+    clip_coef: float
+    max_grad_norm: float
+    clip_vloss: bool
+    norm_adv: bool
+    ent_coef: float
+    vf_coef: float
+    adam_eps: float
+    num_minibatches: int
+    snapshot_every_epochs: int
+    activation: int
+
+    @classmethod
+    def of(cls, ppo: PPOConfig, snapshot_every_epochs: int = 1, activation: int = TANH) -> "UpdateSettings":
+        return cls(*(getattr(ppo, name) for name in cls._fields[:-2]), snapshot_every_epochs, activation)
 
 
 @kernel()
@@ -169,22 +201,21 @@ def loss_gradients(head, log_std, value, actions, old_log_prob, advantages, retu
         log_std: [A] of a Gaussian policy, [0] of a categorical one.
         d_head [B, F], d_value [B], d_log_std as log_std: overwritten.
     """
-    clip, _, clip_vloss, norm_adv, ent_coef, vf_coef, _, _ = settings
     batch, outputs = head.shape
     discrete = len(log_std) == 0
     log_probs = np.empty(outputs, np.float32)
     entropy = np.float32(0)
     one = np.float32(1)
-    clip, share, vf_coef = np.float32(clip), np.float32(1 / batch), np.float32(vf_coef)
+    clip, share, vf_coef = np.float32(settings.clip_coef), np.float32(1 / batch), np.float32(settings.vf_coef)
     center, scale = np.float32(0), one
-    if norm_adv:
+    if settings.norm_adv:
         center = advantages.sum() * share
         square = np.float32(0)
         for b in range(batch):
             square += (advantages[b] - center) ** 2
         scale = one / (np.sqrt(square / np.float32(batch - 1)) + np.float32(1e-8))
-    d_log_std[:] = -np.float32(ent_coef)  # dH/dlog_std = 1 in every dimension
-    entropy_share = np.float32(ent_coef) * share
+    d_log_std[:] = -np.float32(settings.ent_coef)  # dH/dlog_std = 1 in every dimension
+    entropy_share = np.float32(settings.ent_coef) * share
     precision = np.exp(np.float32(-2) * log_std)
     for b in range(batch):
         advantage = (advantages[b] - center) * scale
@@ -211,39 +242,36 @@ def loss_gradients(head, log_std, value, actions, old_log_prob, advantages, retu
         error = value[b] - returns[b]
         moved = value[b] - old_value[b]
         flows = True
-        if clip_vloss and abs(moved) > clip:
+        if settings.clip_vloss and abs(moved) > clip:
             at_clip = old_value[b] + (clip if moved > 0 else -clip) - returns[b]
             flows = error * error > at_clip * at_clip
         d_value[b] = vf_coef * error * share if flows else np.float32(0)
 
 
 @kernel(fastmath=FASTMATH)
-def update(theta, adam_m, adam_v, adam_steps, policy_sizes, critic_sizes, obs, actions, old_log_prob, advantages,
-           returns, old_value, order, learning_rate, settings, snapshot_every_epochs, snapshots,
-           activation=TANH):  # fmt: skip
+def update(learner, adam_steps, samples, order, learning_rate, settings, snapshots):
     """All epochs of one trial's PPO update.
 
     Args:
-        theta, adam_m, adam_v: [P + critic] float32, moved in place: policy network, log-std if it has any, critic.
+        learner: moved in place.
         adam_steps: optimizer steps taken before.
-        policy_sizes, critic_sizes: [layers + 1].
-        obs: [S, O] normalized; actions: [S, A]; old_log_prob, advantages, returns, old_value: [S]; all float32.
+        samples: of the rollout.
         order: [epochs, S] the sample order of every epoch.
-        settings: from `kernel_settings`.
-        snapshot_every_epochs: so often the policy's weights go to the next row of snapshots [n, P].
-        activation: of the hidden layers.
+        settings: `UpdateSettings`.
+        snapshots: [n, P], overwritten with the policy's weights after every `snapshot_every_epochs`th epoch.
     """
-    _, max_grad_norm, _, _, _, _, adam_eps, num_minibatches = settings
-    epochs, samples = order.shape
-    batch = samples // int(num_minibatches)
+    theta, adam_m, adam_v, policy_sizes, critic_sizes = learner
+    activation = settings.activation
+    epochs, count = order.shape
+    batch = count // settings.num_minibatches
     num_weights = snapshots.shape[1]
     head_end = 0  # where the policy's network ends
     for layer in range(len(policy_sizes) - 1):
         head_end += policy_sizes[layer + 1] * (policy_sizes[layer] + 1)
     log_std = theta[head_end:num_weights]
 
-    x = np.empty((batch, obs.shape[1]), np.float32)
-    a = np.empty((batch, actions.shape[1]), np.float32)
+    x = np.empty((batch, samples.obs.shape[1]), np.float32)
+    a = np.empty((batch, samples.actions.shape[1]), np.float32)
     picked = np.empty((4, batch), np.float32)  # old log-prob, advantage, return, old value
     policy_acts = np.empty(batch * policy_sizes[1:].sum(), np.float32)
     critic_acts = np.empty(batch * critic_sizes[1:].sum(), np.float32)
@@ -254,15 +282,15 @@ def update(theta, adam_m, adam_v, adam_steps, policy_sizes, critic_sizes, obs, a
     d_log_std = grad[head_end:num_weights]
 
     for epoch in range(epochs):
-        for start in range(0, samples, batch):
+        for start in range(0, count, batch):
             for b in range(batch):
                 i = order[epoch, start + b]
-                x[b] = obs[i]
-                a[b] = actions[i]
-                picked[0, b] = old_log_prob[i]
-                picked[1, b] = advantages[i]
-                picked[2, b] = returns[i]
-                picked[3, b] = old_value[i]
+                x[b] = samples.obs[i]
+                a[b] = samples.actions[i]
+                picked[0, b] = samples.old_log_prob[i]
+                picked[1, b] = samples.advantages[i]
+                picked[2, b] = samples.returns[i]
+                picked[3, b] = samples.old_value[i]
             head = forward_batch(theta, 0, policy_sizes, x, policy_acts, activation)
             value = forward_batch(theta, num_weights, critic_sizes, x, critic_acts, activation)
             loss_gradients(head, log_std, value[:, 0], a, picked[0], picked[1], picked[2], picked[3], settings,
@@ -270,6 +298,6 @@ def update(theta, adam_m, adam_v, adam_steps, policy_sizes, critic_sizes, obs, a
             backward_batch(theta, 0, policy_sizes, x, policy_acts, d_head, delta, grad, activation)
             backward_batch(theta, num_weights, critic_sizes, x, critic_acts, d_value, delta, grad, activation)
             adam_steps += 1
-            adam_step(theta, grad, adam_m, adam_v, adam_steps, learning_rate, adam_eps, max_grad_norm)
-        if (epoch + 1) % snapshot_every_epochs == 0:
-            snapshots[(epoch + 1) // snapshot_every_epochs - 1] = theta[:num_weights]
+            adam_step(theta, grad, adam_m, adam_v, adam_steps, learning_rate, settings.adam_eps, settings.max_grad_norm)
+        if (epoch + 1) % settings.snapshot_every_epochs == 0:
+            snapshots[(epoch + 1) // settings.snapshot_every_epochs - 1] = theta[:num_weights]

@@ -26,7 +26,15 @@ from tipl.errors import TiplError
 from tipl.rl.envs import VectorEnv, make_env
 from tipl.rl.kernels import FASTMATH, TANH, activation_code, forward_batch, forward_one, kernel, sampled_action
 from tipl.rl.policies import OBS_CLIP, VAR_EPSILON, action_noise, initial_weights, layer_sizes, policy_spec
-from tipl.rl.ppo import advantages_and_returns, categorical_log_probs, gaussian_log_prob, kernel_settings, update
+from tipl.rl.ppo import (
+    Learner,
+    Samples,
+    UpdateSettings,
+    advantages_and_returns,
+    categorical_log_probs,
+    gaussian_log_prob,
+    update,
+)
 
 _REWARD_CLIP = 10.0  # in CleanRL's TransformReward
 _FIRST_COUNT = 1e-4  # the weight of Gymnasium's initial moments (mean 0, variance 1)
@@ -344,15 +352,13 @@ class TrialBatch:
             values[row] = seen[:-1]
             self._estimate(copy, seen, returns[row])
 
-        def samples(array: np.ndarray) -> np.ndarray:
-            """[E, S, ...] to [E·S, ...], a view."""
-            return array.reshape(ppo.batch_size, *array.shape[2:])
-
         steps_before = (self.iteration - 1) * ppo.update_epochs * ppo.num_minibatches
-        update(theta, self.adam_m[trial], self.adam_v[trial], steps_before, self.policy_sizes, self.critic_sizes,
-               samples(self.obs[mine]), samples(self.actions[mine]), samples(self.log_probs[mine]),
-               samples(self.advantages[mine]), samples(returns), samples(values), order, learning_rate,
-               kernel_settings(ppo), self.config.snapshot_every_epochs, snapshots, self.activation)  # fmt: skip
+        learner = Learner(theta, self.adam_m[trial], self.adam_v[trial], self.policy_sizes, self.critic_sizes)
+        rollout = self.obs[mine], self.actions[mine], self.log_probs[mine], self.advantages[mine], returns, values
+        # [E, S, ...] to [E·S, ...], views
+        samples = Samples(*(array.reshape(ppo.batch_size, *array.shape[2:]) for array in rollout))
+        settings = UpdateSettings.of(ppo, self.config.snapshot_every_epochs, self.activation)
+        update(learner, steps_before, samples, order, learning_rate, settings, snapshots)
 
 
 def environment_seeds(seed: int, num_envs: int) -> list[int]:
