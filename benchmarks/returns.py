@@ -34,10 +34,11 @@ import numpy as np
 import tipl.rl.returns
 from tipl.config.experiments import experiment
 from tipl.config.presets import CollectConfig
-from tipl.rl.envs import VectorEnv, chosen_backend, engine_versions, make_env
+from tipl.rl.envs import chosen_backend, engine_versions, make_env
 from tipl.rl.policies import layer_sizes
 from tipl.rl.returns import Policies, act_frozen, policy_returns
 from tipl.rl.trial_batch import TrialBatch
+from tipl.rl.vector_env import VectorEnv
 
 ITERATIONS = {"inverted-pendulum": 30, "half-cheetah": 3}  # of the run that makes the policies
 BARS = {"inverted-pendulum": 0.70, "half-cheetah": 0.40}  # least share of the environment-only rate

@@ -16,7 +16,8 @@ import toy_envs  # noqa: F401 - registers
 from tipl.config.env_spec import EnvId
 from tipl.config.presets import Backend
 from tipl.errors import TiplError
-from tipl.rl.envs import EnvPoolEnv, GymnasiumEnv, VectorEnv, chosen_backend, engine_versions, make_env
+from tipl.rl.envs import EnvPoolEnv, GymnasiumEnv, chosen_backend, engine_versions, make_env
+from tipl.rl.vector_env import VectorEnv
 
 BACKENDS: tuple[Backend, ...] = ("envpool", "gymnasium")
 PENDULUM, CHEETAH = "InvertedPendulum-v4", "HalfCheetah-v4"

@@ -58,10 +58,10 @@ def test_tanh_of_nan_and_infinity(place: int) -> None:
 
 @pytest.mark.slow
 def test_a_kept_kernel_follows_the_files_whose_code_it_holds(tmp_path: Path) -> None:
-    """A kernel of stack.py calls one of policy.py; numba alone would keep it after policy.py has changed."""
+    """A kernel of rollout.py calls one of kernels.py; numba alone would keep it after kernels.py has changed."""
     shutil.copytree(Path(tipl.__file__).parent, tmp_path / "tipl", ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "import numpy as np; from tipl.rl.trial_batch import critic_values; ones = np.ones((2, 1), np.float32);"
+        "import numpy as np; from tipl.rl.rollout import critic_values; ones = np.ones((2, 1), np.float32);"
         "print(critic_values(np.ones(4, np.float32), 0, np.array([1, 1, 1]), ones, ones[0])[0])"
     )
 
@@ -70,11 +70,11 @@ def test_a_kept_kernel_follows_the_files_whose_code_it_holds(tmp_path: Path) -> 
         run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         return float(run.stdout)
 
-    policy = tmp_path / "tipl" / "policy.py"
+    kernels = tmp_path / "tipl" / "rl" / "kernels.py"
     assert value() == pytest.approx(1 + np.tanh(2))
-    policy.write_text(policy.read_text().replace("return x * p / q", "return x"))
+    kernels.write_text(kernels.read_text().replace("return x * p / q", "return x"))
     assert value() == pytest.approx(1 + 2)
-    assert list((tmp_path / "tipl" / "__pycache__").rglob("*.nbi"))  # and it is kept
+    assert list((tmp_path / "tipl" / "rl" / "__pycache__").rglob("*.nbi"))  # and it is kept
 
 
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])

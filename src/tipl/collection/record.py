@@ -362,9 +362,7 @@ def _array(value: Any) -> np.ndarray:
 
 def _facts(env_id: str, config: Mapping[str, Any]) -> dict[str, Any]:
     run = {f"run.{name}": value for name, value in config.get("run", {}).items()}
-    # Stores from before there was `activation` have tanh actors, or none that could be run.
-    activation = None if config.get("hidden_sizes") is None else "tanh"
-    return {"env_id": env_id, "activation": activation, **config, "environment": None, "run": None, **run}
+    return {"env_id": env_id, **config, "environment": None, "run": None, **run}
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class UpdateSettings(NamedTuple):
 
     @classmethod
     def of(cls, ppo: PPOConfig, snapshot_every_epochs: int = 1, activation: int = TANH) -> "UpdateSettings":
-        return cls(*(getattr(ppo, name) for name in cls._fields[:-2]), snapshot_every_epochs, activation)
+        return cls._make([*(getattr(ppo, name) for name in cls._fields[:-2]), snapshot_every_epochs, activation])
 
 
 @kernel()

@@ -13,7 +13,6 @@ an iteration, O observation, A action (1 if discrete), F outputs of the policy's
 
 import importlib.metadata
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,20 +22,19 @@ import numpy as np
 from tipl.config.env_spec import env_id_in
 from tipl.config.presets import CollectConfig, DiscretePPOConfig
 from tipl.errors import TiplError
-from tipl.rl.envs import VectorEnv, make_env
-from tipl.rl.kernels import FASTMATH, TANH, activation_code, forward_batch, forward_one, kernel, sampled_action
+from tipl.rl.envs import make_env
+from tipl.rl.kernels import activation_code
 from tipl.rl.policies import OBS_CLIP, VAR_EPSILON, action_noise, initial_weights, layer_sizes, policy_spec
 from tipl.rl.ppo import (
     Learner,
     Samples,
     UpdateSettings,
     advantages_and_returns,
-    categorical_log_probs,
-    gaussian_log_prob,
     update,
 )
+from tipl.rl.rollout import act, critic_values, normalize_obs, normalize_reward
+from tipl.rl.vector_env import VectorEnv
 
-_REWARD_CLIP = 10.0  # in CleanRL's TransformReward
 _FIRST_COUNT = 1e-4  # the weight of Gymnasium's initial moments (mean 0, variance 1)
 _INIT, _ITERATION, _COPIES = 0, 1, 2  # random streams of a trial
 # What `state` saves of each trial and of each copy of its environment, besides the replay of the environment.
@@ -190,10 +188,11 @@ class TrialBatch:
             copies = self.copies(trial)
             for name in _SAVED:
                 getattr(self, name)[trial] = state[name]
-            for name in _SAVED_OF_COPIES:  # without the axis of the copies in stores from before there were several
+            for name in _SAVED_OF_COPIES:
                 getattr(self, name)[copies] = state[name]
             counts = np.cumsum(state["earlier_episodes"])[:-1]
-            self.earlier_lengths[copies] = [each.tolist() for each in np.split(state["earlier_lengths"], counts)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            earlier = np.split(state["earlier_lengths"], counts)
+            self.earlier_lengths[copies] = [list(map(int, each)) for each in earlier]
             lengths = [sum(each) for each in self.earlier_lengths[copies]] + self.episode_length[copies]
             actions = np.split(np.array(state["actions_since_reset"]), np.cumsum(lengths)[:-1])
             self.actions_since_reset[copies] = actions
@@ -291,11 +290,11 @@ class TrialBatch:
         """What was no number first in a trial's rollout, and at which environment step."""
         ppo, mine = self.config.ppo, self.copies(trial)
         seen = np.concatenate([self.obs[mine], self.next_obs[mine, None]], axis=1)  # before each step, and at the end
-        steps = range(ppo.num_steps + 1)
-        bad_obs = ~np.isfinite(seen).all(axis=(0, 2))
+        bad_obs = np.logical_not(np.isfinite(seen).all(axis=(0, 2)))
         bad_reward = np.r_[False, ~np.isfinite(self.rewards[mine]).all(axis=0)]  # with the observation that follows it
-        at = next((step for step in steps if bad_obs[step] or bad_reward[step]), ppo.num_steps)  # pyright: ignore[reportIndexIssue]
-        what = "a reward" if bad_reward[at] and not bad_obs[at] else "an observation"  # pyright: ignore[reportIndexIssue]
+        bad = bad_obs | bad_reward
+        at = int(bad.argmax()) if bad.any() else ppo.num_steps
+        what = "a reward" if bad_reward[at] and not bad_obs[at] else "an observation"
         env_step = (self.iteration - 1) * ppo.batch_size + at * ppo.num_envs
         return (
             f"{self.config.env_id} gave {what} that is not finite to trial {self.seeds[trial]} at environment step "
@@ -368,101 +367,3 @@ def environment_seeds(seed: int, num_envs: int) -> list[int]:
     """
     drawn = np.random.SeedSequence([seed, _COPIES]).generate_state(num_envs - 1) >> 1  # of the 31 bits engines take
     return [seed, *drawn.tolist()]
-
-
-@kernel(fastmath=FASTMATH)
-def act(theta, num_weights, sizes, next_obs, next_done, noise, step, obs, dones, actions, log_probs, env_actions,
-        activation):  # fmt: skip
-    """Draw every copy's action and store the step: a = μ(s) + σ ε, or a = argmax(z(s) + g) of logits z.
-
-    Args:
-        theta: [N, ≥ P]; num_weights: P; sizes: [layers + 1] of the policy's network.
-        next_obs: [C, O]; next_done: [C]; noise: [C, S, F] from `action_noise`.
-        obs [C, S, O], dones [C, S], actions [C, S, A], log_probs [C, S]: written at `step`.
-        env_actions: [C, A] float64, overwritten.
-        activation: as `activation_code` has it.
-    """
-    copies, action_dim = env_actions.shape
-    num_envs = copies // len(theta)
-    scratch = np.empty((2, sizes.max()), np.float32)
-    head = np.empty(sizes[-1], np.float32)
-    all_log_probs = np.empty(sizes[-1], np.float32)
-    head_end = 0
-    for layer in range(len(sizes) - 1):
-        head_end += sizes[layer + 1] * (sizes[layer] + 1)
-    for c in range(copies):
-        n = c // num_envs
-        forward_one(theta[n], 0, sizes, next_obs[c], scratch, head, activation)
-        obs[c, step] = next_obs[c]
-        dones[c, step] = next_done[c]
-        if head_end == num_weights:  # categorical
-            chosen = sampled_action(head, noise[c, step])
-            actions[c, step, 0] = chosen
-            env_actions[c, 0] = chosen
-            categorical_log_probs(head, all_log_probs)
-            log_probs[c, step] = all_log_probs[chosen]
-        else:
-            log_std = theta[n, head_end:num_weights]
-            for k in range(action_dim):
-                action = head[k] + np.exp(log_std[k]) * noise[c, step, k]
-                actions[c, step, k] = action
-                env_actions[c, k] = action
-            log_probs[c, step] = gaussian_log_prob(actions[c, step], head, log_std)
-
-
-@kernel()
-def normalize_obs(raw, ids, mean, var, count, out):
-    """Take raw observations [n, O] of copies `ids` into their trials' running moments, then normalize and clip them.
-
-    The moments mean, var [N, O] and count [N] are the trial's: its copies add to them one after another, as to
-    Gymnasium's RunningMeanStd with batches of one; out is [C, O].
-        δ = x − μ,  μ += δ/(c+1),  v = (v c + δ² c/(c+1))/(c+1),  c += 1,  out = clip((x − μ)/√(v + 1e-8), ±10)
-    """
-    num_envs = len(out) // len(count)
-    for row in range(len(ids)):
-        n = ids[row] // num_envs
-        total = count[n] + 1
-        for k in range(raw.shape[1]):
-            delta = raw[row, k] - mean[n, k]
-            mean[n, k] += delta / total
-            var[n, k] = (var[n, k] * count[n] + delta * delta * count[n] / total) / total
-            z = (raw[row, k] - mean[n, k]) / math.sqrt(var[n, k] + VAR_EPSILON)
-            out[ids[row], k] = min(max(z, -OBS_CLIP), OBS_CLIP)
-        count[n] = total
-
-
-@kernel()
-def normalize_reward(reward, terminated, gamma, discounted, moments, out):
-    """Divide rewards [C] by their trials' running deviation of the discounted return [C], and clip. As Gymnasium 0.29:
-
-    R = R γ (1 − terminated) + r, which forgets at the terminal step itself and does not at a truncation.
-    """
-    num_envs = len(reward) // len(moments)
-    for c in range(len(reward)):
-        n = c // num_envs
-        discounted[c] = discounted[c] * gamma * (1 - terminated[c]) + reward[c]
-        mean, var, count = moments[n]
-        total = count + 1
-        delta = discounted[c] - mean
-        var = (var * count + delta * delta * count / total) / total
-        moments[n, 0] = mean + delta / total
-        moments[n, 1] = var
-        moments[n, 2] = total
-        out[c] = min(max(reward[c] / math.sqrt(var + VAR_EPSILON), -_REWARD_CLIP), _REWARD_CLIP)
-
-
-@kernel()
-def critic_values(theta, offset, sizes, obs, last_obs, activation=TANH):
-    """The critic's value of obs [S, O] and of last_obs [O], [S + 1].
-
-    CleanRL asks the critic at every step; its weights rest during a rollout, so one pass at the end is the same.
-    """
-    steps = len(obs)
-    block = 256  # rows at once, to stay in the cache
-    acts = np.empty(block * sizes[1:].sum(), np.float32)
-    values = np.empty(steps + 1, np.float32)
-    for start in range(0, steps, block):
-        stop = min(start + block, steps)
-        values[start:stop] = forward_batch(theta, offset, sizes, obs[start:stop], acts, activation)[:, 0]
-    values[steps] = forward_batch(theta, offset, sizes, last_obs.reshape(1, -1), acts, activation)[0, 0]
-    return values

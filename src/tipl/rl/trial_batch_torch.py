@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from tipl.config.device import require_device
 from tipl.config.presets import CollectConfig, Device
-from tipl.rl.envs import VectorEnv
 from tipl.rl.ppo import BETA1, BETA2
 from tipl.rl.trial_batch import TrialBatch
+from tipl.rl.vector_env import VectorEnv
 
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "elu": functional.elu}
 Network = list[tuple[Tensor, Tensor]]
