@@ -6,6 +6,7 @@ In: dataclasses of presets.py.  Out: an argparse parser's flags; the settings wi
 import argparse
 import ast
 import dataclasses
+import functools
 import inspect
 import json
 from argparse import SUPPRESS
@@ -114,12 +115,17 @@ def _bare(kind: Any) -> Any:
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
+@functools.cache
+def _classes(file: str) -> dict[str, ast.ClassDef]:
+    """The classes that a file defines; it is parsed once, since most of the time of `tipl --help` went there."""
+    body = ast.parse(Path(file).read_text(encoding="utf-8")).body
+    return {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+
+
 def _field_notes(settings: type) -> dict[str, str]:
     """The string that stands under a field of a dataclass, for every field that has one."""
-    (definition,) = ast.parse(inspect.getsource(settings)).body
-    assert isinstance(definition, ast.ClassDef)
     notes = {}
-    for statement, note in pairwise(definition.body):
+    for statement, note in pairwise(_classes(inspect.getfile(settings))[settings.__name__].body):
         match statement, note:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 notes[name] = " ".join(text.split())

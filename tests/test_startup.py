@@ -1,0 +1,30 @@
+"""What is imported when: the package at once, a store's reader without what simulates, trains or draws.
+
+In: fresh interpreters.  Out: failures that name what was loaded. How long it takes is measured by benchmarks/startup.py.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SLOW = {"numba", "torch", "zarr", "envpool", "gymnasium", "mujoco", "matplotlib", "scipy", "numpy", "rich"}
+
+
+def loaded(code: str) -> set[str]:
+    """Which of SLOW a fresh interpreter has loaded after running this."""
+    whole = f"import sys; {code}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, check=True)
+    return SLOW & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("code", ["import tipl", "import tipl.cli.main", "import tipl; tipl.CollectConfig(trials=2)"])
+def test_the_package_and_its_settings_load_nothing_slow(code: str) -> None:
+    assert loaded(code) == set()
+
+
+def test_reading_a_store_takes_numpy_and_no_engine(small_store: Path) -> None:
+    code = f"import tipl; trial = tipl.Store.open({str(small_store)!r}).trial(1); trial.weights(), trial.obs_mean"
+    assert loaded(code) <= {"numpy", "rich"}
+    assert "numpy" in loaded(code)  # the reader of modules sees what is there
