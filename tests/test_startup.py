@@ -1,6 +1,6 @@
 """What is imported when: the package at once, a store's reader without what simulates, trains or draws.
 
-In: fresh interpreters.  Out: failures that name what was loaded. How long it takes is measured by benchmarks/startup.py.
+In: fresh interpreters.  Out: failures that name what was loaded. benchmarks/startup.py measures the time.
 """
 
 import subprocess
