@@ -199,7 +199,7 @@ def read_codes(path: Path) -> dict[str, Any]:
 def read_results(path: Path) -> dict[str, Any]:
     """Of an evaluation or a comparison: its numbers, and the parts from which it goes on."""
     from tipl.parts import kept_part
-    from tipl.reporting.metrics import read_metrics
+    from tipl.reporting.read import read_metrics
 
     parts = {}
     for part in sorted((path / "parts").iterdir()):

@@ -8,22 +8,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import replace_file, require_no_store_above
-from tipl.reporting.acceleration import Acceleration, is_acceleration, read_acceleration
-from tipl.reporting.figures import figures
-from tipl.reporting.page import Section, page
-from tipl.reporting.paper import print_figure
-from tipl.reporting.read import Evaluation, read_evaluation
-from tipl.reporting.together import read_together
-from tipl.reporting.verdict import verdict
+from tipl.reporting.acceleration import is_acceleration, read_acceleration, read_together
+from tipl.reporting.drawing import print_figure
+from tipl.reporting.evaluation import section_of
+from tipl.reporting.page import page
+from tipl.reporting.parts import Section
+from tipl.reporting.read import read_evaluation
 
 __all__ = ["report"]
-
-_Part = TypeVar("_Part", Evaluation, Acceleration)
 
 
 @checked_arguments
@@ -46,18 +42,16 @@ def report(evals: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
     runs = _with_own_titles([read_acceleration(folder) for folder in accelerated], accelerated)
     if len(runs) > 1 and (together := read_together(accelerated)):
         runs.insert(0, together)
-    sections = []
     evaluated = [folder for folder in evals if folder not in accelerated]
-    for evaluation in _with_own_titles([read_evaluation(folder) for folder in evaluated], evaluated):
-        drawn, left_out = figures(evaluation)
-        sections.append(Section(evaluation, verdict(evaluation), tuple(drawn), tuple(left_out)))
+    judged = _with_own_titles([section_of(read_evaluation(folder)) for folder in evaluated], evaluated)
+    sections = [*judged, *runs]
     folder = out.with_name(f"{out.stem}-figures")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for section in (*sections, *runs):
+        for section in sections:
             for figure in section.figures:
                 print_figure(replace(figure, name=section.file_name(figure)), folder)
-        replace_file(out, page(sections, runs, folder.name).encode())
+        replace_file(out, page(sections, folder.name).encode())
     except OSError as error:
         raise TiplError(
             f"The report cannot be written to {out} ({error}); free the disk or choose another --out."
@@ -65,7 +59,7 @@ def report(evals: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
     return out
 
 
-def _with_own_titles(parts: Sequence[_Part], folders: Sequence[Path]) -> list[_Part]:
+def _with_own_titles(parts: Sequence[Section], folders: Sequence[Path]) -> list[Section]:
     """Name the folder of those whose environments are the same, or number them where folders share a name, so that no
     two share a heading or a file."""
     titles = [part.title for part in parts]

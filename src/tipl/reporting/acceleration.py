@@ -1,21 +1,33 @@
-"""Accelerated runs beside plain ones: what is concluded, drawn and tabled.
+"""Accelerated runs beside plain ones, in one environment and in several: what is concluded, drawn and tabled.
 
-In: the folder of `tipl accelerate` (its metrics.json).  Out: an `Acceleration`.
+In: the folders of `tipl accelerate` (their metrics.json).  Out: a `Section` each, and one of all together.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tipl.acceleration.across import SHARED, across
 from tipl.errors import TiplError
 from tipl.evaluation.statistics import LEAST_TRIALS, Interval, holm, p_value
 from tipl.files import read_json
-from tipl.reporting.figure import MARKERS, NEUTRAL, Axis, Figure, Panel, Rule, Series, linear_axis
-from tipl.reporting.metrics import METRICS_BYTES, read_metrics
-from tipl.reporting.wording import duration, interval_note, listing, number, number_interval, slug, too_few
+from tipl.reporting.parts import (
+    NEUTRAL,
+    Cell,
+    Figure,
+    Found,
+    Panel,
+    Row,
+    Rule,
+    Section,
+    Series,
+    linear_axis,
+    rows_panel,
+)
+from tipl.reporting.read import METRICS_BYTES, read_metrics
+from tipl.reporting.wording import duration, interval_note, listing, number, number_interval, too_few
 
 SCHEMA = 1
 KIND_COLORS = {"accepted": 2, "shrunk": 5, "rejected": 4, "taken back": 1, "invalid": 6, "silent": 8}
@@ -24,46 +36,14 @@ TRUST_COLOR = 3
 MOST_PANELS = 3
 MOST_BANDS = 4
 """Learning curves that can be told apart with their quartiles shaded."""
+TOGETHER = "All environments"
+_KIND = "accelerated"
+_JUDGED = "steps to 90%"
+_AS_MANY = Rule("As many", 1.0)
 _FACTS = ("config", "forecaster", "jump", "fit")
-
-
 _NO_GAIN = (
     "Plain training gained no return here, so that shares of its gain mean nothing: the steps to them are no evidence."
 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number of the table."""
-
-    value: float
-    interval: tuple[float, float] | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Acceleration:
-    """What one metrics.json of `tipl accelerate` says; arms are compared with the first."""
-
-    title: str
-    sentence: str
-    facts: Mapping[str, str]
-    figures: tuple[Figure, ...]
-    columns: tuple[str, ...]
-    rows: Mapping[str, Sequence[Cell | None]]
-    settings: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def heading(self) -> str:
-        return f"{self.title}, accelerated"
-
-    @property
-    def anchor(self) -> str:
-        return slug(self.heading)
-
-    def file_name(self, figure: Figure) -> str:
-        """Of the figure's files, without an ending."""
-        return f"{self.anchor}-{figure.name}"
 
 
 def is_acceleration(folder: Path) -> bool:
@@ -74,7 +54,7 @@ def is_acceleration(folder: Path) -> bool:
         return False
 
 
-def read_acceleration(folder: Path) -> Acceleration:
+def read_acceleration(folder: Path) -> Section:
     """Read FOLDER/metrics.json.
 
     Raises:
@@ -92,13 +72,14 @@ def read_acceleration(folder: Path) -> Acceleration:
         raise TiplError(f"{path} is not an acceleration ({error!r}); accelerate again with this version.") from error
 
 
-def _acceleration(metrics: Mapping[str, Any]) -> Acceleration:
+def _acceleration(metrics: Mapping[str, Any]) -> Section:
     arms, levels, seeds = metrics["arms"], metrics["thresholds"], metrics["seeds"]
     first = next(iter(arms))
     config = arms[first]["config"]
     figures = [_curves(metrics), _thresholds(metrics), _finals(metrics), _jumps(metrics)]
-    return Acceleration(
+    return Section(
         title=str(metrics["env_id"]),
+        kind=_KIND,
         sentence=_sentence(arms, first, len(seeds)) if metrics.get("gain", 1) > 0 else _NO_GAIN,
         facts={
             "Policy": f"{'-'.join(map(str, config['hidden_sizes']))} hidden",
@@ -110,7 +91,7 @@ def _acceleration(metrics: Mapping[str, Any]) -> Acceleration:
         columns=("Arm", *(f"steps to {level}" for level in levels), *(f"× {first}, {level}" for level in levels),
                  *(f"in seconds, {level}" for level in levels), "final return", f"final − {first}", "mean return",
                  "jumps", "overhead"),
-        rows={name: _row(entry, list(levels), len(seeds), arms[first]["overhead"]) for name, entry in arms.items()},
+        rows=[Row(name, _cells(entry, list(levels), len(seeds), arms[first])) for name, entry in arms.items()],
         settings={name: {key: entry[key] for key in _FACTS if key in entry} for name, entry in arms.items()}
         | {"Time": {name: duration(entry["seconds"]) for name, entry in arms.items()}, "Versions": metrics["versions"]},
     )  # fmt: skip
@@ -118,21 +99,19 @@ def _acceleration(metrics: Mapping[str, Any]) -> Acceleration:
 
 def _sentence(arms: Mapping[str, Any], first: str, seeds: int) -> str:
     """Which arms need fewer environment steps to 90% of the gain, and which end lower; corrected for all arms."""
-    groups: dict[str, list[str]] = {"Fewer": [], "No fewer": [], "More": []}
+    groups: dict[int, list[str]] = {-1: [], 0: [], 1: []}
     others = {name: entry["beside"] for name, entry in arms.items() if name != first}
-    ratios = [(found["steps to 90%"]["ratio"], found["steps to 90%"]["ratio_ci"]) for found in others.values()]
-    finals = [
-        (found["final return"]["difference"], found["final return"]["difference_ci"]) for found in others.values()
-    ]
+    ratios = [(found[_JUDGED]["ratio"], found[_JUDGED]["ratio_ci"]) for found in others.values()]
+    ends = [(found["final return"]["difference"], found["final return"]["difference_ci"]) for found in others.values()]
     lower = []
-    for name, steps, (ratio, ratio_ci), final, (difference, difference_ci) in zip(
-        others, signs(ratios, 1.0, seeds), ratios, signs(finals, 0.0, seeds), finals, strict=True
+    for name, steps, ratio, final, end in zip(
+        others, signs(ratios, 1.0, seeds), ratios, signs(ends, 0.0, seeds), ends, strict=True
     ):
-        said = f"{number(ratio)} ×{f' {number_interval(ratio_ci)}' if ratio_ci else ''}"
-        groups[{-1: "Fewer", 0: "No fewer", 1: "More"}[steps]].append(f"{name} ({said})")
-        if final < 0 and difference_ci:
-            lower.append(f"{name} ({number(difference)} {number_interval(difference_ci)})")
-    clauses = [f"{word} environment steps than {first}: {listing(who)}." for word, who in groups.items() if who]
+        groups[steps].append(f"{name} ({number(ratio[0])} ×{f' {number_interval(ratio[1])}' if ratio[1] else ''})")
+        if final < 0 and end[1]:
+            lower.append(f"{name} ({number(end[0])} {number_interval(end[1])})")
+    words = {-1: "Fewer", 0: "No fewer", 1: "More"}
+    clauses = [f"{words[sign]} environment steps than {first}: {listing(who)}." for sign, who in groups.items() if who]
     sentence = f"To 90% of the return that plain training gains, paired over {seeds} seeds. {' '.join(clauses)}"
     if seeds < LEAST_TRIALS:
         return f"{sentence} {too_few(seeds, 'seeds')} All of this may be chance."
@@ -150,44 +129,33 @@ def signs(found: Sequence[tuple[float, Sequence[float] | None]], null: float, tr
     return [int(np.sign(value - null)) if is_apart else 0 for (value, _), is_apart in zip(found, apart, strict=True)]
 
 
-def _row(entry: Mapping[str, Any], levels: Sequence[str], seeds: int, overhead: float) -> list[Cell | None]:
-    """`overhead`: of the first arm."""
-
+def _cells(entry: Mapping[str, Any], levels: Sequence[str], seeds: int, first: Any) -> list[Cell | None]:
     def own(measure: str, note: str = "") -> Cell:
         return Cell(entry[measure]["mean"], _pair(entry[measure]["mean_ci"]), note)
 
-    def beside(measure: str, kind: str) -> Cell | None:
-        found = entry["beside"][measure] if "beside" in entry else None
-        return Cell(found[kind], _pair(found[f"{kind}_ci"])) if found else None
-
-    def in_seconds(measure: str) -> Cell | None:
-        """Steps at what they take. Not the clock's seconds of whole arms, which ran one after the other while other
-        work came and went: jumps and the iterations around them were timed side by side."""
-        found = beside(measure, "ratio")
-        if found is None:
+    def beside(measure: str, kind: str, scale: float = 1.0) -> Cell | None:
+        if "beside" not in entry:
             return None
-        slower = (1 + entry["overhead"]) / (1 + overhead)
-        low_high = found.interval and (found.interval[0] * slower, found.interval[1] * slower)
-        return Cell(found.value * slower, low_high)
+        value, bounds = (entry["beside"][measure][key] for key in (kind, f"{kind}_ci"))
+        return Cell(value * scale, (bounds[0] * scale, bounds[1] * scale) if bounds else None)
 
+    # Steps at what they take. Not the clock's seconds of whole arms, which ran one after the other while other work
+    # came and went: jumps and the iterations around them were timed side by side.
+    slower = (1 + entry["overhead"]) / (1 + first["overhead"])
     jumps = entry["jumps"]["counts"] if "jumps" in entry else None
     made = sum(jumps[kind] for kind in ("accepted", "shrunk")) if jumps else 0
     others = ", ".join(f"{count} {kind}" for kind, count in jumps.items() if count) if jumps else ""
+    reached = {level: entry["reached"][level] for level in levels}
     return [
-        *(
-            own(
-                f"steps to {level}", "" if entry["reached"][level] == seeds else f"reached by {entry['reached'][level]}"
-            )
-            for level in levels
-        ),
+        *(own(f"steps to {level}", f"reached by {n}" if n != seeds else "") for level, n in reached.items()),
         *(beside(f"steps to {level}", "ratio") for level in levels),
-        *(in_seconds(f"steps to {level}") for level in levels),
+        *(beside(f"steps to {level}", "ratio", slower) for level in levels),
         own("final return"),
         beside("final return", "difference"),
         own("mean return"),
         Cell(made, note=others) if jumps else None,
         Cell(entry["overhead"]) if jumps else None,
-    ]
+    ]  # fmt: skip
 
 
 def _pair(bounds: Sequence[float] | None) -> tuple[float, float] | None:
@@ -202,7 +170,7 @@ def _curves(metrics: Mapping[str, Any]) -> Figure:
     series = []
     for place, (name, entry) in enumerate(metrics["arms"].items()):
         curve = entry["curve"]
-        color, dash = (NEUTRAL, 0) if place == 0 else ((place - 1) % NEUTRAL, (place - 1) // NEUTRAL)
+        color, dash = (NEUTRAL, 0) if place == 0 else ((place - 1) % NEUTRAL, (place - 1) // NEUTRAL % 4)
         x = _steps(metrics, len(curve["iqm"]))
         bounds = (tuple(curve["low"]), tuple(curve["high"])) if len(metrics["arms"]) <= MOST_BANDS else ((), ())
         series.append(Series(name, name, color, x, tuple(curve["iqm"]), *bounds, dash=dash, marker="none"))
@@ -218,18 +186,14 @@ def _curves(metrics: Mapping[str, Any]) -> Figure:
 
 
 def _thresholds(metrics: Mapping[str, Any]) -> Figure | None:
-    arms = {name: entry for name, entry in metrics["arms"].items() if "beside" in entry}
-    levels = list(metrics["thresholds"])
-    groups = []
-    for turn, level in enumerate(levels):
-        found = [entry["beside"][f"steps to {level}"] for entry in arms.values()]
-        shift = 0.6 * ((turn + 0.5) / len(levels) - 0.5)
-        groups.append(
-            dot_series(f"to {level}", turn, [f["ratio"] for f in found], [f["ratio_ci"] for f in found], shift)
-        )
+    arms = {name: entry["beside"] for name, entry in metrics["arms"].items() if "beside" in entry}
     if not arms:
         return None
-    panel = dot_rows("Environment steps ÷ plain training’s", list(arms), groups, Rule("As many", 1.0))
+    groups = {
+        f"to {level}": [_found(beside[f"steps to {level}"], "ratio") for beside in arms.values()]
+        for level in metrics["thresholds"]
+    }
+    panel = rows_panel("", "Environment steps ÷ plain training’s", list(arms), groups, _AS_MANY)
     caption = "Ratio of mean environment steps until the return of an iteration first reaches a threshold: shares of "
     caption += "the way from plain training’s first return to its final one, or a return asked for. A run that never "
     caption += f"does counts with its length. Paired by seed.{interval_note(len(metrics['seeds']), 'Bars', 'seeds')}"
@@ -237,14 +201,18 @@ def _thresholds(metrics: Mapping[str, Any]) -> Figure | None:
 
 
 def _finals(metrics: Mapping[str, Any]) -> Figure:
-    panels = []
-    for measure, title in (("final return", "Final return"), ("mean return", "Mean return over training")):
-        found = [entry[measure] for entry in metrics["arms"].values()]
-        dots = dot_series(title, 0, [f["mean"] for f in found], [f["mean_ci"] for f in found], 0.0)
-        panels.append(dot_rows(title, list(metrics["arms"]), [dots], None))
+    arms = metrics["arms"]
+    panels = [
+        rows_panel("", title, list(arms), {"Return": [_found(entry[measure], "mean") for entry in arms.values()]})
+        for measure, title in (("final return", "Final return"), ("mean return", "Mean return over training"))
+    ]
     caption = "Final: of the last tenth of the iterations. Mean: the area under the learning curve."
     caption += interval_note(len(metrics["seeds"]), "Bars", "seeds")
     return Figure("final-return", "Returns", caption, tuple(panels))
+
+
+def _found(entry: Mapping[str, Any], key: str) -> Found:
+    return entry[key], _pair(entry[f"{key}_ci"])
 
 
 def _jumps(metrics: Mapping[str, Any]) -> Figure | None:
@@ -264,30 +232,94 @@ def _jumps(metrics: Mapping[str, Any]) -> Figure | None:
         trust = Series("trust", "Mean trust", TRUST_COLOR, x, tuple(jumps["trust"]), marker="none", dash=3)
         axis = linear_axis("Environment step", [0, *x], is_tight=True)
         panels.append(Panel(name, axis, linear_axis("Share of seeds; trust", [0, 1]), (*series, trust)))
-    if not panels:
-        return None
     caption = "What came of each iteration: the forecast weights accepted in full, shrunk to the bound on KL, "
     caption += "rejected, taken back by the returns or advantages that came of it, invalid (NaN or huge), or none as "
     caption += "the forecaster has not earned trust. Trust: how much of what it foresaw of the last iterations came "
     caption += "true."
-    return Figure("jumps", "Jumps over time", caption, tuple(panels))
+    return Figure("jumps", "Jumps over time", caption, tuple(panels)) if panels else None
 
 
 def _share_made(counts: Mapping[str, int]) -> float:
     return (counts["accepted"] + counts["shrunk"]) / max(1, sum(counts.values()))
 
 
-def dot_series(label: str, turn: int, values: Sequence[float], bounds: Sequence[Any], shift: float) -> Series:
-    return Series(
-        label, label, turn % NEUTRAL, tuple(values), tuple(row + shift for row in range(len(values))),
-        tuple(b[0] if b else None for b in bounds), tuple(b[1] if b else None for b in bounds),
-        line=False, marker=MARKERS[turn % len(MARKERS)],
-    )  # fmt: skip
+# Several environments
 
 
-def dot_rows(label: str, names: Sequence[str], groups: Sequence[Series], rule: Rule | None) -> Panel:
-    values = [v for group in groups for v in (*group.x, *group.low, *group.high) if v is not None]
-    ticks = tuple((float(row), name) for row, name in enumerate(names))
-    y = Axis("", -0.6, len(names) - 0.4, ticks, categorical=True)
-    x = linear_axis(label, [*values, *([rule.value] if rule else [])])
-    return Panel(label, x, y, tuple(groups), rules=(rule,) if rule else ())
+def read_together(folders: Sequence[Path]) -> Section | None:
+    """What the accelerations that `read_acceleration` took say together; None if they have no two arms in
+    common or two of them are of one environment."""
+    metrics = [read_json(folder / "metrics.json", dict, METRICS_BYTES, finite=False) for folder in folders]
+    try:
+        found = across(metrics)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise TiplError(
+            f"{', '.join(map(str, folders))} are no accelerations to take together ({error!r}); accelerate again with "
+            "this version."
+        ) from error
+    beside = {reference: arms for reference, arms in found["beside"].items() if arms}
+    environments = found["environments"]
+    if not beside or len(set(environments)) < len(folders):
+        return None
+    arms = list(dict.fromkeys(arm for rows in beside.values() for arm in rows))
+    columns = {
+        **{f"× {reference}, {measure.removeprefix('steps to ')}": (reference, measure)
+           for reference in beside for measure in SHARED if measure.startswith("steps")},
+        **{f"final − {reference}, in gains": (reference, "final return") for reference in beside},
+    }  # fmt: skip
+    return Section(
+        title=TOGETHER,
+        kind=_KIND,
+        sentence=" ".join(_sentence_of_all(reference, rows) for reference, rows in beside.items()),
+        facts={"Environments": ", ".join(environments), "Compared with": " and ".join(beside)},
+        figures=tuple(
+            _figure_of_all("steps" if turn == 0 else f"steps-{turn + 1}", *each, environments)
+            for turn, each in enumerate(beside.items())
+            if all(row[_JUDGED]["value"] is not None for row in each[1].values())
+        ),
+        columns=("Arm", *columns),
+        rows=[Row(arm, [_cell(beside[by].get(arm), measure) for by, measure in columns.values()]) for arm in arms],
+        settings={},
+    )
+
+
+def _cell(row: Mapping[str, Any] | None, measure: str) -> Cell | None:
+    if row is None or row[measure]["value"] is None:
+        return None
+    return Cell(row[measure]["value"], _pair(row[measure]["ci"]))
+
+
+def _sentence_of_all(reference: str, rows: Mapping[str, Any]) -> str:
+    """Which arms need fewer environment steps than a reference, and which end lower; corrected for all arms."""
+    steps, finals = ([row[measure] for row in rows.values()] for measure in (_JUDGED, "final return"))
+    if any(each["value"] is None for each in (*steps, *finals)):
+        return f"Beside {reference} nothing is concluded: plain training gains nothing in one of the environments."
+    runs = steps[0]["runs"]
+    if not any(each["ci"] for each in steps):
+        return f"Beside {reference}: {too_few(runs, 'runs')}"
+
+    def below(found: Sequence[Mapping[str, Any]], null: float, words: str) -> list[str]:
+        sides = signs([(each["value"], each["ci"]) for each in found], null, runs)
+        return [
+            f"{arm} ({number(each['value'])}{words.format(number_interval(each['ci']))})"
+            for arm, side, each in zip(rows, sides, found, strict=True)
+            if side < 0 and each["ci"]
+        ]
+
+    fewer, lower = below(steps, 1.0, " × {}"), below(finals, 0.0, " {} of the gain")
+    said = f"Fewer environment steps than {reference} to 90% of the gain: {listing(fewer) if fewer else 'no arm'}."
+    ends = f"A lower final return: {listing(lower)}." if lower else "None ends lower beyond the interval."
+    return f"{said} {ends}"
+
+
+def _figure_of_all(name: str, reference: str, rows: Mapping[str, Any], environments: Sequence[str]) -> Figure:
+    groups = {TOGETHER: [(row[_JUDGED]["value"], _pair(row[_JUDGED]["ci"])) for row in rows.values()]}
+    for place, environment in enumerate(environments):
+        each = [row[_JUDGED]["by_environment"][place] for row in rows.values()]
+        groups[environment] = [(found["value"], _pair(found["ci"])) for found in each]
+    panel = rows_panel("", f"IQM of environment steps ÷ that of {reference}", list(rows), groups, _AS_MANY)
+    caption = "Until the return of an iteration first reaches 90% of the way from plain training’s first return to its "
+    caption += "final one. All environments: steps divided by the reference’s mean in each, seeds of all of them as "
+    runs = next(iter(rows.values()))[_JUDGED]["runs"]
+    caption += f"one sample, drawn within each environment, paired.{interval_note(runs, 'Bars', 'runs')}"
+    return Figure(name, f"Environment steps beside {reference}", caption, (panel,))

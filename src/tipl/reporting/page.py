@@ -1,160 +1,199 @@
-"""The HTML page: text and tables are written here, figures are drawn from embedded data by page.js.
+"""The HTML page: sections, tables, and the drawn panels with what a reader may point at.
 
-In: the evaluations and the accelerations of a report.
-Out: one HTML document that loads nothing, neither from the network nor from the disk.
+In: the `Section`s of a report.  Out: one HTML document that loads nothing, neither from the network nor from the disk.
 """
 
-import dataclasses
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from typing import Any
 
-from tipl.reporting.acceleration import Acceleration
-from tipl.reporting.figure import DARK, LIGHT, Figure
-from tipl.reporting.read import Evaluation
-from tipl.reporting.tables import all_numbers, run_numbers, summary, word_anchor
-from tipl.reporting.verdict import Verdict
-from tipl.reporting.wording import GLOSSARY, duration, listing, slug
+from tipl.reporting.drawing import draw_entry, draw_panel, entries_of
+from tipl.reporting.parts import DARK, LIGHT, Cell, Figure, Row, Section
+from tipl.reporting.wording import GLOSSARY, ahead, listing, slug
 
 QUESTION = "Better than doing nothing? Better than a line?"
 QUESTION_OF_RUNS = "Do forecasts inside a live run save environment steps?"
+SIGNS = {"better": "▲", "worse": "▼", "no better": "≈"}
+NOTHING = '<td class="none" data-label="{}"><span title="not measured or not defined">–</span></td>'
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src \
+'unsafe-inline'; img-src data:">
+<title>{title}: tipl report</title>
+<link rel="icon" href="data:,">
+<style>{style}</style>
+</head>
+<body>
+<a class="skip" href="#answer">Skip to the answer</a>
+<header>
+<p class="brand">tipl <span>report</span></p>
+<nav aria-label="Sections">{navigation}<a href="#words">Words</a></nav>
+</header>
+<main>
+<section id="answer" class="answer"><h1>{question}</h1>{answer}</section>
+{sections}
+<section id="words" class="words"><h2>Words</h2><dl>{glossary}</dl></section>
+</main>
+<script>{script}</script>
+</body>
+</html>
+"""
 
 
-@dataclass(frozen=True)
-class Section:
-    """One evaluation, what is concluded from it, and what is drawn and left out."""
-
-    evaluation: Evaluation
-    verdict: Verdict
-    figures: tuple[Figure, ...]
-    left_out: tuple[str, ...]
-
-    @property
-    def anchor(self) -> str:
-        return slug(self.evaluation.title)
-
-    def file_name(self, figure: Figure) -> str:
-        """Of the figure's files, without an ending."""
-        return f"{self.anchor}-{figure.name}"
-
-
-def page(sections: Sequence[Section], runs: Sequence[Acceleration], figures_folder: str) -> str:
-    """The whole document. `figures_folder` is where the files of the figures lie, relative to the page."""
-    titles = [*(section.evaluation.title for section in sections), *(run.heading for run in runs)]
-    anchors = [part.anchor for part in (*sections, *runs)]
-    data = {part.file_name(figure): _compact(figure) for part in (*sections, *runs) for figure in part.figures}
+def page(sections: Sequence[Section], folder: str) -> str:
+    """The whole document. `folder` is where the files of the figures lie, relative to the page."""
     resources = files("tipl.reporting")
-    parts = {
-        "title": escape(f"{listing(titles)}: tipl report"),
-        "style": resources.joinpath("page.css").read_text(encoding="utf-8").replace("/* colors */", _colors()),
-        "script": resources.joinpath("page.js").read_text(encoding="utf-8"),
-        "navigation": "".join(
-            f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in zip(anchors, titles, strict=True)
-        ),
-        "question": QUESTION if sections else QUESTION_OF_RUNS,
-        "answer": "".join(_finding(s.evaluation.title, s.verdict.sentence, len(titles) > 1) for s in sections)
-        + summary([(section.evaluation, section.verdict) for section in sections])
-        + "".join(_finding(run.heading, run.sentence, len(titles) > 1) for run in runs),
-        "sections": "".join(_section(section, figures_folder) for section in sections)
-        + "".join(_run_section(run, figures_folder) for run in runs),
-        "glossary": "".join(
-            f'<div><dt id="{word_anchor(word)}">{escape(word)}</dt><dd>{escape(meaning)}</dd></div>'
+    light, dark = ("".join(f"--c{i}:{color};" for i, color in enumerate(colors)) for colors in (LIGHT, DARK))
+    palette = f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+    return PAGE.format(
+        title=escape(listing([section.heading for section in sections])),
+        style=palette + resources.joinpath("page.css").read_text(encoding="utf-8"),
+        script=resources.joinpath("page.js").read_text(encoding="utf-8"),
+        navigation="".join(f'<a href="#{part.anchor}">{escape(part.heading)}</a>' for part in sections),
+        question=QUESTION if any(not part.kind for part in sections) else QUESTION_OF_RUNS,
+        answer="".join(_answer(section, len(sections) > 1) for section in sections),
+        sections="".join(_section(section, folder) for section in sections),
+        glossary="".join(
+            f'<div><dt id="word-{slug(word)}">{escape(word)}</dt><dd>{escape(meaning)}</dd></div>'
             for word, meaning in GLOSSARY.items()
         ),
-        # "<" never stands in the data as itself, so that no text in it can end the script element.
-        "data": json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    template = resources.joinpath("page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    )
 
 
-# The first screen
+def _answer(section: Section, has_title: bool) -> str:
+    """What the first screen says of a section, and its table."""
+    columns, rows, note = section.answer
+    table = _table(columns, rows, "summary", f"{section.heading}: the answer in numbers") if rows else ""
+    return (
+        (f"<h2>{escape(section.heading)}</h2>" if has_title else "")
+        + "".join(
+            f'<div class="finding"><h3>{escape(heading)}</h3><p>{escape(text)}</p></div>'
+            for heading, text in section.findings
+        )
+        + ("" if section.findings else f'<p class="sentence">{escape(section.sentence)}</p>')
+        + (f'<div class="table-frame">{table}</div><p class="note">{escape(note)}</p>' if table else "")
+    )
 
 
-def _finding(title: str, sentence: str, has_title: bool) -> str:
-    heading = f"<h2>{escape(title)}</h2>" if has_title else ""
-    return f'<div class="finding">{heading}<p class="sentence">{escape(sentence)}</p></div>'
-
-
-# One evaluation
-
-
-def _section(section: Section, figures_folder: str) -> str:
-    evaluation = section.evaluation
-    drawn = "".join(_figure(section, figure, figures_folder) for figure in section.figures)
+def _section(section: Section, folder: str) -> str:
+    facts = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in section.facts.items()
+    )
     absent = f'<p class="absent">Not in this evaluation, so not shown: {escape(listing(section.left_out))}.</p>'
     return (
-        f'<section class="evaluation" id="{section.anchor}"><h2>{escape(evaluation.title)}</h2>{_facts(evaluation)}'
-        f"{drawn}{absent if section.left_out else ''}{all_numbers(evaluation, section.anchor)}{_provenance(section)}"
-        "</section>"
+        f'<section class="part" id="{section.anchor}"><h2>{escape(section.heading)}</h2><dl class="facts">{facts}</dl>'
+        + "".join(_figure(figure, section.file_name(figure), folder) for figure in section.figures)
+        + (absent if section.left_out else "")
+        + _numbers(section)
+        + _provenance(section)
+        + "</section>"
     )
 
 
-def _facts(evaluation: Evaluation) -> str:
-    widths = "-".join(map(str, evaluation.hidden_sizes))
-    facts = [
-        ("Policy", f"{widths} hidden, {evaluation.num_weights:,} weights" if widths and evaluation.num_weights else ""),
-        ("Test trials", f"{len(evaluation.test_trials)}" if evaluation.test_trials else ""),
-        ("Training trials", f"{len(evaluation.train_trials)}" if evaluation.train_trials else ""),
-        ("Episodes a policy", str(evaluation.episodes) if evaluation.episodes else ""),
-        ("Bases", listing(list(dict.fromkeys(f.sees for f in evaluation.models if f.sees)))),
-    ]
-    items = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts if value)
-    return f'<dl class="facts">{items}</dl>' if items else ""
-
-
-def _figure(section: Section | Acceleration, figure: Figure, figures_folder: str) -> str:
-    name = section.file_name(figure)
-    path = escape(f"{figures_folder}/{name}")
-    files_of = f'<a href="{path}.png" aria-label="PNG file">PNG</a><a href="{path}.pdf" aria-label="PDF file">PDF</a>'
+def _figure(figure: Figure, name: str, folder: str) -> str:
+    entries = entries_of(figure.panels)
+    path = escape(f"{folder}/{name}")
+    links = "".join(f'<a href="{path}.{end.lower()}" aria-label="{end} file">{end}</a>' for end in ("PNG", "PDF"))
+    buttons = "".join(
+        f'<li><button type="button" aria-pressed="true" data-key="{key}">{draw_entry(part)}<span>{escape(part.label)}'
+        "</span></button></li>"
+        for key, part in enumerate(entries.values())
+    )
+    panels = ""
+    for panel in figure.panels:
+        drawn = draw_panel(panel, list(entries))
+        label = ". ".join(filter(None, (figure.title, panel.title, panel.y.label, panel.x.label)))
+        data = {"size": [drawn.width, drawn.height], "nearest": drawn.nearest, "stops": drawn.stops}
+        panels += (
+            f'<div class="panel" tabindex="0" role="img" aria-label="{escape(label)}. Arrow keys read the values.">'
+            f'{drawn.svg}<script type="application/json">{_json(data)}</script></div>'
+        )
+    legend = f'<ul class="legend" aria-label="Show and hide">{buttons}</ul>' if len(entries) > 1 else ""
     return (
-        f'<figure id="{name}" data-figure="{name}"><div class="heading"><h3>{escape(figure.title)}</h3>'
-        f'<p class="files">{files_of}</p></div><div class="drawing"></div>'
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        f'<figure id="{name}"><div class="heading"><h3>{escape(figure.title)}</h3><p class="files">{links}</p></div>'
+        f'{legend}<div class="panels">{panels}</div><figcaption>{escape(figure.caption)}</figcaption></figure>'
     )
+
+
+def _json(data: Any) -> str:
+    """JSON in which "<" never stands as itself, so that no text in it can end the element that holds it."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _numbers(section: Section) -> str:
+    """The sortable table, and a choice of the horizon where its rows have one."""
+    horizons = dict.fromkeys(row.horizon for row in section.rows if row.horizon is not None)
+    options = "".join(f'<option value="{h}">{ahead([h])}</option>' for h in horizons)
+    choice = f'<label class="needs-script">Show <select><option value="">all steps</option>{options}</select></label>'
+    return (
+        f'<div class="numbers" id="{section.anchor}-numbers"><div class="heading"><h3>All numbers</h3>'
+        f'{choice if horizons else ""}</div><div class="table-frame scroll" tabindex="0" role="region" aria-label="All '
+        f'numbers">{_table(section.columns, section.rows, "sortable", f"{section.heading}: all numbers")}</div></div>'
+    )
+
+
+def _table(columns: Sequence[str], rows: Iterable[Row], kind: str, caption: str) -> str:
+    sorter = '<button type="button" class="needs-script" aria-label="Sort by {}"></button>'
+    head = "".join(
+        f'<th scope="col"{" class=number" if place else ""}>{_word(column)}'
+        f"{sorter.format(escape(column)) if kind == 'sortable' else ''}</th>"
+        for place, column in enumerate(columns)
+    )
+    body = "".join(
+        f'<tr{"" if row.horizon is None else f" data-horizon={row.horizon}"}><th scope="row" '
+        f'data-value="{escape(row.name)}">{escape(row.name)}{_small(row.note, row.is_warned)}</th>'
+        f"{''.join(map(_cell, row.cells, columns[1:]))}</tr>"
+        for row in rows
+    )
+    caption = f'<caption class="hidden">{escape(caption)}</caption>'
+    return f'<table class="{kind}">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _cell(cell: Cell | None, column: str) -> str:
+    if cell is None:
+        return NOTHING.format(escape(_capital(column)))
+    bounds = f"[{', '.join(map(cell.write, cell.interval))}]" if cell.interval else ""
+    name = cell.sign.replace(" ", "-")
+    sign = f'<span class="sign {name}" role="img" aria-label="{cell.sign}">{SIGNS[cell.sign]}</span>' if name else ""
+    return (
+        f'<td class="number" data-label="{escape(_capital(column))}" data-value="{cell.value!r}"><span>{sign}'
+        f"{escape(cell.write(cell.value))}</span>{_small(bounds)}{_small(cell.note)}</td>"
+    )
+
+
+def _small(text: str, is_warned: bool = False) -> str:
+    return f"<small{' class=warning' if is_warned else ''}>{escape(text)}</small>" if text else ""
+
+
+def _word(column: str) -> str:
+    """The head of a column, linked to its meaning if it begins with a word of the glossary."""
+    whole = column if column in GLOSSARY else column.partition(", ")[0]
+    text = escape(_capital(column))
+    if whole not in GLOSSARY:
+        return text
+    return f'<a class="word" href="#word-{slug(whole)}" title="{escape(GLOSSARY[whole])}">{text}</a>'
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _provenance(section: Section) -> str:
-    evaluation = section.evaluation
-    lists = {
-        "Data": {
-            "store": evaluation.store,
-            "test trials": _seeds(evaluation.test_trials),
-            "validation trials": _seeds(evaluation.validation_trials),
-            "training trials": _seeds(evaluation.train_trials),
-            "judged on": evaluation.apart,
-        },
-        "Settings": dict(_flat(evaluation.config)),
-        "Versions": dict(_flat(evaluation.versions)),
-        "Time": {stage: duration(seconds) for stage, seconds in evaluation.seconds.items()},
-    }
-    command = f"<h4>Command</h4><pre>{escape(evaluation.command)}</pre>" if evaluation.command else ""
-    return _details(command, lists)
-
-
-def _details(first: str, lists: Mapping[str, Mapping[str, str]]) -> str:
-    parts = [first]
-    for title, items in lists.items():
-        rows = "".join(
-            f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in items.items() if text
-        )
-        parts.append(f'<h4>{escape(title)}</h4><dl class="settings">{rows}</dl>' if rows else "")
+    parts = [f"<h4>Command</h4><pre>{escape(section.command)}</pre>" if section.command else ""]
+    for title, settings in section.settings.items():
+        items = _items(_flat(settings))
+        parts.append(f'<h4>{escape(title)}</h4><dl class="settings">{items}</dl>' if items else "")
     return f'<details class="provenance"><summary>How these numbers were made</summary>{"".join(parts)}</details>'
 
 
-def _seeds(trials: Sequence[int]) -> str:
-    """``1–12, 15``: runs of consecutive seeds are drawn together."""
-    runs: list[list[int]] = []
-    for seed in sorted(trials):
-        if runs and seed == runs[-1][-1] + 1:
-            runs[-1].append(seed)
-        else:
-            runs.append([seed])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+def _items(items: Iterable[tuple[str, str]]) -> str:
+    return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in items if text)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -169,39 +208,3 @@ def _setting(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_setting, value))
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-# One acceleration
-
-
-def _run_section(run: Acceleration, figures_folder: str) -> str:
-    drawn = "".join(_figure(run, figure, figures_folder) for figure in run.figures)
-    facts = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in run.facts.items())
-    lists = {name: dict(_flat(settings)) for name, settings in run.settings.items()}
-    return (
-        f'<section class="evaluation" id="{run.anchor}"><h2>{escape(run.heading)}</h2><dl class="facts">{facts}</dl>'
-        f"{drawn}{run_numbers(run)}{_details('', lists)}</section>"
-    )
-
-
-# Parts
-
-
-def _colors() -> str:
-    """The palette as CSS variables, for both color schemes."""
-    light, dark = ("".join(f"--c{i}:{color};" for i, color in enumerate(colors)) for colors in (LIGHT, DARK))
-    return f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
-
-
-def _compact(figure: Figure) -> dict[str, Any]:
-    """A figure as JSON, its numbers to the seven digits that float32 has."""
-
-    def short(value: Any) -> Any:
-        if isinstance(value, float):
-            rounded = float(f"{value:.7g}")
-            return int(rounded) if rounded.is_integer() else rounded
-        if isinstance(value, dict):
-            return {key: short(entry) for key, entry in value.items()}
-        return [short(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-    return short(dataclasses.asdict(figure))

@@ -1,105 +1,95 @@
-"""One evaluation's metrics.json as typed values.
+"""One metrics.json as typed values, read as what somebody else may have written.
 
-In: an evaluation's folder.  Out: an `Evaluation`, in which a value that is null or not finite is simply absent.
+In: the folder of an evaluation or an acceleration.
+Out: an `Evaluation`, in which what is null or not finite is absent; or what the file of an acceleration says.
 """
 
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tipl.errors import TiplError
-from tipl.files import Absent
-from tipl.reporting.metrics import read_metrics
-from tipl.reporting.values import Curve, Intervals, curve_of, finite, interval_of, intervals_of, pairs_of
+from tipl.files import Absent, Damaged, changed_since_sealed, parse_json, read_file, require
+from tipl.progress import console
+from tipl.reporting.wording import ahead
+from tipl.shapes import Maybe, OneOf, Whole
 
 SCHEMA = 1
+METRICS_BYTES = 256 << 20
+LARGEST = 1e100
+"""No number that is drawn is larger; axes are made by powers and products of such numbers."""
+_TEXT = Maybe((str, None))
+_TRIALS = Maybe(([Whole()], None))
+_OUTER = {
+    **dict.fromkeys(("env_id", "store", "command", "fit"), _TEXT),
+    **dict.fromkeys(("train_trials", "validation_trials", "test_trials", "incomplete_trials"), _TRIALS),
+    **dict.fromkeys(("config", "versions", "training"), Maybe((dict, None))),
+    **dict.fromkeys(("learned_from", "forecasters", "arms"), Maybe(dict)),
+    **dict.fromkeys(("num_weights", "episodes"), Maybe((Whole(1), None))),
+    "hidden_sizes": Maybe(([Whole(1)], None)),
+    "judged": Maybe(OneOf("test", "all", "training")),
+}
+
+Curve = dict[int, float]
+"""Horizon → value."""
+Intervals = dict[int, tuple[float, float]]
+"""Horizon → 95% interval."""
+Counts = tuple[float, float, float]
+"""Of directions, over runs: mean, least, most."""
+
+_LOSSES = {"validation": "validation_loss", "training": "train_loss"}
+KEYS = (
+    *("wpe", "skill", "skill_minus_best_baseline", "skill_iqm", "trials_improved", "trials_ahead_of_best"),
+    *("skill_in_basis", "cosine", "length_ratio"),
+    *("repw", "repw_median", "repw_iqm", "repw_largest_share", "repw_minus_persistence"),
+    *("true_gain", "gain", "gain_recovered", "change_r2", "better_than_origin"),
+)
+"""The curves of a forecaster, as ARCHITECTURE.md explains them under metrics.json."""
 
 
-@dataclass(frozen=True)
-class Scatter:
-    """Returns of single forecasts: of the true policy, of the predicted one and of the origin's; all [N·E]."""
+class Scores:
+    """Curves by horizon, and their 95% intervals, under their keys of metrics.json; `trials` stand behind these."""
 
-    horizon: tuple[int, ...]
-    true: tuple[float, ...]
-    predicted: tuple[float, ...]
-    origin: tuple[float, ...]
+    def __init__(self, entry: Mapping[str, Any], tested: int) -> None:
+        self.trials = int(entry.get("trials") or tested)
+        self._curves = {key: _curve(entry.get(key)) for key in KEYS}
+        self._intervals = {key: _intervals(entry.get(f"{key}_ci")) for key in KEYS}
 
+    def __getitem__(self, key: str) -> Curve:
+        return self._curves[key]
 
-@dataclass(frozen=True)
-class ReturnScores:
-    """Returns of one forecaster's policies: over all origins, of one phase of learning, or of a variant."""
-
-    trials: int
-    """Behind the intervals."""
-    repw: Curve
-    repw_ci: Intervals
-    repw_median: Curve
-    """Of single origins; so is the IQM."""
-    repw_iqm: Curve
-    repw_largest_share: Curve
-    """What the worst origin makes of the sum."""
-    repw_lead: Curve
-    """REPW minus persistence's; below zero is better."""
-    repw_lead_ci: Intervals
-    true_gain: Curve
-    true_gain_ci: Intervals
-    gain: Curve
-    """Mean return that the forecast adds to the origin's."""
-    gain_ci: Intervals
-    gain_recovered: Curve
-    gain_recovered_ci: Intervals
-    change_r2: Curve
-    change_r2_ci: Intervals
-    better_than_origin: Curve
-    better_than_origin_ci: Intervals
+    def ci(self, key: str) -> Intervals:
+        return self._intervals[key]
 
 
-@dataclass(frozen=True)
-class Forecaster:
-    """One forecaster's scores. Words as in the project's design: WPE, skill, REPW, gain recovered."""
+class Forecaster(Scores):
+    """One forecaster and its scores over all origins."""
 
-    name: str
-    label: str
-    basis: str | None
-    causal: bool
-    is_model: bool
-    """Trained by `tipl train`: TIPL, or a rival of its size; every other forecaster is a baseline."""
-    trials: int
-    """Behind the intervals."""
-    wpe: Curve
-    skill: Curve
-    skill_ci: Intervals
-    lead_ci: Intervals
-    """Of skill minus the best baseline's, paired by trial."""
-    skill_iqm: Curve
-    """IQM over trials of each trial's own skill."""
-    skill_iqm_ci: Intervals
-    improved: Curve
-    """Share of test trials in which its error is smaller than persistence's."""
-    improved_ci: Intervals
-    ahead: Curve
-    """Share of test trials in which its error is smaller than the best baseline's."""
-    ahead_ci: Intervals
-    skill_in_basis: Curve
-    """Between encoded and decoded snapshots; empty for a forecaster in no basis."""
-    cosine: Curve
-    length_ratio: Curve
-    skill_by_place: dict[int, Curve]
-    """Place of the origin in its PPO iteration → skill."""
-    skill_by_place_ci: dict[int, Intervals]
-    skill_by_phase: dict[str, Curve]
-    skill_by_phase_ci: dict[str, Intervals]
-    trials_by_phase: dict[str, int]
-    """Behind those intervals."""
-    returns: ReturnScores
-    """With mean actions, each forecast under its origin's observation normalizer."""
-    returns_by_phase: dict[str, ReturnScores]
-    variants: dict[str, ReturnScores]
-    """At the last return horizon, how else the policies were run → scores."""
-    scatter: Scatter | None
+    def __init__(self, name: str, entry: Mapping[str, Any], tested: int) -> None:
+        super().__init__(entry, tested)
+        self.name, self.label, self.basis = name, str(entry.get("label") or name), entry.get("basis")
+        if self.basis:  # said once, by `sees`
+            self.label = re.sub(rf" *\([^()]*\b{re.escape(self.basis)}\b[^()]*\)", "", self.label)
+        self.causal = bool(entry["causal"])
+        self.is_model = bool(entry.get("model", name.startswith("tipl")))
+        """Trained by `tipl train`: TIPL, or a rival of its size; every other forecaster is a baseline."""
+        counts, bounds = entry.get("skill_by_phase_trials") or {}, entry.get("skill_by_phase_ci") or {}
+        self.by_phase = {
+            phase: Scores({"trials": counts.get(phase), "skill": curve, "skill_ci": bounds.get(phase)}, self.trials)
+            for phase, curve in (entry.get("skill_by_phase") or {}).items()
+        }
+        """Phase of learning → skill over all origins of that phase."""
+        places = entry.get("skill_by_place") or {}
+        self.skill_by_place: dict[int, Curve] = {int(place): _curve(curve) for place, curve in places.items()}
+        """Place of the origin in its PPO iteration → skill."""
+        self.returns_by_phase = _all_scores(entry.get("by_phase"), tested)
+        self.variants = _all_scores(entry.get("variants"), tested)
+        """How else the policies were run → scores at the last return horizon."""
+        self.scatter = _scatter(entry["scatter"]) if entry.get("scatter") else []
+        """Of single forecasts: horizon, returns of the true policy, of the predicted one and of the origin's."""
 
     @property
     def sees(self) -> str:
@@ -114,68 +104,73 @@ class Forecaster:
         return self.label if self.causal else f"{self.label} ({self.sees})"
 
 
-@dataclass(frozen=True)
-class Validation:
-    """One point of a training curve."""
-
-    step: float
-    train_loss: float | None
-    validation_loss: float | None
-    skill: Curve
-
-
-@dataclass(frozen=True)
 class Spectrum:
-    """The energy of some runs by direction; counts are means over the runs, with the least and the most."""
+    """The energy of some runs by direction."""
 
-    of: str
-    """The matrix that was decomposed, or the name of the whole where the file says no more."""
-    source: str
-    """trials, walk or annealed-walk."""
-    energy: tuple[list[float], list[float]]
-    """Numbers of directions, and the share of the energy that they hold."""
-    over_learning: dict[str, dict[float, tuple[float, float, float]]]
-    """Share of the energy → snapshots of the run → directions that hold it: mean, least, most."""
-    by_tensor: dict[str, dict[str, tuple[float, float, float]]]
-    """Share of the energy → tensor → directions."""
+    def __init__(self, name: str, entry: Mapping[str, Any]) -> None:
+        self.of = str(entry.get("of") or name)
+        """The matrix that was decomposed, or the name of the whole where the file says no more."""
+        self.source = str(entry.get("source") or "trials")
+        self.energy = _pairs(entry["directions"], entry["energy"])
+        """Numbers of directions, and the share of the energy that they hold."""
+        self.over_learning: dict[str, dict[float, Counts]] = {}
+        """Share of the energy → snapshots of the run → directions that hold it."""
+        for point in entry.get("over_learning") or []:
+            snapshots = sum(point["snapshots"]) / len(point["snapshots"])
+            for share, counts in point["needed"].items():
+                self.over_learning.setdefault(share, {})[snapshots] = _mean_and_range(counts)
+        self.by_tensor: dict[str, dict[str, Counts]] = {}
+        """Share of the energy → tensor → directions."""
+        for tensor, counted in (entry.get("by_tensor") or {}).items():
+            row = f"{tensor}\n({counted['size']:,} weight{'' if counted['size'] == 1 else 's'})"
+            for share, counts in counted["needed"].items():
+                self.by_tensor.setdefault(share, {})[row] = _mean_and_range(counts)
 
 
-@dataclass(frozen=True)
 class Evaluation:
     """What one metrics.json says."""
 
-    title: str
-    store: str
-    hidden_sizes: tuple[int, ...]
-    num_weights: int | None
-    test_trials: tuple[int, ...]
-    validation_trials: tuple[int, ...]
-    train_trials: tuple[int, ...]
-    apart: str
-    """What says that nothing judged was learned from, and which trials were taken as they are."""
-    horizons: tuple[int, ...]
-    return_horizons: tuple[int, ...]
-    episodes: int | None
-    forecasters: tuple[Forecaster, ...]
-    """Models first, then the baselines in the file's order."""
-    reconstruction_floor: dict[str, Curve]
-    """Model → WPE of the true snapshots in its basis."""
-    noise_floor: Curve
-    noise_floor_ci: Intervals
-    """By return horizon."""
-    true_weights: dict[str, ReturnScores]
-    """Phase, or all → returns of the true policies under the origin's normalizer."""
-    variant_floors: dict[str, tuple[float | None, tuple[float, float] | None]]
-    """How else policies were run → the noise floor there and its interval."""
-    learning_curves: dict[str, tuple[list[float], list[float]]]
-    """Trial's seed → environment steps, returns."""
-    spectra: dict[str, Spectrum]
-    training: dict[str, list[Validation]]
-    """Model → its validations in order."""
-    config: dict[str, Any]
-    versions: dict[str, Any]
-    command: str
-    seconds: dict[str, float]
+    def __init__(self, metrics: Mapping[str, Any]) -> None:
+        def given(key: str) -> Mapping[str, Any]:
+            return metrics.get(key) or {}
+
+        def listed(key: str) -> tuple[int, ...]:
+            return tuple(metrics.get(key) or ())
+
+        self.store, self.command = str(metrics.get("store") or ""), str(metrics.get("command") or "")
+        self.title = str(metrics.get("env_id") or Path(self.store or "data set").stem)
+        self.title += ", trials seen in training" if metrics.get("seen") else ""
+        self.hidden_sizes, self.num_weights = listed("hidden_sizes"), metrics.get("num_weights")
+        self.test_trials, self.train_trials = listed("test_trials"), listed("train_trials")
+        self.validation_trials = listed("validation_trials")
+        self.apart, self.episodes = _apart(metrics), metrics.get("episodes")
+        self.horizons = tuple(int(horizon) for horizon in metrics["horizons"])
+        self.return_horizons = tuple(int(horizon) for horizon in listed("return_horizons"))
+        tested = len(self.test_trials)  # what files say that do not count the trials of a score
+        found = [Forecaster(name, entry, tested) for name, entry in metrics["forecasters"].items()]
+        if not found:
+            raise ValueError("it has no forecaster")
+        _tell_apart(found)
+        self.forecasters = tuple(sorted(found, key=lambda forecaster: not forecaster.is_model))
+        """Models first, then the baselines in the file's order."""
+        self.reconstruction_floor = {model: _curve(curve) for model, curve in given("reconstruction_floor").items()}
+        """Model → WPE of the true snapshots in its basis."""
+        self.noise_floor = _curve(metrics.get("noise_floor_by_horizon"))
+        self.noise_floor_ci = _intervals(metrics.get("noise_floor_by_horizon_ci"))
+        true = metrics.get("true_weights")
+        self.true_weights = _all_scores({"all": true, **true["by_phase"]}, tested) if true is not None else {}
+        """Phase, or all → returns of the true policies under the origin's normalizer."""
+        self.variant_floors = {variant: _finite(e.get("noise_floor")) for variant, e in given("variants").items()}
+        """How else policies were run → the noise floor there."""
+        curves = given("learning_curves").items()
+        self.learning_curves = {seed: _pairs(curve["env_step"], curve["return"]) for seed, curve in curves}
+        """Trial's seed → environment steps, returns."""
+        self.spectra = [Spectrum(name, spectrum) for name, spectrum in given("spectrum").items()]
+        self.training = {model: _training(entry) for model, entry in given("training").items()}
+        self.config = {**given("config")}
+        self.config |= {model: e["config"] for model, e in given("training").items() if isinstance(e, dict)}
+        self.versions, seconds = given("versions"), {stage: _finite(e) for stage, e in given("seconds").items()}
+        self.seconds = {stage: value for stage, value in seconds.items() if value is not None}
 
     @property
     def models(self) -> list[Forecaster]:
@@ -183,6 +178,38 @@ class Evaluation:
 
     def get(self, name: str) -> Forecaster | None:
         return next((forecaster for forecaster in self.forecasters if forecaster.name == name), None)
+
+    def having(self, key: str) -> list[Forecaster]:
+        """The forecasters that have a score, but for persistence, of which it is known."""
+        return [f for f in self.forecasters if f[key] and f.name != "persistence"]
+
+
+def read_metrics(folder: Path, again: str, finite: bool = True) -> dict[str, Any]:
+    """Return what FOLDER/metrics.json says. Where it was changed since it was written, a line says so.
+
+    Args:
+        again: what to do where it cannot be used, as the end of a sentence.
+        finite: whether NaN and infinities are refused; otherwise the caller leaves them out.
+
+    Raises:
+        Absent: there is no such file.
+        TiplError: it is no regular file, too large, no JSON, or of another outer shape.
+    """
+    path = folder / "metrics.json"
+    content = read_file(path, METRICS_BYTES, again)
+    found = require(parse_json(content, str(path), again, finite), _OUTER, str(path), again)
+    if _largest(found) > LARGEST:
+        raise Damaged(f"{path} holds a number larger than {LARGEST:g}, which is no measurement; {again}.")
+    if changed_since_sealed(content):
+        console.print(f"report: {path} is not as it was written: it was changed or damaged since; {again} to be sure.")
+    return found
+
+
+def _largest(value: Any) -> float:
+    """The largest finite number in what JSON says, without its sign."""
+    if isinstance(value, dict | list):
+        return max((_largest(each) for each in (value.values() if isinstance(value, dict) else value)), default=0.0)
+    return abs(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -202,59 +229,10 @@ def read_evaluation(folder: Path) -> Evaluation:
     if schema != SCHEMA:
         raise TiplError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; evaluate again with this version.")
     try:
-        return _evaluation(metrics)
+        return Evaluation(metrics)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         fault = f"lacks the key {error}" if isinstance(error, KeyError) else f"is not an evaluation ({error})"
         raise TiplError(f"{path} {fault}; evaluate again with this version.") from error
-
-
-def _evaluation(metrics: dict[str, Any]) -> Evaluation:
-    tested = len(metrics.get("test_trials") or ())  # what files say that do not count the trials of a score
-    forecasters = _told_apart([_forecaster(name, entry, tested) for name, entry in metrics["forecasters"].items()])
-    if not forecasters:
-        raise ValueError("it has no forecaster")
-    training = metrics.get("training") or {}
-    return Evaluation(
-        title=str(metrics.get("env_id") or Path(str(metrics.get("store") or "data set")).stem)
-        + (", trials seen in training" if metrics.get("seen") else ""),
-        store=str(metrics.get("store") or ""),
-        hidden_sizes=tuple(metrics.get("hidden_sizes") or ()),
-        num_weights=metrics.get("num_weights"),
-        test_trials=tuple(metrics.get("test_trials") or ()),
-        validation_trials=tuple(metrics.get("validation_trials") or ()),
-        train_trials=tuple(metrics.get("train_trials") or ()),
-        apart=_apart(metrics),
-        horizons=tuple(int(horizon) for horizon in metrics["horizons"]),
-        return_horizons=tuple(int(horizon) for horizon in metrics.get("return_horizons") or ()),
-        episodes=metrics.get("episodes"),
-        forecasters=tuple(sorted(forecasters, key=lambda forecaster: not forecaster.is_model)),
-        reconstruction_floor={
-            model: curve_of(curve) for model, curve in (metrics.get("reconstruction_floor") or {}).items()
-        },
-        noise_floor=curve_of(metrics.get("noise_floor_by_horizon")),
-        noise_floor_ci=intervals_of(metrics.get("noise_floor_by_horizon_ci")),
-        true_weights={
-            "all": _return_scores(metrics["true_weights"], tested),
-            **{phase: _return_scores(scores, tested) for phase, scores in metrics["true_weights"]["by_phase"].items()},
-        }
-        if "true_weights" in metrics
-        else {},
-        variant_floors={
-            variant: (finite(entry.get("noise_floor")), interval_of(entry.get("noise_floor_ci")))
-            for variant, entry in (metrics.get("variants") or {}).items()
-        },
-        learning_curves={
-            seed: pairs_of(curve["env_step"], curve["return"])
-            for seed, curve in (metrics.get("learning_curves") or {}).items()
-        },
-        spectra={name: _spectrum(name, spectrum) for name, spectrum in (metrics.get("spectrum") or {}).items()},
-        training={model: _validations(entry) for model, entry in training.items()},
-        config=(metrics.get("config") or {})
-        | {model: entry["config"] for model, entry in training.items() if isinstance(entry, dict)},
-        versions=metrics.get("versions") or {},
-        command=str(metrics.get("command") or ""),
-        seconds={stage: value for stage, entry in (metrics.get("seconds") or {}).items() if (value := finite(entry))},
-    )
 
 
 def _apart(metrics: Mapping[str, Any]) -> str:
@@ -274,123 +252,60 @@ def _apart(metrics: Mapping[str, Any]) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _told_apart(forecasters: list[Forecaster]) -> list[Forecaster]:
-    """Those that share a label with another, as two models of one kind do, with their names at its end."""
+def _tell_apart(forecasters: Sequence[Forecaster]) -> None:
+    """Put the names of those that share a label with another, as two models of one kind do, at its end."""
     labels = Counter(each.full_label for each in forecasters)
-    return [
-        replace(each, label=f"{each.label}, {each.name}")
-        if labels[each.full_label] > 1 and not each.label.endswith(f" {each.name}")
-        else each
-        for each in forecasters
-    ]
+    for each in [each for each in forecasters if labels[each.full_label] > 1]:
+        if not each.label.endswith(f" {each.name}"):
+            each.label += f", {each.name}"
 
 
-def _forecaster(name: str, entry: Mapping[str, Any], tested: int) -> Forecaster:
-    basis, causal, label = entry.get("basis"), bool(entry["causal"]), str(entry.get("label") or name)
-    if basis:  # said once, by `sees`
-        label = re.sub(rf" *\([^()]*\b{re.escape(basis)}\b[^()]*\)", "", label)
-    return Forecaster(
-        name=name,
-        label=label,
-        basis=basis,
-        causal=causal,
-        is_model=bool(entry.get("model", name.startswith("tipl"))),
-        trials=int(entry.get("trials") or tested),
-        wpe=curve_of(entry.get("wpe")),
-        skill=curve_of(entry.get("skill")),
-        skill_ci=intervals_of(entry.get("skill_ci")),
-        lead_ci=intervals_of(entry.get("skill_minus_best_baseline_ci")),
-        skill_iqm=curve_of(entry.get("skill_iqm")),
-        skill_iqm_ci=intervals_of(entry.get("skill_iqm_ci")),
-        improved=curve_of(entry.get("trials_improved")),
-        improved_ci=intervals_of(entry.get("trials_improved_ci")),
-        ahead=curve_of(entry.get("trials_ahead_of_best")),
-        ahead_ci=intervals_of(entry.get("trials_ahead_of_best_ci")),
-        skill_in_basis=curve_of(entry.get("skill_in_basis")),
-        cosine=curve_of(entry.get("cosine")),
-        length_ratio=curve_of(entry.get("length_ratio")),
-        skill_by_place={int(place): curve_of(curve) for place, curve in (entry.get("skill_by_place") or {}).items()},
-        skill_by_place_ci={int(p): intervals_of(pairs) for p, pairs in (entry.get("skill_by_place_ci") or {}).items()},
-        skill_by_phase={phase: curve_of(curve) for phase, curve in (entry.get("skill_by_phase") or {}).items()},
-        skill_by_phase_ci={phase: intervals_of(p) for phase, p in (entry.get("skill_by_phase_ci") or {}).items()},
-        trials_by_phase={phase: int(n) for phase, n in (entry.get("skill_by_phase_trials") or {}).items()},
-        returns=_return_scores(entry, tested),
-        returns_by_phase={
-            name: _return_scores(scores, tested) for name, scores in (entry.get("by_phase") or {}).items()
-        },
-        variants={variant: _return_scores(scores, tested) for variant, scores in (entry.get("variants") or {}).items()},
-        scatter=_scatter(entry.get("scatter")),
-    )
+def _all_scores(entries: Mapping[str, Any] | None, tested: int) -> dict[str, Scores]:
+    return {name: Scores(entry, tested) for name, entry in (entries or {}).items()}
 
 
-def _return_scores(entry: Mapping[str, Any], tested: int) -> ReturnScores:
-    return ReturnScores(
-        trials=int(entry.get("trials") or tested),
-        repw=curve_of(entry.get("repw")),
-        repw_ci=intervals_of(entry.get("repw_ci")),
-        repw_median=curve_of(entry.get("repw_median")),
-        repw_iqm=curve_of(entry.get("repw_iqm")),
-        repw_largest_share=curve_of(entry.get("repw_largest_share")),
-        repw_lead=curve_of(entry.get("repw_minus_persistence")),
-        repw_lead_ci=intervals_of(entry.get("repw_minus_persistence_ci")),
-        true_gain=curve_of(entry.get("true_gain")),
-        true_gain_ci=intervals_of(entry.get("true_gain_ci")),
-        gain=curve_of(entry.get("gain")),
-        gain_ci=intervals_of(entry.get("gain_ci")),
-        gain_recovered=curve_of(entry.get("gain_recovered")),
-        gain_recovered_ci=intervals_of(entry.get("gain_recovered_ci")),
-        change_r2=curve_of(entry.get("change_r2")),
-        change_r2_ci=intervals_of(entry.get("change_r2_ci")),
-        better_than_origin=curve_of(entry.get("better_than_origin")),
-        better_than_origin_ci=intervals_of(entry.get("better_than_origin_ci")),
-    )
-
-
-def _spectrum(name: str, entry: Mapping[str, Any]) -> Spectrum:
-    over_learning: dict[str, dict[float, tuple[float, float, float]]] = {}
-    for point in entry.get("over_learning") or []:
-        for share, counts in point["needed"].items():
-            snapshots = sum(point["snapshots"]) / len(point["snapshots"])
-            over_learning.setdefault(share, {})[snapshots] = _mean_and_range(counts)
-    by_tensor: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for tensor, counted in (entry.get("by_tensor") or {}).items():
-        for share, counts in counted["needed"].items():
-            size = counted["size"]
-            row = f"{tensor}\n({size:,} weight{'' if size == 1 else 's'})"
-            by_tensor.setdefault(share, {})[row] = _mean_and_range(counts)
-    return Spectrum(
-        of=str(entry.get("of") or name),
-        source=str(entry.get("source") or "trials"),
-        energy=pairs_of(entry["directions"], entry["energy"]),
-        over_learning=over_learning,
-        by_tensor=by_tensor,
-    )
-
-
-def _mean_and_range(counts: list[int]) -> tuple[float, float, float]:
+def _mean_and_range(counts: list[int]) -> Counts:
     return sum(counts) / len(counts), float(min(counts)), float(max(counts))
 
 
-def _validations(entry: Any) -> list[Validation]:
-    """The rows of a training curve, alone or in the record that training keeps (`curve`)."""
-    rows = entry["curve"] if isinstance(entry, dict) else entry
-    return [
-        Validation(
-            step=float(row["step"]),
-            train_loss=finite(row.get("train_loss")),
-            validation_loss=finite(row.get("validation_loss")),
-            skill=curve_of(row.get("skill") or {h: row.get(f"skill_{h}") for h in ("1", "10")}),
-        )
-        for row in rows
-    ]
+def _training(entry: Any) -> dict[str, dict[float, float]]:
+    """What is measured in training → optimizer step → value; the rows are alone or in training's record (`curve`)."""
+    found: dict[str, dict[float, float]] = {}
+    for row in entry["curve"] if isinstance(entry, dict) else entry:
+        skills = _curve(row.get("skill") or {h: row.get(f"skill_{h}") for h in ("1", "10")})
+        losses = {f"{kind} loss": _finite(row.get(key)) for kind, key in _LOSSES.items()}
+        for what, value in (*losses.items(), *((ahead([h]), value) for h, value in skills.items())):
+            if value is not None:
+                found.setdefault(what, {})[float(row["step"])] = value
+    return found
 
 
-def _scatter(scatter: Mapping[str, Any] | None) -> Scatter | None:
-    if not scatter:
-        return None
-    rows = zip(scatter["horizon"], scatter["true"], scatter["predicted"], scatter["origin"], strict=True)
-    kept = [row for row in rows if all(finite(value) is not None for value in row)]
-    if not kept:
-        return None
-    horizon, true, predicted, origin = zip(*kept, strict=True)
-    return Scatter(tuple(int(value) for value in horizon), true, predicted, origin)
+def _scatter(scatter: Mapping[str, Any]) -> list[tuple[int, float, float, float]]:
+    columns = (scatter[key] for key in ("horizon", "true", "predicted", "origin"))
+    return [(int(h), *rest) for h, *rest in zip(*columns, strict=True) if None not in map(_finite, (h, *rest))]
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _curve(curve: Mapping[str, Any] | None) -> Curve:
+    items = ((int(horizon), _finite(value)) for horizon, value in (curve or {}).items())
+    return {horizon: value for horizon, value in sorted(items, key=lambda item: item[0]) if value is not None}
+
+
+def _intervals(intervals: Mapping[str, Any] | None) -> Intervals:
+    items = ((int(horizon), _interval(pair)) for horizon, pair in (intervals or {}).items())
+    return {horizon: pair for horizon, pair in sorted(items, key=lambda item: item[0]) if pair is not None}
+
+
+def _interval(pair: Any) -> tuple[float, float] | None:
+    low, high = map(_finite, pair if pair is not None else (None, None))
+    return None if low is None or high is None else (low, high)
+
+
+def _pairs(x: list[Any], y: list[Any]) -> tuple[list[float], list[float]]:
+    """The points of which both numbers are there."""
+    found = [(_finite(a), _finite(b)) for a, b in zip(x, y, strict=True)]
+    kept = [(a, b) for a, b in found if a is not None and b is not None]
+    return [a for a, _ in kept], [b for _, b in kept]

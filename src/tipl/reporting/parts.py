@@ -1,15 +1,17 @@
-"""The few parts that every figure is made of, and its axes, ticks and colors.
+"""The few parts that the page is made of: sections, tables, figures with their axes, ticks and colors.
 
-In: values to show.  Out: plain data with every limit, tick and label chosen, drawn alike by page.js and paper.py.
+In: values to show.  Out: plain data with every limit, tick and label chosen, which drawing.py draws.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
-from tipl.reporting.wording import power
+from tipl.reporting.wording import number, power, slug
 
 Marker = Literal["circle", "square", "diamond", "triangle", "none"]
 MARKERS: tuple[Marker, ...] = ("circle", "square", "diamond", "triangle")
@@ -19,6 +21,10 @@ MARKERS: tuple[Marker, ...] = ("circle", "square", "diamond", "triangle")
 LIGHT = ("#2450c8", "#d0450c", "#1c864a", "#6a2c7a", "#c08605", "#1a95dd", "#8a1245", "#4d4300", "#6b7280")
 DARK = ("#6aa5ff", "#ff7f4a", "#7fdcab", "#a678e8", "#f6cf4a", "#5fdcf5", "#ffb3d0", "#8d7d22", "#9aa1ad")
 NEUTRAL = len(LIGHT) - 1
+GROUP_COLORS = (0, 4, 2, 6, 1, 3, 5, 7)
+"""Of groups that share the rows of a panel."""
+Found = tuple[float | None, tuple[float, float] | None]
+"""A value and its 95% interval, each None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +68,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Rule:
-    """A line across the panel at a value of note, with its 95% interval."""
+    """A line across the panel at a value of note."""
 
     label: str
     value: float
-    color: int = NEUTRAL
-    interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Raises TypeError as `Series` does."""
-        _check_numbers(self.value, *(self.interval or ()))
+        _check_numbers(self.value)
 
 
 def _check_numbers(*values: Any) -> None:
@@ -101,8 +105,68 @@ class Figure:
     panels: tuple[Panel, ...]
 
 
-def steps_axis(horizons: Iterable[float], log: bool) -> Axis:
-    known = sorted(set(horizons))
+@dataclass(frozen=True)
+class Cell:
+    """A number of a table."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+    note: str = ""
+    write: Callable[[float], str] = number
+    sign: str = ""
+    """better, worse or no better than what it is held against."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: its name, what stands small beside it, and its cells."""
+
+    name: str
+    cells: Sequence[Cell | None]
+    note: str = ""
+    is_warned: bool = False
+    """The note is a warning."""
+    horizon: int | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of an evaluation or an acceleration, in plain text."""
+
+    title: str
+    sentence: str
+    """The answer; where `findings` are given, they stand for it on the first screen."""
+    facts: Mapping[str, str]
+    figures: Sequence[Figure]
+    columns: Sequence[str]
+    """Of the table of all numbers; the first is that of the rows' names."""
+    rows: Sequence[Row]
+    settings: Mapping[str, Mapping[str, Any]]
+    kind: str = ""
+    """What is added to the title."""
+    findings: Sequence[tuple[str, str]] = ()
+    """Headings and what is said under them."""
+    answer: tuple[Sequence[str], Sequence[Row], str] = ((), (), "")
+    """Columns, rows and note of the table of the first screen."""
+    left_out: Sequence[str] = ()
+    command: str = ""
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title}, {self.kind}" if self.kind else self.title
+
+    @property
+    def anchor(self) -> str:
+        return slug(self.heading)
+
+    def file_name(self, figure: Figure) -> str:
+        """Of the figure's files, without an ending."""
+        return f"{self.anchor}-{figure.name}"
+
+
+def steps_axis(lines: Sequence[Series], log: bool = False) -> Axis:
+    """Steps ahead, with ticks at the horizons that are there, or at round ones of them."""
+    known = sorted({h for line in lines for h in line.x})
     ticks = [h for h in known if not log or h in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)] or known
     low, high = (known[0] * 0.9, known[-1] * 1.1) if log else (known[0] - 0.4, known[-1] + 0.4)
     return Axis("Steps ahead", low, high, tuple((h, f"{h:g}") for h in ticks), log=log)
@@ -153,3 +217,51 @@ def tick(value: float, decimals: int = 0) -> str:
         return (f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k").replace("-", "−")
     text = f"{value:,.{decimals}f}"
     return "0" if float(text.replace(",", "")) == 0 else text.replace("-", "−")
+
+
+def rows_panel(
+    title: str,
+    label: str,
+    names: Sequence[str],
+    groups: Mapping[str, Sequence[Found]],
+    rule: Rule | None = None,
+    ends: Sequence[float] = (),
+    span: tuple[float, float] = (-math.inf, math.inf),
+    hollow: Iterable[int] = (),
+) -> Panel:
+    """Named rows, and in each a dot of every group.
+
+    Args:
+        groups: label → a value for each row.
+        ends: what the axis shows besides the values.
+        span: beyond it the axis does not go.
+        hollow: rows whose dots are hollow.
+    """
+    series = []
+    for turn, (group, found) in enumerate(groups.items()):
+        shift = 0.6 * ((turn + 0.5) / len(groups) - 0.5)
+        color, marker = GROUP_COLORS[turn % len(GROUP_COLORS)], MARKERS[turn % len(MARKERS)]
+        for filled in (True, False):
+            dots = [
+                (value, row + shift, *(pair or (None, None)))
+                for row, (value, pair) in enumerate(found)
+                if value is not None and (row not in hollow) == filled
+            ]
+            if dots:
+                points = zip(*dots, strict=True)
+                series.append(Series(group, group, color, *points, line=False, marker=marker, filled=filled))
+    drawn = [min(span[1], max(span[0], v)) for each in series for v in known(*each.x, *each.low, *each.high)]
+    rows = tuple((float(row), _wrapped(name)) for row, name in enumerate(names))
+    y = Axis("", -0.6, len(names) - 0.4, rows, categorical=True)
+    x = linear_axis(label, [*drawn, *ends, *([rule.value] if rule else [])])
+    return Panel(title, x, y, tuple(series), rules=(rule,) if rule else ())
+
+
+def _wrapped(name: str) -> str:
+    """A row's name in short lines; what stands in brackets after it on lines of its own."""
+    parts = re.split(r"\n| (?=\()", name, maxsplit=1)
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, 24))
+
+
+def known(*values: float | None) -> list[float]:
+    return [value for value in values if value is not None]
