@@ -613,18 +613,18 @@ def test_the_figures_of_returns_and_spectra_hold_the_numbers_of_the_file(page: P
 def test_what_a_reader_points_at_lies_where_it_is_drawn(page: Path, metrics: dict[str, Any]):
     figure = next(f for f in section_of(read_evaluation(page.parent.parent / "eval")).figures if f.name == "skill")
     panel, keys = figure.panels[0], list(entries_of(figure.panels))
-    drawn = draw_panel(panel, keys)
-    assert drawn.svg in page.read_text() and {"size": [drawn.width, drawn.height]}.items() <= Page(page).data[2].items()
-    assert [stop[2] for stop in drawn.stops] == [f"Steps ahead: {h}" for h in HORIZONS]
-    svg, heights = ElementTree.fromstring(drawn.svg), []
+    source, points = draw_panel(panel, keys)
+    assert source in page.read_text() and Page(page).data[2] == points
+    assert [stop[2] for stop in points["stops"]] == [f"Steps ahead: {h}" for h in HORIZONS]
+    svg, heights = ElementTree.fromstring(source), []
     for series in panel.series:
         entry, key = metrics["forecasters"][series.key], keys.index(series.key)
-        said = [text for stop in drawn.stops for at, text in stop[3] if at == key]
+        said = [text for stop in points["stops"] for at, text in stop[3] if at == key]
         assert said == [
             f"{number(entry['skill'][str(h)])} {number_interval(entry['skill_ci'][str(h)])}" for h in HORIZONS
         ]
         marks = [use.attrib for group in svg.findall(f".//g[@data-key='{key}']") for use in group.iter("use")]
-        shown = [stop[0] for stop, value in zip(drawn.stops, series.y, strict=True) if value >= panel.y.low]
+        shown = [stop[0] for stop, value in zip(points["stops"], series.y, strict=True) if value >= panel.y.low]
         assert [float(mark["x"]) for mark in marks] == pytest.approx(shown, abs=0.1)
         heights += [
             (value, float(mark["y"]))

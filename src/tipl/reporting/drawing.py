@@ -1,6 +1,6 @@
 """Draws figures by matplotlib: each panel as SVG for the page, all of them together as PNG and PDF for a paper.
 
-In: a `Figure`.  Out: `Drawn` panels; NAME.png and NAME.pdf. The same bytes for the same numbers.
+In: a `Figure`.  Out: SVG and JSON; NAME.png and NAME.pdf. The same bytes for the same numbers.
 """
 
 import io
@@ -10,7 +10,6 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,13 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from tipl.errors import printable
-from tipl.reporting.parts import LIGHT, NEUTRAL, Axis, Figure, Panel, Rule, Series
+from tipl.reporting.parts import LIGHT, NEUTRAL, Axis, Figure, Panel, Series
 from tipl.reporting.wording import number, number_interval
 
 INK, SOFT, GRID, GROUND = "#000000", "#4b5563", "#e5e7eb", "#ffffff"
 VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid", GROUND: "ground", **{c: f"c{i}" for i, c in enumerate(LIGHT)}}
 """Color of the figures → the page's variable that stands for it, which a dark page sets otherwise."""
+# fmt: off
 STYLE: Any = {  # matplotlib names its settings by literals
     "font.size": 8,
     "font.family": "DejaVu Sans",
@@ -36,24 +36,14 @@ STYLE: Any = {  # matplotlib names its settings by literals
     "axes.titlesize": 8,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.labelsize": 8,
     "axes.linewidth": 0.6,
     "axes.edgecolor": SOFT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.visible": False,
+    **{f"{x}tick.{name}": value for x in "xy" for name, value in (
+        ("labelsize", 7.5), ("color", SOFT), ("labelcolor", INK), ("major.width", 0.6))},
     "legend.fontsize": 7.5,
     "legend.frameon": False,
     "legend.handlelength": 2.4,
@@ -64,6 +54,7 @@ STYLE: Any = {  # matplotlib names its settings by literals
     "figure.dpi": 72,  # a unit of the SVG is a point
     "savefig.dpi": 300,
 }
+# fmt: on
 COLUMN = 3.4
 """Inches: the width of a panel, and of a column of a two-column paper."""
 LEGEND_LINE = 0.17
@@ -71,59 +62,47 @@ DASHES = ("-", (0, (4, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
 MARKS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^", "none": ""}
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A panel on the page."""
-
-    svg: str
-    """What belongs to one entry of the legend has its place there as data-key."""
-    width: float
-    height: float
-    stops: list[list[Any]]
-    """Where there is something to read: x, y, heading, and for each value its data-key and its text."""
-    nearest: str
-    """By which coordinates the nearest stop is found: x, y or xy."""
+def entries_of(panels: Iterable[Panel]) -> dict[str, Series]:
+    """A legend's entries by key: the first series of each key, then the rules as if they were series."""
+    found: dict[str, Series] = {}
+    for series in (series for panel in panels for series in panel.series):
+        found.setdefault(series.key, series)
+    rules = {rule.label for panel in panels for rule in panel.rules}
+    return found | {label: Series(label, label, NEUTRAL, (), (), dash=2, marker="none") for label in sorted(rules)}
 
 
-def entries_of(panels: Iterable[Panel]) -> dict[str, Series | Rule]:
-    """A legend's entries by key: the first series of each key, then the rules."""
-    found: dict[str, Series | Rule] = {}
-    for panel in panels:
-        for series in panel.series:
-            found.setdefault(series.key, series)
-    return found | {rule.label: rule for panel in panels for rule in panel.rules}
-
-
-def draw_panel(panel: Panel, keys: Sequence[str]) -> Drawn:
+def draw_panel(panel: Panel, keys: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Draw one panel for the page.
 
     Args:
-        keys: those of its figure's legend; what is drawn has the place of its key there as data-key.
+        keys: those of its figure's legend.
+
+    Returns:
+        The SVG, in which every series has the place of its key in `keys` as data-key; and what may be pointed at: the
+        `size` of the drawing, its `stops`, and by which coordinates the `nearest` stop is found (x, y or xy). A stop is
+        x, y, a heading, and for each value there its data-key and its text.
     """
     with _styled():
         canvas, (axes,) = _canvas([panel], 1)
         _draw(axes, panel, keys)
         canvas.draw_without_rendering()
         canvas.set_layout_engine("none")
-        width, height = canvas.bbox.width, canvas.bbox.height
         stops, nearest = _stops(canvas.axes, panel, keys)
-        return Drawn(_svg(canvas), width, height, stops, nearest)
+        return _svg(canvas), {"size": [canvas.bbox.width, canvas.bbox.height], "nearest": nearest, "stops": stops}
 
 
-def draw_entry(part: Series | Rule) -> str:
-    """How a series or a rule looks in the legend, as SVG."""
-    series = part if isinstance(part, Series) else Series("", "", NEUTRAL, (), (), dash=2, marker="none")
+def draw_entry(series: Series) -> str:
+    """How a series looks in the legend, as SVG."""
     return _entry(series.color, series.line, series.dash, series.marker, series.filled)
 
 
 @lru_cache
 def _entry(color: int, line: bool, dash: int, marker: Any, filled: bool) -> str:
+    look = _look(Series("", "", color, (), (), line=line, dash=dash, marker=marker, filled=filled), in_rows=True)
     with _styled():
         canvas = Canvas(figsize=(22 / 72, 9 / 72))
-        look = _look(Series("", "", color, (), (), line=line, dash=dash, marker=marker, filled=filled), True)
-        for part in (dict(look, marker=""), dict(look, ls="none")):
-            x = [1, 21] if part["ls"] != "none" else [11]
-            canvas.add_artist(Line2D(x, [4.5] * len(x), transform=None, **part))
+        canvas.add_artist(Line2D([1, 21], [4.5, 4.5], transform=None, **dict(look, marker="")))
+        canvas.add_artist(Line2D([11], [4.5], transform=None, **dict(look, ls="none")))
         return _svg(canvas)
 
 

@@ -107,12 +107,11 @@ def _figure(figure: Figure, name: str, folder: str) -> str:
     )
     panels = ""
     for panel in figure.panels:
-        drawn = draw_panel(panel, list(entries))
+        drawn, points = draw_panel(panel, list(entries))
         label = ". ".join(filter(None, (figure.title, panel.title, panel.y.label, panel.x.label)))
-        data = {"size": [drawn.width, drawn.height], "nearest": drawn.nearest, "stops": drawn.stops}
         panels += (
-            f'<div class="panel" tabindex="0" role="img" aria-label="{escape(label)}. Arrow keys read the values.">'
-            f'{drawn.svg}<script type="application/json">{_json(data)}</script></div>'
+            f'<div class="panel" tabindex="0" role="group" aria-label="{escape(label)}. Arrow keys read the values.">'
+            f'{drawn}<script type="application/json">{_json(points)}</script></div>'
         )
     legend = f'<ul class="legend" aria-label="Show and hide">{buttons}</ul>' if len(entries) > 1 else ""
     return (
