@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import NO_NUMBER, evaluation_of_walks, write
+from test_report import NO_NUMBER, Page, evaluation_of_walks, write
 
 from tipl.reporting import report
 from tipl.reporting.wording import number, number_interval
@@ -44,7 +44,10 @@ function probe(frame) {
   const hidden = lines(), withoutFirst = point(0.12, 0.5);
   button.click();
   const hover = point(0.12, 0.5), visible = view.getComputedStyle(tip).visibility;
-  const inside = [tip, panel].map((e) => e.getBoundingClientRect());
+  const cursor = figure.querySelector(".cursor");
+  const [inside, outside, line] = [tip, svg, cursor].map((e) => e.getBoundingClientRect());
+  const covers = Math.max(0, Math.min(inside.bottom, outside.bottom) - inside.top) / outside.height;
+  const pointed = (line.left + line.width / 2 - outside.left) / outside.width;
   panel.dispatchEvent(new view.KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
   const next = tip.innerText;
   panel.dispatchEvent(new view.KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
@@ -73,7 +76,8 @@ function probe(frame) {
     overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth, text: page.body.innerText,
     labels: all(".panel").map((each) => each.getAttribute("aria-label")), before, hidden, shown: lines(),
     withoutFirst, hover, visible, next, rested: view.getComputedStyle(tip).visibility, down, up, rows,
-    tipFits: inside[0].left >= inside[1].left - 1 && inside[0].right <= inside[1].right + 1,
+    tipFits: inside.left >= outside.left - 1 && inside.right <= outside.right + 1 && inside.top > outside.top + 5,
+    covers, pointed,
     loaded: view.performance.getEntriesByType("resource").map((entry) => entry.name),
   };
 }
@@ -145,9 +149,16 @@ def test_everything_is_drawn_and_nothing_is_cut(seen: Seen, width: str):
 
 
 @pytest.mark.parametrize("width", ["wide", "narrow"])
-def test_the_values_under_the_pointer_are_those_of_the_file(seen: Seen, metrics: dict[str, Any], width: str):
+def test_the_values_under_the_pointer_are_those_of_the_file(
+    seen: Seen, page: Path, metrics: dict[str, Any], width: str
+):
     frame, entry = seen[0][width], metrics["forecasters"]["autoregression"]
     assert frame["visible"] == "visible" and frame["rested"] == "hidden" and frame["tipFits"]
+    assert frame["covers"] <= 0.5  # of the panel
+    points = next(
+        data for data in Page(page).data if data["stops"][0][2] == "Steps ahead: 1" and len(data["stops"]) == 5
+    )
+    assert frame["pointed"] == pytest.approx(points["stops"][0][0] / points["size"][0], abs=0.005)
     for text, horizon in ((frame["hover"], "1"), (frame["next"], "2")):
         value = f"{number(entry['skill'][horizon])} {number_interval(entry['skill_ci'][horizon])}"
         assert text.startswith(f"Steps ahead: {horizon}\n")

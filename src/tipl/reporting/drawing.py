@@ -79,16 +79,22 @@ def draw_panel(panel: Panel, keys: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
     Returns:
         The SVG, in which every series has the place of its key in `keys` as data-key; and what may be pointed at: the
-        `size` of the drawing, its `stops`, and by which coordinates the `nearest` stop is found (x, y or xy). A stop is
-        x, y, a heading, and for each value there its data-key and its text.
+        `size` of the drawing, the `frame` of its axes, its `stops`, and by which coordinates the `nearest` stop is
+        found (x, y or xy). A stop is x, y, a heading, and for each value there its data-key and its text.
     """
     with _styled():
         canvas, (axes,) = _canvas([panel], 1)
         _draw(axes, panel, keys)
         canvas.draw_without_rendering()
         canvas.set_layout_engine("none")
+        (x0, y0), (x1, y1) = axes.get_window_extent().get_points()
         stops, nearest = _stops(canvas.axes, panel, keys)
-        return _svg(canvas), {"size": [canvas.bbox.width, canvas.bbox.height], "nearest": nearest, "stops": stops}
+        return _svg(canvas), {
+            "size": [canvas.bbox.width, canvas.bbox.height],
+            "frame": [round(float(v), 1) for v in (x0, canvas.bbox.height - y1, x1, canvas.bbox.height - y0)],
+            "nearest": nearest,
+            "stops": stops,
+        }
 
 
 def draw_entry(series: Series) -> str:
@@ -298,7 +304,7 @@ def _stops(all_axes: Sequence[Axes], panel: Panel, keys: Sequence[str]) -> tuple
         if nearest == "xy":
             heading, text = note or "", f"true {number(x)}, predicted {number(y)}"
         else:
-            heading = named.get(at) or number(at)
+            heading = named.get(at) or (f"{at:,.0f}" if at == int(at) else number(at))
             heading = heading if in_rows else f"{panel.x.label}: {heading}"
             text = number(x if in_rows else y)
             text += f" {number_interval(pair)}" if pair and None not in pair else ""

@@ -8,12 +8,19 @@ function element(tag, words = "", ...children) {
   return node;
 }
 
+function place(node, left, top, width, height) {
+  const lengths = Object.entries({ left, top, width, height }).filter(([, length]) => length !== undefined);
+  Object.assign(node.style, Object.fromEntries(lengths.map(([name, length]) => [name, `${length}px`])));
+  node.style.visibility = "visible";
+}
+
 function hover(panel, figure) {
   const data = JSON.parse(panel.querySelector("script").textContent);
-  const svg = panel.querySelector("svg"), tip = element("div");
+  const svg = panel.querySelector("svg"), tip = element("div"), cursor = element("div");
   tip.className = "tip";
+  cursor.className = "cursor";
   tip.setAttribute("aria-live", "polite");
-  panel.append(tip);
+  panel.append(cursor, tip);
   const entry = (key) => figure.querySelector(`.legend [data-key="${key}"]`);
   const isShown = ([key]) => entry(key)?.getAttribute("aria-pressed") !== "false";
   const stops = () => data.stops.filter((stop) => stop[3].some(isShown));
@@ -21,22 +28,24 @@ function hover(panel, figure) {
 
   function rest() {
     at = -1;
-    tip.style.visibility = "hidden";
+    tip.style.visibility = cursor.style.visibility = "hidden";
   }
 
   function show(stop) {
-    const [x, y, heading, values] = stop, scale = svg.clientWidth / data.size[0];
+    const [x, y, heading, values] = stop, [left, top, right, bottom] = data.frame;
+    const drawn = svg.getBoundingClientRect(), scale = drawn.width / data.size[0];
     tip.replaceChildren(element("b", heading), ...values.filter(isShown).map(([key, text]) => {
       const row = element("div"), button = entry(key);
       if (button) row.append(button.querySelector("svg").cloneNode(true), element("span", button.innerText));
       row.append(element("strong", text));
       return row;
     }));
-    const room = panel.clientWidth - tip.offsetWidth, beside = x * scale + 14;
-    const left = beside <= room ? beside : x * scale - 14 - tip.offsetWidth;
-    tip.style.left = `${Math.max(0, Math.min(room, left))}px`;
-    tip.style.top = `${svg.offsetTop + y * scale + 14}px`;
-    tip.style.visibility = "visible";
+    // Beside the point, or under the panel where it would hide much of it.
+    const room = drawn.width - tip.offsetWidth, beside = x * scale + 14, isTall = tip.offsetHeight > drawn.height / 2;
+    const from = Math.max(0, beside <= room ? beside : x * scale - 14 - tip.offsetWidth);
+    place(tip, from, isTall ? drawn.height : y * scale + 14);
+    const lines = { x: [x, top, 0, bottom - top], y: [left, y, right - left, 0], xy: [x - 4, y - 4, 8, 8] };
+    place(cursor, ...lines[data.nearest].map((each) => each * scale));
   }
 
   function point(event) {
