@@ -178,10 +178,15 @@ class SVDConfig:
     window: Count = 50
     """K of the basis window; of prefix, how many codes of an origin are kept. Unused by the others."""
     by_tensor: bool = False
-    """A basis for each tensor of the policy, of min(d, its weights) directions; a code is theirs end to end."""
+    """A full or pooled basis for each tensor of the policy, of min(d, its weights) directions; a code is theirs end to
+    end."""
 
     def __post_init__(self) -> None:
         check_settings(self)
+        require(
+            not self.by_tensor or self.basis in ("full", "pooled"),
+            f"--by-tensor has no effect on the basis {self.basis}; leave it out, or fit full or pooled.",
+        )
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ columns, and code · S Vᵀ gives the weights back. They differ in the W they ha
     prefix   φ_0 … φ_t, anew at every origin t; causal.
     window   φ_{t−K} − φ_t … φ_{t−1} − φ_t, anew at every origin t; causal.
 
-`by_tensor` makes one basis for each tensor of the policy; a code is then theirs end to end, and V zero outside a
-direction's own tensor. `centered` subtracts a trial's own φ_0 in the first three. U is found by the method of snapshots
-(Sirovich 1987): the eigenvectors of the T×T Gram matrix W Wᵀ, or of Wᵀ W where P < T, in float64. Squaring costs
-accuracy: singular values below √(n · 2e-16) of the largest (1e-6 of it for n = 4,881) cannot be told from rounding and
-count as zero, code included. Float32 snapshots hold no more: their own rounding is 6e-8 of a weight.
+`by_tensor` makes one full or pooled basis for each tensor of the policy; a code is then theirs end to end, and V zero
+outside a direction's own tensor. `centered` subtracts a trial's own φ_0 in the first three. U is found by the method of
+snapshots (Sirovich 1987): the eigenvectors of the T×T Gram matrix W Wᵀ, or of Wᵀ W where P < T, in float64. Squaring
+costs accuracy: singular values below √(n · 2e-16) of the largest (1e-6 of it for n = 4,881) cannot be told from
+rounding and count as zero, code included. Float32 snapshots hold no more: their own rounding is 6e-8 of a weight.
 
 The sign of a direction is free; here the first snapshot whose code is not zero has a positive one (more than 1e-6 of
 the column's largest). Shapes: T snapshots, P weights, D code, K context, S snapshots of a span, N any number.
@@ -26,14 +26,12 @@ from tipl.representation.fit import fit_svd
 from tipl.representation.grams import (
     ENERGY_SHARES,
     Gram,
-    WindowGram,
     directions,
     gram,
-    layer_grams,
     read_weights,
     spectrum,
 )
-from tipl.representation.origins import OriginBasis, prefix_bases, prefix_basis, window_basis
+from tipl.representation.origins import OriginBasis, prefix_bases, window_basis
 
 __all__ = [
     "ENERGY_SHARES",
@@ -41,13 +39,10 @@ __all__ = [
     "Codes",
     "Gram",
     "OriginBasis",
-    "WindowGram",
     "directions",
     "fit_svd",
     "gram",
-    "layer_grams",
     "prefix_bases",
-    "prefix_basis",
     "read_weights",
     "spectrum",
     "trial_basis",

@@ -97,33 +97,23 @@ class Codes:
         mean_P = own["mean"] if self.config.centered else np.zeros(components_DP.shape[1], np.float32)
         return Basis(mean_P, components_DP, values[: len(components_DP)], values, self.look_ahead)
 
-    def gram(self, seed: int, tensor: str | None = None) -> Gram:
-        """The Gram matrix of a trial, or of one of `tensors`, for `window_basis` and `prefix_bases`; window and prefix
-        only."""
+    def gram(self, seed: int) -> Gram:
+        """The Gram matrix of a trial, for `window_basis` and `prefix_bases`; window and prefix only."""
         assert self.context is not None, f"{self.config.basis} has one basis for a trial and keeps no Gram matrix"
-        assert (tensor is None) == (not self.tensors), f"name one of {self.tensors}"
-        number = "" if tensor is None else f"-{self.tensors.index(tensor)}"
         own = self._arrays(seed)
-        lower_TT = np.zeros((len(own[f"initial{number}"]),) * 2)
-        lower_TT[np.tri(len(lower_TT), dtype=np.bool_)] = own[f"gram{number}"]
-        return Gram(lower_TT + np.tril(lower_TT, -1).T, own[f"initial{number}"])
+        lower_TT = np.zeros((len(own["initial"]),) * 2)
+        lower_TT[np.tri(len(lower_TT), dtype=np.bool_)] = own["gram"]
+        return Gram(lower_TT + np.tril(lower_TT, -1).T, own["initial"])
 
     def singular_values(self, seed: int) -> np.ndarray:
         """Float64 spectrum.
 
         Returns:
             full: [min(T, P)], of the trial. pooled: of the stacked training trials, as many as were kept.
-            window, prefix: [T, D], the largest at each origin. By tensor: [D] or [T, D], those of the directions.
+            window, prefix: [T, D], the largest at each origin. By tensor: [D], those of the directions.
         """
         self._facts(seed)
         return (self._pooled() if self.config.basis == POOLED else self._arrays(seed))["singular_values"]
-
-    @property
-    def dropped_energy(self) -> float:
-        """The share of Σ σ² that a pooled basis let go between trials, of the tensor with the largest share by tensor;
-        0 is exact (always where P ≤ 8,192)."""
-        assert self.config.basis == POOLED
-        return float(self._pooled()["dropped_energy"])
 
     def _facts(self, seed: int) -> dict[str, int]:
         if seed not in self.seeds:
@@ -136,16 +126,8 @@ class Codes:
         rows, weights = facts["snapshots"], facts["weights"]
         right = arrays["codes"].ndim == (2 if self.context is None else 3) and len(arrays["codes"]) == rows
         if self.context is not None:
-            names = ["initial"] if not self.tensors else [f"initial-{i}" for i in range(len(self.tensors))]
-            right = (
-                right
-                and arrays["codes"].shape[1] == self.context
-                and all(
-                    arrays[name].shape == (rows,)
-                    and arrays[name.replace("initial", "gram")].shape == (rows * (rows + 1) // 2,)
-                    for name in names
-                )
-            )
+            right = right and arrays["codes"].shape[1] == self.context
+            right = right and arrays["initial"].shape == (rows,) and arrays["gram"].shape == (rows * (rows + 1) // 2,)
         elif self.config.basis != POOLED:
             right = right and arrays["components"].shape == (arrays["codes"].shape[1], weights)
         if self.config.centered and self.context is None:

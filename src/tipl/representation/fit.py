@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +151,11 @@ def _fingerprint(trial: Trial) -> int:
 
 def _represented(trial: Trial, config: SVDConfig, pooled: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
     """The arrays that are written for a trial."""
-    weights_TP, columns = read_weights(trial), basis_columns(trial.spec, config)
+    weights_TP = read_weights(trial)
     if config.basis in ("window", "prefix"):
-        parts = [_origin_codes(Gram.of(weights_TP[:, each]), config, each.stop - each.start) for each in columns]
-        return _joined_origin_codes(parts) if config.by_tensor else parts[0]
+        return _origin_codes(Gram.of(weights_TP), config)
     if pooled is None:
+        columns = basis_columns(trial.spec, config)
         fits = [
             trial_basis(weights_TP[:, each], min(config.dim, each.stop - each.start), centered=config.centered)
             for each in columns
@@ -169,14 +169,8 @@ def _represented(trial: Trial, config: SVDConfig, pooled: Mapping[str, np.ndarra
     return {**arrays, "mean": weights_TP[0]} if config.centered else arrays
 
 
-def _joined_origin_codes(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Codes and singular values of tensors end to end, their Gram matrices by number."""
-    joined = {name: np.concatenate([part[name] for part in parts], axis=-1) for name in ("codes", "singular_values")}
-    return joined | {f"{name}-{i}": part[name] for i, part in enumerate(parts) for name in ("gram", "initial")}
-
-
-def _origin_codes(gram: Gram, config: SVDConfig, size: int) -> dict[str, np.ndarray]:
-    count, dim = len(gram.initial_T), min(config.dim, size)
+def _origin_codes(gram: Gram, config: SVDConfig) -> dict[str, np.ndarray]:
+    count, dim = len(gram.initial_T), config.dim
     codes_TKD = np.zeros((count, config.window, dim), np.float32)
     singular_values_TD = np.zeros((count, dim))
     if config.basis == "window":

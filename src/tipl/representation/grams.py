@@ -5,7 +5,7 @@ In: the weights [T, P] of a trial, whole or as they come.  Out: Gram matrices, s
 Shapes: T snapshots, P weights, K context, S snapshots of a span, N any number.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,16 +67,6 @@ def gram(trial: Trial) -> Gram:
     return Gram.of(read_weights(trial))
 
 
-def layer_grams(trial: Trial) -> Iterator[tuple[str, Gram]]:
-    """The Gram of each tensor of the policy apart, by name, one after the other; they sum to the whole one.
-
-    Each takes the place of a trial's Gram in the functions below, for spectra, windows and prefixes of one layer.
-    """
-    weights_TP = read_weights(trial)
-    for name, offset, size in zip(trial.spec.names, trial.spec.offsets, trial.spec.sizes, strict=True):
-        yield name, Gram.of(weights_TP[:, offset : offset + size])
-
-
 def spectrum(gram_NN: np.ndarray) -> np.ndarray:
     """[N] singular values of the rows whose inner products these are, descending; rounding counts as zero."""
     return roots(scipy.linalg.eigvalsh(gram_NN, check_finite=False)[::-1])
@@ -88,45 +78,6 @@ def directions(singular_values: np.ndarray, shares: Sequence[float] = ENERGY_SHA
     if energy[-1] == 0:
         return [0] * len(shares)
     return [int(np.searchsorted(energy, share * energy[-1])) + 1 for share in shares]
-
-
-class WindowGram:
-    """The Gram of the last K + 1 snapshots of a live run, updated in O(K P) when a snapshot comes.
-
-    `gram` takes the place of a trial's: `window_basis(window.gram, len(window) - 1, context, dim)`.
-    """
-
-    def __init__(self, context: int, size: int) -> None:
-        """For windows of `context` = K displacements of `size` = P weights."""
-        # A ring of displacements from the first snapshot of all, which are smaller than weights and round less.
-        self._rows_SP = np.zeros((context + 1, size))
-        self._inner_SS = np.zeros((context + 1, context + 1))
-        self._with_start_S = np.zeros(context + 1)
-        self._start_P: np.ndarray | None = None
-        self._count = 0
-
-    def __len__(self) -> int:
-        """Snapshots held, at most K + 1."""
-        return min(self._count, len(self._rows_SP))
-
-    def push(self, weights_P: np.ndarray) -> None:
-        """Take in the next snapshot and, when full, drop the oldest."""
-        if self._start_P is None:
-            self._start_P = weights_P.astype(np.float64)
-        place = self._count % len(self._rows_SP)
-        self._rows_SP[place] = weights_P - self._start_P
-        self._inner_SS[place] = self._inner_SS[:, place] = self._rows_SP @ self._rows_SP[place]
-        self._with_start_S[place] = self._rows_SP[place] @ self._start_P
-        self._count += 1
-
-    @property
-    def gram(self) -> Gram:
-        """Of the snapshots held, oldest first: its snapshot 0 is the oldest."""
-        assert self._start_P is not None, "no snapshot yet"
-        order = np.arange(self._count - len(self), self._count) % len(self._rows_SP)
-        inner_SS, with_start_S = self._inner_SS[np.ix_(order, order)], self._with_start_S[order]
-        initial_S = inner_SS[0] + with_start_S + with_start_S[0] + self._start_P @ self._start_P
-        return Gram(inner_SS - inner_SS[0] - inner_SS[:, :1] + inner_SS[0, 0], initial_S)
 
 
 def read_weights(trial: Trial) -> np.ndarray:

@@ -70,7 +70,7 @@ def window_basis(gram: Gram, origin: int, context: int, dim: int) -> OriginBasis
     """SVD of the last K displacements φ_{t−K} − φ_t … φ_{t−1} − φ_t; of as many as there are where t < K.
 
     Args:
-        gram: of the trial, or of no more than its last K + 1 snapshots (`WindowGram`); read up to `origin` only.
+        gram: of the trial; read up to `origin` only.
         origin: t, the row of `gram` that the window ends with.
         context: K.
         dim: D; directions that the window has not got are zeros.
@@ -82,11 +82,6 @@ def window_basis(gram: Gram, origin: int, context: int, dim: int) -> OriginBasis
     magnitude = max(gram.displacement_TT[first, first], gram.displacement_TT[origin, origin])
     values_D, codes_SD = leading_eigenpairs(seen_SS, dim, magnitude)
     return OriginBasis(first, origin, origin, codes_SD * signs(codes_SD), np.sqrt(values_D))
-
-
-def prefix_basis(gram: Gram, origin: int, dim: int, *, centered: bool = True) -> OriginBasis:
-    """SVD of φ_0 … φ_t, or of their displacements from φ_0, for one origin."""
-    return next(prefix_bases(gram, [origin], dim, centered=centered))
 
 
 def prefix_bases(gram: Gram, origins: Iterable[int], dim: int, *, centered: bool = True) -> Iterator[OriginBasis]:
