@@ -7,6 +7,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -43,7 +44,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-MOST_FILES, MOST_LINES = 12, 400
+MOST_FILES, MOST_LINES, MOST_LINES_OF_A_FUNCTION = 12, 400, 80
 
 
 def test_the_order_names_every_folder_and_no_other():
@@ -72,6 +73,26 @@ def test_a_folder_is_taken_in_at_a_glance(folder: Path):
     files = [file for file in folder.iterdir() if file.is_file()]
     assert len(files) <= MOST_FILES, sorted(file.name for file in files)
     assert {file.name: lines for file in files if (lines := len(file.read_text().splitlines())) > MOST_LINES} == {}
+
+
+@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=lambda folder: folder.name)
+def test_a_function_is_taken_in_at_a_glance(folder: Path):
+    found = {
+        f"{file.name}:{name}": lines for file in folder.glob("*.py") for name, lines in functions(file.read_text())
+    }
+    assert {name: lines for name, lines in found.items() if lines > MOST_LINES_OF_A_FUNCTION} == {}
+
+
+def functions(source: str) -> Iterator[tuple[str, int]]:
+    """The name of each function and method, and its lines from `def` on, docstring and inner functions included."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def test_the_reader_of_functions_counts_lines_and_sees_methods():
+    source = 'def one(): return 1\n\n\nclass C:\n    def two(self):\n        """Says it."""\n        return 2\n'
+    assert dict(functions(source)) == {"one": 1, "two": 3}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))

@@ -20,6 +20,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 from weakref import WeakSet
 
@@ -145,12 +146,18 @@ class WeightRecorder:
         for earlier in [*_RECORDING]:
             if earlier._path == self._path and not earlier._goes_on():
                 earlier._leave()  # of a run that was interrupted in this process, as a cell of a notebook is
+        self._begin(Path(store), seed, env_id, settings)
+        self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+        _RECORDING.add(self)
+
+    def _begin(self, store: Path, seed: int, env_id: EnvId, settings: dict[str, Any]) -> None:
+        """Create the trial and take φ_0, or take the trial up where it was left."""
         checkpoint: dict[str, np.ndarray] = {}
         if seed in Store.open(store).seeds:
-            self._writer, checkpoint = TrialWriter.resume(store, seed)  # pyright: ignore[reportArgumentType]
+            self._writer, checkpoint = TrialWriter.resume(store, seed)
         else:
             self._writer = TrialWriter.create(
-                store, seed, env_id=env_id, config=settings, spec=subject.spec, versions=_versions(),  # pyright: ignore[reportArgumentType]
+                store, seed, env_id=env_id, config=settings, spec=self._subject.spec, versions=_versions(),
                 obs_dim=self._obs_dim, num_snapshots=None,
             )  # fmt: skip
         with contextlib.ExitStack() as on_failure:
@@ -161,9 +168,7 @@ class WeightRecorder:
                 self._go_on(trial, checkpoint)
             if self.resumed is None:
                 self.snapshot()
-            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
             on_failure.pop_all()
-        _RECORDING.add(self)
 
     def snapshot(self) -> None:
         """Take the weights as they are now.

@@ -10,6 +10,7 @@ whose batches have one shape is recorded and replayed (cuda_graph.py).
 
 from tipl.training.devices import Worker, started_first
 from tipl.training.displacement import Displacements
+from tipl.training.fitting import check_out, fit, fit_causal
 from tipl.training.loop import (
     CHECKPOINT_FILE,
     CURVE_FILE,
@@ -22,7 +23,7 @@ from tipl.training.loop import (
     kept,
 )
 from tipl.training.next_code import VALIDATION_SEGMENTS, NextCode, Segments
-from tipl.training.train import CODES_FOLDER, check_out, fit, fit_causal, train
+from tipl.training.train import CODES_FOLDER, train
 
 __all__ = [
     "CHECKPOINT_FILE",

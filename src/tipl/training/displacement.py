@@ -39,7 +39,6 @@ class Displacements:
     """
 
     one_shape: ClassVar = False  # as many windows of each store as are drawn
-    unit: ClassVar = 1.0
 
     def __init__(
         self,
@@ -49,6 +48,7 @@ class Displacements:
         worker: Worker = ALONE,
     ) -> None:
         """One `TrainingWindows` a store."""
+        self.unit = 1.0
         self.model = CausalTIPL(CausalConfig(config.num_layers, config.num_heads, config.width))
         with torch.no_grad():
             self.model.linear.copy_(torch.from_numpy(_linear_part(train)))

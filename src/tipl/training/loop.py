@@ -22,6 +22,7 @@ from tipl.config.presets import Precision, TrainConfig
 from tipl.errors import TiplError
 from tipl.files import require
 from tipl.models import TRAINING_FILE, digest, read_training, write_training
+from tipl.models.files import SavedModel
 from tipl.progress import console, steps_progress
 from tipl.shapes import Number, OneOf, Whole
 from tipl.training.cuda_graph import Recorded
@@ -73,7 +74,7 @@ class Task(Protocol):
     """Whether every batch has the same shapes, as a recording of a step needs."""
 
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> SavedModel: ...
 
     def draw(self, batches: torch.Generator) -> Tensor:
         """A random batch, as numbers [batch_size] of what there is to learn from, on the CPU."""
@@ -267,7 +268,7 @@ class Training:
         return digest([settings, self.facts["codes"]["sha256"], folder.relative_to(self.out).name])
 
     def _save(self, folder: Path) -> None:
-        self.task.model.identity = self._identity(folder)  # of which nn.Module knows nothing  # pyright: ignore[reportArgumentType]
+        self.task.model.identity = self._identity(folder)
         self.task.save(folder)
 
     def write_checkpoint(self) -> None:
