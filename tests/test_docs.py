@@ -8,6 +8,7 @@ sizes of `QUICK`; `make` is asked what it would do, since .ci/run does it.
 """
 
 import contextlib
+import functools
 import re
 import shlex
 import shutil
@@ -131,6 +132,48 @@ def test_no_command_hides_in_a_block_of_another_kind() -> None:
         for line, kind, code in _blocks(page.read_text(encoding="utf-8")):
             hidden = re.search(r"^(tipl|make|python|pip|torchrun|import|from) ", code, re.MULTILINE)
             assert kind in ("bash", "python") or hidden is None, f"{page}:{line}"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [path for path in TEXTS if path.stem not in ("LOG", "HISTORY")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_commands_and_flags_within_sentences_are_there(page: Path) -> None:
+    """And those of results, which run for hours: of these only the flags are looked at."""
+    text = page.read_text(encoding="utf-8")
+    spans = [*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^(?:tipl|python) .*", text, re.MULTILINE)]
+    for words in (span.split() for span in spans):
+        flags = [word for word in words if re.fullmatch(r"--[\w-]+", word)]
+        match words:
+            case ["tipl", verb, *rest]:
+                known = _help(*([verb, rest[0]] if verb == "data" else [verb]))
+            case ["python", script, *_] if not script.startswith("examples"):
+                known = (ROOT / script).read_text(encoding="utf-8") + _help("accelerate")
+            case [flag, *_] if flag.startswith("--"):
+                known = "".join(
+                    _help(verb) for verb in ("collect", "fit-svd", "train", "evaluate", "forecast", "accelerate")
+                )
+            case _:
+                continue
+        assert set(flags) <= set(re.findall(r"--[\w-]+", known)), f"{page}: {' '.join(words)}"
+
+
+def test_the_forge_runs_what_everybody_runs() -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for workflow in sorted(ROOT.glob(".github/workflows/*.yml")):
+        text = workflow.read_text(encoding="utf-8")
+        commands = re.findall(r"^ *- run: (.*)$", text, re.MULTILINE)
+        assert commands and all(
+            command in (".ci/run", *(f"make {target}" for target in targets)) for command in commands
+        )
+        assert "without a forge to run on" in text
+
+
+@functools.cache
+def _help(*verb: str) -> str:
+    command = [sys.executable, "-m", "tipl", *verb, "--help"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _blocks(text: str) -> Iterator[tuple[int, str, str]]:
