@@ -27,8 +27,9 @@ PAGES = [path for path in TEXTS if re.search(r"^```(bash|python)$", path.read_te
 BLOCK = re.compile(r"^<!-- setup\n(.*?)^-->$|^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r'\]\(([^)\s]+)\)|<img src="([^"]+)"')
 
-QUICK = {"--total-steps": 45_056, "--steps": 4, "--warmup-steps": 2, "--validate-every": 2, "--epochs": 1}
-"""The most of each that a command is run with."""
+QUICK = {"--total-steps": 8_192, "--steps": 4, "--warmup-steps": 2, "--validate-every": 2}
+"""The most of each that a command is run with; the store that the pages begin from has STORE_STEPS."""
+STORE_STEPS = 45_056
 MAKES_STORE = "tipl collect --env-id InvertedPendulum-v4 --trials 10 --total-steps 100000 --hidden-sizes 8 8"
 
 
@@ -106,7 +107,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store that the pages begin from, made by the command of docs/index.md."""
     path = tmp_path_factory.mktemp("docs") / "store"
     assert f"{MAKES_STORE} --out runs/store" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    assert main(_quick(shlex.split(f"{MAKES_STORE} --out {path}")[1:])) == 0
+    command = MAKES_STORE.replace("--total-steps 100000", f"--total-steps {STORE_STEPS}")
+    assert main([*shlex.split(command)[1:], "--out", str(path)]) == 0
     return path
 
 
@@ -121,7 +123,7 @@ def test_commands_and_snippets_run(page: Path, store: Path, tmp_path: Path, monk
             case "python":
                 exec(compile("\n" * line + code, str(page), "exec"), names)
             case "bash":
-                for command in code.replace("\\\n", " ").splitlines():
+                for command in code.replace("\\\n", " ").replace(f"{MAKES_STORE} --out runs/store", "").splitlines():
                     _run(shlex.split(command, comments=True))
             case _:
                 assert kind == "text", f"{page}:{line}: a block is bash, python or text, not {kind!r}"
