@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import tipl
 from tipl.cli.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -150,7 +151,7 @@ def test_commands_and_flags_within_sentences_are_there(page: Path) -> None:
         match words:
             case ["tipl", verb, *rest]:
                 known = _help(*([verb, rest[0]] if verb == "data" else [verb]))
-            case ["python", script, *_] if not script.startswith("examples"):
+            case ["python", script, *_] if script.endswith(".py") and not script.startswith("examples"):
                 known = (ROOT / script).read_text(encoding="utf-8") + _help("accelerate")
             case [flag, *_] if flag.startswith("--"):
                 known = "".join(
@@ -159,6 +160,11 @@ def test_commands_and_flags_within_sentences_are_there(page: Path) -> None:
             case _:
                 continue
         assert set(flags) <= set(re.findall(r"--[\w-]+", known)), f"{page}: {' '.join(words)}"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    listed = re.findall(r"^::: tipl\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted([*listed, "__version__"]) == sorted(tipl.__all__)
 
 
 def test_the_forge_runs_what_everybody_runs() -> None:
