@@ -11,6 +11,7 @@ own `get_action_and_value` gives.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,14 +50,14 @@ def unwrapped(policy: object) -> object:
     return policy
 
 
-def acting_parameters(policy: object) -> list[tuple[str, nn.Parameter]]:
+def acting_parameters(policy: Any) -> list[tuple[str, nn.Parameter]]:
     """The named parameters that act: of a module, or of pairs, those that CleanRL's names say, if there are any.
 
     Raises:
         TiplError: there are none, or some that cannot be moved.
     """
     try:
-        named = list(policy.named_parameters() if isinstance(policy, nn.Module) else policy)  # pyright: ignore
+        named = list(policy.named_parameters() if isinstance(policy, nn.Module) else policy)
         named = [(_without_wrappers(name), parameter) for name, parameter in named]
     except (TypeError, ValueError, AttributeError) as error:
         raise TiplError("Give a torch module, or (name, parameter) pairs as `named_parameters()` has them.") from error

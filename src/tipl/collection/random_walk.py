@@ -10,6 +10,7 @@ forecast from them has at horizon h (constant steps) the skill of `best_skill`.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,17 +46,18 @@ def random_walk(
     Raises:
         TiplError: a size is not positive, or `out` holds other trials than such walks.
     """
-    config = {"kind": ENV_ID, "snapshots": snapshots, "dim": dim, "drift": drift, "anneal": anneal}
+    config: dict[str, Any] = {"kind": ENV_ID, "snapshots": snapshots, "dim": dim, "drift": drift, "anneal": anneal}
     spec = ParamSpec(("walk",), ((dim,),))
+    out = Path(out)
     there = set(create_store(out).seeds)
-    plan_trials(out, range(seed, seed + trials), env_id=ENV_ID, config=config, spec=spec)  # pyright: ignore[reportArgumentType]
+    plan_trials(out, range(seed, seed + trials), env_id=ENV_ID, config=config, spec=spec)
     waiting = [number for number in range(seed, seed + trials) if number not in there]
     if len(waiting) < trials:
         console.print(f"random-walk: {trials - len(waiting)} of {trials} trials are already there.")
     with steps_progress("random-walk", len(waiting) * snapshots) as advance:
         for number in waiting:
             writer = TrialWriter.create(
-                out, number, env_id=ENV_ID, config=config, spec=spec,  # pyright: ignore[reportArgumentType]
+                out, number, env_id=ENV_ID, config=config, spec=spec,
                 versions={"tipl": tipl.__version__, "numpy": np.__version__}, obs_dim=1, num_snapshots=snapshots,
             )  # fmt: skip
             for start, weights in _walk(snapshots, dim, drift, number, anneal):
@@ -65,7 +67,7 @@ def random_walk(
                               np.ones((count, 1)), np.zeros(count))  # fmt: skip
                 advance(count, "")
             writer.commit({}, complete=True)
-    return Path(out)
+    return out
 
 
 def best_skill(horizon: int, seen: int, drift: float) -> float:

@@ -95,7 +95,7 @@ def _mlp_actor(policy: object, *, discrete: bool) -> Subject | None:
 
 @torch.no_grad()
 def _computes(
-    policy: object, network: nn.Sequential, log_stds: Sequence[Any], spec: ParamSpec, activation: Activation, *,
+    policy: Any, network: nn.Sequential, log_stds: Sequence[Any], spec: ParamSpec, activation: Activation, *,
     discrete: bool,
 ) -> bool:  # fmt: skip
     """Whether the network gives what the kernels make of its parameters, and the agent, if it has CleanRL's method,
@@ -115,7 +115,7 @@ def large_weights(size: int) -> np.ndarray:
 
 
 def _computes_now(
-    policy: object, network: nn.Sequential, log_stds: Sequence[Any], spec: ParamSpec, activation: Activation, *,
+    policy: Any, network: nn.Sequential, log_stds: Sequence[Any], spec: ParamSpec, activation: Activation, *,
     discrete: bool,
 ) -> bool:  # fmt: skip
     like = next(network.parameters())
@@ -123,9 +123,9 @@ def _computes_now(
     drawn = np.random.default_rng(0).standard_normal((_TRIED, obs_dim))
     observations = torch.tensor(drawn, dtype=like.dtype, device=like.device)
     expected = observations
-    linears = list(network)[::2]
+    linears: list[Any] = list(network)[::2]
     for layer in linears:
-        expected = nn.functional.linear(expected, layer.weight, layer.bias)  # pyright: ignore[reportArgumentType]
+        expected = nn.functional.linear(expected, layer.weight, layer.bias)
         expected = expected if layer is linears[-1] else _ACTIVATIONS[activation](expected)
     try:
         if not _alike(network(observations), expected):
@@ -137,7 +137,7 @@ def _computes_now(
         law = Normal(expected, log_stds[0].reshape(1, -1).exp().expand_as(expected), validate_args=False)
     actions = law.sample()
     try:
-        said = policy.get_action_and_value(observations, actions)[1]  # pyright: ignore[reportAttributeAccessIssue]
+        said = policy.get_action_and_value(observations, actions)[1]
     except Exception:  # no such method, or one of another kind under that name
         return True
     return _alike(said.reshape(-1), law.log_prob(actions).reshape(_TRIED, -1).sum(dim=1))

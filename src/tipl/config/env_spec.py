@@ -83,7 +83,9 @@ def env_id_in(config: Any) -> EnvId:
 
 def env_id_of(env_id: str, config: Mapping[str, Any]) -> EnvId:
     """The environment of a stored trial, from its record."""
-    spec = dict(config.get("environment") or {}) if isinstance(config.get("environment"), dict | None) else {"id": 0}
+    spec: dict[str, Any] = (
+        dict(config.get("environment") or {}) if isinstance(config.get("environment"), dict | None) else {"id": 0}
+    )
     if config.get("env_kwargs"):
         spec.setdefault("kwargs", config["env_kwargs"])
     if config.get("backend"):
@@ -93,7 +95,7 @@ def env_id_of(env_id: str, config: Mapping[str, Any]) -> EnvId:
             raise TiplError(
                 f"The record of a trial in {env_id!r} is damaged: its environment's {key} is {str(spec[key])[:40]!r}."
             )
-    for wrapper in spec.get("wrappers", []):  # pyright: ignore[reportGeneralTypeIssues]
+    for wrapper in spec.get("wrappers", []):
         if not (isinstance(wrapper, dict) and isinstance(wrapper.get("entry_point"), str)
                 and isinstance(wrapper.get("kwargs"), dict)):  # fmt: skip
             raise TiplError(f"The record of a trial in {env_id!r} is damaged: its wrapper is {str(wrapper)[:40]!r}.")

@@ -345,7 +345,7 @@ class ArrayWriter:
         if exact and self.rows != self._room:
             self._make_room(self.rows)
         if self._untold:
-            _append(self._path / "checksums", 4 * self._told, self._untold)  # pyright: ignore[reportArgumentType]
+            _append(self._path / "checksums", 4 * self._told, bytes(self._untold))
             self._sum = google_crc32c.extend(self._sum, bytes(self._untold))
             self._told, self._untold = self._told + len(self._untold) // 4, bytearray()
         rest = self._buffer[:begin]

@@ -189,13 +189,13 @@ class Trial:
 
     def weights(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Snapshots start … stop - 1, float32 [n, P]; reads only the chunks that hold them."""
-        stop = self.committed if stop is None else stop
-        start, stop = checked("`start`", start, int), checked("`stop`", stop, int)
-        if not 0 <= start <= stop <= self.committed:  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
+        first = checked("`start`", start, int)
+        end = checked("`stop`", self.committed if stop is None else stop, int)
+        if not 0 <= first <= end <= self.committed:
             raise TiplError(
-                f"Trial {self.seed} has snapshots 0 to {self.committed - 1}, not {start} to {stop - 1}; ask for those."  # pyright: ignore[reportOptionalOperand]
+                f"Trial {self.seed} has snapshots 0 to {self.committed - 1}, not {first} to {end - 1}; ask for those."
             )
-        return self._read("weights", start, stop)
+        return self._read("weights", first, end)
 
     def history(self, origin: int, context: int | None = None) -> History:
         """Return what a forecaster is shown at an origin.

@@ -73,7 +73,10 @@ class Root:
         root = cls(
             parts={seed: part for part in PARTS for seed in attributes["split"][part]},
             trials={int(seed) if is_seed(seed) else -1: seal for seed, seal in attributes["trials"].items()},
-            **{name: attributes.get(name) for name in ("id", "made_of", "compact_error", "configuration")},  # pyright: ignore[reportArgumentType]
+            id=attributes["id"],
+            made_of=attributes.get("made_of"),
+            compact_error=attributes.get("compact_error"),
+            configuration=attributes.get("configuration"),
         )
         ids = [each for each in (root.id, root.made_of) if each is not None]
         twice = len(root.parts) < sum(map(len, attributes["split"].values()))
