@@ -41,6 +41,7 @@ def tell_of_many(parent: Parent) -> None:
 
 
 def until_stopped(parent: Parent, mark: Path) -> None:
+    parent.tell([0.0])
     mark.with_suffix(".begun").write_text(str(os.getpid()))
     while not parent.wants_stop():
         parent.tell([1.0] * 500)
