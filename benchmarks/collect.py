@@ -11,6 +11,7 @@ episodes of InvertedPendulum are long. The parts:
 
 collect      the loop of a process of `collect` with its share of the preset's 50 trials, snapshots written to a store
              in a temporary folder. Commits count as often as `collect` makes them, however short the part is.
+unsynced     the same without `fsync`, which waits until the disk has what is written, for fear of a power cut.
 environment  EnvPool alone: the very steps and resets of the part before, replayed from the actions that the stack
              took, in environments of the same seeds; through `tipl.rl.envs`, which is faster than EnvPool's own `step`.
 reference    one trial in the plain loop of `plain_loop.py`.
@@ -30,6 +31,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -49,7 +51,7 @@ LEAST = {  # the bars: a share of the environment-only rate, a multiple of the r
     "half-cheetah": {"times reference": 3.0},
 }
 MOST_WRITES = 0.05  # of collection's time
-PARTS = "collect", "environment", "reference"
+PARTS = "collect", "unsynced", "environment", "reference"
 Taken = list[tuple[np.ndarray, np.ndarray]]  # of each iteration, actions [S, N, A] and which copies were done [S, N]
 
 
@@ -163,7 +165,14 @@ def measure(
             _barrier.wait()
             alone = environment.run(taken)
             _barrier.wait()
-            found.append({"collect": result, "environment": alone, "reference": reference.run(min(seconds, 10))})
+            with mock.patch("os.fsync", lambda descriptor: None):
+                unsynced, taken = collecting.run(seconds)
+            environment.run(taken)  # which is to be where the stack is
+            _barrier.wait()
+            found.append({
+                "collect": result, "unsynced": unsynced, "environment": alone,
+                "reference": reference.run(min(seconds, 10)),
+            })  # fmt: skip
         return found
     except BaseException:
         _barrier.abort()  # the others need not wait
@@ -174,7 +183,8 @@ def rates_of_round(parts: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Steps a second of every part, of all processes together, and what collection's are of the others'."""
     rates = {name: sum(part[name]["steps"] / part[name]["seconds"] for part in parts) for name in PARTS}
     collect = rates["collect"]
-    return rates | {"of environment": collect / rates["environment"], "times reference": collect / rates["reference"]}
+    others = {"of environment": "environment", "times reference": "reference", "of unsynced": "unsynced"}
+    return rates | {name: collect / rates[part] for name, part in others.items()}
 
 
 def write_share(parts: Sequence[dict[str, Any]]) -> float:
@@ -218,6 +228,7 @@ def main() -> None:
     collected = [part["collect"] for parts in by_round for part in parts]
     median = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
     median["writes"] = write_share(collected)
+    median["unsynced writes"] = write_share([part["unsynced"] for parts in by_round for part in parts])
     length = statistics.mean(part["episode length"] for part in collected if part["episode length"])
     print(f"{args.experiment}: {len(seeds)} trials in {args.workers} processes, from iteration {iterations + 1} on")
     print(f"(episodes of {length:.0f} steps); medians of {args.rounds} rounds; load before and after: "
@@ -245,6 +256,8 @@ def print_table(median: dict[str, float], name: str) -> None:
     for ratio in ("of environment", "times reference"):
         bar = LEAST[name].get(ratio)
         print(f"{ratio:20s}{median[ratio]:12.3f}  {_verdict('≥', bar, bar is None or median[ratio] >= bar)}")
+    print(f"{'of unsynced':20s}{median['of unsynced']:12.3f}")
+    print(f"{'unsynced writes':20s}{median['unsynced writes']:12.3f}")
     print(f"{'writes':20s}{median['writes']:12.3f}  {_verdict('≤', MOST_WRITES, median['writes'] <= MOST_WRITES)}")
 
 
