@@ -34,6 +34,12 @@ def pressed():
 def hidden():
     try: time.sleep(1000)
     except KeyboardInterrupt: raise ValueError("made something else of it") from None
+class Slow:
+    def __del__(self): time.sleep(1000)
+def callback():
+    slow = Slow()
+    del slow
+    time.sleep(1000)
 def tidy():
     try:
         print("begun", flush=True)
@@ -61,7 +67,7 @@ def start(what: str, **options) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("what", ["python", "pressed", "hidden", "away"])
+@pytest.mark.parametrize("what", ["python", "pressed", "hidden", "callback", "away"])
 def test_every_way_of_telling_it_to_stop_ends_it_in_time(number: int, what: str):
     process = start(what)
     began = time.monotonic()

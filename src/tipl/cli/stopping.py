@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 GRACE_SECONDS = 5.0
 INTERRUPTED = "tipl: interrupted; what was committed stays readable, the same command goes on (train: with --resume)"
@@ -49,6 +49,14 @@ class Stop:
             self._raised = True
             raise KeyboardInterrupt
 
+    def ignored(self, what: Any) -> None:
+        """Raise it once more, a moment later, if it came where Python ignores it: while an object was taken down."""
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            return sys.__unraisablehook__(what)
+        self._raised = False
+        main = threading.main_thread().ident
+        threading.Timer(_SAME_SECONDS / 10, signal.pthread_kill, (main, signal.SIGINT)).start()
+
 
 @contextlib.contextmanager
 def stops_in_time() -> Iterator[Stop]:
@@ -63,12 +71,14 @@ def stops_in_time() -> Iterator[Stop]:
     for end in (heard, told):
         os.set_blocking(end, False)
     handlers = {number: signal.signal(number, pass_on[number]) for number in ours}
+    hook, sys.unraisablehook = sys.unraisablehook, stop.ignored
     before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(heard, set(ours), stop), daemon=True).start()
     try:
         yield stop
     finally:
         signal.set_wakeup_fd(before)
+        sys.unraisablehook = hook
         for number, handler in handlers.items():
             signal.signal(number, handler)
         os.close(told)  # which ends the thread

@@ -50,7 +50,7 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         config.CACHE_DIR = str(folder)
         try:
             compiled = njit(cache=folder is not None, **options)(function)
-            if folder is not None:
+            if folder is not None and compiled is not function:  # as with NUMBA_DISABLE_JIT
                 compiled._cache._cache_file.__class__ = _KeptKernel  # pyright: ignore[reportAttributeAccessIssue]
             return compiled
         finally:
