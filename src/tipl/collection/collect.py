@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.columns import Columns
 
 import tipl
 from tipl.checks import AnyPath, Count, checked_arguments
+from tipl.collection.watch import Curves, Watch
 from tipl.config.env_spec import EnvId, env_id_in
 from tipl.config.presets import Backend, CollectConfig, Device, DiscreteCollectConfig
 from tipl.errors import TiplError
@@ -35,7 +35,6 @@ from tipl.store import Store, TrialWriter, create_store, plan_trials
 
 COMMIT_SECONDS = 60.0
 MakeTrialBatch = Callable[[CollectConfig, Sequence[int]], TrialBatch]
-_RECENT = 10  # episodes that make a trial's "return so far"
 
 
 @checked_arguments
@@ -91,7 +90,7 @@ def collect(
         )
         begun = {seed: int(store.trial(seed).env_step[-1]) if seed in store.seeds else 0 for seed in waiting}
         tasks = [(config, out, share, begun, device, workers or cores, curves) for share in shares]
-        watch = _Watch(config.num_iterations * config.ppo.batch_size, begun)
+        watch = Watch(config.num_iterations * config.ppo.batch_size, begun)
         with steps_progress("collect", watch.left, watch.trials) as advance:
 
             def heard(task: int, numbers: Numbers) -> None:
@@ -134,7 +133,7 @@ def trial_config(config: CollectConfig) -> dict[str, Any]:
     return values
 
 
-def run_stack(
+def run_trials(
     config: CollectConfig,
     out: Path,
     seeds: Sequence[int],
@@ -298,41 +297,6 @@ def _check_steps(store: Store, config: CollectConfig) -> None:
             raise TiplError(f"{store.path} holds trial {seed} with total_steps = {steps}, {why}; give another --out.")
 
 
-class _Watch:
-    """What is known of every running trial: how far it is, how fast it goes, what it earns."""
-
-    def __init__(self, total: int, begun: Mapping[int, int]) -> None:
-        """Trials of `total` steps that stand at `begun[seed]`."""
-        self.total = total
-        self.left = sum(total - steps for steps in begun.values())
-        self._steps = dict(begun)
-        self._recent: dict[int, float] = {}
-        self._first: dict[int, tuple[int, float]] = {}  # the steps that were done when a trial was first heard of, when
-
-    def take(self, seed: int, steps: int, recent: float) -> int:
-        """A trial has done so many steps and earns so much (NaN: no episode has ended); how many steps are new."""
-        new, self._steps[seed] = steps - self._steps[seed], steps
-        self._first.setdefault(seed, (steps, time.monotonic()))
-        if not np.isnan(recent):
-            self._recent[seed] = recent
-        return new
-
-    def mean_return(self) -> str:
-        return f"return {np.mean(list(self._recent.values())):.0f}" if self._recent else ""
-
-    def trials(self) -> Columns:
-        """A cell a trial: its seed, its share of the steps, steps a second, return so far; as many as there is room."""
-        cells = []
-        for seed, steps in self._steps.items():
-            recent = f"{self._recent[seed]:.0f}" if seed in self._recent else "–"
-            begun, since = self._first.get(seed, (steps, 0.0))
-            pace = (steps - begun) / max(time.monotonic() - since, 1e-9)
-            done = "done" if steps >= self.total else f"{steps / self.total:.0%} {pace:,.0f}/s"
-            cells.append(f"trial {seed}: {done}, return {recent}")
-        a_row = max(1, console.width // (2 + max(map(len, cells))))
-        return Columns(cells[: a_row * max(1, console.height - 3)], equal=True, padding=(0, 2))
-
-
 def _run_share(
     parent: Parent, config: CollectConfig, out: Path, seeds: list[int], begun: Mapping[int, int], device: Device,
     threads: int, tensorboard: Path | None,
@@ -343,7 +307,7 @@ def _run_share(
         traces = {}
         for seed in seeds:
             write = closing.enter_context(scalars(tensorboard and tensorboard / f"trial-{seed}"))
-            traces[seed] = _Trace(begun[seed], write)
+            traces[seed] = Curves(begun[seed], write)
 
         def on_iteration(group: Sequence[int], result: Iteration) -> None:
             steps = result.number * config.ppo.batch_size
@@ -352,27 +316,7 @@ def _run_share(
                 for seed, episodes in zip(group, result.episodes, strict=True)
             ))  # fmt: skip
 
-        run_stack(config, out, seeds, on_iteration, parent.wants_stop, _stacks(device, threads), parent.wants_stop)
-
-
-class _Trace:
-    """One trial as it runs: its curves, and what it earns."""
-
-    def __init__(self, begun: int, write: Callable[[str, float, int], None]) -> None:
-        self._begun, self._write = begun, write
-        self._since = time.monotonic()
-        self._recent: list[float] = []
-
-    def take(self, steps: int, learning_rate: float, episodes: np.ndarray) -> float:
-        """The trial has done so many steps, and in the last iteration these episodes [E, 3] ended (step, return,
-        length); returns its mean return over the last episodes, NaN before there is any."""
-        for step, episode_return, length in episodes.tolist():
-            self._write("charts/episodic_return", episode_return, int(step))
-            self._write("charts/episodic_length", length, int(step))
-        self._write("charts/learning_rate", learning_rate, steps)
-        self._write("charts/SPS", (steps - self._begun) / max(time.monotonic() - self._since, 1e-9), steps)
-        self._recent = [*self._recent, *episodes[:, 1].tolist()][-_RECENT:]
-        return float(np.mean(self._recent)) if self._recent else np.nan
+        run_trials(config, out, seeds, on_iteration, parent.wants_stop, _batches(device, threads), parent.wants_stop)
 
 
 def _check_known_here(config: CollectConfig) -> None:
@@ -389,7 +333,7 @@ def _check_known_here(config: CollectConfig) -> None:
         ) from error
 
 
-def _stacks(device: Device, threads: int) -> MakeTrialBatch:
+def _batches(device: Device, threads: int) -> MakeTrialBatch:
     """How batches are made for a device; `threads` step the environments beside a GPU."""
     if device == "cpu":
         return TrialBatch

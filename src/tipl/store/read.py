@@ -161,6 +161,11 @@ def _say_once(line: str) -> None:
     console.print(line)
 
 
+def _stored(name: str) -> "cached_property[np.ndarray]":
+    """An array of a trial, read when it is first asked for."""
+    return cached_property(lambda trial: trial._read(name))
+
+
 class Trial:
     """One trial, read only, up to the snapshots that were committed when the store was opened.
 
@@ -223,15 +228,10 @@ class Trial:
         """
         return env_id_of(self._record.env_id, self.config)
 
-    @cached_property
-    def env_step(self) -> np.ndarray:
-        """[T] int64, environment steps before each snapshot."""
-        return self._read("env_step")
-
-    @cached_property
-    def iteration(self) -> np.ndarray:
-        """[T] int32, the iteration that made each snapshot; 0 for the initialization."""
-        return self._read("iteration")
+    env_step = _stored("env_step")
+    """[T] int64, environment steps before each snapshot."""
+    iteration = _stored("iteration")
+    """[T] int32, the iteration that made each snapshot; 0 for the initialization."""
 
     @cached_property
     def epoch_index(self) -> np.ndarray:
@@ -241,30 +241,16 @@ class Trial:
         """
         return epoch_indices(np.asarray(self.iteration))
 
-    @cached_property
-    def epoch(self) -> np.ndarray:
-        """[T] int32, update epochs done in that iteration."""
-        return self._read("epoch")
-
-    @cached_property
-    def learning_rate(self) -> np.ndarray:
-        """[T] float64."""
-        return self._read("learning_rate")
-
-    @cached_property
-    def obs_mean(self) -> np.ndarray:
-        """[T, obs] float64, of the normaliser that belongs to each snapshot."""
-        return self._read("obs_mean")
-
-    @cached_property
-    def obs_var(self) -> np.ndarray:
-        """[T, obs] float64."""
-        return self._read("obs_var")
-
-    @cached_property
-    def obs_count(self) -> np.ndarray:
-        """[T] float64."""
-        return self._read("obs_count")
+    epoch = _stored("epoch")
+    """[T] int32, update epochs done in that iteration."""
+    learning_rate = _stored("learning_rate")
+    """[T] float64."""
+    obs_mean = _stored("obs_mean")
+    """[T, obs] float64, of the normaliser that belongs to each snapshot."""
+    obs_var = _stored("obs_var")
+    """[T, obs] float64."""
+    obs_count = _stored("obs_count")
+    """[T] float64."""
 
     @cached_property
     def episodes(self) -> Episodes:
