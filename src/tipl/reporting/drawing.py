@@ -57,7 +57,8 @@ STYLE: Any = {  # matplotlib names its settings by literals
 # fmt: on
 COLUMN = 3.4
 """Inches: the width of a panel, and of a column of a two-column paper."""
-LEGEND_LINE = 0.17
+LEGEND_LINE, LONGEST = 0.17, 90
+"""Inches that a line of the legend takes; characters of the longest text that is drawn."""
 DASHES = ("-", (0, (4, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
 MARKS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^", "none": ""}
 
@@ -204,8 +205,9 @@ def _scale(axes: Axes, axis: Axis, side: str) -> None:
 
 
 def _clean(text: str) -> str:
-    """The text, and no character in it that a file may not hold."""
-    return "\n".join(map(printable, text.split("\n")))
+    """The text, no line of it too long to draw, and no character in it that a file may not hold."""
+    lines = map(printable, text.split("\n"))
+    return "\n".join(line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…" for line in lines)
 
 
 def _color_axes(left: Axes, right: Axes, panel: Panel) -> None:

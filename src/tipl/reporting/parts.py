@@ -260,7 +260,7 @@ def rows_panel(
 def _wrapped(name: str) -> str:
     """A row's name in short lines; what stands in brackets after it on lines of its own."""
     parts = re.split(r"\n| (?=\()", name, maxsplit=1)
-    return "\n".join(line for part in parts for line in textwrap.wrap(part, 24))
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, 24, max_lines=4, placeholder="…"))
 
 
 def known(*values: float | None) -> list[float]:
