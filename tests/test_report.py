@@ -637,27 +637,35 @@ def test_what_a_reader_points_at_lies_where_it_is_drawn(page: Path, metrics: dic
     np.testing.assert_allclose(pixels, slope * values + offset, atol=0.05)
 
 
-def test_what_a_file_says_is_text_wherever_it_stands(accelerated: Path, tmp_path: Path):
-    """No tag, no formula, no entity, and no character that a page may not hold."""
-    hostile = '</script><img src=x onerror="alert(1)">$\\frac{&amp;$ {{x}} \x00\x1b \u202e--> ]]>'
-    metrics = evaluation_of_walks(hostile)
-    for name in ("tipl", "autoregression", hostile):
-        entry = metrics["forecasters"].setdefault(name, dict(metrics["forecasters"]["mean-5"]))
-        entry["label"] = f"{hostile} {name}"
-    metrics["forecasters"]["tipl"]["basis"] = hostile
-    for key in ("store", "command"):
-        metrics[key] = hostile
-    metrics["config"] = metrics["versions"] = {hostile: hostile}
-    for each in metrics["spectrum"].values():
-        each["by_tensor"] = {f"{hostile} {tensor}": counted for tensor, counted in each["by_tensor"].items()}
-    runs = json.loads((accelerated / "metrics.json").read_text()) | {"env_id": hostile}
-    runs["arms"] = {f"{hostile} {name}": entry for name, entry in runs["arms"].items()}
-    out = report([write(tmp_path / "eval", metrics), write(tmp_path / "runs", runs)], tmp_path / "report.html")
-    source, tags = out.read_text(encoding="utf-8"), Tags()
+HOSTILE = '</script><img src=x onerror="alert(1)">$\\frac{&amp;$ {{x}} \x01\x1b \u202e--> ]]>'
+
+
+def test_what_an_evaluation_says_is_text_wherever_it_stands(tmp_path: Path):
+    """No tag, no formula, no entity, and no character that a drawing may not hold."""
+    metrics = smallest(
+        label=HOSTILE,
+        basis=HOSTILE,
+        trials_improved={"1": 1.0},
+        skill_by_phase={HOSTILE: {"1": 0.5}},
+        repw={"1": 1.0, "10": 2.0},
+    )
+    metrics |= {"env_id": HOSTILE, "store": HOSTILE, "command": HOSTILE, "config": {HOSTILE: HOSTILE}}
+    metrics["forecasters"][HOSTILE] = metrics["forecasters"]["line-5"] | {"label": "long" * 1000}
+    assert_harmless(report([write(tmp_path / "eval", metrics)], tmp_path / "report.html"))
+
+
+def test_what_an_acceleration_says_is_text_wherever_it_stands(accelerated: Path, tmp_path: Path):
+    runs = json.loads((accelerated / "metrics.json").read_text()) | {"env_id": HOSTILE}
+    runs["arms"] = {f"{HOSTILE} {name}": entry for name, entry in runs["arms"].items()}
+    assert_harmless(report([write(tmp_path / "runs", runs)], tmp_path / "report.html"))
+
+
+def assert_harmless(page: Path) -> None:
+    source, tags = page.read_text(encoding="utf-8"), Tags()
     tags.feed(source)
-    assert tags.scripts == ["application/json"] * source.count('class="panel"') + [None]
+    assert tags.scripts == ["application/json"] * source.count('class="panel"') + [None] and len(tags.scripts) > 3
     assert tags.handlers == [] and "img" not in tags.names
-    assert "alert(1)" in Page(out).text  # it is there, and harmless
+    assert "alert(1)" in Page(page).text  # it is there, and harmless
 
 
 class Tags(HTMLParser):

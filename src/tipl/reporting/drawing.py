@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -167,7 +168,7 @@ def _height(panel: Panel) -> float:
 
 def _draw(axes: Axes, panel: Panel, keys: Sequence[str]) -> dict[str, Line2D]:
     """Draw a panel; its legend's entries by label."""
-    axes.set_title(_clean(panel.title if panel.title != panel.x.label else ""), wrap=True)
+    axes.set_title(textwrap.fill(_clean(panel.title if panel.title != panel.x.label else ""), 44))
     _scale(axes, panel.x, "x")
     _scale(axes, panel.y, "y")
     right = axes.twinx() if panel.right else None
