@@ -19,9 +19,10 @@ from tipl.config.presets import Activation
 from tipl.errors import TiplError
 from tipl.rl import returns
 from tipl.rl.envs import make_env
-from tipl.rl.policies import VAR_EPSILON, initial_weights, policy_spec
+from tipl.rl.policies import initial_weights, policy_spec
 from tipl.rl.returns import Policies, episode_seeds, policy_returns
 from tipl.store import Store
+from tipl.store.policy import VAR_EPSILON
 from tipl.store.spec import ParamSpec
 
 

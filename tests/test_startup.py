@@ -28,3 +28,11 @@ def test_reading_a_store_takes_numpy_and_no_engine(small_store: Path) -> None:
     code = f"import tipl; trial = tipl.Store.open({str(small_store)!r}).trial(1); trial.weights(), trial.obs_mean"
     assert loaded(code) <= {"numpy", "rich"}
     assert "numpy" in loaded(code)  # the reader of modules sees what is there
+
+
+def test_a_stored_policy_acts_without_torch_and_numba(small_store: Path) -> None:
+    code = (
+        f"import tipl, numpy as np; trial = tipl.Store.open({str(small_store)!r}).trial(1); "
+        "trial.policy(3)(np.zeros((2, 4)))"
+    )
+    assert loaded(code) <= {"numpy", "rich"}

@@ -15,10 +15,10 @@ import toy_envs  # noqa: F401 - registers
 from tipl.config.presets import Backend, CollectConfig, DiscreteCollectConfig, DiscretePPOConfig, PPOConfig
 from tipl.errors import TiplError
 from tipl.rl.envs import make_env
-from tipl.rl.policies import VAR_EPSILON
 from tipl.rl.rollout import normalize_obs, normalize_reward
 from tipl.rl.trial_batch import Iteration, TrialBatch, environment_seeds
 from tipl.rl.vector_env import VectorEnv
+from tipl.store.policy import VAR_EPSILON
 
 BACKENDS: tuple[Backend, ...] = ("envpool", "gymnasium")
 PENDULUM, CHEETAH, CARTPOLE = "InvertedPendulum-v4", "HalfCheetah-v4", "CartPole-v1"

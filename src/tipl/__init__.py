@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tipl.store.compact import compact
     from tipl.store.history import History
     from tipl.store.inspect import data_info, data_verify
+    from tipl.store.policy import Policy, load_policy
     from tipl.store.read import Store, Trial
     from tipl.store.write import TrialWriter, create_store
     from tipl.training.train import train
@@ -63,6 +64,7 @@ _LAZY = {
     "JumpingOptimizer": "acceleration.jumping",
     "OnlineCorrected": "forecasting.online",
     "Policies": "rl.returns",
+    "Policy": "store.policy",
     "Store": "store.read",
     "TIPL": "models.transformer",
     "Trial": "store.read",
@@ -78,6 +80,7 @@ _LAZY = {
     "fit_svd": "representation.fit",
     "forecast": "forecasting.forecast",
     "load_forecaster": "forecasting.named",
+    "load_policy": "store.policy",
     "policy_returns": "rl.returns",
     "random_walk": "collection.random_walk",
     "report": "reporting",
@@ -107,6 +110,7 @@ __all__ = [
     "OnlineCorrected",
     "PPOConfig",
     "Policies",
+    "Policy",
     "SVDConfig",
     "Store",
     "TiplError",
@@ -127,6 +131,7 @@ __all__ = [
     "forecast",
     "jumps_of",
     "load_forecaster",
+    "load_policy",
     "policy_returns",
     "random_walk",
     "report",

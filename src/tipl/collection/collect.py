@@ -29,9 +29,9 @@ from tipl.processes import Numbers, Parent, run_in_processes
 from tipl.progress import console, scalars, steps_progress
 from tipl.rl.env_described import registered
 from tipl.rl.envs import chosen_backend, engine_versions, make_env
-from tipl.rl.policies import OBS_CLIP
 from tipl.rl.trial_batch import Abandoned, Iteration, NotFinite, TrialBatch
 from tipl.store import Store, TrialWriter, create_store, plan_trials
+from tipl.store.policy import OBS_CLIP
 
 COMMIT_SECONDS = 60.0
 MakeTrialBatch = Callable[[CollectConfig, Sequence[int]], TrialBatch]

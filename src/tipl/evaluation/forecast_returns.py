@@ -25,9 +25,9 @@ from tipl.forecasting.forecaster import Forecaster, checked_forecast
 from tipl.parts import ENDING, keep_part, kept_part
 from tipl.progress import steps_progress
 from tipl.rl.envs import engine_versions
-from tipl.rl.policies import OBS_CLIP
 from tipl.rl.returns import Policies, policy_returns
 from tipl.store import Trial
+from tipl.store.policy import OBS_CLIP
 
 _TRUE_WEIGHTS = ""  # φ_{t+h} itself, among the names of forecasters
 

@@ -13,21 +13,21 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from tipl.bundle import write_bundle
 from tipl.checks import AnyPath, Count, Positive, Whole, checked_arguments
 from tipl.config.env_spec import import_named
 from tipl.errors import TiplError
-from tipl.files import require_no_store_above, to_json
+from tipl.files import require_no_store_above
 from tipl.forecasting.forecaster import Forecaster, checked_forecast
 from tipl.forecasting.learned import Learned, learned_by, require_unseen
 from tipl.forecasting.named import load_forecaster
 from tipl.forecasting.online import online_corrected
 from tipl.forecasting.shipped import SHIPPED, model_folder
 from tipl.forecasting.trained import CausalForecaster, Stretched, codes_for
-from tipl.models import write_file
 from tipl.progress import console
-from tipl.rl.policies import OBS_CLIP
 from tipl.rl.returns import Policies, policy_returns, why_not_run
 from tipl.store import Store, Trial
+from tipl.store.policy import OBS_CLIP
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,13 @@ def _forecast(
     facts = {
         "env_id": run.env_id,
         "config": run.config,
+        "param_spec": run.spec.to_json(),
         "model": str(model),
         "stretch": stretch,
         "adapt": adapt,
         **asdict(prediction),
     }
-    write_file(out, safetensors.numpy.save(tensors, {"tipl": to_json(facts, str(out), indent=None)}))
+    write_bundle(out, tensors, facts, safetensors.numpy)
     return prediction
 
 

@@ -35,7 +35,7 @@ from tipl.config.presets import JumpConfig
 from tipl.errors import TiplError
 from tipl.forecasting.forecaster import Forecaster
 from tipl.rl.env_described import copies_described
-from tipl.rl.policies import VAR_EPSILON
+from tipl.store.policy import VAR_EPSILON
 
 try:
     from gymnasium import spaces

@@ -16,10 +16,6 @@ import numpy as np
 
 from tipl.store.spec import ParamSpec
 
-# A policy sees (obs − mean) / √(var + VAR_EPSILON), clipped to ± OBS_CLIP: Gymnasium's NormalizeObservation, then
-# CleanRL's TransformObservation.
-OBS_CLIP, VAR_EPSILON = 10.0, 1e-8
-
 
 def layer_sizes(obs_dim: int, hidden_sizes: Sequence[int], out_dim: int) -> np.ndarray:
     """[layers + 1] int64: inputs of the first layer, then the outputs of each."""

@@ -23,9 +23,10 @@ from tipl.errors import TiplError
 from tipl.rl.env_described import why_other
 from tipl.rl.envs import make_env
 from tipl.rl.kernels import FASTMATH, TANH, activation_code, forward_one, kernel, sampled_action
-from tipl.rl.policies import OBS_CLIP, VAR_EPSILON, action_noise, layer_sizes, network_size, policy_spec
+from tipl.rl.policies import action_noise, layer_sizes, network_size, policy_spec
 from tipl.rl.vector_env import VectorEnv
 from tipl.store import Trial
+from tipl.store.policy import OBS_CLIP, VAR_EPSILON
 
 _SLOTS = 64  # most episodes that one thread steps together: of more, the simulator's state leaves the cache
 MAX_EPISODE_STEPS = 100_000

@@ -11,8 +11,8 @@ import math
 import numpy as np
 
 from tipl.rl.kernels import FASTMATH, TANH, forward_batch, forward_one, kernel, sampled_action
-from tipl.rl.policies import OBS_CLIP, VAR_EPSILON
 from tipl.rl.ppo import categorical_log_probs, gaussian_log_prob
+from tipl.store.policy import OBS_CLIP, VAR_EPSILON
 
 _REWARD_CLIP = 10.0  # in CleanRL's TransformReward
 

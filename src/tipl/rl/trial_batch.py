@@ -24,7 +24,7 @@ from tipl.config.presets import CollectConfig, DiscretePPOConfig
 from tipl.errors import TiplError
 from tipl.rl.envs import make_env
 from tipl.rl.kernels import activation_code
-from tipl.rl.policies import OBS_CLIP, VAR_EPSILON, action_noise, initial_weights, layer_sizes, policy_spec
+from tipl.rl.policies import action_noise, initial_weights, layer_sizes, policy_spec
 from tipl.rl.ppo import (
     Learner,
     Samples,
@@ -34,6 +34,7 @@ from tipl.rl.ppo import (
 )
 from tipl.rl.rollout import act, critic_values, normalize_obs, normalize_reward
 from tipl.rl.vector_env import VectorEnv
+from tipl.store.policy import OBS_CLIP, VAR_EPSILON
 
 _FIRST_COUNT = 1e-4  # the weight of Gymnasium's initial moments (mean 0, variance 1)
 _INIT, _ITERATION, _COPIES = 0, 1, 2  # random streams of a trial

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from tipl.store.layout import EPISODE_ARRAYS, Record, checkpoint_path, read_reco
 from tipl.store.locks import is_folder
 from tipl.store.root import PARTS, Root, has_grown, require_same
 from tipl.store.spec import ParamSpec
+
+if TYPE_CHECKING:
+    from tipl.store.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,19 @@ class Trial:
         first = 0 if context is None else max(0, origin + 1 - context)
         count = int(self.epoch_index.max()) + 1 or None
         return History(self.seed, origin, self.weights(first, origin + 1), int(self.epoch_index[origin]), count)
+
+    def policy(self, t: int) -> "Policy":
+        """Return the policy at snapshot t with its normalizer: `actions = trial.policy(t)(observations)`.
+
+        Raises:
+            TiplError: there is no such snapshot, or the network of this trial is not known.
+        """
+        from tipl.store.policy import policy_of
+
+        t = checked("`t`", t, int)
+        weights_1P = self.weights(t, t + 1)
+        what = f"trial {self.seed}'s policies"
+        return policy_of(self.config, self.spec.unflatten(weights_1P[0]), self.obs_mean[t], self.obs_var[t], what)
 
     @cached_property
     def env_id(self) -> EnvId:

@@ -1,0 +1,156 @@
+"""A policy in hand: a snapshot with its normalizer, as a function from observations to actions.
+
+In: a trial's snapshot, or a file that `tipl forecast` wrote.  Out: actions, in numpy; the same as a torch module.
+
+The package's own runs use compiled kernels (rl/kernels.py), which compute the same; here are no engine, numba or torch.
+
+Shapes: N observations of O numbers, F outputs of the network, P weights.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors.numpy
+
+from tipl.bundle import read_bundle
+from tipl.checks import AnyPath, checked, checked_arguments
+from tipl.config.presets import Activation
+from tipl.errors import TiplError
+from tipl.files import Damaged
+
+if TYPE_CHECKING:
+    from tipl.store.policy_torch import TorchPolicy
+
+# A policy sees (obs − mean) / √(var + VAR_EPSILON), clipped to ± OBS_CLIP: Gymnasium's NormalizeObservation, then
+# CleanRL's TransformObservation.
+OBS_CLIP, VAR_EPSILON = 10.0, 1e-8
+_ADVICE = "write it again with `tipl forecast`"
+_FACTS = {"config": dict, "param_spec": [{"name": str}]}
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A policy that acts: `actions = policy(observations)`. `Trial.policy` and `tipl.load_policy` make one.
+
+    tensors: by name, of each layer the weight [out, in] and the bias [out]; last the log standard deviations [1, F],
+        without which actions are discrete.
+    obs_mean, obs_var: [O] float64, of the normalizer that it is run with.
+    activation: of the hidden layers.
+    obs_clip: normalized observations are held within ± this; None: as they are.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    obs_mean: np.ndarray
+    obs_var: np.ndarray
+    activation: Activation = "tanh"
+    obs_clip: float | None = OBS_CLIP
+
+    def __post_init__(self) -> None:
+        widths = [len(self.obs_mean), *(len(bias) for _, bias in self.layers)]
+        shapes = [weight.shape for weight, _ in self.layers]
+        fits = shapes == [(out, into) for into, out in pairwise(widths)] and len(self.obs_var) == len(self.obs_mean)
+        if not shapes or not fits or (self.log_std is not None and len(self.log_std) != widths[-1]):
+            raise TiplError("These tensors are no network from these observations; load them into a network of yours.")
+
+    @property
+    def layers(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The weight and the bias of each layer."""
+        parts = list(self.tensors.values())
+        return list(zip(parts[0::2], parts[1::2], strict=False))
+
+    @property
+    def log_std(self) -> np.ndarray | None:
+        """[F], where actions are continuous."""
+        parts = list(self.tensors.values())
+        return parts[-1].reshape(-1) if len(parts) % 2 else None
+
+    def __call__(self, observations: Any, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Return the actions at raw observations.
+
+        Args:
+            observations: [N, O], or one, [O], as the environment gives them.
+            rng: draws actions from the policy; default: the mean action, of discrete ones the most likely.
+
+        Returns:
+            float32 [N, F], not clipped to the environment's bounds; or, of discrete actions, int64 [N], counted from 0.
+            Without N of one observation.
+
+        Raises:
+            TiplError: the observations are of another size, or not finite.
+        """
+        rng = checked("`rng`", rng, np.random.Generator | None)
+        x = self._normalized(observations)
+        for number, (weight, bias) in enumerate(self.layers, 1):
+            x = x @ weight.T + bias
+            x = x if number == len(self.layers) else _ACTIVATIONS[self.activation](x)
+        if self.log_std is None:
+            return np.argmax(x if rng is None else x + rng.gumbel(size=x.shape), axis=-1)
+        return x if rng is None else x + np.exp(self.log_std) * rng.standard_normal(x.shape, np.float32)
+
+    def _normalized(self, observations: Any) -> np.ndarray:
+        try:
+            raw = np.asarray(observations, np.float64)
+        except (TypeError, ValueError) as error:
+            raise TiplError(f"Observations are no array of numbers ({error}).") from error
+        if raw.ndim not in (1, 2) or raw.shape[-1] != len(self.obs_mean):
+            raise TiplError(
+                f"Observations have the shape {list(raw.shape)}, and this policy takes {len(self.obs_mean)} numbers; "
+                f"give [N, {len(self.obs_mean)}]."
+            )
+        if not np.isfinite(raw).all():
+            raise TiplError("An observation is not finite; mend the environment.")
+        z = (raw - self.obs_mean) / np.sqrt(self.obs_var + VAR_EPSILON)
+        return (z if self.obs_clip is None else np.clip(z, -self.obs_clip, self.obs_clip)).astype(np.float32)
+
+    def to_torch(self) -> "TorchPolicy":
+        """Return an `nn.Module` that gives the same mean or most likely actions; its parameters are copies that train,
+        by the names of CleanRL's agents."""
+        from tipl.store.policy_torch import TorchPolicy
+
+        deviation = np.sqrt(self.obs_var + VAR_EPSILON)
+        return TorchPolicy(self.layers, self.log_std, self.activation, self.obs_mean, deviation, self.obs_clip)
+
+
+_ACTIVATIONS = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, np.float32(0)),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, np.float32(0)))),
+}
+
+
+def policy_of(
+    config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], obs_mean: np.ndarray, obs_var: np.ndarray, what: str
+) -> Policy:
+    """Return the policy of a trial's settings.
+
+    Raises:
+        TiplError: its network is not one that is known here.
+    """
+    if not isinstance(config.get("hidden_sizes"), list) or config.get("activation", "tanh") not in _ACTIVATIONS:
+        raise TiplError(
+            f"The network of {what} is not known (Linear and Tanh, ReLU or ELU in turn, to logits or to means with a "
+            "log-std), so it cannot act here; load its tensors into your own."
+        )
+    clip = checked("obs_clip", config.get("obs_clip", OBS_CLIP), float | None)
+    return Policy(tensors, obs_mean, obs_var, config.get("activation", "tanh"), clip)
+
+
+@checked_arguments
+def load_policy(path: AnyPath) -> Policy:
+    """Return the policy in a file that `tipl forecast` wrote, with the normalizer of its origin.
+
+    Raises:
+        TiplError: there is no such file, it is damaged, or its network is not known here.
+    """
+    path = Path(path)
+    tensors, facts = read_bundle(path, _FACTS, safetensors.numpy, _ADVICE)
+    names = [row["name"] for row in facts["param_spec"]]
+    missing = next((name for name in [*names, "obs_mean", "obs_var"] if name not in tensors), None)
+    if missing is not None:
+        raise Damaged(f"{path} has no tensor {missing!r}; {_ADVICE}.")
+    own = {name: tensors[name] for name in names}
+    return policy_of(facts["config"], own, tensors["obs_mean"], tensors["obs_var"], f"the policy in {path}")
