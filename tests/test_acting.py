@@ -82,7 +82,8 @@ def test_drawn_actions_scatter_as_the_policy_says() -> None:
     np.testing.assert_allclose(deviation.mean(axis=0), 0, atol=0.05)
     policy, _, observations = drawn("tanh", discrete=True)
     same = np.repeat(observations[:1], 20_000, axis=0)
-    logits = policy.to_torch().heads(torch.from_numpy(observations[:1]))[0].detach()
+    module: Any = policy.to_torch()
+    logits = module.heads(torch.from_numpy(observations[:1]))[0].detach()
     share = policy(same, np.random.default_rng(0)).mean()
     assert share == pytest.approx(float(torch.softmax(logits, 0)[1]), abs=0.02)
 

@@ -7,6 +7,7 @@ The package's own runs use compiled kernels (rl/kernels.py), which compute the s
 Shapes: N observations of O numbers, F outputs of the network, P weights.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,7 +24,7 @@ from tipl.errors import TiplError
 from tipl.files import Damaged
 
 if TYPE_CHECKING:
-    from tipl.store.policy_torch import TorchPolicy
+    from torch import nn
 
 # A policy sees (obs − mean) / √(var + VAR_EPSILON), clipped to ± OBS_CLIP: Gymnasium's NormalizeObservation, then
 # CleanRL's TransformObservation.
@@ -106,13 +107,50 @@ class Policy:
         z = (raw - self.obs_mean) / np.sqrt(self.obs_var + VAR_EPSILON)
         return (z if self.obs_clip is None else np.clip(z, -self.obs_clip, self.obs_clip)).astype(np.float32)
 
-    def to_torch(self) -> "TorchPolicy":
-        """Return an `nn.Module` that gives the same mean or most likely actions; its parameters are copies that train,
-        by the names of CleanRL's agents."""
-        from tipl.store.policy_torch import TorchPolicy
+    def to_torch(self) -> "nn.Module":
+        """Return an `nn.Module` that gives the same mean or most likely actions [N, F] or [N] at raw observations.
 
-        deviation = np.sqrt(self.obs_var + VAR_EPSILON)
-        return TorchPolicy(self.layers, self.log_std, self.activation, self.obs_mean, deviation, self.obs_clip)
+        Its parameters are copies that train, by the names of CleanRL's agents; `heads` gives means or logits. Save its
+        `state_dict()`: the class is made here, so that a policy is read without torch, and does not pickle.
+        """
+        return _torch_policy()(self)
+
+
+@functools.cache
+def _torch_policy() -> Any:
+    import torch
+    from torch import Tensor, nn
+
+    class TorchPolicy(nn.Module):
+        obs_mean: Tensor
+        obs_deviation: Tensor
+
+        def __init__(self, policy: Policy) -> None:
+            super().__init__()
+            modules: list[nn.Module] = []
+            for weight, bias in policy.layers:
+                linear = nn.Linear(weight.shape[1], weight.shape[0])
+                linear.weight, linear.bias = (nn.Parameter(torch.from_numpy(np.array(each))) for each in (weight, bias))
+                modules += [linear, {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}[policy.activation]()]
+            deviation = np.sqrt(policy.obs_var + VAR_EPSILON)
+            self.register_buffer("obs_mean", torch.from_numpy(np.array(policy.obs_mean, np.float64)))
+            self.register_buffer("obs_deviation", torch.from_numpy(np.array(deviation, np.float64)))
+            self.discrete, self.obs_clip = policy.log_std is None, policy.obs_clip
+            setattr(self, "actor" if self.discrete else "actor_mean", nn.Sequential(*modules[:-1]))
+            if policy.log_std is not None:
+                self.actor_logstd = nn.Parameter(torch.from_numpy(np.array(policy.log_std)).reshape(1, -1))
+
+        def heads(self, observations: Tensor) -> Tensor:
+            z = (observations.double() - self.obs_mean) / self.obs_deviation
+            z = z if self.obs_clip is None else z.clamp(-self.obs_clip, self.obs_clip)
+            network: Any = self.actor if self.discrete else self.actor_mean
+            return network(z.float())
+
+        def forward(self, observations: Tensor) -> Tensor:
+            heads = self.heads(observations)
+            return heads.argmax(dim=-1) if self.discrete else heads
+
+    return TorchPolicy
 
 
 _ACTIVATIONS = {
