@@ -93,22 +93,11 @@ def skill(errors: ArrayLike, reference_errors: ArrayLike, axis: int = 0) -> np.n
         return 1 - np.sum(errors, axis=axis) / np.sum(reference_errors, axis=axis)
 
 
-def probability_of_improvement(x: ArrayLike, y: ArrayLike, axis: int = 0) -> np.ndarray:
-    """P(X > Y) + P(X = Y) / 2 over all pairs of a value of x and one of y along `axis`; a `Statistic`.
-
-    The Mann-Whitney U statistic of x over the number of pairs. Above 0.5: x tends to be larger. x and y may differ in
-    their number of trials.
-    """
-    x_N = np.moveaxis(np.asarray(x, np.float64), axis, -1)[..., :, None]
-    y_N = np.moveaxis(np.asarray(y, np.float64), axis, -1)[..., None, :]
-    return ((x_N > y_N) + 0.5 * (x_N == y_N)).mean(axis=(-2, -1))
-
-
 def paired_improvement(x: ArrayLike, y: ArrayLike, axis: int = 0) -> np.ndarray:
     """P(x > y) + P(x = y) / 2 over trials that have both an x and a y; a `Statistic`.
 
-    The probability of improvement where two forecasters are judged on the same trials: what makes one trial harder
-    than another does not blur it.
+    The probability of improvement (Agarwal et al. 2021) where two are judged on the same trials: what makes one trial
+    harder than another does not blur it.
     """
     x_N, y_N = np.asarray(x, np.float64), np.asarray(y, np.float64)
     return ((x_N > y_N) + 0.5 * (x_N == y_N)).mean(axis=axis)
