@@ -41,7 +41,7 @@ def tell_of_many(parent: Parent) -> None:
 
 
 def until_stopped(parent: Parent, mark: Path) -> None:
-    parent.tell([0.0])
+    parent.tell([1.0] * 500)
     mark.with_suffix(".begun").write_text(str(os.getpid()))
     while not parent.wants_stop():
         parent.tell([1.0] * 500)
@@ -166,8 +166,9 @@ def test_a_process_that_is_killed_in_the_middle_of_a_message_leaves_no_half_of_o
 
     def kill(task: int, numbers: tuple[float, ...]) -> None:
         assert numbers == (1.0,) * 500
+        wait_until(lambda: mark.with_suffix(".begun").exists())
         with contextlib.suppress(ProcessLookupError):  # more of its news may lie in the pipe
-            os.kill(int(mark.with_suffix(".begun").read_text()), signal.SIGKILL)
+            os.kill(*pids([mark]), signal.SIGKILL)
 
     with pytest.raises(TiplError, match="was killed by SIGKILL"):
         run_in_processes(until_stopped, [(mark,)], 1, ["trial 1"], kill)

@@ -168,9 +168,8 @@ def run_in_processes(
         try:
             wait(working, GRACE_SECONDS)
         finally:
-            for future, (process, _) in working.items():
-                if not future.done():
-                    process.kill()
+            for process in processes:  # one that has returned has nothing to do either
+                process.kill()
         raise
     finally:
         for process in processes:
