@@ -215,15 +215,6 @@ def test_paired_difference_of_skills() -> None:
     np.testing.assert_allclose(numbers(*paired), numbers(*direct), rtol=1e-9)
 
 
-def test_paired_improvement_takes_an_interval() -> None:
-    rng = np.random.default_rng(17)
-    y = rng.standard_normal((10, 2))
-    x = np.stack([y[:, 0] + 100, y[:, 1]], axis=1)
-    certain, even = bootstrap_interval(paired_improvement, x, y, rng=rng, resamples=300)
-    assert certain == Interval(1.0, 1.0, 1.0, 10)
-    assert even == Interval(0.5, 0.5, 0.5, 10)  # the same rows of x and y are drawn
-
-
 @pytest.mark.parametrize("count", [5, 12])
 def test_a_share_of_trials_has_the_exact_interval(count: int) -> None:
     for hits in range(count + 1):
