@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tipl.collection.collect import run_trials
+from tipl.collection.collect import run_stack
 from tipl.config.presets import CollectConfig
 from tipl.store import create_store
 
@@ -23,5 +23,5 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six trials of InvertedPendulum-v4, 16 iterations, 81 snapshots each."""
     path = tmp_path_factory.mktemp("data") / "store"
     create_store(path)
-    run_trials(SMALL, path, SMALL.seeds, lambda seeds, result: None)
+    run_stack(SMALL, path, SMALL.seeds, lambda seeds, result: None)
     return path

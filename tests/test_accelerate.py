@@ -26,7 +26,7 @@ from tipl.acceleration.compare import accelerate, compare, measures, thresholds
 from tipl.acceleration.jump import KINDS
 from tipl.cli.main import main
 from tipl.cli.show import acceleration_facts
-from tipl.collection.collect import run_trials
+from tipl.collection.collect import run_stack
 from tipl.config.presets import CollectConfig, DiscreteCollectConfig, JumpConfig
 from tipl.errors import TiplError
 from tipl.forecasting.baselines import FixedSum
@@ -313,7 +313,7 @@ def test_an_autoregression_for_one_snapshot_an_iteration_learns_from_every_fifth
     """As if the same runs had been recorded once an iteration."""
     once = CollectConfig(trials=6, total_steps=16 * 2048, snapshot_every_epochs=10)
     create_store(tmp_path / "once")
-    run_trials(once, tmp_path / "once", once.seeds, lambda seeds, result: None)
+    run_stack(once, tmp_path / "once", once.seeds, lambda seeds, result: None)
     path = np.random.default_rng(0).standard_normal((101, 122), np.float32).cumsum(axis=0)
     history, shapes = History(1, 100, path, 0), [(122,)]
     made, expected = (

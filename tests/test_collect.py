@@ -19,7 +19,7 @@ import pytest
 import zarr
 from gymnasium.envs.registration import EnvSpec
 
-from tipl.collection.collect import collect, default_config, run_trials
+from tipl.collection.collect import collect, default_config, run_stack
 from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig
 from tipl.errors import TiplError
 from tipl.rl.trial_batch import TrialBatch
@@ -37,7 +37,7 @@ collect.COMMIT_SECONDS = 0
 store = create_store(sys.argv[1])
 config = CollectConfig(trials=2, total_steps=12 * 2048)
 seeds = [seed for seed in config.seeds if seed not in store.seeds or not store.is_complete(seed)]
-collect.run_trials(config, store.path, seeds, lambda *_: print("iteration", flush=True))
+collect.run_stack(config, store.path, seeds, lambda *_: print("iteration", flush=True))
 """
 
 
@@ -108,8 +108,8 @@ def test_trials_stopped_apart_are_finished_together(tmp_path: Path):
     path = tmp_path / "store"
     create_store(path)
     config = dataclasses.replace(CONFIG, total_steps=3 * 2048)
-    run_trials(config, path, [1], lambda *_: None, stopped=lambda: True)
-    run_trials(config, path, [1, 2], lambda *_: None)
+    run_stack(config, path, [1], lambda *_: None, stopped=lambda: True)
+    run_stack(config, path, [1, 2], lambda *_: None)
     alone = TrialBatch(config, [1])
     for _ in range(3):
         last = alone.iterate()
@@ -242,20 +242,20 @@ TINY = DiscreteCollectConfig("CartPole-v1", trials=2, total_steps=8 * 512, hidde
 def test_an_iteration_that_is_given_up_in_its_middle_leaves_those_before_it(asked: int, tmp_path: Path):
     create_store(tmp_path / "whole")
     create_store(tmp_path / "cut")
-    run_trials(TINY, tmp_path / "whole", [1, 2], lambda *_: None)
+    run_stack(TINY, tmp_path / "whole", [1, 2], lambda *_: None)
     calls, done = itertools.count(1), []
-    run_trials(
+    run_stack(
         TINY, tmp_path / "cut", [1, 2], lambda seeds, result: done.append(result), abandon=lambda: next(calls) >= asked
     )
     assert [trial.iteration[-1] for trial in map(Store.open(tmp_path / "cut").trial, (1, 2))] == [len(done)] * 2
-    run_trials(TINY, tmp_path / "cut", [1, 2], lambda *_: None)
+    run_stack(TINY, tmp_path / "cut", [1, 2], lambda *_: None)
     assert trials_of(tmp_path / "cut") == trials_of(tmp_path / "whole")
 
 
 def test_a_stop_that_comes_while_the_parent_is_told_loses_no_iteration(tmp_path: Path):
     create_store(tmp_path / "store")
     told: list[int] = []
-    run_trials(TINY, tmp_path / "store", [1], lambda _, result: told.append(result.number), stopped=lambda: 5 in told)
+    run_stack(TINY, tmp_path / "store", [1], lambda _, result: told.append(result.number), stopped=lambda: 5 in told)
     assert told == [1, 2, 3, 4, 5] and Store.open(tmp_path / "store").trial(1).iteration[-1] == 5
 
 
@@ -299,11 +299,11 @@ def test_a_trial_that_is_no_longer_finite_is_named_and_the_others_go_on(
         kind = "a reward" if what == "reward" else "an observation"
         line = rf"^GoesBad-v0 gave {kind} that is not finite to trial 2 at environment step 507, in iteration 4\. What"
         with pytest.raises(TiplError, match=line):
-            run_trials(config, path, seeds, lambda *_: None)
+            run_stack(config, path, seeds, lambda *_: None)
         assert [(complete, count) for complete, count, _ in trials_of(path)] == [(True, 17), (False, 7), (True, 17)]
     alone = tmp_path / "alone"
     create_store(alone)
-    run_trials(config, alone, [1, 3], lambda *_: None)
+    run_stack(config, alone, [1, 3], lambda *_: None)
     assert trials_of(alone) == trials_of(path)[::2]
 
 

@@ -12,7 +12,7 @@ import torch
 from test_trial_batch import PENDULUM, assert_same, small, small_discrete
 
 from tipl.cli.main import main
-from tipl.collection.collect import collect, run_trials, trial_config
+from tipl.collection.collect import collect, run_stack, trial_config
 from tipl.config.presets import CollectConfig, Device, DiscretePPOConfig, PPOConfig
 from tipl.errors import TiplError
 from tipl.rl.trial_batch import TrialBatch
@@ -111,9 +111,9 @@ def test_a_store_begun_with_one_kind_goes_on_with_the_other(begins_on_torch: boo
     kinds = functools.partial(TorchTrialBatch, threads=2, device="cpu"), TrialBatch
     first, second = kinds if begins_on_torch else kinds[::-1]
     path = create_store(tmp_path / "store").path
-    run_trials(config, path, config.seeds, lambda *_: None, stopped=lambda: True, make_batch=first)
+    run_stack(config, path, config.seeds, lambda *_: None, stopped=lambda: True, make_batch=first)
     assert [Store.open(path).trial(seed).committed for seed in config.seeds] == [3, 3] and data_verify(path)["ok"]
-    run_trials(config, path, config.seeds, lambda *_: None, make_batch=second)
+    run_stack(config, path, config.seeds, lambda *_: None, make_batch=second)
     assert data_verify(path)["ok"]
     batch = TrialBatch(config, config.seeds)
     results = [batch.iterate() for _ in range(3)]

@@ -133,7 +133,7 @@ def trial_config(config: CollectConfig) -> dict[str, Any]:
     return values
 
 
-def run_trials(
+def run_stack(
     config: CollectConfig,
     out: Path,
     seeds: Sequence[int],
@@ -316,7 +316,7 @@ def _run_share(
                 for seed, episodes in zip(group, result.episodes, strict=True)
             ))  # fmt: skip
 
-        run_trials(config, out, seeds, on_iteration, parent.wants_stop, _batches(device, threads), parent.wants_stop)
+        run_stack(config, out, seeds, on_iteration, parent.wants_stop, _batches(device, threads), parent.wants_stop)
 
 
 def _check_known_here(config: CollectConfig) -> None:
