@@ -2,8 +2,8 @@
 
 In: a store of InvertedPendulum, whose trial the shipped model has not learned from.  Out: moving.gif.
 
-    tipl collect --env-id InvertedPendulum-v4 --trials 16 --total-steps 200000 --hidden-sizes 8 8 --out runs/pictures
-    python docs/pictures/moving_picture.py runs/pictures
+    tipl reproduce inverted-pendulum --preset quick
+    python docs/pictures/moving_picture.py runs/inverted-pendulum-quick/store
 
 The first test trial, origins at equal distances, one episode from one initial state; the pendulum is drawn from what
 the policies observe (position of the cart, angle of the pole). All three policies act under the origin's normalizer.
