@@ -146,7 +146,9 @@ def test_flags_of_every_kind_become_settings():
 def test_flags_stand_over_the_preset_of_the_environment():
     line = "collect --out S --preset paper --env-id HalfCheetah-v4 --trials 3"
     settings = collect_settings(build_parser().parse_args(line.split()))
-    assert settings == CollectConfig("HalfCheetah-v4", trials=3, total_steps=2_000_000, hidden_sizes=(256, 256))
+    assert settings == CollectConfig(
+        "HalfCheetah-v4", trials=3, seed=1001, total_steps=2_000_000, hidden_sizes=(256, 256)
+    )
 
 
 def test_flags_stand_over_the_defaults_of_discrete_actions(capsys):

@@ -26,7 +26,7 @@ from tipl.errors import TiplError
 from tipl.evaluation.apart import Plan, plan
 from tipl.evaluation.forecast_returns import measure_returns
 from tipl.evaluation.origins import choose_origins, fitted_horizons, join_origins, learning_curve
-from tipl.evaluation.scores import weight_scores
+from tipl.evaluation.scores import Comparison, Origins, weight_scores
 from tipl.evaluation.spectra import spectra
 from tipl.evaluation.weight_errors import compare_weights, errors_in_the_basis
 from tipl.files import Absent, require_no_store_above, told, write_json
@@ -90,11 +90,8 @@ def evaluate(
     store, out, began = Path(store), Path(out), time.monotonic()
     for each in forecasters:
         usable(each)
-    folders = [model_folder(model) for model in models]
+    folders = _folders(models)
     sources = [] if fit is None else [Path(fit)] if isinstance(fit, str | os.PathLike) else [Path(each) for each in fit]
-    twice = next((folder for i, folder in enumerate(folders) if folder.resolve() in _resolved(folders[:i])), None)
-    if twice is not None:
-        raise TiplError(f"The model {twice} is given twice; leave one out.")
     _require_out(out, [store, *folders, *sources, *([] if codes is None else [Path(codes)])])
     data = Store.open(store)
     if trust:
@@ -111,28 +108,12 @@ def evaluate(
     trials = chosen.trials
     origins = join_origins([choose_origins(trial, config) for trial in trials])
     compared = compare_weights(trials, origins, judged, config.horizons, out / PARTS_FOLDER)
-    rivals = [f.name for f in judged if f.causal and not f.is_model]
-    scores = {
-        f.name: {"label": f.label, "basis": f.basis, "causal": f.causal, "model": f.is_model}
-        | weight_scores(f.name, compared, rivals, origins, config.horizons, trials[0].spec.size, config.seed)
-        for f in judged
-    }
+    scores = _scores(judged, compared, origins, config, trials[0].spec.size)
     floors, within = errors_in_the_basis(judged, trials, origins, config.horizons)
     for name, values in within.items():
         scores[name]["skill_in_basis"] = values
     metrics: dict[str, Any] = {
-        "schema": SCHEMA,
-        "store": str(store),
-        "command": shlex.join(["tipl", *sys.argv[1:]]) if Path(sys.argv[0]).name == "tipl" else None,
-        "env_id": trials[0].env_id,
-        "hidden_sizes": trials[0].config.get("hidden_sizes"),
-        "num_weights": trials[0].spec.size,
-        "fit": ", ".join(map(str, sources)) or None,
-        "train_trials": [trial.seed for source in chosen.sources for trial in source.train],
-        "validation_trials": [trial.seed for source in chosen.sources for trial in source.judges],
-        "test_trials": list(chosen.seeds),
-        "seen": config.seen,
-        **chosen.facts(),
+        **_of_what(chosen, sources),
         "horizons": list(config.horizons),
         "origins": int(origins.by_time.sum()),
         "forecasters": scores,
@@ -242,6 +223,54 @@ def _say_what_is_judged(chosen: Plan) -> None:
     shapes = tuple(map(tuple, chosen.trials[0].spec.shapes))
     if chosen.sources and all(tuple(map(tuple, s.train[0].spec.shapes)) != shapes for s in chosen.sources):
         console.print("evaluate: the mean of the training trials is left out; no store of --fit has these policies.")
+
+
+def _scores(
+    judged: Sequence[Forecaster],
+    compared: Mapping[str, Comparison],
+    origins: Origins,
+    config: EvaluateConfig,
+    size: int,
+) -> dict[str, dict[str, Any]]:
+    """By forecaster what it is, and its errors in weights; `size` is P."""
+    rivals = [f.name for f in judged if f.causal and not f.is_model]
+    return {
+        f.name: {"label": f.label, "basis": f.basis, "causal": f.causal, "model": f.is_model}
+        | weight_scores(f.name, compared, rivals, origins, config.horizons, size, config.seed)
+        for f in judged
+    }
+
+
+def _of_what(chosen: Plan, sources: Sequence[Path]) -> dict[str, Any]:
+    """For metrics.json: which trials of which store are judged, and what baselines were fitted on."""
+    trial = chosen.trials[0]
+    return {
+        "schema": SCHEMA,
+        "store": str(chosen.data.path),
+        "command": shlex.join(["tipl", *sys.argv[1:]]) if Path(sys.argv[0]).name == "tipl" else None,
+        "env_id": trial.env_id,
+        "hidden_sizes": trial.config.get("hidden_sizes"),
+        "num_weights": trial.spec.size,
+        "fit": ", ".join(map(str, sources)) or None,
+        "train_trials": [trial.seed for source in chosen.sources for trial in source.train],
+        "validation_trials": [trial.seed for source in chosen.sources for trial in source.judges],
+        "test_trials": list(chosen.seeds),
+        "seen": chosen.kind == "training",
+        **chosen.facts(),
+    }
+
+
+def _folders(models: Sequence[AnyPath]) -> list[Path]:
+    """
+    Raises:
+        TiplError: a model is given twice.
+    """
+    folders = [model_folder(model) for model in models]
+    resolved = [folder.resolve() for folder in folders]
+    for i, folder in enumerate(folders):
+        if resolved[i] in resolved[:i]:
+            raise TiplError(f"The model {folder} is given twice; leave one out.")
+    return folders
 
 
 def _require_out(out: Path, inputs: Sequence[Path]) -> None:
