@@ -82,10 +82,9 @@ def evaluate(
         `out`.
 
     Raises:
-        TiplError: the store or a model cannot be used, its policies cannot be run, the horizons do not fit into the
-            trials, something that would be judged was learned from, two forecasters have one name, one returns what is
-            no forecast (another shape, fewer horizons, not finite), or `out` holds the metrics of an earlier evaluation
-            or is where something else lies.
+        TiplError: the store or a model cannot be used, the horizons do not fit into the trials, something that would be
+            judged was learned from, a forecaster has another's name or returns no forecast (another shape, not finite),
+            or `out` holds something.
     """
     store, out, began = Path(store), Path(out), time.monotonic()
     for each in forecasters:
