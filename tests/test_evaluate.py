@@ -563,7 +563,7 @@ def test_a_broken_forecaster_is_named():
         checked_forecast(_Broken(np.full((1, 2, 3), np.nan)), seen, [1, 2])
     with pytest.raises(TiplError, match=r"broken returned the shape \(1, 2, 4\), not \(1, 2, 3\)"):
         checked_forecast(_Broken(np.zeros((1, 2, 4))), seen, [1, 2])
-    with pytest.raises(TiplError, match="broken returned list, not a numpy array"):
+    with pytest.raises(TiplError, match="broken returned is of the type list; give a ndarray"):
         checked_forecast(_Broken([[[0.0] * 3] * 2]), seen, [1, 2])
 
 

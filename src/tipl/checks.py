@@ -249,4 +249,5 @@ def _words(kind: Any) -> str:
         return "a path"
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return "several, as a list or a tuple"
-    return f"a {getattr(origin, '__name__', origin)}"
+    word = str(getattr(origin, "__name__", origin))
+    return f"an {word}" if word[0] in "AEIOU" else f"a {word}"

@@ -13,7 +13,7 @@ For loops without a policy there is `JumpingOptimizer` (jumping.py), a `torch.op
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -72,7 +72,7 @@ class Batch:
         Raises:
             TiplError: it lacks what they look at, its parts do not fit together, or a number is not finite.
         """
-        given = (self.observations, self.actions, self.log_probs, self.advantages)
+        given = [getattr(self, name) for name in ("observations", "actions", "log_probs", "advantages")]
         other = next((part for part in given if not isinstance(part, Tensor | None)), None)
         if other is not None:
             raise TiplError(f"A Batch holds tensors, not {type(other).__name__}.")
@@ -219,7 +219,7 @@ class Accelerator:
         return judge
 
     @contextlib.contextmanager
-    def _with(self, weights_P: np.ndarray) -> Iterator[None]:
+    def _with(self, weights_P: np.ndarray) -> Generator[None]:
         with undisturbed(self._parameters, self._policy), tried(self._parameters, weights_P):
             yield
 
@@ -244,11 +244,11 @@ class Accelerator:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, the weights apart; tensors, to go into a checkpoint."""
-        state: dict[str, Any] = {name: torch.from_numpy(value.copy()) for name, value in self._jumper.state().items()}
+        state: dict[str, Any] = {name: torch.as_tensor(value.copy()) for name, value in self._jumper.state().items()}
         size = sum(parameter.numel() for parameter in self._parameters)
         within = np.array(self._snapshots, np.float32).reshape(-1, size)
         about = {"counts_by_kind": dict(self.counts), "forecaster": self._jumper.forecaster.name}
-        return state | about | {"within": torch.from_numpy(within)}
+        return state | about | {"within": torch.as_tensor(within)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken.

@@ -9,7 +9,7 @@ not taken for evidence that the next should go the same way. Shapes: n snapshots
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -250,10 +250,10 @@ class Jumper:
             share *= float(np.clip(by, 0.05, 0.9))
         return 0.0, 0.0
 
-    def is_of(self, state: Mapping[str, Any], size: int) -> bool:
+    def is_of(self, state: object, size: int) -> bool:
         """Whether this is the state of a run of so many weights."""
         numbers = ("jumped", "evidence", "counts", "before", "path", "origin", "within")
-        if any(name not in state for name in numbers):
+        if not isinstance(state, Mapping) or any(name not in state for name in numbers):
             return False
         return tuple(state["jumped"].shape) == (size,) and tuple(state["path"].shape[1:]) == (size,)
 

@@ -5,7 +5,7 @@ In: a torch optimizer, a forecaster.  Out: the same optimizer's steps, and now a
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,8 +59,7 @@ class JumpingOptimizer(torch.optim.Optimizer):
         Raises:
             TiplError: the settings or the forecaster cannot be used.
         """
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TiplError(f"{type(optimizer).__name__} is no torch.optim.Optimizer; give one that takes the steps.")
+        checked("`optimizer`", optimizer, torch.optim.Optimizer)
         period = checked("`period`", period, Count)
         count = checked("`snapshots_per_iteration`", snapshots_per_iteration, Count)
         asked = checked("`jump`", jump, JumpConfig | None)
@@ -87,7 +86,8 @@ class JumpingOptimizer(torch.optim.Optimizer):
         size = sum(parameter.numel() for parameter in self._weights)
         self._jumper = Jumper(forecaster, config, np.ones(size, bool))
         self._jumper.begin(flat(self._weights))
-        self._every, self._snapshots, self._steps, self._within = period // count, count, 0, []
+        self._every, self._snapshots, self._steps = period // count, count, 0
+        self._within: list[np.ndarray] = []
         self._takes_closure = jump is not None and jump.surrogate
         self.counts: Counter[str] = Counter()
 
@@ -160,7 +160,7 @@ class JumpingOptimizer(torch.optim.Optimizer):
         """The other optimizer's state, and what the next jump depends on under `jumps`."""
         size = sum(parameter.numel() for parameter in self._weights)
         arrays = self._jumper.state() | {"within": np.array(self._within, np.float32).reshape(-1, size)}
-        jumps = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+        jumps = {name: torch.as_tensor(np.array(value)) for name, value in arrays.items()}
         about = {"steps": self._steps, "counts": dict(self.counts), "forecaster": self._jumper.forecaster.name}
         return self.optimizer.state_dict() | about | {"jumps": jumps}
 
@@ -173,7 +173,7 @@ class JumpingOptimizer(torch.optim.Optimizer):
         state = dict(state_dict)
         jumps, steps, counts, of = (state.pop(name, None) for name in ("jumps", "steps", "counts", "forecaster"))
         size = sum(parameter.numel() for parameter in self._weights)
-        if not isinstance(jumps, Mapping) or not self._jumper.is_of(jumps, size):
+        if not self._jumper.is_of(jumps, size):
             raise TiplError("This is not the state of a JumpingOptimizer of these weights; give one that is.")
         if of != self._jumper.forecaster.name:
             raise TiplError(

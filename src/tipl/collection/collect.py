@@ -304,7 +304,7 @@ def _run_share(
     """Run these trials in a process of their own, write their curves and tell how far they are."""
     _check_known_here(config)
     with contextlib.ExitStack() as closing:
-        traces = {}
+        traces: dict[int, Curves] = {}
         for seed in seeds:
             write = closing.enter_context(scalars(tensorboard and tensorboard / f"trial-{seed}"))
             traces[seed] = Curves(begun[seed], write)

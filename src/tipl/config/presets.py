@@ -89,7 +89,7 @@ class CollectConfig:
     """
 
     env_id: str = "InvertedPendulum-v4"
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     """Keyword arguments of the environment, K=V or a JSON object; max_episode_steps is one."""
     trials: Count = 20
     """Number of independent runs."""

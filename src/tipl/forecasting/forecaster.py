@@ -64,8 +64,8 @@ def asked(histories: Sequence[History], horizons: Sequence[int]) -> list[int]:
     Raises:
         TiplError: there is no history, one is none, or a horizon is no number of snapshots ahead.
     """
-    if not isinstance(histories, Sequence) or not histories or not all(isinstance(h, History) for h in histories):
-        raise TiplError("A forecast begins from histories; give a list of History, one at least.")
+    if not checked("`histories`", histories, Sequence[History]):
+        raise TiplError("`histories` is empty; give a History, one at least.")
     found = checked("`horizons`", horizons, Sequence[Count])
     if not found:
         raise TiplError("`horizons` is empty; give snapshots ahead, one at least.")
@@ -120,7 +120,7 @@ class LiveRun:
         self._end, self.origin = len(self._rows), int(state["origin"])
 
 
-def usable(forecaster: Forecaster) -> Forecaster:
+def usable(forecaster: object) -> Forecaster:
     """Return the forecaster if it keeps the contract that `Forecaster` states.
 
     Raises:
@@ -152,10 +152,8 @@ def checked_forecast(forecaster: Forecaster, histories: Sequence[History], horiz
     Raises:
         TiplError: it has another shape, or is not finite.
     """
-    made = forecaster.forecast(histories, horizons)
+    made = checked(f"What {forecaster.name} returned", forecaster.forecast(histories, horizons), np.ndarray)
     wanted = (len(histories), len(horizons), histories[0].weights.shape[1])
-    if not isinstance(made, np.ndarray):
-        raise TiplError(f"Forecaster {forecaster.name} returned {type(made).__name__}, not a numpy array; mend it.")
     if made.shape != wanted:
         raise TiplError(f"Forecaster {forecaster.name} returned the shape {made.shape}, not {wanted}; mend it.")
     if not np.isfinite(made).all():

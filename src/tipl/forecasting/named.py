@@ -95,7 +95,8 @@ def _rule(name: str, horizon: int, count: int, fit: AnyPath | None, seed: int) -
             if fit is None:
                 return shipped_autoregression(count, horizons)
             return fit_autoregression(Path(fit), count, horizons)
-    return None
+        case _:
+            return None
 
 
 def _trained(folder: Path, shapes: Sequence[Sequence[int]] | None, codes: Codes | None) -> Forecaster:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tipl.checks import Count, Positive, Whole, checked_arguments
+from tipl.checks import Count, Positive, Whole, checked, checked_arguments
 from tipl.config.env_spec import EnvId
 from tipl.config.presets import Activation, Backend
 from tipl.errors import TiplError
@@ -66,11 +66,11 @@ class Policies:
         return len(self.weights)
 
 
-def _numbers(name: str, values: object, kind: type) -> np.ndarray:
+def _numbers(name: str, values: object, kind: type[np.floating]) -> np.ndarray:
     """[M, ...] of this type, rows of finite numbers."""
     try:
         with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(np.asarray(values), dtype=kind)
+            array: np.ndarray = np.ascontiguousarray(np.asarray(values), dtype=kind)
     except (TypeError, ValueError, OverflowError) as error:
         raise TiplError(f"{name} of policies are no array of numbers ({error}).") from error
     if array.ndim != 2:
@@ -218,7 +218,10 @@ def _noise(seeds: np.ndarray, env: VectorEnv) -> Iterator[np.ndarray]:
 
 
 @kernel(fastmath=FASTMATH)
-def act_frozen(weights, policy, obs, obs_mean, obs_var, sizes, noise, actions, clip=OBS_CLIP, activation=TANH):
+def act_frozen(
+    weights: np.ndarray, policy: np.ndarray, obs: np.ndarray, obs_mean: np.ndarray, obs_var: np.ndarray,
+    sizes: np.ndarray, noise: np.ndarray, actions: np.ndarray, clip: float = OBS_CLIP, activation: int = TANH,
+) -> None:  # fmt: skip
     """Actions of policy[j] on raw observation obs[j] under its frozen normalizer: μ(s) + σ · noise, or, of discrete
     ones, argmax(z(s) + noise) of logits z.
 
@@ -254,18 +257,14 @@ def why_not_run(trial: Trial) -> str | None:
 
     Collected ones can; recorded ones if record.py knew their network and what makes their environment, and both fit.
     """
-    config = trial.config
-    layers = config.get("hidden_sizes")
-    if (
-        not isinstance(layers, list)
-        or not all(type(size) is int and size > 0 for size in layers)
-        or ("backend" not in config)
-    ):
+    try:
+        layers, backend = checked("", trial.config.get("hidden_sizes"), Sequence[Count]), trial.config["backend"]
+    except (TiplError, KeyError):
         return "are none that can be run (Linear and Tanh, ReLU or ELU in turn, to logits or to means with a log-std)"
     if trial.env_id.spec.get("not_run"):
         return f"cannot be run: {trial.env_id.spec['not_run']}"
     try:
-        env = make_env(trial.env_id, [0], config["backend"])
+        env = make_env(trial.env_id, [0], backend)
         other = why_other(trial.env_id)
     except TiplError as error:
         return f"cannot be run here: {str(error).rstrip('.')}"

@@ -237,6 +237,11 @@ def read_record(trial: Path) -> Record | None:
     return record
 
 
+def checksum_of(content: bytes) -> int:
+    """Return the CRC32C of a checkpoint."""
+    return google_crc32c.value(content)
+
+
 def read_checkpoint(trial: Path, record: Record) -> bytes:
     """Return the checkpoint that was committed with a record.
 
@@ -247,6 +252,6 @@ def read_checkpoint(trial: Path, record: Record) -> bytes:
     if not is_folder(trial / "resume"):
         raise Absent(f"There is no {path}; {_COPY}.")
     data = read_file(path, _MOST_CHECKPOINT)
-    if google_crc32c.value(data) != record.checkpoint_crc32c:
+    if checksum_of(data) != record.checkpoint_crc32c:
         raise Damaged(f"The checksum of {path} does not match; {_COPY}.")
     return data

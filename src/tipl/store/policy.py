@@ -8,7 +8,7 @@ Shapes: N observations of O numbers, F outputs of the network, P weights.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -130,15 +130,15 @@ def _torch_policy() -> Any:
             modules: list[nn.Module] = []
             for weight, bias in policy.layers:
                 linear = nn.Linear(weight.shape[1], weight.shape[0])
-                linear.weight, linear.bias = (nn.Parameter(torch.from_numpy(np.array(each))) for each in (weight, bias))
+                linear.weight, linear.bias = (nn.Parameter(torch.as_tensor(np.array(each))) for each in (weight, bias))
                 modules += [linear, {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}[policy.activation]()]
             deviation = np.sqrt(policy.obs_var + VAR_EPSILON)
-            self.register_buffer("obs_mean", torch.from_numpy(np.array(policy.obs_mean, np.float64)))
-            self.register_buffer("obs_deviation", torch.from_numpy(np.array(deviation, np.float64)))
+            self.register_buffer("obs_mean", torch.as_tensor(np.array(policy.obs_mean, np.float64)))
+            self.register_buffer("obs_deviation", torch.as_tensor(np.array(deviation, np.float64)))
             self.discrete, self.obs_clip = policy.log_std is None, policy.obs_clip
             setattr(self, "actor" if self.discrete else "actor_mean", nn.Sequential(*modules[:-1]))
             if policy.log_std is not None:
-                self.actor_logstd = nn.Parameter(torch.from_numpy(np.array(policy.log_std)).reshape(1, -1))
+                self.actor_logstd = nn.Parameter(torch.as_tensor(np.array(policy.log_std)).reshape(1, -1))
 
         def heads(self, observations: Tensor) -> Tensor:
             z = (observations.double() - self.obs_mean) / self.obs_deviation
@@ -153,7 +153,7 @@ def _torch_policy() -> Any:
     return TorchPolicy
 
 
-_ACTIVATIONS = {
+_ACTIVATIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, np.float32(0)),
     "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, np.float32(0)))),

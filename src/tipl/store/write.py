@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import google_crc32c
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -32,6 +31,7 @@ from tipl.store.layout import (
     Record,
     array_layout,
     checkpoint_path,
+    checksum_of,
     read_checkpoint,
     trial_path,
     trials_path,
@@ -151,7 +151,8 @@ class TrialWriter:
             if chunk_snapshots is None:
                 most_bytes, most_snapshots = _WEIGHTS_CHUNK
                 chunk_snapshots = min(most_snapshots, rows_in(most_bytes, 4 * spec.size))
-            room, chunk_rows = {}, {}
+            room: dict[str, int] = {}
+            chunk_rows: dict[str, int] = {}
             for name, (_, row) in array_layout(spec.size, obs_dim).items():
                 chunk = rows_in(_OTHER_CHUNK_BYTES, 8 * math.prod(row)) if name != "weights" else chunk_snapshots
                 room[name] = (num_snapshots if name in SNAPSHOT_ARRAYS else None) or chunk
@@ -275,7 +276,7 @@ class TrialWriter:
             sums = {name: [*array.flush(exact=complete)] for name, array in self._arrays.items()}
             record = dataclasses.replace(
                 self._record, committed=self.appended, committed_episodes=self._arrays["episode_step"].rows,
-                complete=complete, commits=self._record.commits + 1, checkpoint_crc32c=google_crc32c.value(data),
+                complete=complete, commits=self._record.commits + 1, checkpoint_crc32c=checksum_of(data),
                 checksums=sums, compact=compact,
             )  # fmt: skip
             if may_grow or not complete:

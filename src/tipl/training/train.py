@@ -136,7 +136,8 @@ def _learned_from(store: Path, split: Split) -> dict[str, Any]:
 
 def _training_windows(store: Path, seeds: Sequence[int], origins: int, seed: int) -> TrainingWindows:
     """Windows of these trials at about `origins` origins in all."""
-    data, parts = Store.open(store), []
+    data = Store.open(store)
+    parts: list[TrainingWindows] = []
     with steps_progress(f"train: windows of {store.name}", len(seeds)) as advance:
         for number in seeds:
             trial, rng = data.trial(number), np.random.default_rng([seed, number])
