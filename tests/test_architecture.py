@@ -4,16 +4,21 @@ In: the source of the package.  Out: failures that name the module.
 """
 
 import ast
+import importlib
+import inspect
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import pytest
 
 import tipl
+from tipl.representation import Codes
 
 SOURCE = Path(tipl.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -113,6 +118,87 @@ def test_every_public_name_is_there_and_says_so():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="nothing_like_this"):
         tipl.nothing_like_this  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("name", sorted(set(tipl.__all__) - {"EXPERIMENTS", "__version__"}))
+def test_a_public_name_says_what_it_is_for(name: str):
+    public = getattr(tipl, name)
+    if inspect.isclass(public):
+        own = [member for member, value in vars(public).items() if callable(value) and not member.startswith("_")]
+        undocumented = [member for member in own if not inspect.getdoc(getattr(public, member))]
+        assert vars(public)["__doc__"] and not undocumented, undocumented
+    else:
+        assert undocumented_parts(public) == []
+
+
+def undocumented_parts(function: Callable[..., Any]) -> list[str]:
+    """What the docstring of a function leaves out: a first line that says what it does, an argument, its errors."""
+    text = inspect.getdoc(function) or ""
+    found = re.search(r"^Args:\n((?: .*\n?)+)", text, re.MULTILINE)
+    named = re.findall(r"^    (\w[\w, ]*):", found[1] if found else "", re.MULTILINE)
+    missing = [name for name in inspect.signature(function).parameters if name not in ", ".join(named).split(", ")]
+    says_what_it_does = re.match(r"(?!(An?|The|What|How) )[A-Z]\w+ [^\n]*\.(\n|$)", text)
+    return (
+        ([] if says_what_it_does else ["the first line"])
+        + missing
+        + ([] if "\nRaises:\n    TiplError: " in text else ["Raises"])
+    )
+
+
+def test_the_reader_of_docstrings_misses_what_is_missing():
+    def bare(one, two): ...
+
+    def first_lines_alone(one):
+        """The one.
+
+        Raises:
+            TiplError: always.
+        """
+
+    def whole(one, two, three):
+        """Return one.
+
+        Args:
+            one, two: numbers;
+                four: too.
+            three: a number.
+
+        Raises:
+            TiplError: always.
+        """
+
+    assert undocumented_parts(bare) == ["the first line", "one", "two", "Raises"]
+    assert undocumented_parts(first_lines_alone) == ["the first line", "one"]
+    assert undocumented_parts(whole) == []
+
+
+_PATHS = ("codes", "evals", "fit", "folder", "models", "name_or_path", "out", "path", "store", "store_path",
+          "tensorboard")  # fmt: skip
+"""What arguments are called that are paths, or several."""
+_OPENED = ("Codes", "Store", "Trial", "TrialWriter")  # whose `__init__` is for their class methods
+
+
+@pytest.mark.parametrize("name", [*sorted(set(tipl.__all__) - {"EXPERIMENTS", "__version__"}), "SB3Recorder"])
+def test_a_path_is_a_str_or_any_os_pathlike(name: str):
+    if name == "SB3Recorder":
+        pytest.importorskip("stable_baselines3")
+    public = getattr(importlib.import_module("tipl.integrations.sb3") if name == "SB3Recorder" else tipl, name)
+    functions = {name: public}
+    if inspect.isclass(public):
+        functions = {member: getattr(public, member) for member in vars(public) if not member.startswith("_")}
+        functions |= {} if name in _OPENED else {"__init__": public.__init__}
+    for where, function in functions.items():
+        for argument in inspect.signature(function).parameters.values() if callable(function) else ():
+            kinds = set(_kinds(argument.annotation))
+            assert Path not in kinds, (where, argument)
+            assert argument.name not in _PATHS or {str, os.PathLike} <= kinds or Codes in kinds, (where, argument)
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    yield get_origin(annotation) or annotation
+    for part in get_args(annotation):
+        for each in part if isinstance(part, list) else [part]:  # the arguments of a Callable are a list
+            yield from _kinds(each)
 
 
 def imported_modules(source: str, above: str = "tipl.") -> set[str]:

@@ -5,13 +5,15 @@ In: values of the wrong and the right kind.  Out: failures.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 
+import tipl
 from tipl.checks import AnyPath, Count, Part, Positive, Share, Whole, checked, checked_arguments
 from tipl.config.presets import (
     CausalTrainConfig,
@@ -111,6 +113,37 @@ def test_the_arguments_of_a_function_are_checked_and_its_defaults_are_not():
     with pytest.raises(TypeError, match="store"):  # a call that Python itself would not take
         add()  # pyright: ignore[reportCallIssue]
     assert isinstance(TiplError("x"), ValueError)
+
+
+class Somewhere:
+    """A path that is neither a str nor a pathlib.Path, and looks like none."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = os.fspath(path)
+
+    def __fspath__(self) -> str:
+        return self._path
+
+
+@pytest.mark.parametrize("of", [str, Somewhere])
+def test_public_functions_take_a_str_and_any_path_object(tmp_path: Path, of: Callable[[Path], Any]):
+    walks, small, codes = (of(tmp_path / name) for name in ("walks", "small", "codes"))
+    assert tipl.random_walk(walks, trials=5, snapshots=9, dim=4) == tmp_path / "walks"
+    assert tipl.compact(walks, small) == tmp_path / "small"
+    assert tipl.fit_svd(walks, codes, tipl.SVDConfig(dim=2), progress=False) == tmp_path / "codes"
+    assert tipl.Codes.open(codes).seeds == tipl.Store.open(walks).seeds == [1, 2, 3, 4, 5]
+    assert tipl.data_info(small)["store"] == tipl.data_verify(small)["store"] == str(tmp_path / "small")
+    assert tipl.create_store(walks).path == tmp_path / "walks"
+    with pytest.raises(TiplError, match=f"{tmp_path}/small is compact already"):
+        tipl.compact(small, of(tmp_path / "other"))
+    with pytest.raises(TiplError, match=f"{tmp_path}/walks.* is complete"):
+        tipl.TrialWriter.resume(walks, 1)
+    with pytest.raises(TiplError, match=f"{tmp_path}/no"):
+        tipl.load_policy(of(tmp_path / "no.safetensors"))
+    assert tipl.load_forecaster(of(Path("causal")), [(3,)]).name == "causal"
+    assert tipl.jumps_of(of(Path("line"))) == tipl.jumps_of("line") != tipl.jumps_of("causal")
+    line = tipl.JumpingOptimizer(torch.optim.SGD(torch.nn.Linear(1, 1).parameters()), of(Path("line")))
+    assert line.state_dict()["forecaster"] == "line-6"
 
 
 SETTINGS = [

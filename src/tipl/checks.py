@@ -15,6 +15,7 @@ import numbers
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tipl.errors import TiplError
@@ -146,7 +147,9 @@ def checked_path(name: str, value: Any) -> Any:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
             raise TiplError(f"{name} is {text[:60]}: {error.strerror}; give another path.") from error
-    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else value
+    if text == "~" or text.startswith("~/"):
+        return os.path.expanduser(text)
+    return value if isinstance(value, str) else Path(text)
 
 
 def _one_of(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:

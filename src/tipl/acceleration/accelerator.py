@@ -65,7 +65,8 @@ class Batch:
     returns: Sequence[float] = ()
 
     def check(self, asked: Iterable[str]) -> None:
-        """
+        """Check that it is whole.
+
         Args:
             asked: settings of jumps that were asked for.
 
@@ -162,7 +163,7 @@ class Accelerator:
 
     @torch.no_grad()
     def step(self, batch: Batch) -> Jump:
-        """Once an iteration, after its update: jump, or do not.
+        """Jump, or do not; to be called once an iteration, after its update.
 
         Raises:
             TiplError: weights or the batch are not finite, the batch lacks something, `record` was called another
@@ -243,7 +244,7 @@ class Accelerator:
             check_log_probs(found, batch.log_probs, "the policy that made it, as the Accelerator knows it")
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, the weights apart; tensors, to go into a checkpoint."""
+        """Return all that the next step depends on, the weights apart; tensors, to go into a checkpoint."""
         state: dict[str, Any] = {name: torch.as_tensor(value.copy()) for name, value in self._jumper.state().items()}
         size = sum(parameter.numel() for parameter in self._parameters)
         within = np.array(self._snapshots, np.float32).reshape(-1, size)

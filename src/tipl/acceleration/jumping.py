@@ -102,7 +102,11 @@ class JumpingOptimizer(torch.optim.Optimizer):
         self.param_groups, self.state = optimizer.param_groups, optimizer.state
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the other optimizer, after every `period` of them a jump."""
+        """Take one step of the other optimizer, after every `period` of them a jump; return its loss.
+
+        Raises:
+            TiplError: the jump looks at the loss and there is no closure, or weights are not finite.
+        """
         if self._takes_closure and closure is None:
             raise TiplError("surrogate looks at the loss; hand step a closure, or give JumpConfig(surrogate=False).")
         loss = self.optimizer.step(closure) if closure is not None else self.optimizer.step()
@@ -143,11 +147,11 @@ class JumpingOptimizer(torch.optim.Optimizer):
         return judge
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As the other optimizer has it."""
+        """Clear the gradients as the other optimizer does."""
         self.optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused once jumps have begun: their weights are known from the start.
+        """Refuse further groups once jumps have begun: their weights are known from the start.
 
         Raises:
             TiplError: always, after `__init__`.
@@ -157,7 +161,7 @@ class JumpingOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """The other optimizer's state, and what the next jump depends on under `jumps`."""
+        """Return the other optimizer's state, and what the next jump depends on under `jumps`."""
         size = sum(parameter.numel() for parameter in self._weights)
         arrays = self._jumper.state() | {"within": np.array(self._within, np.float32).reshape(-1, size)}
         jumps = {name: torch.as_tensor(np.array(value)) for name, value in arrays.items()}

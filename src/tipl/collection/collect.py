@@ -52,6 +52,7 @@ def collect(
     would have had if all steps had been asked for at once. With `anneal_lr` its learning rate has fallen to 0 by then.
 
     Args:
+        config: what makes the trials.
         out: the store's folder; made if missing.
         workers: processes; default: one a core that this process may use, at most one a trial. With "cuda", threads.
         device: that runs the policies and their updates. On "cuda" one process runs all trials together, and

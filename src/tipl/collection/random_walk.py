@@ -38,6 +38,7 @@ def random_walk(
     """Write a store of random walks; those that it holds already are kept.
 
     Args:
+        out: the store's folder; made if missing.
         trials, snapshots, dim: N, T and P.
         drift: D, the length of the drift over that of a step's noise.
         seed: of the first trial; the others count up from it.

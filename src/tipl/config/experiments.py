@@ -49,7 +49,10 @@ EXPERIMENTS: dict[str, dict[str, Experiment]] = {
 
 @checked_arguments
 def experiment(name: str, preset: str) -> Experiment:
-    """The settings of one of the paper's experiments in one of its sizes.
+    """Return the settings of one of the paper's experiments in one of its sizes.
+
+    Args:
+        name, preset: as `reproduce` takes them.
 
     Raises:
         TiplError: there is no such experiment or preset.

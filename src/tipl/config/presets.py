@@ -6,11 +6,24 @@ A field's annotation says which values it takes (checks.py); `__post_init__` add
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from tipl.checks import Count, NotNegative, Part, Positive, Share, Whole, Within, check_settings, require
+from tipl.checks import (
+    AnyPath,
+    Count,
+    NotNegative,
+    Part,
+    Positive,
+    Share,
+    Whole,
+    Within,
+    check_settings,
+    checked_arguments,
+    require,
+)
 from tipl.errors import TiplError
 
 Backend = Literal["auto", "envpool", "gymnasium"]
@@ -359,6 +372,14 @@ JUMPS = {
 """How to jump with each `ForecasterName`, as `results/accelerate` has chosen."""
 
 
-def jumps_of(forecaster: str) -> JumpConfig:
-    """How to jump with a forecaster of this name, or with a causal model in this folder."""
-    return JUMPS.get(forecaster, JUMPS["causal"])
+@checked_arguments
+def jumps_of(forecaster: AnyPath) -> JumpConfig:
+    """Return how one usually jumps with a forecaster.
+
+    Args:
+        forecaster: its name, or the folder of a causal model.
+
+    Raises:
+        TiplError: it is neither text nor a path.
+    """
+    return JUMPS.get(os.fspath(forecaster), JUMPS["causal"])

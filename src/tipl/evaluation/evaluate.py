@@ -67,8 +67,8 @@ def evaluate(
     What takes long is kept in `out`/parts: the same call goes on after an interruption.
 
     Args:
-        store: the data set.
-        out: folder for metrics.json; made if missing.
+        store, out: the data set, and the folder for metrics.json, made if missing.
+        config: at which origins and horizons, and what is run.
         models: folders that `train` wrote, or names of models that come with the package.
         forecasters: any others of your own; one without `is_model` counts as a baseline that models have to beat.
         codes: what `fit_svd` wrote for this store, full or pooled: also judge a line through them. With the `full`

@@ -71,8 +71,8 @@ def forecast(
     """Write the policy that a model expects `horizon` snapshots after the origin, and run it.
 
     Args:
-        trial: its seed.
-        origin: the last snapshot that the model sees.
+        store, trial: the data set, and the trial's seed.
+        origin, horizon: the last snapshot that the model sees, and how many snapshots later the policy is.
         out: a .safetensors file: the tensors by the names in the store, `obs_mean` and `obs_var` of the origin, and in
             its metadata, as JSON, what it is.
         model: a folder that `train` wrote, or the name of a model that comes with the package. On a task that it has
@@ -82,6 +82,7 @@ def forecast(
         adapt: correct it by what came of the model's forecasts from every earlier snapshot.
         seen: forecast a trial that the model has learned from; otherwise that is refused.
         episodes: that a return is the mean of, the same ones for all policies; 0: none are run.
+        seed: of the episodes.
         trust: import the modules that the store names for its environments, which runs their code.
 
     Raises:

@@ -54,7 +54,7 @@ class Forecaster(ABC):
         origin. All of them have to be finite. What a forecaster keeps between calls may change no forecast."""
 
     def follow(self, trial: int, weights_P: np.ndarray) -> "LiveRun":
-        """A live run from φ_0 on."""
+        """Return a live run from φ_0 on."""
         return LiveRun(self, trial, weights_P)
 
 

@@ -5,6 +5,7 @@ In: a name, or the folder of a model.  Out: a `Forecaster` that has seen nothing
 
 import functools
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -25,8 +26,10 @@ from tipl.store import Store
 
 
 def as_name(forecaster: AnyPath) -> str:
-    """Return what forecasters are asked for by: a name is a name, and a `Path` that leads somewhere is that place."""
-    return str(forecaster.absolute()) if isinstance(forecaster, Path) and forecaster.exists() else str(forecaster)
+    """Return what forecasters are asked for by: a name is a name, and a path object that leads somewhere that place."""
+    path = Path(forecaster)
+    is_place = isinstance(forecaster, os.PathLike) and path.exists()
+    return str(path.absolute()) if is_place else os.fspath(forecaster)
 
 
 @checked_arguments

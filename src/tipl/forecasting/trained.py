@@ -97,6 +97,8 @@ class CausalForecaster(Forecaster):
     ) -> None:
         """
         Args:
+            model: the network; it is set to evaluate.
+            name: that reports and metrics.json call it by.
             shapes: of the tensors that lie end to end in the weights; [(P,)] for weights that are one vector.
 
         Raises:
@@ -117,6 +119,7 @@ class CausalForecaster(Forecaster):
         """Return the forecaster of a causal model: the package's own by its name, `causal`, or a folder's.
 
         Args:
+            name_or_path: that name, or a folder that `train` wrote.
             shapes: as above; of a stored trial `trial.spec.shapes`.
 
         Raises:
@@ -131,7 +134,7 @@ class CausalForecaster(Forecaster):
     def forecast_with_error(
         self, histories: Sequence[History], horizons: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The forecast [B, H, P], and how far from it the model expects φ_{t+h}: root mean square length [B, H].
+        """Return the forecast [B, H, P], and how far from it the model expects φ_{t+h}: root mean square [B, H].
 
         The error is NaN where the model has nothing to go by: beyond `furthest`, and where nothing has moved yet.
         """

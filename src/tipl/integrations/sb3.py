@@ -17,7 +17,6 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -80,7 +79,7 @@ class SB3Recorder(BaseCallback):
 
     def __init__(
         self,
-        store: Path | str,
+        store: AnyPath,
         seed: int | None = None,
         *,
         every: int,

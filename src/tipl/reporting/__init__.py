@@ -24,8 +24,14 @@ __all__ = ["report"]
 
 @checked_arguments
 def report(evals: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
-    """Write the page `out` about what `tipl evaluate` or `tipl accelerate` left in the folders `evals`, and its figures
-    beside it.
+    """Write a page, and its figures beside it, about evaluations and accelerated runs.
+
+    Args:
+        evals: folders, or one, that `tipl evaluate` or `tipl accelerate` left.
+        out: the page, HTML.
+
+    Returns:
+        `out`.
 
     Raises:
         TiplError: there is none, a metrics.json cannot be used, or `out` cannot be written.

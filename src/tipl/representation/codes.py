@@ -64,7 +64,11 @@ class Codes:
 
     @classmethod
     def open(cls, path: AnyPath) -> "Codes":
-        """Raises TiplError where `path` is no CODES, damaged, of another version, or unfinished."""
+        """Return the codes in a folder.
+
+        Raises:
+            TiplError: `path` is no CODES, damaged, of another version, or unfinished.
+        """
         path = Path(checked("The folder of codes", path, AnyPath))
         facts = read_identity(path)
         if facts is None:
@@ -77,7 +81,7 @@ class Codes:
             raise TiplError(f"{path / CODES_FILE} has settings that are unknown here ({error}); {_AGAIN}.") from error
 
     def codes(self, seed: int) -> np.ndarray:
-        """The float32 codes of a trial.
+        """Return the float32 codes of a trial.
 
         Returns:
             full, pooled: [T, D], a code a snapshot.
@@ -89,7 +93,7 @@ class Codes:
         return self._arrays(seed)["codes"]
 
     def basis(self, seed: int) -> Basis:
-        """The basis of a trial, full or pooled; window and prefix have one for each origin, made from `gram(seed)`."""
+        """Return the basis of a trial, full or pooled; window and prefix make one for each origin from `gram(seed)`."""
         assert self.context is None, f"{self.config.basis} has a basis for each origin"
         own = self._arrays(seed)
         shared = self._pooled() if self.config.basis == POOLED else own
@@ -98,7 +102,7 @@ class Codes:
         return Basis(mean_P, components_DP, values[: len(components_DP)], values, self.look_ahead)
 
     def gram(self, seed: int) -> Gram:
-        """The Gram matrix of a trial, for `window_basis` and `prefix_bases`; window and prefix only."""
+        """Return the Gram matrix of a trial, for `window_basis` and `prefix_bases`; window and prefix only."""
         assert self.context is not None, f"{self.config.basis} has one basis for a trial and keeps no Gram matrix"
         own = self._arrays(seed)
         lower_TT = np.zeros((len(own["initial"]),) * 2)
@@ -106,7 +110,7 @@ class Codes:
         return Gram(lower_TT + np.tril(lower_TT, -1).T, own["initial"])
 
     def singular_values(self, seed: int) -> np.ndarray:
-        """Float64 spectrum.
+        """Return the float64 spectrum.
 
         Returns:
             full: [min(T, P)], of the trial. pooled: of the stacked training trials, as many as were kept.

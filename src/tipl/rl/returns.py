@@ -96,15 +96,20 @@ def policy_returns(
     threads: Count | None = None,
     advance: Callable[[int, str], None] = lambda steps, note: None,
 ) -> np.ndarray:
-    """Run every policy for `episodes` whole episodes.
+    """Return what every policy earns in `episodes` whole episodes.
 
     Args:
+        policies: M of them, with their normalizers.
         env_id: an id, or a trial's `env_id`, which knows what else made its environment.
+        hidden_sizes: units of each hidden layer.
+        episodes, seed: how many of each policy, and what they are drawn from: all policies meet the same ones.
         sampled: draw actions from the policy; otherwise take its mean action, of discrete ones the most likely.
         activation: of the hidden layers.
+        backend: that steps the environment.
         obs_clip: normalized observations are held within ± this; None: as they are.
         threads: default: one a core that this process may use.
         advance: told how many episodes have ended.
+
     Returns:
         [M, episodes] float64, undiscounted raw returns.
 

@@ -43,6 +43,14 @@ _SAMPLE = 128  # snapshots whose inner products are measured
 def compact(store_path: AnyPath, out: AnyPath, config: CompactConfig = CompactConfig()) -> Path:
     """Write the complete trials of a store into a compact one; trials that it already holds are kept.
 
+    Args:
+        store_path: the store that was collected or recorded.
+        out: the compact one; made if missing.
+        config: how much it may lose.
+
+    Returns:
+        `out`.
+
     Raises:
         TiplError: there is nothing to compact, `out` is another kind of store or holds other trials, or, after every
             complete trial is written, there are others that are not complete.

@@ -42,7 +42,10 @@ _MOST_PROBLEMS = 100  # damaged chunks of one array that are listed
 
 @checked_arguments
 def data_info(path: AnyPath) -> dict[str, Any]:
-    """What a store holds, as JSON: of every trial snapshots, episodes, returns, sizes and versions; and their sums.
+    """Return what a store holds, as JSON: each trial's snapshots, episodes, returns, sizes and versions; their sums.
+
+    Args:
+        path: the store.
 
     Raises:
         TiplError: there is no readable store.
@@ -104,6 +107,9 @@ def _disk_bytes(path: Path) -> int:
 @checked_arguments
 def data_verify(path: AnyPath) -> dict[str, Any]:
     """Read every committed chunk of every array with its checksums, and every checkpoint.
+
+    Args:
+        path: the store.
 
     Returns:
         JSON: `damage` lists all that is not as it was written (trial, array, chunk, rows [first, last + 1] of the

@@ -181,6 +181,9 @@ def policy_of(
 def load_policy(path: AnyPath) -> Policy:
     """Return the policy in a file that `tipl forecast` wrote, with the normalizer of its origin.
 
+    Args:
+        path: the .safetensors file.
+
     Raises:
         TiplError: there is no such file, it is damaged, or its network is not known here.
     """

@@ -89,7 +89,8 @@ class Store:
         return sorted(self.records)
 
     def trial(self, seed: int) -> "Trial":
-        """
+        """Return the trial of this seed.
+
         Raises:
             TiplError: nothing of that trial is committed.
         """
@@ -110,7 +111,7 @@ class Store:
         return record.complete and not (shared and has_grown(record.configuration, shared))
 
     def split(self) -> Split:
-        """By trial, as the store has it: each trial was given its part before it began, and keeps it (`plan_trials`).
+        """Return the split: each trial was given its part before it began, and keeps it (`plan_trials`).
 
         Says on the terminal which trials are not complete, or were taken away.
 
@@ -196,7 +197,11 @@ class Trial:
         return checkpoint_path(self._path, self._record).is_file()
 
     def weights(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Snapshots start … stop - 1, float32 [n, P]; reads only the chunks that hold them."""
+        """Return snapshots start … stop - 1, float32 [n, P]; reads only the chunks that hold them.
+
+        Raises:
+            TiplError: there are no such snapshots, or a chunk is damaged.
+        """
         first = checked("`start`", start, int)
         end = checked("`stop`", self.committed if stop is None else stop, int)
         if not 0 <= first <= end <= self.committed:

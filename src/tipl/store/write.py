@@ -49,9 +49,10 @@ _OTHER_CHUNK_BYTES = 64 << 10  # every commit rewrites an array's last chunk: sm
 
 @checked_arguments
 def create_store(path: AnyPath, compact_error: Positive | None = None, made_of: Store | None = None) -> Store:
-    """A new store at `path`, or the one that is there already.
+    """Return a new store, or the one that is there already.
 
     Args:
+        path: its folder.
         compact_error: make a compact store (see compact.py).
         made_of: the store whose trials this one is to hold in another form; they keep their parts of the split.
 
@@ -110,7 +111,7 @@ class TrialWriter:
     @classmethod
     def create(
         cls,
-        store_path: Path | str,
+        store_path: AnyPath,
         seed: int,
         *,
         env_id: str,
@@ -171,7 +172,7 @@ class TrialWriter:
             return writer
 
     @classmethod
-    def resume(cls, store_path: Path | str, seed: int) -> tuple[Self, dict[str, np.ndarray]]:
+    def resume(cls, store_path: AnyPath, seed: int) -> tuple[Self, dict[str, np.ndarray]]:
         """Cut a trial back to what was committed and go on writing it.
 
         Returns:

@@ -47,6 +47,7 @@ def train(
     Args:
         store: the data set. The causal model learns from several at once, of any environments and policies.
         out: the model's folder, made if missing.
+        config, svd: the model and its training, and the basis of its codes.
         codes: what `fit-svd` wrote for this store; without it the SVD `svd` is fitted to `out`/codes. The causal
             model takes none.
         resume: go on from the checkpoint in `out`, to more steps than it was begun with if `config` says so and its
