@@ -28,7 +28,7 @@ reproduce: setup
 	$(VENV)/bin/tipl reproduce inverted-pendulum --preset quick
 
 test: setup
-	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(VENV)/bin/ruff check

@@ -5,6 +5,7 @@ In: *.ipynb.  Out: the same files, with pictures and printed text, without progr
 python examples/run_notebooks.py
 """
 
+import os
 from pathlib import Path
 
 import nbformat
@@ -19,7 +20,8 @@ def executed(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, nbformat.NO_CONVERT)
     client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", record_timing=False)
     client.resources = {"metadata": {"path": str(path.parent)}}
-    client.execute()
+    # EnvPool, once imported, sets a backend of matplotlib for all that this process starts; a kernel has its own.
+    client.execute(env={name: value for name, value in os.environ.items() if name != "MPLBACKEND"})
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if _is_worth_keeping(output)]

@@ -12,8 +12,21 @@ from tipl.collection.collect import run_stack
 from tipl.config.presets import CollectConfig
 from tipl.store import create_store
 
-# A shell starts what it runs in the background with Ctrl-C ignored, and every child inherits that; tests send it.
+# A shell starts what it runs in the background with Ctrl-C ignored, nohup with a hang-up ignored, and every child
+# inherits that; tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# What takes longest begins first, so that no file runs alone at the end (the Makefile keeps the order of files).
+SLOWEST = (
+    "test_notebooks.py", "test_docs.py", "test_faults.py", "test_report.py", "test_stopping.py", "test_train.py",
+    "test_collect.py", "test_evaluate.py", "test_accelerate.py", "test_reproduce.py", "test_hostile.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 SMALL = CollectConfig(trials=6, total_steps=16 * 2048)
 
