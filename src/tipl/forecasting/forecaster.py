@@ -65,7 +65,7 @@ def asked(histories: Sequence[History], horizons: Sequence[int]) -> list[int]:
         TiplError: there is no history, one is none, or a horizon is no number of snapshots ahead.
     """
     if not checked("`histories`", histories, Sequence[History]):
-        raise TiplError("`histories` is empty; give a History, one at least.")
+        raise TiplError("`histories` is empty; give a list of History, one at least.")
     found = checked("`horizons`", horizons, Sequence[Count])
     if not found:
         raise TiplError("`horizons` is empty; give snapshots ahead, one at least.")

@@ -27,9 +27,8 @@ from tipl.store import Store
 
 def as_name(forecaster: AnyPath) -> str:
     """Return what forecasters are asked for by: a name is a name, and a path object that leads somewhere that place."""
-    path = Path(forecaster)
-    is_place = isinstance(forecaster, os.PathLike) and path.exists()
-    return str(path.absolute()) if is_place else os.fspath(forecaster)
+    path = Path(forecaster) if isinstance(forecaster, os.PathLike) else None
+    return str(forecaster if path is None else path.absolute() if path.exists() else path)
 
 
 @checked_arguments
