@@ -99,7 +99,7 @@ def _taken(folder: Path, reader: str, exact: bool) -> int:
         return resident()
     _clear(folder)
     program = (
-        "import sys, tipl.cli.main\nassert tipl.cli.main.main(sys.argv[1:]) == 0\n"
+        "import sys\nfrom tipl.cli.main import main\nassert main(sys.argv[1:]) == 0\n"
         "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
     )
     command = [sys.executable, "-c", program, *small.READERS[reader].words]  # type: ignore[attr-defined]
