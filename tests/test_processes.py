@@ -168,7 +168,7 @@ def test_a_process_that_is_killed_in_the_middle_of_a_message_leaves_no_half_of_o
         assert numbers == (1.0,) * 500
         wait_until(lambda: mark.with_suffix(".begun").exists())
         with contextlib.suppress(ProcessLookupError):  # more of its news may lie in the pipe
-            os.kill(*pids([mark]), signal.SIGKILL)
+            os.kill(pids([mark])[0], signal.SIGKILL)
 
     with pytest.raises(TiplError, match="was killed by SIGKILL"):
         run_in_processes(until_stopped, [(mark,)], 1, ["trial 1"], kill)
