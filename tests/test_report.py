@@ -743,9 +743,9 @@ def test_what_is_missing_is_said_and_never_shown_as_a_number(tmp_path: Path):
     metrics["forecasters"]["line-5"]["wpe"] = {"1": float("nan"), "10": float("inf")}
     page = Page(report([write(tmp_path, metrics)], tmp_path / "report.html"))
     absent = (
-        "skill by place in the PPO iteration, skill by phase of learning, look-ahead, share of trials improved, return "
+        "skill by snapshot of the PPO iteration, skill by phase of learning, look-ahead, share of trials improved, "
     )
-    absent += "errors of single origins, return gained, gain recovered, other ways to run the policies, energy "
+    absent += "return errors of single origins, return gained, gain recovered, other ways to run the policies, energy "
     absent += "spectra, directions over learning: "
     absent += (
         "displacements, directions over learning: weights, directions by tensor, training curve and learning curves"

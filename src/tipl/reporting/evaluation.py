@@ -354,7 +354,7 @@ def all_figures(evaluation: Evaluation) -> tuple[list[Figure], list[str]]:
     """All figures that the evaluation has the numbers for, and the titles of those left out."""
     makers: list[tuple[str, Callable[[Evaluation], Figure | None]]] = [
         ("skill by horizon", forecasts.skill),
-        ("skill by place in the PPO iteration", forecasts.by_place),
+        ("skill by snapshot of the PPO iteration", forecasts.by_place),
         ("skill by phase of learning", forecasts.by_phase),
         ("look-ahead", forecasts.look_ahead),
         ("share of trials improved", forecasts.improved),

@@ -87,12 +87,12 @@ def by_place(evaluation: Evaluation) -> Figure | None:
         found = {f: {p: c[horizon] for p, c in sorted(f.skill_by_place.items()) if horizon in c} for f in rivals}
         lines = [styled(styles, f, curve, {}) for f, curve in found.items() if curve]
         ticks = tuple((float(place), str(place)) for place in places)
-        label = "Place of the origin in its PPO iteration"
+        label = "Snapshots of the iteration before the origin"
         x = Axis(label, min(places) - 0.3, max(places) + 0.3, ticks, categorical=True)
         panels.append(skill_panel(ahead([horizon]), x, lines))
-    caption = "The snapshots of one iteration come from updates on one batch of data. From the last place on, the next "
+    caption = "The snapshots of one iteration come from updates on one batch of data. After the last of them the next "
     caption += "step is made on new data, and a forecast across it is the harder one." + below_note(panels)
-    return _figure("skill-by-place", "Skill by place in the PPO iteration", caption, panels, rivals)
+    return _figure("skill-by-place", "Skill by snapshot of the PPO iteration", caption, panels, rivals)
 
 
 def by_phase(evaluation: Evaluation) -> Figure | None:

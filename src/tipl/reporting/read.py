@@ -84,7 +84,7 @@ class Forecaster(Scores):
         """Phase of learning → skill over all origins of that phase."""
         places = entry.get("skill_by_place") or {}
         self.skill_by_place: dict[int, Curve] = {int(place): _curve(curve) for place, curve in places.items()}
-        """Place of the origin in its PPO iteration → skill."""
+        """How many snapshots of its PPO iteration come before the origin → skill."""
         self.returns_by_phase = _all_scores(entry.get("by_phase"), tested)
         self.variants = _all_scores(entry.get("variants"), tested)
         """How else the policies were run → scores at the last return horizon."""

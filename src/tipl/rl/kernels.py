@@ -50,8 +50,9 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         config.CACHE_DIR = str(folder)
         try:
             compiled = njit(cache=folder is not None, **options)(function)
-            if folder is not None and compiled is not function:  # as with NUMBA_DISABLE_JIT
-                compiled._cache._cache_file.__class__ = _KeptKernel  # pyright: ignore[reportAttributeAccessIssue]
+            kept = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+            if isinstance(kept, IndexDataCacheFile):  # none is kept with NUMBA_DISABLE_JIT, or by another numba
+                kept.__class__ = _KeptKernel
             return compiled
         finally:
             config.CACHE_DIR = users
