@@ -8,13 +8,13 @@ here: a stage that starts processes gives each of them one, a stage that does no
 
 import dataclasses
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from tipl import __version__
-from tipl.checks import AnyPath, Count, NotNegative, Positive, Whole
+from tipl.checks import Count, NotNegative, Positive, Whole
 from tipl.cli.flags import add_settings, reader, with_flags
+from tipl.cli.parser import SHIPPED, Parser, add_imports, add_model, add_number, add_path, add_verb, import_typed, wrote
 from tipl.cli.show import acceleration_facts, evaluation_facts, show
 from tipl.config.experiments import EXPERIMENTS
 from tipl.config.presets import (
@@ -30,30 +30,12 @@ from tipl.config.presets import (
     TrainConfig,
     jumps_of,
 )
-from tipl.errors import TiplError, printable
+from tipl.errors import TiplError
 from tipl.files import read_json
 
-SHIPPED = "causal"
-"""The name of the model that comes with the package."""
 METRICS_FILE = "metrics.json"
 _METRICS_BYTES = 1 << 30
 PRESETS = tuple(dict.fromkeys(preset for presets in EXPERIMENTS.values() for preset in presets))
-
-
-class _Parser(ArgumentParser):
-    """Takes no abbreviated flags, which would change their meaning when a flag is added; fails with one line."""
-
-    def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog=prog, allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        raise TiplError(f"{message}; see {self.prog} --help")
-
-
-def _add_verb(verbs: Any, name: str, run: Callable[[Namespace], None], what: str) -> ArgumentParser:
-    verb = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
-    verb.set_defaults(run=run)
-    return verb
 
 
 def _out_beside(store: Path, suffix: str) -> Path:
@@ -67,7 +49,7 @@ def _out_beside(store: Path, suffix: str) -> Path:
 
 def build_parser() -> ArgumentParser:
     """The whole command line. The flag of a setting that is not given is absent from the parsed namespace."""
-    parser = _Parser("tipl", description="Policy weights as trajectories: collect, model, forecast, judge.")
+    parser = Parser("tipl", description="Policy weights as trajectories: collect, model, forecast, judge.")
     parser.add_argument("--version", action="version", version=f"tipl {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for flags in (
@@ -81,43 +63,26 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def _add_path(verb: ArgumentParser, name: str, metavar: str, told: str | None = None, **options: Any) -> None:
-    verb.add_argument(name, type=reader(AnyPath), metavar=metavar, help=told, **options)
-
-
-def _add_model(verb: ArgumentParser, told: str, **options: Any) -> None:
-    def name_or_path(text: str) -> str | Path:
-        """`./causal` is not the model called `causal`; a Path would drop what tells them apart."""
-        path = reader(AnyPath)(text)
-        return text if text == SHIPPED else path.absolute() if str(path) == SHIPPED else path
-
-    verb.add_argument("--model", type=name_or_path, metavar="MODEL", help=told, **options)
-
-
-def _add_number(verb: ArgumentParser, flag: str, kind: Any, metavar: str, told: str, **options: Any) -> None:
-    verb.add_argument(flag, type=reader(kind), metavar=metavar, help=told, **options)
-
-
 def _reproduce_flags(verbs: Any) -> None:
-    verb = _add_verb(verbs, "reproduce", _reproduce, "run one of the paper's experiments from collection to report")
+    verb = add_verb(verbs, "reproduce", _reproduce, "run one of the paper's experiments from collection to report")
     verb.add_argument("experiment", choices=EXPERIMENTS)
     verb.add_argument("--preset", choices=PRESETS, default="quick", help="its size [quick]")
-    _add_path(verb, "--out", "DIR", "[runs/<experiment>-<preset>]")
+    add_path(verb, "--out", "DIR", "[runs/<experiment>-<preset>]")
 
 
 def _reproduce(arguments: Namespace) -> None:
     from tipl.reproduction import reproduce
 
-    _wrote(reproduce(arguments.experiment, arguments.preset, arguments.out))
+    wrote(reproduce(arguments.experiment, arguments.preset, arguments.out))
 
 
 def _collect_flags(verbs: Any) -> None:
-    verb = _add_verb(verbs, "collect", _collect, "run PPO trials and store the weights that they pass through")
-    _add_path(verb, "--out", "STORE", "a new store, or one to go on with", required=True)
+    verb = add_verb(verbs, "collect", _collect, "run PPO trials and store the weights that they pass through")
+    add_path(verb, "--out", "STORE", "a new store, or one to go on with", required=True)
     verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
-    _add_number(verb, "--workers", Count, "N", "processes, or threads [one a core]")
+    add_number(verb, "--workers", Count, "N", "processes, or threads [one a core]")
     verb.add_argument("--device", choices=get_args(Device), default="cpu", help="of the policies and updates [cpu]")
-    _add_path(verb, "--tensorboard", "DIR", "also write curves for TensorBoard")
+    add_path(verb, "--tensorboard", "DIR", "also write curves for TensorBoard")
     add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
 
 
@@ -126,7 +91,7 @@ def _collect(arguments: Namespace) -> None:
     from tipl.collection.collect import collect
 
     how = {name: getattr(arguments, name) for name in ("workers", "tensorboard", "device")}
-    _wrote(collect(config, arguments.out, **how))
+    wrote(collect(config, arguments.out, **how))
 
 
 def collect_settings(arguments: Namespace) -> CollectConfig:
@@ -159,9 +124,9 @@ def collect_settings(arguments: Namespace) -> CollectConfig:
 
 
 def _fit_svd_flags(verbs: Any) -> None:
-    verb = _add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
-    _add_path(verb, "store", "STORE")
-    _add_path(verb, "--out", "CODES", required=True)
+    verb = add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
+    add_path(verb, "store", "STORE")
+    add_path(verb, "--out", "CODES", required=True)
     add_settings(verb, SVDConfig)
 
 
@@ -169,16 +134,16 @@ def _fit_svd(arguments: Namespace) -> None:
     config = with_flags(SVDConfig(), vars(arguments))
     from tipl.representation import fit_svd
 
-    _wrote(fit_svd(arguments.store, arguments.out, config))
+    wrote(fit_svd(arguments.store, arguments.out, config))
 
 
 def _train_flags(verbs: Any) -> None:
-    verb = _add_verb(verbs, "train", _train, "train a model on a store's training trials")
-    _add_path(verb, "store", "STORE", "several with --model causal", nargs="+")
-    _add_path(verb, "--out", "MODEL", required=True)
-    _add_path(verb, "--codes", "CODES", "what fit-svd wrote [fit anew]")
+    verb = add_verb(verbs, "train", _train, "train a model on a store's training trials")
+    add_path(verb, "store", "STORE", "several with --model causal", nargs="+")
+    add_path(verb, "--out", "MODEL", required=True)
+    add_path(verb, "--codes", "CODES", "what fit-svd wrote [fit anew]")
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
-    _add_path(verb, "--tensorboard", "DIR", "also write curves for TensorBoard")
+    add_path(verb, "--tensorboard", "DIR", "also write curves for TensorBoard")
     verb.add_argument("--device", choices=get_args(Device), default="cpu", help="that trains [cpu]")
     add_settings(verb, TrainConfig, other=("--model causal", CausalTrainConfig()))
     add_settings(verb.add_argument_group("the SVD, where no --codes are given"), SVDConfig)
@@ -198,36 +163,20 @@ def _train(arguments: Namespace) -> None:
 
     out = train(arguments.store, arguments.out, config, svd, **how)
     if started_first():
-        _wrote(out, f" ({kept(out)})")
-
-
-def _import_flags(verb: ArgumentParser) -> None:
-    verb.add_argument(
-        "--trust", action="store_true", help="import the modules that the store names for its environments: runs code"
-    )
-    verb.add_argument(
-        "--import", dest="imports", metavar="MODULE", nargs="+", default=[], help="that register environments, first"
-    )
-
-
-def _import_typed(arguments: Namespace) -> None:
-    if arguments.imports:
-        from tipl.config.env_spec import import_typed
-
-        import_typed(arguments.imports)
+        wrote(out, f" ({kept(out)})")
 
 
 def _evaluate_flags(verbs: Any) -> None:
-    verb = _add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials")
-    _add_path(verb, "store", "STORE")
+    verb = add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials")
+    add_path(verb, "store", "STORE")
     told = "a folder, or the name of one shipped; a folder called like one is ./NAME"
-    _add_model(verb, told, dest="models", nargs="+", action="extend", default=[])
-    _add_path(verb, "--codes", "CODES", "also judge a line through these codes")
+    add_model(verb, told, dest="models", nargs="+", action="extend", default=[])
+    add_path(verb, "--codes", "CODES", "also judge a line through these codes")
     told = "fit the baselines on other stores, of any policies, and judge every trial [the store itself]"
-    _add_path(verb, "--fit", "STORE", told, nargs="+")
+    add_path(verb, "--fit", "STORE", told, nargs="+")
     verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
-    _import_flags(verb)
-    _add_path(verb, "--out", "EVAL", "[STORE.eval]")
+    add_imports(verb)
+    add_path(verb, "--out", "EVAL", "[STORE.eval]")
     add_settings(verb, EvaluateConfig)
 
 
@@ -236,50 +185,50 @@ def _evaluate(arguments: Namespace) -> None:
     out = arguments.out or _out_beside(arguments.store, ".eval")
     from tipl.evaluation.evaluate import evaluate
 
-    _import_typed(arguments)
+    import_typed(arguments)
     how = {name: getattr(arguments, name) for name in ("models", "codes", "fit", "trust")}
     out = evaluate(arguments.store, out, config, **how, returns=not arguments.no_returns)
     show(evaluation_facts(read_json(out / METRICS_FILE, most=_METRICS_BYTES)), as_json=False)
-    _wrote(out)
+    wrote(out)
 
 
 def _forecast_flags(verbs: Any) -> None:
-    verb = _add_verb(verbs, "forecast", _forecast, "write one predicted policy and run it")
-    _add_path(verb, "--store", "STORE", required=True)
-    _add_number(verb, "--trial", Whole, "N", "its seed", required=True)
-    _add_number(verb, "--origin", Whole, "N", "the last snapshot that the model sees", required=True)
-    _add_number(verb, "--horizon", Count, "N", "snapshots ahead", required=True)
-    _add_path(verb, "--out", "FILE.safetensors", required=True)
+    verb = add_verb(verbs, "forecast", _forecast, "write one predicted policy and run it")
+    add_path(verb, "--store", "STORE", required=True)
+    add_number(verb, "--trial", Whole, "N", "its seed", required=True)
+    add_number(verb, "--origin", Whole, "N", "the last snapshot that the model sees", required=True)
+    add_number(verb, "--horizon", Count, "N", "snapshots ahead", required=True)
+    add_path(verb, "--out", "FILE.safetensors", required=True)
     note = "a folder, or the name of one shipped [causal], which on a task that it has not learned is often behind an "
-    _add_model(
+    add_model(
         verb, note + "autoregression fitted on a few of the task's runs: tipl evaluate judges both", default=SHIPPED
     )
-    _add_number(verb, "--stretch", Positive, "X", "that the displacement from φ_t is multiplied by [1]", default=1.0)
+    add_number(verb, "--stretch", Positive, "X", "that the displacement from φ_t is multiplied by [1]", default=1.0)
     verb.add_argument("--adapt", action="store_true", help="correct it by what came of earlier forecasts in the trial")
     verb.add_argument("--seen", action="store_true", help="forecast a trial that the model has learned from")
-    _add_number(verb, "--episodes", Whole, "N", "that a return is the mean of [20]", default=20)
-    _import_flags(verb)
+    add_number(verb, "--episodes", Whole, "N", "that a return is the mean of [20]", default=20)
+    add_imports(verb)
     verb.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _forecast(arguments: Namespace) -> None:
     from tipl.forecasting.forecast import forecast
 
-    _import_typed(arguments)
+    import_typed(arguments)
     names = "store", "trial", "origin", "horizon", "out", "model", "stretch", "adapt", "seen", "episodes", "trust"
     prediction = forecast(**{name: getattr(arguments, name) for name in names})
     show(dataclasses.asdict(prediction), arguments.json)
 
 
 def _accelerate_flags(verbs: Any) -> None:
-    verb = _add_verb(verbs, "accelerate", _accelerate, "train with jumps to forecast weights, and plainly, and compare")
-    _add_path(verb, "--out", "DIR", "a new folder, or one to go on with", required=True)
+    verb = add_verb(verbs, "accelerate", _accelerate, "train with jumps to forecast weights, and plainly, and compare")
+    add_path(verb, "--out", "DIR", "a new folder, or one to go on with", required=True)
     names = f"{', '.join(get_args(ForecasterName))} or the folder of a causal model [line]"
     verb.add_argument("--forecaster", type=reader(str), metavar="NAME", default="line", help=names)
-    _add_path(verb, "--fit", "STORE", "to fit the autoregression on [the package's own]")
-    _add_number(verb, "--plain-learning-rate", Positive, "X", "of the plain runs [--ppo.learning-rate]")
-    _add_number(verb, "--targets", float, "RETURN", "returns to count the steps to, too", nargs="+", default=[])
-    _add_number(verb, "--workers", Count, "N", "processes [one a core]")
+    add_path(verb, "--fit", "STORE", "to fit the autoregression on [the package's own]")
+    add_number(verb, "--plain-learning-rate", Positive, "X", "of the plain runs [--ppo.learning-rate]")
+    add_number(verb, "--targets", float, "RETURN", "returns to count the steps to, too", nargs="+", default=[])
+    add_number(verb, "--workers", Count, "N", "processes [one a core]")
     told = "Defaults are those for a line; other forecasters have their own where nothing is given (presets.JUMPS)."
     add_settings(verb.add_argument_group("the jumps", told), JumpConfig)
     add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
@@ -294,27 +243,27 @@ def _accelerate(arguments: Namespace) -> None:
     names = "forecaster", "plain_learning_rate", "fit", "targets", "workers"
     out = accelerate(config, arguments.out, jump=jump, **{name: getattr(arguments, name) for name in names})
     show(acceleration_facts(read_json(out / METRICS_FILE, most=_METRICS_BYTES)), as_json=False)
-    _wrote(out)
+    wrote(out)
 
 
 def _report_flags(verbs: Any) -> None:
-    verb = _add_verb(verbs, "report", _report, "write evaluations and accelerations as one self-contained page")
-    _add_path(verb, "evals", "EVAL", nargs="+")
-    _add_path(verb, "--out", "FILE.html", required=True)
+    verb = add_verb(verbs, "report", _report, "write evaluations and accelerations as one self-contained page")
+    add_path(verb, "evals", "EVAL", nargs="+")
+    add_path(verb, "--out", "FILE.html", required=True)
 
 
 def _report(arguments: Namespace) -> None:
     from tipl.reporting import report
 
-    _wrote(report(arguments.evals, arguments.out))
+    wrote(report(arguments.evals, arguments.out))
 
 
 def _look_flags(verbs: Any) -> None:
     for verb in (
-        _add_verb(verbs, "info", _data_info, "what a store holds"),
-        _add_verb(verbs, "verify", _data_verify, "read everything that was committed and say what is damaged"),
+        add_verb(verbs, "info", _data_info, "what a store holds"),
+        add_verb(verbs, "verify", _data_verify, "read everything that was committed and say what is damaged"),
     ):
-        _add_path(verb, "store", "STORE")
+        add_path(verb, "store", "STORE")
         verb.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -336,9 +285,9 @@ def _data_verify(arguments: Namespace) -> None:
 
 
 def _compact_flags(verbs: Any) -> None:
-    verb = _add_verb(verbs, "compact", _compact, "write a store again in a fifth of its bytes, the weights rounded")
-    _add_path(verb, "store", "STORE")
-    _add_path(verb, "--out", "STORE2", "a new store, or one to go on with", required=True)
+    verb = add_verb(verbs, "compact", _compact, "write a store again in a fifth of its bytes, the weights rounded")
+    add_path(verb, "store", "STORE")
+    add_path(verb, "--out", "STORE2", "a new store, or one to go on with", required=True)
     add_settings(verb, CompactConfig)
 
 
@@ -346,20 +295,20 @@ def _compact(arguments: Namespace) -> None:
     config = with_flags(CompactConfig(), vars(arguments))
     from tipl.store.compact import compact
 
-    _wrote(compact(arguments.store, arguments.out, config))
+    wrote(compact(arguments.store, arguments.out, config))
 
 
 def _random_walk_flags(verbs: Any) -> None:
-    verb = _add_verb(verbs, "random-walk", _random_walk, "write random walks, of which is known what can be forecast")
-    _add_path(verb, "--out", "STORE", required=True)
+    verb = add_verb(verbs, "random-walk", _random_walk, "write random walks, of which is known what can be forecast")
+    add_path(verb, "--out", "STORE", required=True)
     for flag, kind, default, what in (
         ("--trials", Count, 50, "walks"),
         ("--snapshots", Count, 1951, "snapshots of each, T"),
         ("--dim", Count, 122, "weights of each, P"),
         ("--seed", Whole, 1, "of the first walk; the others count up from it"),
     ):
-        _add_number(verb, flag, kind, "N", f"{what} [{default}]", default=default)
-    _add_number(verb, "--drift", NotNegative, "D", "length, in steps of the noise [0]", default=0.0)
+        add_number(verb, flag, kind, "N", f"{what} [{default}]", default=default)
+    add_number(verb, "--drift", NotNegative, "D", "length, in steps of the noise [0]", default=0.0)
     verb.add_argument("--anneal", action="store_true", help="let the steps shrink linearly to 0")
 
 
@@ -367,8 +316,4 @@ def _random_walk(arguments: Namespace) -> None:
     from tipl.collection.random_walk import random_walk
 
     sizes = {name: getattr(arguments, name) for name in ("trials", "snapshots", "dim", "drift", "seed", "anneal")}
-    _wrote(random_walk(arguments.out, **sizes))
-
-
-def _wrote(path: Path, what: str = "") -> None:
-    print(f"wrote {printable(path)}{printable(what)}")
+    wrote(random_walk(arguments.out, **sizes))

@@ -1,0 +1,69 @@
+"""What all verbs' flags are made with: a parser that fails in one line, flags for paths, models and numbers.
+
+In: names, kinds and what is told of them.  Out: flags of an argparse parser; the line that ends a verb.
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tipl.checks import AnyPath
+from tipl.cli.flags import reader
+from tipl.errors import TiplError, printable
+
+SHIPPED = "causal"
+"""The name of the model that comes with the package."""
+
+
+class Parser(ArgumentParser):
+    """Takes no abbreviated flags, which would change their meaning when a flag is added; fails with one line."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog=prog, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise TiplError(f"{message}; see {self.prog} --help")
+
+
+def add_verb(verbs: Any, name: str, run: Callable[[Namespace], None], what: str) -> ArgumentParser:
+    verb = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    verb.set_defaults(run=run)
+    return verb
+
+
+def add_path(verb: ArgumentParser, name: str, metavar: str, told: str | None = None, **options: Any) -> None:
+    verb.add_argument(name, type=reader(AnyPath), metavar=metavar, help=told, **options)
+
+
+def add_model(verb: ArgumentParser, told: str, **options: Any) -> None:
+    def name_or_path(text: str) -> str | Path:
+        """`./causal` is not the model called `causal`; a Path would drop what tells them apart."""
+        path = reader(AnyPath)(text)
+        return text if text == SHIPPED else path.absolute() if str(path) == SHIPPED else path
+
+    verb.add_argument("--model", type=name_or_path, metavar="MODEL", help=told, **options)
+
+
+def add_number(verb: ArgumentParser, flag: str, kind: Any, metavar: str, told: str, **options: Any) -> None:
+    verb.add_argument(flag, type=reader(kind), metavar=metavar, help=told, **options)
+
+
+def add_imports(verb: ArgumentParser) -> None:
+    verb.add_argument(
+        "--trust", action="store_true", help="import the modules that the store names for its environments: runs code"
+    )
+    verb.add_argument(
+        "--import", dest="imports", metavar="MODULE", nargs="+", default=[], help="that register environments, first"
+    )
+
+
+def import_typed(arguments: Namespace) -> None:
+    if arguments.imports:
+        from tipl.config import env_spec
+
+        env_spec.import_typed(arguments.imports)
+
+
+def wrote(path: Path, what: str = "") -> None:
+    print(f"wrote {printable(path)}{printable(what)}")
