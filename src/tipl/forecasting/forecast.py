@@ -99,40 +99,15 @@ def forecast(
     run = data.trial(trial)
     if trust:
         import_named([run.env_id])
-    if not 0 <= origin < run.committed:
-        raise TiplError(f"Trial {trial} has snapshots 0 to {run.committed - 1}; --origin {origin} is none of them.")
-    learned = learned_by(model)  # pyright: ignore[reportArgumentType]
-    if not seen:
-        require_unseen(data, [trial], str(model), learned, "forecast another trial, or take this one by --seen")
-    with tempfile.TemporaryDirectory(prefix="tipl-") as scratch:  # codes that a model over codes may need
-        return _forecast(data, run, origin, horizon, out, model, learned, Path(scratch), stretch, adapt, episodes, seed)
-
-
-def _forecast(
-    data: Store, run: Trial, origin: int, horizon: int, out: Path, model: AnyPath, learned: Sequence[Learned] | None,
-    scratch: Path, stretch: float, adapt: bool, episodes: int, seed: int,
-) -> Prediction:  # fmt: skip
-    """Make the forecast, run it and write it."""
-    codes = codes_for(model_folder(model), data, scratch)
-    forecaster = load_forecaster(model, run.spec.shapes, codes=codes)
-    if isinstance(forecaster, CausalForecaster) and horizon > forecaster.furthest:
-        raise TiplError(f"--horizon is {horizon}; this model forecasts up to {forecaster.furthest} snapshots ahead.")
-    chosen = online_corrected([forecaster], run) if adapt else forecaster
-    history = run.history(origin, chosen.context)
-    seen = history.weights
-    asked = chosen if stretch == 1 else Stretched(chosen, stretch)
-    made = checked_forecast(asked, [history], [horizon])[0, 0]
-    expected = None
-    if isinstance(chosen, CausalForecaster):
-        assert isinstance(asked, CausalForecaster | Stretched)
-        error = float(asked.forecast_with_error([history], [horizon])[1][0, 0])
-        expected = error if math.isfinite(error) else None
+    told = foretold(data, run, origin, [horizon], model, stretch=stretch, adapt=adapt, seen=seen)
+    now, made = run.weights(origin, origin + 1)[0], told.weights_HP[0]
     true = run.weights(origin + horizon, origin + horizon + 1)[0] if origin + horizon < run.committed else None
-    returns = _returns(run, origin, [seen[-1], made, *([] if true is None else [true])], episodes, seed)
+    returns = _returns(run, origin, [now, made, *([] if true is None else [true])], episodes, seed)
+    expected = None if told.errors_H is None else float(told.errors_H[0])
     prediction = Prediction(
         str(out), run.seed, origin, horizon, returns[1], returns[0], returns[2] if true is not None else None,
-        None if true is None else _skill(seen[-1], made, true),
-        _notes(run, forecaster, learned), expected,
+        None if true is None else _skill(now, made, true), told.notes,
+        expected if expected is not None and math.isfinite(expected) else None,
     )  # fmt: skip
     tensors = {name: np.ascontiguousarray(each) for name, each in run.spec.unflatten(made).items()}
     tensors |= {"obs_mean": run.obs_mean[origin], "obs_var": run.obs_var[origin]}
@@ -147,6 +122,48 @@ def _forecast(
     }
     write_bundle(out, tensors, facts, safetensors.numpy)
     return prediction
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What a model says of one origin."""
+
+    weights_HP: np.ndarray
+    errors_H: np.ndarray | None
+    """As `Prediction.expected_error` has it, and None where that is."""
+    notes: tuple[str, ...]
+
+
+def foretold(
+    data: Store, run: Trial, origin: int, horizons: Sequence[int], model: AnyPath = SHIPPED, *, stretch: float = 1.0,
+    adapt: bool = False, seen: bool = False,
+) -> Foretold:  # fmt: skip
+    """Ask a model for the weights at each of these horizons, in rising order. The arguments are those of `forecast`.
+
+    Raises:
+        TiplError: there is no such snapshot or model, it does not see so far, or it has learned from the trial.
+    """
+    if not 0 <= origin < run.committed:
+        raise TiplError(f"Trial {run.seed} has snapshots 0 to {run.committed - 1}; --origin {origin} is none of them.")
+    learned = learned_by(model)  # pyright: ignore[reportArgumentType]
+    if not seen:
+        require_unseen(data, [run.seed], str(model), learned, "forecast another trial, or take this one by --seen")
+    with tempfile.TemporaryDirectory(prefix="tipl-") as scratch:  # codes that a model over codes may need
+        codes = codes_for(model_folder(model), data, Path(scratch))
+        forecaster = load_forecaster(model, run.spec.shapes, codes=codes)
+        if isinstance(forecaster, CausalForecaster) and horizons[-1] > forecaster.furthest:
+            raise TiplError(
+                f"--horizon is {horizons[-1]}; this model forecasts up to {forecaster.furthest} snapshots ahead."
+            )
+        chosen = online_corrected([forecaster], run) if adapt else forecaster
+        history = run.history(origin, chosen.context)
+        asked = chosen if stretch == 1 else Stretched(chosen, stretch)
+        made_HP = checked_forecast(asked, [history], horizons)[0]
+        errors_H = None
+        if isinstance(chosen, CausalForecaster):
+            assert isinstance(asked, CausalForecaster | Stretched)
+            errors_H = asked.forecast_with_error([history], horizons)[1][0]
+    return Foretold(made_HP, errors_H, _notes(run, forecaster, learned))
 
 
 def _notes(run: Trial, forecaster: Forecaster, learned: Sequence[Learned] | None) -> tuple[str, ...]:
