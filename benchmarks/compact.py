@@ -53,7 +53,8 @@ def packed_bytes(rounded_nP: np.ndarray, grid: float) -> dict[str, float]:
     """One chunk in every packing; `entropy` is that of single steps, first snapshots not counted."""
     floats = np.ascontiguousarray(rounded_nP.T)
     whole = np.rint(floats / np.float32(grid)).astype(np.int32)
-    steps = np.diff(whole.ravel(), prepend=np.int32(0))
+    steps = np.diff(whole, prepend=np.int32(0))
+    across = np.diff(whole.ravel(), prepend=np.int32(0))  # from the last snapshot of a weight to the first of the next
     _, counts = np.unique(np.diff(whole, axis=1), return_counts=True)
     return {
         "floats, bit planes (needs no filter)": len(CODEC.encode(floats)),
@@ -61,6 +62,9 @@ def packed_bytes(rounded_nP: np.ndarray, grid: float) -> dict[str, float]:
         "steps, bit planes": len(Blosc("zstd", 1, Blosc.BITSHUFFLE, MIB).encode(steps)),
         "steps from the middle, bit planes": len(Blosc("zstd", 1, Blosc.BITSHUFFLE, MIB).encode(steps + 0x808080)),
         "steps from the middle, bytes (the store's)": len(on_grid(rounded_nP, grid)),
+        "the same across weights (format version 2)": len(
+            Blosc("zstd", 1, Blosc.SHUFFLE, MIB).encode(across + 0x808080)
+        ),
         "steps from the middle, bytes, zstd 5": len(Blosc("zstd", 5, Blosc.SHUFFLE, MIB).encode(steps + 0x808080)),
         "steps of steps from the middle, bytes": len(
             Blosc("zstd", 1, Blosc.SHUFFLE, MIB).encode(np.diff(steps, prepend=np.int32(0)) + 0x808080)

@@ -12,14 +12,13 @@ import signal
 import subprocess
 import sys
 import traceback
-import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import zarr
 
 from tipl.cli.main import main
 from tipl.collection.collect import collect
@@ -152,22 +151,30 @@ def test_differences_from_end_to_end_of_the_range_come_back(tmp_path: Path) -> N
     writer.append(rows)
     sums = writer.flush(exact=True)
     np.testing.assert_array_equal(ArrayReader(tmp_path / "weights", layout, 24, sums).read(0, 24), rows)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr version 3 specification")
-        np.testing.assert_array_equal(zarr.open_array(tmp_path / "weights", mode="r")[:], rows)
     with pytest.raises(AssertionError, match="not on the grid"):
         writer.append(np.full((16, 3), grid / 2, np.float32))
+
+
+def snippet() -> str:
+    """What docs/format.md says of weights: the only lines of it with the array's offset."""
+    text = (Path(__file__).parents[1] / "docs/format.md").read_text(encoding="utf-8")
+    (block,) = (each for each in re.findall("```python\n(.*?)```", text, re.DOTALL) if 'attrs["offset"]' in each)
+    assert block.count("runs/compact") == 1
+    return block.replace('"runs/compact"', "sys.argv[1]")
 
 
 def test_zarr_alone_reads_it(tmp_path: Path) -> None:
     compacted(tmp_path, walk(0, 1100, 122))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    code = (
-        "import sys, numpy, zarr;"
-        "numpy.save(sys.argv[2], zarr.open_group(sys.argv[1], mode='r')['trials/1/weights'][:]);"
-        "assert not any(name.split('.')[0] == 'tipl' for name in sys.modules)"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "compact"), str(tmp_path / "read.npy")]
+    code = f"""
+import sys, zarr
+{snippet()}
+np.save(sys.argv[2], weights.astype(np.float32))
+assert not any(name.split(".")[0] == "tipl" for name in sys.modules)
+codecs = [codec["name"] for codec in array.metadata.to_dict()["codecs"]]
+assert codecs == ["transpose", "bytes", "blosc", "crc32c"], codecs
+"""
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "compact"), str(tmp_path / "read.npy")]
     subprocess.run(command, env=environment, check=True)
     trial = Store.open(tmp_path / "compact").trial(1)
     read_TP = np.load(tmp_path / "read.npy")
@@ -197,6 +204,41 @@ def test_steps_cost_little_more_than_their_entropy(tmp_path: Path) -> None:
     chunks = sum(file.stat().st_size for file in (tmp_path / "compact/trials/1/weights/c").rglob("0"))
     assert entropy < chunks < 1.1 * entropy
     assert data_info(tmp_path / "compact")["ratio"] > 4 > 2 > data_info(tmp_path / "store")["ratio"]
+
+
+# Format version 2, which had filters.
+
+
+@pytest.fixture
+def version_2(tmp_path: Path) -> Path:
+    """As tipl 0.1.0 wrote it, and beside it its weights as that program read them."""
+    with zipfile.ZipFile(Path(__file__).parent / "data/compact-version-2.zip") as archive:
+        archive.extractall(tmp_path / "old")
+    (tmp_path / "old/weights.npz").rename(tmp_path / "weights.npz")
+    return tmp_path / "old"
+
+
+def test_version_2_is_read_and_written_anew_to_the_bit(version_2: Path, tmp_path: Path) -> None:
+    expected = np.load(tmp_path / "weights.npz")["3"]
+    before = Store.open(version_2)
+    np.testing.assert_array_equal(before.trial(3).weights(), expected)
+    assert data_verify(version_2)["ok"] and data_info(version_2)["format_version"] == 2
+    after = Store.open(compact(version_2, tmp_path / "new"))
+    assert data_info(after.path)["format_version"] == 3 and data_verify(after.path)["ok"]
+    assert after.trial(3).weights().tobytes() == expected.tobytes()
+    assert after.root.made_of == before.root.made_of and after.root.parts == before.root.parts
+    facts = ("config", "spec", "versions", "committed", "committed_episodes", "complete", "compact", "grid")
+    assert all(getattr(after.trial(3), fact) == getattr(before.trial(3), fact) for fact in facts)
+    for name in SNAPSHOT_ARRAYS[1:]:
+        np.testing.assert_array_equal(getattr(after.trial(3), name), getattr(before.trial(3), name))
+
+
+def test_version_2_is_not_rounded_again_nor_added_to(version_2: Path, store: Path, tmp_path: Path) -> None:
+    with pytest.raises(TiplError, match=r"was compacted with --error 0\.05 and stays as it is; leave --error out"):
+        compact(version_2, tmp_path / "new", CompactConfig(0.1))
+    with pytest.raises(TiplError, match="is a compact store of format version 2; give another --out"):
+        compact(store, version_2, CompactConfig(0.05))
+    assert not (tmp_path / "new").exists()
 
 
 # What rounding costs.

@@ -34,9 +34,9 @@ from tipl.store.locks import is_folder, make_folder
 CODEC = Blosc("zstd", clevel=1, shuffle=Blosc.BITSHUFFLE, blocksize=1 << 20)
 
 
-# For float32 multiples of a grid (a compact store), after a transpose: 4-byte integers, their differences in time, and
-# these moved to the middle of every byte's range. A difference is then told by its lowest byte or two, which zstd codes
-# by their frequencies, and no other byte changes with its sign. Compared with others in benchmarks/compact.py.
+# For float32 multiples of a grid (a compact store), after a transpose: 4-byte integers, their differences in time (the
+# first of a chunk from 0), and these moved to the middle of every byte's range. A difference is then told by its lowest
+# byte or two, which zstd codes by their frequencies, and no other byte changes with its sign: benchmarks/compact.py.
 GRID_CODEC = Blosc("zstd", clevel=1, shuffle=Blosc.SHUFFLE, blocksize=1 << 20)
 _MIDDLE = 0x808080
 GRID_RANGE = 1 << 28  # most grid steps from 0 to a weight: differences and the middle stay within 4 bytes
@@ -73,6 +73,8 @@ class Layout:
     store: str
     seed: int
     """The id of the store and the trial that it belongs to."""
+    filters: bool = False
+    """Whether a grid is packed as in compact stores of format version 2: floats, by filters of numcodecs."""
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
@@ -97,7 +99,8 @@ class Layout:
 
     def metadata(self, rows: int) -> dict[str, Any]:
         """Return zarr's metadata of the array with room for `rows` rows."""
-        floats, codec = self.dtype.startswith("float"), CODEC if self.grid is None else GRID_CODEC
+        codec, integers = CODEC if self.grid is None else GRID_CODEC, self.grid is not None and not self.filters
+        told = {"grid": self.grid, "offset": _MIDDLE} if integers else {}
         packed = {
             "typesize": np.dtype(self.dtype).itemsize, "cname": codec.cname, "clevel": codec.clevel,
             "shuffle": "bitshuffle" if self.grid is None else "shuffle", "blocksize": codec.blocksize,
@@ -105,15 +108,15 @@ class Layout:
         return {
             "zarr_format": 3,
             "node_type": "array",
-            "attributes": {"seal": SEAL, "store": self.store, "seed": self.seed, "array": self.name},
+            "attributes": {"seal": SEAL, "store": self.store, "seed": self.seed, "array": self.name, **told},
             "shape": [rows, *self.row],
-            "data_type": self.dtype,
+            "data_type": "int32" if integers else self.dtype,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*self.chunk_shape]}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": "NaN" if floats else -1,
+            "fill_value": "NaN" if self.dtype.startswith("float") and not integers else -1,
             "codecs": [
                 *([{"name": "transpose", "configuration": {"order": [1, 0]}}] if self.row else []),
-                *([] if self.grid is None else _grid_filters(self.grid)),
+                *(_grid_filters(self.grid) if self.filters and self.grid else []),
                 {"name": "bytes", "configuration": {"endian": "little"}},
                 {"name": "blosc", "configuration": packed},
                 {"name": "crc32c"},
@@ -157,11 +160,11 @@ def pack(rows: np.ndarray, grid: float | None) -> bytes:
 
 
 def on_grid(rows: np.ndarray, grid: float) -> bytes:
-    """Rows of float32 multiples of a grid as the filters and blosc make them, which zarr takes back by itself."""
+    """Rows of float32 multiples of a grid as a compact store has them: integers, differences in time, blosc."""
     steps = np.ascontiguousarray(rows.T) * np.float32(1 / grid)
     whole = np.rint(steps).astype("<i4")
     assert (whole == steps).all() and np.abs(whole).max(initial=0) <= GRID_RANGE, f"not on the grid {grid}"
-    return GRID_CODEC.encode(np.diff(whole.ravel(), prepend=np.int32(0)) + np.int32(_MIDDLE))
+    return GRID_CODEC.encode(np.diff(whole, prepend=np.int32(0)) + np.int32(_MIDDLE))
 
 
 def unpack(content: bytes, layout: Layout) -> np.ndarray:
@@ -185,7 +188,8 @@ def unpack(content: bytes, layout: Layout) -> np.ndarray:
     columns_rows = *layout.row, layout.chunk_rows
     if layout.grid is None:
         return np.frombuffer(raw, np.dtype(layout.dtype).newbyteorder("<")).reshape(columns_rows).T
-    whole = np.cumsum(np.frombuffer(raw, "<i4") - np.int32(_MIDDLE), dtype=np.int32)
+    steps = np.frombuffer(raw, "<i4") - np.int32(_MIDDLE)  # with filters from weight to weight too
+    whole = np.cumsum(steps if layout.filters else steps.reshape(columns_rows), axis=-1, dtype=np.int32)
     return (whole * layout.grid).astype(np.float32).reshape(columns_rows).T
 
 

@@ -8,7 +8,7 @@ each trial what the rounding costs.
 in units of the trial's mean step s̄ = mean ‖φ_{t+1} − φ_t‖, where s_c is that of chunk c (64 snapshots of a 256-256
 network): steps shrink with the learning rate, and the grid with them, 256-fold at most. Rounding moves a weight by up
 to q/2 and a snapshot by q √(P/12), whatever came before, so that errors do not add up. On a grid the steps of a weight
-are small integers, which is what the codec packs (store/arrays.py); zarr reads the weights back by itself.
+are small integers, which is what a compact store has (store/arrays.py); docs/format.md says how zarr alone reads them.
 
 An inner product of displacements d_t = φ_t − φ_0 is off by the rounding of φ_i, φ_j and φ_0 times the others: about
 q √((|d_i|² + |d_j|² + |d_i + d_j|²)/12). That is measured for all pairs of some snapshots. No Gram matrix and no
@@ -31,6 +31,7 @@ from tipl.errors import TiplError
 from tipl.progress import console, steps_progress
 from tipl.store import SNAPSHOT_ARRAYS, Store, Trial, TrialWriter, create_store
 from tipl.store.arrays import GRID_RANGE
+from tipl.store.layout import COMPACT_VERSION
 
 _CHUNK = 24 << 20, 512  # most bytes, unpacked, and most snapshots of a chunk: one snapshot read unpacks a chunk
 _FINER = 256  # the finest grid's share of the coarsest: a whole byte, so that coarse steps too are told by one byte
@@ -43,8 +44,10 @@ _SAMPLE = 128  # snapshots whose inner products are measured
 def compact(store_path: AnyPath, out: AnyPath, config: CompactConfig = CompactConfig()) -> Path:
     """Write the complete trials of a store into a compact one; trials that it already holds are kept.
 
+    A compact store of format version 2 is written anew in version 3, the same values to the bit.
+
     Args:
-        store_path: the store that was collected or recorded.
+        store_path: the store that was collected or recorded, or a compact one of version 2.
         out: the compact one; made if missing.
         config: how much it may lose.
 
@@ -56,13 +59,16 @@ def compact(store_path: AnyPath, out: AnyPath, config: CompactConfig = CompactCo
             complete trial is written, there are others that are not complete.
     """
     source = Store.open(store_path)
-    if source.compact_error is not None:
+    error = config.error if source.compact_error is None else source.compact_error
+    if source.root.format_version == COMPACT_VERSION:
         raise TiplError(f"{store_path} is compact already; give the store that it was made from.")
+    if config.error not in (error, CompactConfig.error):
+        raise TiplError(f"{store_path} was compacted with --error {error} and stays as it is; leave --error out.")
     trials = [source.trial(seed) for seed in source.seeds]
     unfinished = source.incomplete
     if len(unfinished) == len(trials):
         raise TiplError(f"{store_path} has no complete trial; collect its trials to the end first.")
-    target = create_store(out, config.error, made_of=source)
+    target = create_store(out, error, made_of=source)
     waiting = [trial for trial in trials if trial.seed not in unfinished and not _holds(target, trial)]
     kept = len(trials) - len(unfinished) - len(waiting)
     if kept:
@@ -70,7 +76,7 @@ def compact(store_path: AnyPath, out: AnyPath, config: CompactConfig = CompactCo
     if waiting:
         with steps_progress("compact", sum(trial.committed for trial in waiting)) as advance:
             for trial in waiting:
-                for count in _compact_trial(trial, target.path, config.error):
+                for count in _compact_trial(trial, target.path, error):
                     advance(count, f"trial {trial.seed}")
     if unfinished:
         raise TiplError(
@@ -97,20 +103,25 @@ def _holds(target: Store, trial: Trial) -> bool:
 
 def _compact_trial(trial: Trial, out: Path, error: float) -> Iterator[int]:
     """Write one trial; yields how many snapshots have been written since."""
-    grids = Grids.of(trial, error)
-    costs = Costs(grids.step_T, trial.spec.size)
+    if trial.grid is None:
+        grids = Grids.of(trial, error)
+        grid, costs, chunks = grids.base, Costs(grids.step_T, trial.spec.size), rounded(trial, grids)
+    else:  # they were rounded before
+        grid, costs, chunks = trial.grid, None, ((rows, each_nP, each_nP) for rows, each_nP in _chunks(trial))
     writer = TrialWriter.create(
         out, trial.seed, env_id=trial.env_id, config=trial.config, spec=trial.spec, versions=trial.versions,
         obs_dim=trial.obs_dim, num_snapshots=trial.committed, chunk_snapshots=chunk_rows(trial),
-        grid=grids.base,
+        grid=grid,
     )  # fmt: skip
     with writer:
-        for rows, weights_nP, rounded_nP in rounded(trial, grids):
+        for rows, weights_nP, rounded_nP in chunks:
             writer.append(rounded_nP, *(getattr(trial, name)[rows] for name in SNAPSHOT_ARRAYS[1:]))
-            costs.add(weights_nP, rounded_nP)
+            if costs:
+                costs.add(weights_nP, rounded_nP)
             yield len(weights_nP)
         writer.append_episodes(*trial.episodes)
-        writer.commit({}, complete=True, compact={"asked": error, "grid": grids.base, **costs.summary()})
+        found = {"asked": error, "grid": grid, **costs.summary()} if costs else trial.compact
+        writer.commit({}, complete=True, compact=found)
 
 
 def chunk_rows(trial: Trial) -> int:

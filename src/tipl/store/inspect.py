@@ -19,7 +19,6 @@ from tipl.store.arrays import ArrayReader, Layout, Sums
 from tipl.store.layout import (
     ARRAYS,
     EPISODE_ARRAYS,
-    FORMAT_VERSION,
     SNAPSHOT_ARRAYS,
     array_layout,
     checkpoint_path,
@@ -56,7 +55,7 @@ def data_info(path: AnyPath) -> dict[str, Any]:
     return {
         "store": str(store.path),
         "id": store.id,
-        "format_version": FORMAT_VERSION,
+        "format_version": store.root.format_version,
         **({} if store.compact_error is None else {name: getattr(store.root, name) for name in _INFO_ROOT}),
         "split": {part: sorted(seed for seed, own in store.root.parts.items() if own == part) for part in PARTS},
         "settings": (store.root.configuration or {}).get("config"),

@@ -23,6 +23,8 @@ from tipl.store.locks import is_folder
 from tipl.store.spec import ParamSpec
 
 FORMAT_VERSION = 2
+COMPACT_VERSION = 3
+"""Of compact stores. Those of version 2 have filters that are not in zarr's specification; they are only read."""
 
 SNAPSHOT_ARRAYS = (
     "weights", "env_step", "iteration", "epoch", "learning_rate", "obs_mean", "obs_var", "obs_count",
@@ -132,12 +134,14 @@ class Record:
 
     def layouts(self) -> dict[str, Layout]:
         spec = ParamSpec.from_json(self.param_spec)
+        on_grid = {"grid": self.grid, "filters": self.grid is not None and self.format_version < COMPACT_VERSION}
         return {
             name: Layout(
-                name, dtype, row, self.chunk_rows[name], self.grid if name == "weights" else None, self.store, self.seed
+                name, dtype, row, self.chunk_rows[name], store=self.store, seed=self.seed,
+                **(on_grid if name == "weights" else {"grid": None}),
             )
             for name, (dtype, row) in array_layout(spec.size, self.obs_dim).items()
-        }
+        }  # fmt: skip
 
 
 # Places.
@@ -197,9 +201,9 @@ def read_group(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
     if "format" in shape and found["attributes"].get("format") != "tipl":
         raise TiplError(f"{path} is not a tipl store; make a store with `tipl collect`.")
     version = found["attributes"].get("format_version", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, COMPACT_VERSION):
         raise TiplError(
-            f"{path} has format version {version}, this program reads {FORMAT_VERSION}; "
+            f"{path} has format version {version}, this program reads {FORMAT_VERSION} and {COMPACT_VERSION}; "
             "use the version of tipl that wrote it."
         )
     check_seal(file, content)
@@ -231,6 +235,7 @@ def read_record(trial: Path) -> Record | None:
         "param_spec" if spec.to_json() != record.param_spec or len(set(spec.names)) < len(spec.names) else "",
         "checksums" if any(len(sums) != len(Sums._fields) for sums in record.checksums.values()) else "",
         "grid" if record.grid is not None and math.frexp(record.grid)[0] != 0.5 else "",
+        "format_version" if record.grid is None and record.format_version != FORMAT_VERSION else "",
     ]
     if any(wrong):
         raise Damaged(f"{trial / 'zarr.json'}: its {' and '.join(filter(None, wrong))} cannot be; {_COPY}.")

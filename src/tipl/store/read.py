@@ -190,6 +190,8 @@ class Trial:
         self.complete = record.complete
         self.obs_dim = record.obs_dim
         self.compact = record.compact
+        self.grid = record.grid
+        """Of the weights of a compact store, all of them multiples of this power of two."""
 
     @property
     def has_checkpoint(self) -> bool:

@@ -19,7 +19,17 @@ import numpy as np
 from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, parse_json
 from tipl.shapes import Each, Maybe, Number, OneOf, Whole
-from tipl.store.layout import CONFIGURATION, FORMAT_VERSION, MOST_SEED, Record, group, is_seed, read_group, write_group
+from tipl.store.layout import (
+    COMPACT_VERSION,
+    CONFIGURATION,
+    FORMAT_VERSION,
+    MOST_SEED,
+    Record,
+    group,
+    is_seed,
+    read_group,
+    write_group,
+)
 from tipl.store.locks import is_folder, locked_file, make_folder
 from tipl.store.spec import ParamSpec
 
@@ -52,12 +62,18 @@ class Root:
     """Of a compact store, the id of the store whose trials it holds."""
     compact_error: float | None = None
     """What a compact store was asked for, see compact.py; None of any other."""
+    format_version: int = FORMAT_VERSION
     configuration: dict[str, Any] | None = None
     """env_id, config and param_spec, which all trials of a store share; None before its first trial."""
     parts: Mapping[int, str] = field(default_factory=dict)
     """By seed, "train", "validation" or "test": of trials that were begun, or are about to be."""
     trials: Mapping[int, str | None] = field(default_factory=dict)
     """The trials with a commit, and of those that are complete the seal of their record: none can get lost unseen."""
+
+    @property
+    def source(self) -> str:
+        """The id of the store whose trials these are: of what a compact store was made of, otherwise its own."""
+        return self.made_of or self.id
 
     @classmethod
     def read(cls, store: Path) -> Self:
@@ -74,6 +90,7 @@ class Root:
             parts={seed: part for part in PARTS for seed in attributes["split"][part]},
             trials={int(seed) if is_seed(seed) else -1: seal for seed, seal in attributes["trials"].items()},
             id=attributes["id"],
+            format_version=attributes["format_version"],
             made_of=attributes.get("made_of"),
             compact_error=attributes.get("compact_error"),
             configuration=attributes.get("configuration"),
@@ -88,7 +105,7 @@ class Root:
         optional = {name: getattr(self, name) for name in ("made_of", "compact_error", "configuration")}
         attributes = {
             "format": "tipl",
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "id": self.id,
             **{name: value for name, value in optional.items() if value is not None},
             "split": {part: sorted(seed for seed in self.parts if self.parts[seed] == part) for part in PARTS},
@@ -99,8 +116,9 @@ class Root:
 
 def new_root(compact_error: float | None, made_of: Root | None) -> Root:
     """The root of a new store; with `made_of` one that holds the trials of that store, in the same parts."""
-    source = {} if made_of is None else {"made_of": made_of.id, "parts": made_of.parts}
-    return Root(id=secrets.token_hex(16), compact_error=compact_error, **source)
+    source = {} if made_of is None else {"made_of": made_of.source, "parts": made_of.parts}
+    version = FORMAT_VERSION if compact_error is None else COMPACT_VERSION
+    return Root(id=secrets.token_hex(16), compact_error=compact_error, format_version=version, **source)
 
 
 def locked(store: Path) -> AbstractContextManager[None]:

@@ -25,6 +25,7 @@ from tipl.files import PARTIAL, replace_file, require_no_store_above
 from tipl.store.arrays import MADE, ArrayWriter, create_array, rows_in
 from tipl.store.layout import (
     ARRAYS,
+    COMPACT_VERSION,
     EPISODE_ARRAYS,
     FORMAT_VERSION,
     SNAPSHOT_ARRAYS,
@@ -78,7 +79,9 @@ def create_store(path: AnyPath, compact_error: Positive | None = None, made_of: 
         if store.compact_error != compact_error:
             what = f"a compact store of error {store.compact_error}" if store.compact_error else "not a compact store"
             raise TiplError(f"{path} is {what}, not one of error {compact_error}; give another --out.")
-        if made_of is not None and store.root.made_of != made_of.id:
+        if compact_error is not None and store.root.format_version != COMPACT_VERSION:
+            raise TiplError(f"{path} is a compact store of format version 2; give another --out.")
+        if made_of is not None and store.root.made_of != made_of.root.source:
             raise TiplError(f"{path} was made of another store than {made_of.path}; give another --out.")
     return store
 
@@ -159,10 +162,10 @@ class TrialWriter:
                 room[name] = (num_snapshots if name in SNAPSHOT_ARRAYS else None) or chunk
                 chunk_rows[name] = min(chunk, 8 * math.ceil(room[name] / 8))
             record = Record(
-                format_version=FORMAT_VERSION, store=Root.read(store).id, seed=int(seed), env_id=env_id,
-                config=as_json(config), param_spec=spec.to_json(), versions=versions, obs_dim=obs_dim,
-                chunk_rows=chunk_rows, grid=grid, committed=0, committed_episodes=0, complete=False, commits=0,
-                checkpoint_crc32c=0, checksums={name: [0, 0] for name in ARRAYS},
+                format_version=FORMAT_VERSION if grid is None else COMPACT_VERSION, store=Root.read(store).id,
+                seed=int(seed), env_id=env_id, config=as_json(config), param_spec=spec.to_json(), versions=versions,
+                obs_dim=obs_dim, chunk_rows=chunk_rows, grid=grid, committed=0, committed_episodes=0, complete=False,
+                commits=0, checkpoint_crc32c=0, checksums={name: [0, 0] for name in ARRAYS},
             )  # fmt: skip
             for name, layout in record.layouts().items():
                 create_array(path / name, layout, room[name])
