@@ -103,6 +103,14 @@ def test_the_same_signal_twice_at_once_lets_it_tidy_up_and_a_later_one_ends_it()
     assert (out, process.returncode) == ("", 130) and "Traceback" not in error
 
 
+def test_a_signal_while_the_package_is_loaded_is_one_line(tmp_path: Path):
+    (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt")  # as Python does at the line that it is at
+    stopped = subprocess.run(
+        [sys.executable, "-m", "tipl", "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=60,
+    )  # fmt: skip
+    assert (stopped.returncode, stopped.stderr) == (130, "tipl: interrupted; nothing was begun\n")
+
+
 def test_what_was_told_to_ignore_a_signal_does():
     """As with nohup, and as a shell's background does with Ctrl-C."""
     ignored = [signal.SIGHUP, signal.SIGINT]

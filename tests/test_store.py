@@ -6,6 +6,7 @@ Run as a script, the file is the process that is killed or runs out of room: see
 """
 
 import dataclasses
+import importlib
 import json
 import os
 import random
@@ -599,6 +600,23 @@ def test_processes_that_make_a_store_at_once_make_one(tmp_path: Path) -> None:
     ids = {process.communicate(timeout=120)[0] for process in processes}
     assert len(ids) == 1 and ids == {Store.open(tmp_path / "store").id + "\n"}
     assert Store.open(tmp_path / "store").root.parts == {0: ANY, 1: ANY, 2: ANY, 3: ANY}
+
+
+def test_a_stop_after_the_last_commit_leaves_nothing_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    path = create_store(tmp_path / "store").path
+    write = importlib.import_module("tipl.store.write")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), begin(path) as writer:
+        append(writer, made_up(SEED), 0, LENGTH)
+        patch.setattr(write, "remove_made", stopped)
+        writer.commit({}, complete=True)
+    assert (path / f"trials/{SEED}/resume/lock").exists()
+    writer = None  # which gives its lock back
+    create_store(path)
+    assert not (path / f"trials/{SEED}/resume").exists()
+    assert Store.open(path).trial(SEED).complete
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tipl.forecasting.online import online_corrected
 from tipl.forecasting.shipped import SHIPPED, model_folder
 from tipl.forecasting.trained import CausalForecaster, codes_for
 from tipl.models import CausalTIPL, load
-from tipl.models.causal import EPOCH_INDICES, features
+from tipl.models.causal import EPOCH_INDICES, CausalConfig, Features, described, features
 from tipl.representation.windows import (
     EDGES,
     HORIZONS,
@@ -334,6 +334,34 @@ def test_the_error_of_the_task_is_the_error_of_the_weights(store: Path, model: C
     assert set(skill) == {1, 2, 5, 10, 20, 50, 100}
     for h, value in skill.items():
         assert value == pytest.approx(1 - error[HORIZONS.index(h)] / moved[HORIZONS.index(h)], abs=1e-4)
+
+
+def test_two_threads_add_up_a_gradient_in_one_order():
+    """What autograd makes of indexing adds up as the threads come. Checked at sizes where both have work."""
+    torch.manual_seed(0)
+    model, count, before = CausalTIPL(CausalConfig(1, 1, 16)), 4096, torch.get_num_threads()
+    own = torch.randn(count, 40, 60).square()
+    seen = Features(
+        described(own @ own.mT, own @ own.mT), torch.zeros(count, model.embed_fact.in_features),
+        torch.randint(0, EPOCH_INDICES, (count,)),
+    )  # fmt: skip
+    toward = torch.randn(count, 13, 40)
+    torch.set_num_threads(2)
+    try:
+        found = []
+        for _ in range(5):
+            model.zero_grad()
+            (model(seen).coefficients_BHJ * toward).sum().backward()
+            found.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    # The gates are 1 before training, so the gradient is a sum over the windows of each epoch index.
+    sums = torch.zeros(EPOCH_INDICES, 13, 40, dtype=torch.float64)
+    for index, row in zip(seen.epoch_index_B, toward, strict=True):
+        sums[index] += row
+    assert model.linear.grad is not None
+    torch.testing.assert_close(model.linear.grad.double(), sums, rtol=1e-4, atol=1e-4)
 
 
 def test_before_training_it_is_a_ridge_regression_of_displacements_on_differences(store: Path):

@@ -9,22 +9,6 @@ Stable-Baselines3 is in `tipl.integrations.sb3`, which takes the extra `sb3`. Wh
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tipl.config.experiments import EXPERIMENTS, Experiment, experiment
-from tipl.config.presets import (
-    CausalTrainConfig,
-    CollectConfig,
-    CompactConfig,
-    DiscreteCollectConfig,
-    DiscretePPOConfig,
-    EvaluateConfig,
-    JumpConfig,
-    PPOConfig,
-    SVDConfig,
-    TrainConfig,
-    jumps_of,
-)
-from tipl.errors import TiplError
-
 if TYPE_CHECKING:
     from tipl.acceleration.accelerator import Accelerator, Batch
     from tipl.acceleration.compare import accelerate
@@ -32,6 +16,21 @@ if TYPE_CHECKING:
     from tipl.collection.collect import collect
     from tipl.collection.random_walk import random_walk
     from tipl.collection.record import WeightRecorder
+    from tipl.config.experiments import EXPERIMENTS, Experiment, experiment
+    from tipl.config.presets import (
+        CausalTrainConfig,
+        CollectConfig,
+        CompactConfig,
+        DiscreteCollectConfig,
+        DiscretePPOConfig,
+        EvaluateConfig,
+        JumpConfig,
+        PPOConfig,
+        SVDConfig,
+        TrainConfig,
+        jumps_of,
+    )
+    from tipl.errors import TiplError
     from tipl.evaluation.evaluate import evaluate
     from tipl.forecasting.forecast import forecast
     from tipl.forecasting.forecaster import Forecaster
@@ -58,15 +57,28 @@ _LAZY = {
     "Accelerator": "acceleration.accelerator",
     "Batch": "acceleration.accelerator",
     "CausalForecaster": "forecasting.trained",
+    "CausalTrainConfig": "config.presets",
     "Codes": "representation.codes",
+    "CollectConfig": "config.presets",
+    "CompactConfig": "config.presets",
+    "DiscreteCollectConfig": "config.presets",
+    "DiscretePPOConfig": "config.presets",
+    "EXPERIMENTS": "config.experiments",
+    "EvaluateConfig": "config.presets",
+    "Experiment": "config.experiments",
     "Forecaster": "forecasting.forecaster",
     "History": "store.history",
+    "JumpConfig": "config.presets",
     "JumpingOptimizer": "acceleration.jumping",
     "OnlineCorrected": "forecasting.online",
+    "PPOConfig": "config.presets",
     "Policies": "rl.returns",
     "Policy": "store.policy",
+    "SVDConfig": "config.presets",
     "Store": "store.read",
     "TIPL": "models.transformer",
+    "TiplError": "errors",
+    "TrainConfig": "config.presets",
     "Trial": "store.read",
     "TrialWriter": "store.write",
     "WeightRecorder": "collection.record",
@@ -77,8 +89,10 @@ _LAZY = {
     "data_info": "store.inspect",
     "data_verify": "store.inspect",
     "evaluate": "evaluation.evaluate",
+    "experiment": "config.experiments",
     "fit_svd": "representation.fit",
     "forecast": "forecasting.forecast",
+    "jumps_of": "config.presets",
     "load_forecaster": "forecasting.named",
     "load_policy": "store.policy",
     "policy_returns": "rl.returns",

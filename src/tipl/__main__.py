@@ -1,11 +1,22 @@
-"""``python -m tipl``, the same as ``tipl``.
+"""``tipl`` and ``python -m tipl``.
 
 In: the command line.  Out: an exit code.
+
+Nothing is imported above `main`, so that a Ctrl-C while the package is loaded ends in one line, too.
 """
 
 import sys
 
-from tipl.cli.main import main
+
+def main() -> int:
+    """Load the command line and run one verb; returns the exit code."""
+    try:
+        from tipl.cli.main import main
+    except KeyboardInterrupt:
+        print("tipl: interrupted; nothing was begun", file=sys.stderr)
+        return 130
+    return main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -61,13 +61,14 @@ def random_walk(
                 out, number, env_id=ENV_ID, config=config, spec=spec,
                 versions={"tipl": tipl.__version__, "numpy": np.__version__}, obs_dim=1, num_snapshots=snapshots,
             )  # fmt: skip
-            for start, weights in _walk(snapshots, dim, drift, number, anneal):
-                count = len(weights)
-                zeros = np.zeros(count, np.int64)
-                writer.append(weights, start + np.arange(count), zeros, zeros, np.ones(count), np.zeros((count, 1)),
-                              np.ones((count, 1)), np.zeros(count))  # fmt: skip
-                advance(count, "")
-            writer.commit({}, complete=True)
+            with writer:
+                for start, weights in _walk(snapshots, dim, drift, number, anneal):
+                    count = len(weights)
+                    zeros = np.zeros(count, np.int64)
+                    writer.append(weights, start + np.arange(count), zeros, zeros, np.ones(count), np.zeros((count, 1)),
+                                  np.ones((count, 1)), np.zeros(count))  # fmt: skip
+                    advance(count, "")
+                writer.commit({}, complete=True)
     return out
 
 

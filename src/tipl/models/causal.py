@@ -136,7 +136,8 @@ class CausalTIPL(SavedModel):
         mean_BC = x_BJC.mean(dim=1)
         moves_BJ1 = seen.token_BJF[..., -2:-1] > -2.0  # of a token that has not moved nothing can be taken
         own_BHJ = (self.to_coefficients(x_BJC) * moves_BJ1).transpose(1, 2).float()
-        linear_BHJ = self.linear[seen.epoch_index_B]
+        # Indexing would add up its gradient in the order in which threads come: other last bits in every run.
+        linear_BHJ = F.embedding(seen.epoch_index_B, self.linear.flatten(1)).view(-1, *self.linear.shape[1:])
         gate_BH1 = 1 + self.to_gate(mean_BC).float()[..., None]
         return Outlook(gate_BH1 * linear_BHJ + own_BHJ, self.to_log_error(mean_BC).float())
 

@@ -71,6 +71,8 @@ def create_store(path: AnyPath, compact_error: Positive | None = None, made_of: 
                 if not (path / "zarr.json").exists():
                     new_root(compact_error, made_of.root if made_of else None).write(path)
         store = Store.open(path)
+        for record in store.records.values():
+            _tidy(path, record)
         trials = {**store.root.trials, **{seed: noted(record) for seed, record in store.records.items()}}
         if trials != store.root.trials:  # a writer was stopped between its commit and the root
             list_trials(path, store.records.values())
@@ -84,6 +86,23 @@ def create_store(path: AnyPath, compact_error: Positive | None = None, made_of: 
         if made_of is not None and store.root.made_of != made_of.root.source:
             raise TiplError(f"{path} was made of another store than {made_of.path}; give another --out.")
     return store
+
+
+def _keeps_nothing(trial: Path, record: Record) -> bool:
+    """Whether a trial is complete and may not grow: nothing to go on from is left."""
+    return record.complete and not checkpoint_path(trial, record).exists()
+
+
+def _tidy(store: Path, record: Record) -> None:
+    """Remove what a writer that was stopped after its last commit left in a complete trial."""
+    path = trial_path(store, record.seed)
+    if _keeps_nothing(path, record) and is_folder(path / "resume"):
+        with contextlib.suppress(TiplError, FileNotFoundError):  # its writer is alive, and does it
+            lock = lock_trial(path)
+            try:
+                remove_made(path / "resume", _MADE_TO_RESUME)
+            finally:
+                unlock(lock)
 
 
 def _is_begun(path: Path) -> bool:
@@ -290,15 +309,16 @@ class TrialWriter:
             if complete or not self._listed:
                 list_trials(self._store, [record])
                 self._listed = True
-            if complete and not may_grow:
-                remove_made(self._path / "resume", _MADE_TO_RESUME)
-            else:
+            if not complete or may_grow:
                 checkpoint_path(self._path, before).unlink(missing_ok=True)
             if complete:
                 self.close()
 
     def close(self) -> None:
         """Free the trial for other writers."""
+        with writing(self._path):
+            if self._unlock.alive and _keeps_nothing(self._path, self._record):
+                remove_made(self._path / "resume", _MADE_TO_RESUME)
         self._unlock()
 
     def __enter__(self) -> Self:
