@@ -33,6 +33,7 @@ ORDER = [
     "progress",
     "parts",
     "processes",
+    "remote",
     "config",
     "store",
     "rl",

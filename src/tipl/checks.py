@@ -13,6 +13,7 @@ import inspect
 import math
 import numbers
 import os
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
@@ -21,6 +22,16 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args,
 from tipl.errors import TiplError
 
 AnyPath = str | os.PathLike[str]
+
+
+class Anywhere:
+    """Beside a path: an address will do as well."""
+
+
+Place = Annotated[AnyPath, Anywhere()]
+"""Where something lies that is read: a path, or an address such as s3://bucket/store (remote/)."""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
+_SCHEMES = ("file", "gs", "hf", "http", "https", "memory", "s3")
 LONGEST_NAME = 255
 """Bytes of a file's name that file systems take."""
 
@@ -67,6 +78,8 @@ def checked(name: str, value: Any, kind: Any) -> Any:
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
+        if kind == Place and is_address(value):
+            return checked(name, value, str)
         made = checked(name, value, parts[0])
         for limit in parts[1:]:
             if isinstance(limit, Within) and made not in limit:
@@ -83,6 +96,11 @@ def checked(name: str, value: Any, kind: Any) -> Any:
     if isinstance(origin, type):  # Mapping[…], Callable[…] and the like
         kind = origin
     return _plain(name, value, kind)
+
+
+def is_address(value: Any) -> bool:
+    """Return whether a text is an address, scheme://…, and no path."""
+    return isinstance(value, str) and _ADDRESS.fullmatch(value) is not None
 
 
 def check_settings(settings: Any, prefix: str = "--") -> None:
@@ -131,6 +149,10 @@ def checked_path(name: str, value: Any) -> Any:
         raise _refused(name, value, "a path, as text or os.PathLike")
     if not text:
         raise TiplError(f"{name} is empty; give a path.")
+    if is_address(text):
+        raise TiplError(f"{name} is {text[:60]}; what is written, and this, lies on this machine: give a path.")
+    if not isinstance(value, str) and text.split(":/")[0] in _SCHEMES and not os.path.lexists(text):
+        raise TiplError(f"{name} is a path object made of an address, {text[:60]}; give an address as text.")
     if "\0" in text:
         raise TiplError(f"{name} holds a NUL, which no path has; give another.")
     try:
@@ -157,6 +179,8 @@ def _one_of(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
     others = [kind for kind in kinds if kind is not types.NoneType]
     if value is None and len(others) < len(kinds):
         return None
+    if Place in others and isinstance(value, str | os.PathLike):
+        return checked(name, value, Place)
     if os.PathLike in map(get_origin, others):  # pyright: ignore[reportOperatorIssue]
         others = [kind for kind in others if kind is not str]
         if len(others) == 1 or isinstance(value, str | os.PathLike):
@@ -248,6 +272,8 @@ def _words(kind: Any) -> str:
     origin = get_origin(kind) or kind
     if kind in known:
         return known[kind]
+    if kind == Place:
+        return "a path or an address"
     if origin is os.PathLike:
         return "a path"
     if isinstance(origin, type) and issubclass(origin, Sequence):

@@ -24,7 +24,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from tipl.acceleration.jump import Judgment, Jump, Jumper, is_log_std, jumps_for, may_jump
 from tipl.acceleration.jumping import JumpingOptimizer
-from tipl.checks import AnyPath, Count, checked
+from tipl.checks import Count, Place, checked
 from tipl.collection.agent import (
     acting_parameters,
     by_sample,
@@ -108,12 +108,12 @@ class Accelerator:
     def __init__(
         self,
         policy: nn.Module | Iterable[tuple[str, nn.Parameter]],
-        forecaster: Forecaster | AnyPath = "line",
+        forecaster: Forecaster | Place = "line",
         *,
         distribution: Callable[[Tensor], Distribution] | None = None,
         jump: JumpConfig | None = None,
         snapshots_per_iteration: int = 1,
-        fit: AnyPath | None = None,
+        fit: Place | None = None,
     ) -> None:
         """
         Args:

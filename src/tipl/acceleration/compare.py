@@ -16,12 +16,13 @@ import numpy as np
 
 from tipl.acceleration.arms import Arm, run_arms, versions
 from tipl.acceleration.jump import KINDS, jumps_for
-from tipl.checks import AnyPath, Count, Positive, checked_arguments
+from tipl.checks import AnyPath, Count, Place, Positive, checked_arguments
 from tipl.config.presets import CollectConfig, JumpConfig
 from tipl.errors import TiplError
 from tipl.evaluation.statistics import PLAIN, POSITIVE, bootstrap_interval, iqm, paired_improvement, ratio_of_iqms
 from tipl.files import require_no_store_above, told, write_json
 from tipl.forecasting.named import as_name
+from tipl.remote.mirror import located
 
 SHARES = (0.5, 0.75, 0.9)
 """Thresholds: so much of the way from plain PPO's first return to its final one."""
@@ -33,11 +34,11 @@ METRICS_FILE = "metrics.json"
 def accelerate(
     config: CollectConfig,
     out: AnyPath,
-    forecaster: AnyPath = "line",
+    forecaster: Place = "line",
     jump: JumpConfig | None = None,
     *,
     plain_learning_rate: Positive | None = None,
-    fit: AnyPath | None = None,
+    fit: Place | None = None,
     targets: Sequence[float] = (),
     workers: Count | None = None,
 ) -> Path:
@@ -56,7 +57,7 @@ def accelerate(
     Raises:
         TiplError: the environment, the forecaster or the folder cannot be used.
     """
-    out, fit = Path(out), None if fit is None else Path(fit)
+    out, fit = Path(out), None if fit is None else located(fit)
     forecaster = as_name(forecaster)
     jump = jumps_for(forecaster, jump)
     arms = {"plain": Arm(_at_rate(config, plain_learning_rate)), "accelerated": Arm(config, forecaster, jump, fit)}

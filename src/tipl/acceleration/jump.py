@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tipl.checks import AnyPath
+from tipl.checks import Place
 from tipl.config.presets import JumpConfig, jumps_of
 from tipl.errors import TiplError
 from tipl.forecasting.autoregression import Autoregression
@@ -67,7 +67,7 @@ class Jump:
     trust: float = 1.0
 
 
-def jumps_for(forecaster: Forecaster | AnyPath, jump: JumpConfig | None = None) -> JumpConfig:
+def jumps_for(forecaster: Forecaster | Place, jump: JumpConfig | None = None) -> JumpConfig:
     """Return how to jump with a forecaster, given by its name, its folder or itself: `jump`, or what is usual with it.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tipl.acceleration.jump import Judgment, Jumper, jumps_for
-from tipl.checks import AnyPath, Count, checked
+from tipl.checks import Count, Place, checked
 from tipl.collection.flat import check_apart, check_finite, check_parameters, flat, move, trainable, tried, undisturbed
 from tipl.config.presets import JumpConfig
 from tipl.errors import TiplError
@@ -41,7 +41,7 @@ class JumpingOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        forecaster: Forecaster | AnyPath = "line",
+        forecaster: Forecaster | Place = "line",
         *,
         jump: JumpConfig | None = None,
         period: int = 100,

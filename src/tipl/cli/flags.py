@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from tipl.checks import AnyPath, checked
+from tipl.checks import AnyPath, Place, checked, is_address
 from tipl.errors import TiplError
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def _json_or_text(text: str) -> Any:
 
 
 def reader(kind: Any) -> Callable[[str], Any]:
-    """Return what reads a flag of this type: int, float or str, with bounds or without, or AnyPath."""
-    read = Path if kind == AnyPath else _bare(kind)
+    """Return what reads a flag of this type: int, float or str, with bounds or without, AnyPath or Place."""
+    read = Path if kind == AnyPath else _place if kind == Place else _bare(kind)
     words = {int: "a whole number", float: "a number"}
 
     def parse(text: str) -> Any:
@@ -108,6 +108,11 @@ def reader(kind: Any) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{text[:60]!r} is not {words[read]}") from error
 
     return parse
+
+
+def _place(found: Any) -> str | Path:
+    """An address stays text: a path would drop one of its slashes."""
+    return found if is_address(found) else Path(found)
 
 
 def _bare(kind: Any) -> Any:

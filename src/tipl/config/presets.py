@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from tipl.checks import (
-    AnyPath,
     Count,
     NotNegative,
     Part,
+    Place,
     Positive,
     Share,
     Whole,
@@ -373,7 +373,7 @@ JUMPS = {
 
 
 @checked_arguments
-def jumps_of(forecaster: AnyPath) -> JumpConfig:
+def jumps_of(forecaster: Place) -> JumpConfig:
     """Return how one usually jumps with a forecaster.
 
     Args:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tipl
-from tipl.checks import AnyPath, checked_arguments
+from tipl.checks import AnyPath, Place, checked_arguments
 from tipl.config.env_spec import import_named
 from tipl.config.presets import EvaluateConfig
 from tipl.errors import TiplError
@@ -40,6 +40,7 @@ from tipl.forecasting.subspace import CodeLine
 from tipl.forecasting.trained import Stretched, codes_for
 from tipl.models import read_training
 from tipl.progress import console
+from tipl.remote.mirror import located
 from tipl.representation import Codes
 from tipl.rl.returns import why_not_run
 from tipl.store import Store, Trial
@@ -51,14 +52,14 @@ PARTS_FOLDER = "parts"
 
 @checked_arguments
 def evaluate(
-    store: AnyPath,
+    store: Place,
     out: AnyPath,
     config: EvaluateConfig = EvaluateConfig(),
     *,
-    models: Sequence[AnyPath] = (),
+    models: Sequence[Place] = (),
     forecasters: Sequence[Forecaster] = (),
     codes: AnyPath | None = None,
-    fit: AnyPath | Sequence[AnyPath] | None = None,
+    fit: Place | Sequence[Place] | None = None,
     returns: bool = True,
     trust: bool = False,
 ) -> Path:
@@ -86,11 +87,11 @@ def evaluate(
             judged was learned from, a forecaster has another's name or returns no forecast (another shape, not finite),
             or `out` holds something.
     """
-    store, out, began = Path(store), Path(out), time.monotonic()
+    store, out, began = located(store), Path(out), time.monotonic()
     for each in forecasters:
         usable(each)
     folders = _folders(models)
-    sources = [] if fit is None else [Path(fit)] if isinstance(fit, str | os.PathLike) else [Path(each) for each in fit]
+    sources = [located(each) for each in ([] if fit is None else [fit] if isinstance(fit, str | os.PathLike) else fit)]
     _require_out(out, [store, *folders, *sources, *([] if codes is None else [Path(codes)])])
     data = Store.open(store)
     if trust:
@@ -259,7 +260,7 @@ def _of_what(chosen: Plan, sources: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _folders(models: Sequence[AnyPath]) -> list[Path]:
+def _folders(models: Sequence[Place]) -> list[Path]:
     """
     Raises:
         TiplError: a model is given twice.

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from tipl.bundle import write_bundle
-from tipl.checks import AnyPath, Count, Positive, Whole, checked_arguments
+from tipl.checks import AnyPath, Count, Place, Positive, Whole, checked_arguments, is_address
 from tipl.config.env_spec import import_named
 from tipl.errors import TiplError
 from tipl.files import require_no_store_above
@@ -25,6 +25,7 @@ from tipl.forecasting.online import online_corrected
 from tipl.forecasting.shipped import SHIPPED, model_folder
 from tipl.forecasting.trained import CausalForecaster, Stretched, codes_for
 from tipl.progress import console
+from tipl.remote.mirror import located
 from tipl.rl.returns import Policies, policy_returns, why_not_run
 from tipl.store import Store, Trial
 from tipl.store.policy import OBS_CLIP
@@ -54,13 +55,13 @@ class Prediction:
 
 @checked_arguments
 def forecast(
-    store: AnyPath,
+    store: Place,
     trial: Whole,
     origin: Whole,
     horizon: Count,
     out: AnyPath,
     *,
-    model: AnyPath = SHIPPED,
+    model: Place = SHIPPED,
     stretch: Positive = 1.0,
     adapt: bool = False,
     seen: bool = False,
@@ -89,12 +90,13 @@ def forecast(
         TiplError: there is no such trial, snapshot or model, the model has learned from the trial, or the file cannot
             be written.
     """
-    store, out = Path(store), Path(out)
+    store, out = located(store), Path(out)
     if out.suffix != ".safetensors":
         raise TiplError(f"--out is {out}; what is written is a .safetensors file, give it that ending.")
     require_no_store_above(out)
     if out.is_dir():
         raise TiplError(f"{out} is a folder; give --out the name of a file.")
+    model = model_folder(model) if is_address(model) else model
     data = Store.open(store)
     run = data.trial(trial)
     if trust:

@@ -12,7 +12,7 @@ from typing import get_args
 
 import numpy as np
 
-from tipl.checks import AnyPath, Count, Whole, checked_arguments
+from tipl.checks import Count, Place, Whole, checked_arguments, is_address
 from tipl.config.presets import ForecasterName
 from tipl.errors import TiplError
 from tipl.forecasting.autoregression import AUTOREGRESSION, fit_autoregression, shipped_autoregression, store_digest
@@ -21,23 +21,26 @@ from tipl.forecasting.forecaster import Forecaster
 from tipl.forecasting.shipped import SHIPPED, model_digest, model_folder, model_name
 from tipl.forecasting.trained import CausalForecaster, ModelForecaster
 from tipl.models import CONFIG_FILE, CausalTIPL, load, read_record
+from tipl.remote.mirror import located
 from tipl.representation import Codes
 from tipl.store import Store
 
 
-def as_name(forecaster: AnyPath) -> str:
+def as_name(forecaster: Place) -> str:
     """Return what forecasters are asked for by: a name is a name, and a path object that leads somewhere that place."""
+    if is_address(forecaster):
+        return str(model_folder(forecaster))
     path = Path(forecaster) if isinstance(forecaster, os.PathLike) else None
     return str(forecaster if path is None else path.absolute() if path.exists() else path)
 
 
 @checked_arguments
 def load_forecaster(
-    forecaster: AnyPath = SHIPPED,
+    forecaster: Place = SHIPPED,
     shapes: Sequence[Sequence[Whole]] | None = None,
     horizon: Count | None = None,
     snapshots_per_iteration: Count = 1,
-    fit: AnyPath | None = None,
+    fit: Place | None = None,
     *,
     codes: Codes | None = None,
     seed: Whole = 0,
@@ -61,6 +64,7 @@ def load_forecaster(
         TiplError: there is no such forecaster, it cannot be used, it lacks `shapes` or `codes`, it does not see so far
             ahead, or an argument has no effect on it.
     """
+    forecaster = model_folder(forecaster) if is_address(forecaster) else forecaster
     name = as_name(forecaster)
     if fit is not None and name != "autoregression":
         raise TiplError(f"--fit is for the autoregression and has no effect on {name}; leave it out.")
@@ -81,7 +85,7 @@ def load_forecaster(
     return made
 
 
-def _rule(name: str, horizon: int, count: int, fit: AnyPath | None, seed: int) -> Forecaster | None:
+def _rule(name: str, horizon: int, count: int, fit: Place | None, seed: int) -> Forecaster | None:
     """The forecaster of this name that is no trained model, of `count` snapshots an iteration; None: there is none."""
     horizons = tuple(sorted({count, count * horizon}))
     match name:
@@ -96,7 +100,7 @@ def _rule(name: str, horizon: int, count: int, fit: AnyPath | None, seed: int) -
         case "autoregression":
             if fit is None:
                 return shipped_autoregression(count, horizons)
-            return fit_autoregression(Path(fit), count, horizons)
+            return fit_autoregression(located(fit), count, horizons)
         case _:
             return None
 

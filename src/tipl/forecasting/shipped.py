@@ -3,13 +3,16 @@
 In: the name of a model that comes with the package, or a path.  Out: its folder, a digest of it.
 """
 
+import contextlib
 import hashlib
 from pathlib import Path
 
 from tipl.bundle import MOST_BYTES
-from tipl.checks import AnyPath
-from tipl.files import read_file
-from tipl.models import CONFIG_FILE, WEIGHTS_FILE
+from tipl.checks import Place, is_address
+from tipl.files import Absent, read_file
+from tipl.models import CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE
+from tipl.remote.mirror import located, mirror_of, refresh
+from tipl.remote.pull import pulled
 from tipl.training import LAST
 
 SHIPPED = "causal"
@@ -17,15 +20,29 @@ SHIPPED = "causal"
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
-def model_folder(name_or_path: AnyPath) -> Path:
-    """Return a model's folder, by its path or by the name of one that comes with the package.
+def model_folder(name_or_path: Place) -> Path:
+    """Return a model's folder, by its path, its address, or the name of one that comes with the package.
+
+    Of hf://USER/NAME what is published under that name is fetched, of another address the files of a model.
 
     A name is a name: `causal` is the package's own, also where a folder of that name is here, which `./causal` is. A
     `Path` is a path wherever it leads to a folder.
     """
+    if is_address(name_or_path):
+        return _fetched(str(name_or_path))
     path = Path(name_or_path)
     is_name = not path.exists() if isinstance(name_or_path, Path) else True
     return PRETRAINED / SHIPPED if str(name_or_path) == SHIPPED and is_name else path
+
+
+def _fetched(address: str) -> Path:
+    if address.startswith("hf://"):
+        return pulled(address)
+    folder = located(address)
+    for name in (CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE) if mirror_of(folder) else ():
+        with contextlib.suppress(Absent):
+            refresh(folder / name)
+    return folder
 
 
 def model_digest(folder: Path) -> str:

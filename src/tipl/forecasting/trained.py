@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from tipl.checks import AnyPath, Whole, checked_arguments
+from tipl.checks import Place, Whole, checked_arguments
 from tipl.config.presets import SVDConfig
 from tipl.errors import TiplError
 from tipl.forecasting.forecaster import Forecaster, asked, usable
@@ -115,7 +115,7 @@ class CausalForecaster(Forecaster):
 
     @classmethod
     @checked_arguments
-    def from_pretrained(cls, name_or_path: AnyPath = SHIPPED, shapes: Sequence[Sequence[Whole]] | None = None) -> Self:
+    def from_pretrained(cls, name_or_path: Place = SHIPPED, shapes: Sequence[Sequence[Whole]] | None = None) -> Self:
         """Return the forecaster of a causal model: the package's own by its name, `causal`, or a folder's.
 
         Args:

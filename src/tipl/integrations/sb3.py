@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from tipl.acceleration.accelerator import Accelerator, Batch
-from tipl.checks import AnyPath
+from tipl.checks import AnyPath, Place
 from tipl.collection.flat import tried, undisturbed
 from tipl.collection.record import Normalizer, WeightRecorder
 from tipl.collection.recorded_actor import large_weights
@@ -166,7 +166,7 @@ class SB3Accelerator(BaseCallback):
     """
 
     def __init__(
-        self, forecaster: Forecaster | AnyPath = "line", *, jump: JumpConfig | None = None, fit: AnyPath | None = None
+        self, forecaster: Forecaster | Place = "line", *, jump: JumpConfig | None = None, fit: Place | None = None
     ) -> None:
         """
         Args:

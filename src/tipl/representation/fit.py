@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from tipl.checks import AnyPath, checked_arguments
+from tipl.checks import AnyPath, Place, checked_arguments
 from tipl.config.presets import SVDConfig
 from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, new_folder, require_no_store_above, set_aside
 from tipl.progress import console, steps_progress
+from tipl.remote.mirror import located
 from tipl.representation.basis import joined_bases, trial_basis
 from tipl.representation.codes import (
     CODES_FILE,
@@ -39,7 +40,7 @@ from tipl.store import Store, Trial
 
 
 @checked_arguments
-def fit_svd(store: AnyPath, out: AnyPath, config: SVDConfig = SVDConfig(), *, progress: bool = True) -> Path:
+def fit_svd(store: Place, out: AnyPath, config: SVDConfig = SVDConfig(), *, progress: bool = True) -> Path:
     """Fit a basis to the trials of a store and write the codes of all of them into the folder `out`.
 
     A finished `out` of the same data and settings is kept, an unfinished one is gone on with, trial by trial.
@@ -56,7 +57,7 @@ def fit_svd(store: AnyPath, out: AnyPath, config: SVDConfig = SVDConfig(), *, pr
     Raises:
         TiplError: the store cannot be read, its trials cannot be represented as asked, or `out` is something else.
     """
-    store, out = Path(store), Path(out)
+    store, out = located(store), Path(out)
     require_no_store_above(out)
     trials = _representable_trials(store, config)
     facts = _identity(store, out, trials, config)

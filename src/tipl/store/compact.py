@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tipl.checks import AnyPath, checked_arguments
+from tipl.checks import AnyPath, Place, checked_arguments
 from tipl.config.presets import CompactConfig
 from tipl.errors import TiplError
 from tipl.progress import console, steps_progress
@@ -41,7 +41,7 @@ _SAMPLE = 128  # snapshots whose inner products are measured
 
 
 @checked_arguments
-def compact(store_path: AnyPath, out: AnyPath, config: CompactConfig = CompactConfig()) -> Path:
+def compact(store_path: Place, out: AnyPath, config: CompactConfig = CompactConfig()) -> Path:
     """Write the complete trials of a store into a compact one; trials that it already holds are kept.
 
     A compact store of format version 2 is written anew in version 3, the same values to the bit.

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tipl.checks import AnyPath, checked_arguments
+from tipl.checks import Place, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import Damaged, read_file
+from tipl.remote.mirror import bring, drop, located, mirror_of, original
+from tipl.remote.source import Unreachable
 from tipl.store.arrays import ArrayReader, Layout, Sums
 from tipl.store.layout import (
     ARRAYS,
@@ -22,6 +24,7 @@ from tipl.store.layout import (
     SNAPSHOT_ARRAYS,
     array_layout,
     checkpoint_path,
+    fetch_rows,
     group,
     is_seed,
     read_checkpoint,
@@ -30,7 +33,7 @@ from tipl.store.layout import (
     trial_seeds,
     trials_path,
 )
-from tipl.store.read import Store, checked_record
+from tipl.store.read import Store, checked_record, fetch_root
 from tipl.store.root import PARTS, Root
 
 _INFO_COMPACT = ("rms_error", "max_error")  # of a snapshot
@@ -40,7 +43,7 @@ _MOST_PROBLEMS = 100  # damaged chunks of one array that are listed
 
 
 @checked_arguments
-def data_info(path: AnyPath) -> dict[str, Any]:
+def data_info(path: Place) -> dict[str, Any]:
     """Return what a store holds, as JSON: each trial's snapshots, episodes, returns, sizes and versions; their sums.
 
     Args:
@@ -50,10 +53,12 @@ def data_info(path: AnyPath) -> dict[str, Any]:
         TiplError: there is no readable store.
     """
     store = Store.open(path)
+    incomplete = store.incomplete
     trials = [_trial_info(store, seed) for seed in store.seeds]
-    raw, disk = (sum(trial[key] for trial in trials) for key in ("raw_bytes", "disk_bytes"))
+    raw = sum(trial["raw_bytes"] for trial in trials)
+    disk = None if mirror_of(store.path) else sum(trial["disk_bytes"] for trial in trials)
     return {
-        "store": str(store.path),
+        "store": original(store.path),
         "id": store.id,
         "format_version": store.root.format_version,
         **({} if store.compact_error is None else {name: getattr(store.root, name) for name in _INFO_ROOT}),
@@ -63,7 +68,7 @@ def data_info(path: AnyPath) -> dict[str, Any]:
         "raw_bytes": raw,
         "disk_bytes": disk,
         "ratio": raw / disk if disk else None,
-        "incomplete": store.incomplete,
+        "incomplete": incomplete,
         "missing": store.missing,
         "begun_without_commit": sorted(set(trial_seeds(store.path)) - set(store.seeds)),
         "trials": trials,
@@ -88,7 +93,7 @@ def _trial_info(store: Store, seed: int) -> dict[str, Any]:
         f"mean_return_of_last_{_INFO_EPISODES}": float(last_returns.mean()) if len(last_returns) else None,
         "raw_bytes": trial.committed * sum(row_bytes[name] for name in SNAPSHOT_ARRAYS)
         + trial.committed_episodes * sum(row_bytes[name] for name in EPISODE_ARRAYS),
-        "disk_bytes": _disk_bytes(trial_path(store.path, seed)),
+        "disk_bytes": None if mirror_of(store.path) else _disk_bytes(trial_path(store.path, seed)),
         **{f"{name}_in_mean_steps": trial.compact[name] for name in _INFO_COMPACT if trial.compact},
         "versions": trial.versions,
     }
@@ -104,7 +109,7 @@ def _disk_bytes(path: Path) -> int:
 
 
 @checked_arguments
-def data_verify(path: AnyPath) -> dict[str, Any]:
+def data_verify(path: Place) -> dict[str, Any]:
     """Read every committed chunk of every array with its checksums, and every checkpoint.
 
     Args:
@@ -120,7 +125,8 @@ def data_verify(path: AnyPath) -> dict[str, Any]:
     Raises:
         TiplError: there is no readable store.
     """
-    path = Path(path)
+    path = located(path)
+    fetch_root(path)
     root = Root.read(path)
     readings: dict[int | None, list[_Reading]] = {
         None: [*_readings_of_folders(path)],
@@ -136,7 +142,7 @@ def data_verify(path: AnyPath) -> dict[str, Any]:
     ]
     chunks = [found for found_of_trial in readings.values() for found in found_of_trial if found.chunk is not None]
     return {
-        "store": str(path),
+        "store": original(path),
         "ok": not damage,
         "trials": sum(bool(found) for seed, found in readings.items() if seed is not None),
         "chunks": len(chunks),
@@ -178,6 +184,8 @@ def _readings(store: Path, seed: int) -> Iterator[_Reading]:
     trial = trial_path(store, seed)
     try:
         record = checked_record(store, Root.read(store), seed)
+    except Unreachable:
+        raise
     except TiplError as error:
         yield _Reading("record", str(error))
         return
@@ -186,6 +194,7 @@ def _readings(store: Path, seed: int) -> Iterator[_Reading]:
     layouts = record.layouts()
     for name in ARRAYS:
         yield from _readings_of_array(trial / name, layouts[name], record.rows(name), record.sums(name))
+    bring([checkpoint_path(trial, record), trial / "resume" / "zarr.json"])
     if record.complete and not checkpoint_path(trial, record).exists():
         return
     try:
@@ -198,9 +207,11 @@ def _readings(store: Path, seed: int) -> Iterator[_Reading]:
 
 
 def _readings_of_array(path: Path, layout: Layout, rows: int, sums: Sums) -> Iterator[_Reading]:
+    fetch_rows(path, layout, rows, 0, rows)
     try:
         reader = ArrayReader(path, layout, rows, sums)
     except TiplError as error:
+        drop(path)
         yield _Reading(layout.name, str(error))
         return
     problems = 0
@@ -210,6 +221,7 @@ def _readings_of_array(path: Path, layout: Layout, rows: int, sums: Sums) -> Ite
         try:
             size = reader.chunk(chunk).size
         except TiplError as error:
+            drop(layout.chunk_path(path, chunk))
             problem = str(error)
             problems += 1
         yield _Reading(layout.name, problem, chunk, where, size)

@@ -17,6 +17,7 @@ import google_crc32c
 
 from tipl.errors import TiplError
 from tipl.files import SEAL, Absent, Damaged, check_seal, parse_json, read_file, replace_file, require, seal_of, sealed
+from tipl.remote.mirror import bring, mirror_of, original
 from tipl.shapes import Each, Maybe, Number, OneOf, Whole
 from tipl.store.arrays import Layout, Sums
 from tipl.store.locks import is_folder
@@ -33,8 +34,9 @@ EPISODE_ARRAYS = ("episode_step", "episode_return", "episode_length")
 ARRAYS = SNAPSHOT_ARRAYS + EPISODE_ARRAYS
 
 MOST_SEED = 2**63 - 1
-_MOST_BYTES = 16 << 20  # of a record, or of a root
+MOST_BYTES = 16 << 20  # of a record, or of a root
 _MOST_CHECKPOINT = 1 << 36
+_MOST_CHUNKS = 1 << 18  # of an array that is fetched in parts: of more, a reader counts the files
 _COPY = "bring it back from a copy"
 
 
@@ -196,7 +198,7 @@ def read_group(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
         TiplError: it is damaged, of another version, or something else.
     """
     file = path / "zarr.json"
-    content = read_file(file, _MOST_BYTES)
+    content = read_file(file, MOST_BYTES)
     found = require(parse_json(content, str(file)), {"attributes": dict}, str(file))
     if "format" in shape and found["attributes"].get("format") != "tipl":
         raise TiplError(f"{path} is not a tipl store; make a store with `tipl collect`.")
@@ -242,6 +244,24 @@ def read_record(trial: Path) -> Record | None:
     return record
 
 
+def fetch_rows(array: Path, layout: Layout, rows: int, start: int, stop: int) -> None:
+    """Of an array that lies elsewhere, fetch what it takes to read rows start … stop - 1 of `rows`.
+
+    Raises:
+        TiplError: it cannot be reached, has too many chunks, or a file that is larger than it can be.
+    """
+    if mirror_of(array) is None:
+        return
+    full = layout.full_chunks(rows)
+    if full > _MOST_CHUNKS:
+        raise TiplError(
+            f"{original(array)} has {full:,} chunks, too many to fetch one by one; copy the whole store here."
+        )
+    bring([array / "zarr.json", *([array / "checksums"] if full else [])], 8 * full + (1 << 20))
+    (array / "c").mkdir(parents=True, exist_ok=True)
+    bring((layout.chunk_path(array, number) for number in layout.chunks(start, stop)), 2 * layout.chunk_bytes + 1024)
+
+
 def checksum_of(content: bytes) -> int:
     """Return the CRC32C of a checkpoint."""
     return google_crc32c.value(content)
@@ -254,6 +274,7 @@ def read_checkpoint(trial: Path, record: Record) -> bytes:
         TiplError: it is missing or damaged.
     """
     path = checkpoint_path(trial, record)
+    bring([path])
     if not is_folder(trial / "resume"):
         raise Absent(f"There is no {path}; {_COPY}.")
     data = read_file(path, _MOST_CHECKPOINT)

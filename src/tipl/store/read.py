@@ -5,7 +5,7 @@ In: a store's path.  Out: snapshots, episodes and what belongs to them as numpy 
 Shapes: T snapshots, P weights, E episodes, obs the size of an observation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -13,14 +13,25 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from tipl.checks import AnyPath, Count, checked
+from tipl.checks import Count, Place, checked
 from tipl.config.env_spec import EnvId, env_id_of
 from tipl.errors import TiplError
-from tipl.files import Damaged
+from tipl.files import Absent, Damaged
 from tipl.progress import console
+from tipl.remote.mirror import bring, drop, located, mirror_of, original, refresh
 from tipl.store.arrays import ArrayReader
 from tipl.store.history import History, epoch_indices
-from tipl.store.layout import EPISODE_ARRAYS, Record, checkpoint_path, read_record, trial_path, trial_seeds
+from tipl.store.layout import (
+    ARRAYS,
+    EPISODE_ARRAYS,
+    MOST_BYTES,
+    Record,
+    checkpoint_path,
+    fetch_rows,
+    read_record,
+    trial_path,
+    trial_seeds,
+)
 from tipl.store.locks import is_folder
 from tipl.store.root import PARTS, Root, has_grown, require_same
 from tipl.store.spec import ParamSpec
@@ -66,13 +77,16 @@ class Store:
         self.records = records
 
     @classmethod
-    def open(cls, path: AnyPath) -> Self:
+    def open(cls, path: Place) -> Self:
         """Read the record of every trial, and nothing else.
 
+        Of a store that lies elsewhere (hf://USER/NAME, s3://…, https://…), the root, and the records of trials that
+        are not complete; what is read later is fetched then, and kept in TIPL_CACHE.
+
         Raises:
-            TiplError: there is no store, it is of another version, or a record is damaged.
+            TiplError: there is no store, it cannot be reached, is of another version, or a record is damaged.
         """
-        path = Path(checked("The store", path, AnyPath))
+        path = located(checked("The store", path, Place))
         try:
             return cls(path, *_root_and_records(path))
         except Damaged:  # or a writer has moved on between the root and a record
@@ -97,12 +111,13 @@ class Store:
         seed = checked("`seed`", seed, int)
         if seed not in self.records:
             have = ", ".join(map(str, self.seeds)) or "none yet"
-            raise TiplError(f"{self.path} has no trial {seed}; it has: {have}.")
+            raise TiplError(f"{original(self.path)} has no trial {seed}; it has: {have}.")
         return Trial(trial_path(self.path, seed), self.records[seed])
 
     @property
     def incomplete(self) -> list[int]:
         """The trials among `seeds` that have not been written to their ends, or have since been given a later one."""
+        bring((trial_path(self.path, seed) / "zarr.json" for seed in self.seeds), MOST_BYTES)
         return [seed for seed in self.seeds if not self.is_complete(seed)]
 
     def is_complete(self, seed: int) -> bool:
@@ -130,10 +145,77 @@ class Store:
         return split
 
 
-def _root_and_records(store: Path) -> tuple[Root, dict[int, Record]]:
+def _root_and_records(store: Path) -> tuple[Root, Mapping[int, Record]]:
+    fetch_root(store)
     root = Root.read(store)
+    if mirror_of(store):
+        return root, _RecordsElsewhere(store, root)
     records = {seed: checked_record(store, root, seed) for seed in trial_seeds(store)}
     return root, {seed: record for seed, record in records.items() if record}
+
+
+class _RecordsElsewhere(Mapping[int, Record]):
+    """The records of a store that lies elsewhere, each fetched when it is first asked for.
+
+    Those of complete trials are known by their seals, which the root holds, so it does not matter when; the others are
+    read now.
+    """
+
+    def __init__(self, store: Path, root: Root) -> None:
+        self._store, self._root = store, root
+        self._known: dict[int, Record] = {}
+        for seed in root.trials:
+            if root.trials[seed] is None:
+                self[seed]
+
+    def __getitem__(self, seed: int) -> Record:
+        if seed not in self._known:
+            if seed not in self._root.trials:
+                raise KeyError(seed)
+            record = checked_record(self._store, self._root, seed)
+            assert record, "the root lists it"
+            self._known[seed] = record
+        return self._known[seed]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._root.trials)
+
+    def __len__(self) -> int:
+        return len(self._root.trials)
+
+
+def fetch_root(store: Path) -> None:
+    """Of a store that lies elsewhere, fetch its root as it is now, and make a folder for each of its trials.
+
+    Raises:
+        TiplError: there is none, or it cannot be reached.
+    """
+    if mirror_of(store) is None:
+        return
+    try:
+        refresh(store / "zarr.json", MOST_BYTES)
+    except Absent:
+        raise TiplError(f"{original(store)} is not a tipl store: it has no zarr.json; look at the address.") from None
+    bring([store / "trials" / "zarr.json"], MOST_BYTES)
+    for seed in Root.read(store).trials:
+        trial_path(store, seed).mkdir(parents=True, exist_ok=True)
+
+
+def _fetch_record(store: Path, root: Root, seed: int) -> None:
+    """Of a store that lies elsewhere, fetch a trial's record, unless the root says that the one here is the same. What
+    else was fetched of another is of no use."""
+    path = trial_path(store, seed)
+    if mirror_of(store) is None:
+        return
+    try:
+        here = read_record(path)
+        if here and here.seal == root.trials.get(seed):
+            return
+    except TiplError:
+        pass
+    if refresh(path / "zarr.json", MOST_BYTES):
+        for name in (*ARRAYS, "resume"):
+            drop(path / name)
 
 
 def checked_record(store: Path, root: Root, seed: int) -> Record | None:
@@ -142,6 +224,7 @@ def checked_record(store: Path, root: Root, seed: int) -> Record | None:
     Raises:
         TiplError: it is damaged, another trial's, or lost.
     """
+    _fetch_record(store, root, seed)
     path = trial_path(store, seed)
     record, listed = read_record(path), seed in root.trials
     if record is None or not record.committed:
@@ -280,10 +363,13 @@ class Trial:
         return Episodes(*(self._read(name) for name in EPISODE_ARRAYS))
 
     def _read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        rows, path = self._record.rows(name), self._path / name
+        rows, path, layout = self._record.rows(name), self._path / name, self._layouts[name]
+        stop = rows if stop is None else stop
+        fetch_rows(path, layout, rows, start, stop)
         try:
             if name not in self._arrays:
-                self._arrays[name] = ArrayReader(path, self._layouts[name], rows, self._record.sums(name))
-            return self._arrays[name].read(start, rows if stop is None else stop)
+                self._arrays[name] = ArrayReader(path, layout, rows, self._record.sums(name))
+            return self._arrays[name].read(start, stop)
         except TiplError as error:
-            raise Damaged(f"{path} is damaged ({error}); `tipl data verify` lists what is.") from error
+            drop(path)
+            raise Damaged(f"{original(path)} is damaged ({error}); `tipl data verify` lists what is.") from error

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from tipl.checks import AnyPath, checked_arguments
+from tipl.checks import AnyPath, Place, checked_arguments
 from tipl.config.presets import Device, SVDConfig, TrainConfig
 from tipl.errors import TiplError
 from tipl.models import CausalTIPL
 from tipl.progress import console, scalars, steps_progress
+from tipl.remote.mirror import located
 from tipl.representation import Codes, fit_svd
 from tipl.representation.windows import TrainingWindows, joined, training_windows
 from tipl.store import Split, Store
@@ -30,7 +31,7 @@ VALIDATED = 2000
 
 @checked_arguments
 def train(
-    store: AnyPath | Sequence[AnyPath],
+    store: Place | Sequence[Place],
     out: AnyPath,
     config: TrainConfig = TrainConfig(),
     svd: SVDConfig = SVDConfig(),
@@ -62,7 +63,8 @@ def train(
         TiplError: the store, the codes, `out` or the device cannot be used as they are, nothing was overwritten; or
             TensorBoard is asked for and not installed.
     """
-    stores, out = [Path(store)] if isinstance(store, str | os.PathLike) else [Path(each) for each in store], Path(out)
+    stores = [located(each) for each in ([store] if isinstance(store, str | os.PathLike) else store)]
+    out = Path(out)
     codes = None if codes is None else Path(codes)
     if not stores:
         raise TiplError("There is nothing to learn from; give a store.")
