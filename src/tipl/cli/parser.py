@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tipl.checks import AnyPath
+from tipl.checks import AnyPath, Place, is_address
 from tipl.cli.flags import reader
 from tipl.errors import TiplError, printable
 
@@ -36,11 +36,16 @@ def add_path(verb: ArgumentParser, name: str, metavar: str, told: str | None = N
     verb.add_argument(name, type=reader(AnyPath), metavar=metavar, help=told, **options)
 
 
+def add_place(verb: ArgumentParser, name: str, metavar: str, told: str | None = None, **options: Any) -> None:
+    """Of what is read: a path or an address."""
+    verb.add_argument(name, type=reader(Place), metavar=metavar, help=told, **options)
+
+
 def add_model(verb: ArgumentParser, told: str, **options: Any) -> None:
     def name_or_path(text: str) -> str | Path:
         """`./causal` is not the model called `causal`; a Path would drop what tells them apart."""
-        path = reader(AnyPath)(text)
-        return text if text == SHIPPED else path.absolute() if str(path) == SHIPPED else path
+        path = reader(Place)(text)
+        return text if text == SHIPPED or is_address(path) else path.absolute() if str(path) == SHIPPED else path
 
     verb.add_argument("--model", type=name_or_path, metavar="MODEL", help=told, **options)
 

@@ -14,7 +14,18 @@ from typing import Any, get_args
 from tipl import __version__
 from tipl.checks import Count, NotNegative, Positive, Whole
 from tipl.cli.flags import add_settings, reader, with_flags
-from tipl.cli.parser import SHIPPED, Parser, add_imports, add_model, add_number, add_path, add_verb, import_typed, wrote
+from tipl.cli.parser import (
+    SHIPPED,
+    Parser,
+    add_imports,
+    add_model,
+    add_number,
+    add_path,
+    add_place,
+    add_verb,
+    import_typed,
+    wrote,
+)
 from tipl.cli.show import acceleration_facts, evaluation_facts, show
 from tipl.config.experiments import EXPERIMENTS
 from tipl.config.presets import (
@@ -38,8 +49,11 @@ _METRICS_BYTES = 1 << 30
 PRESETS = tuple(dict.fromkeys(preset for presets in EXPERIMENTS.values() for preset in presets))
 
 
-def _out_beside(store: Path, suffix: str) -> Path:
-    """The folder beside a store that has its whole name and a suffix: run-lr0.01.eval of run-lr0.01."""
+def _out_beside(store: str | Path, suffix: str) -> Path:
+    """The folder beside a store that has its whole name and a suffix: run-lr0.01.eval of run-lr0.01; of one that lies
+    elsewhere, here."""
+    if isinstance(store, str):
+        store = Path(store.rstrip("/").rpartition("/")[2].partition("@")[0])
     store = store if store.name not in ("", "..") else store.resolve()
     return store.with_name(store.name + suffix)
 
@@ -125,7 +139,7 @@ def collect_settings(arguments: Namespace) -> CollectConfig:
 
 def _fit_svd_flags(verbs: Any) -> None:
     verb = add_verb(verbs, "fit-svd", _fit_svd, "turn the weights of a store into codes")
-    add_path(verb, "store", "STORE")
+    add_place(verb, "store", "STORE")
     add_path(verb, "--out", "CODES", required=True)
     add_settings(verb, SVDConfig)
 
@@ -139,7 +153,7 @@ def _fit_svd(arguments: Namespace) -> None:
 
 def _train_flags(verbs: Any) -> None:
     verb = add_verb(verbs, "train", _train, "train a model on a store's training trials")
-    add_path(verb, "store", "STORE", "several with --model causal", nargs="+")
+    add_place(verb, "store", "STORE", "several with --model causal", nargs="+")
     add_path(verb, "--out", "MODEL", required=True)
     add_path(verb, "--codes", "CODES", "what fit-svd wrote [fit anew]")
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
@@ -168,12 +182,12 @@ def _train(arguments: Namespace) -> None:
 
 def _evaluate_flags(verbs: Any) -> None:
     verb = add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials")
-    add_path(verb, "store", "STORE")
-    told = "a folder, or the name of one shipped; a folder called like one is ./NAME"
+    add_place(verb, "store", "STORE")
+    told = "a folder, hf://USER/NAME, or the name of one shipped; a folder called like one is ./NAME"
     add_model(verb, told, dest="models", nargs="+", action="extend", default=[])
     add_path(verb, "--codes", "CODES", "also judge a line through these codes")
     told = "fit the baselines on other stores, of any policies, and judge every trial [the store itself]"
-    add_path(verb, "--fit", "STORE", told, nargs="+")
+    add_place(verb, "--fit", "STORE", told, nargs="+")
     verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
     add_imports(verb)
     add_path(verb, "--out", "EVAL", "[STORE.eval]")
@@ -194,15 +208,16 @@ def _evaluate(arguments: Namespace) -> None:
 
 def _forecast_flags(verbs: Any) -> None:
     verb = add_verb(verbs, "forecast", _forecast, "write one predicted policy and run it")
-    add_path(verb, "--store", "STORE", required=True)
+    add_place(verb, "--store", "STORE", required=True)
     add_number(verb, "--trial", Whole, "N", "its seed", required=True)
     add_number(verb, "--origin", Whole, "N", "the last snapshot that the model sees", required=True)
     add_number(verb, "--horizon", Count, "N", "snapshots ahead", required=True)
     add_path(verb, "--out", "FILE.safetensors", required=True)
-    note = "a folder, or the name of one shipped [causal], which on a task that it has not learned is often behind an "
-    add_model(
-        verb, note + "autoregression fitted on a few of the task's runs: tipl evaluate judges both", default=SHIPPED
+    note = (
+        "a folder, hf://USER/NAME, or the name of one shipped [causal], which on a task that it has not learned is often "
+        "behind an autoregression fitted on a few of the task's runs: tipl evaluate judges both"
     )
+    add_model(verb, note, default=SHIPPED)
     add_number(verb, "--stretch", Positive, "X", "that the displacement from φ_t is multiplied by [1]", default=1.0)
     verb.add_argument("--adapt", action="store_true", help="correct it by what came of earlier forecasts in the trial")
     verb.add_argument("--seen", action="store_true", help="forecast a trial that the model has learned from")
@@ -225,7 +240,7 @@ def _accelerate_flags(verbs: Any) -> None:
     add_path(verb, "--out", "DIR", "a new folder, or one to go on with", required=True)
     names = f"{', '.join(get_args(ForecasterName))} or the folder of a causal model [line]"
     verb.add_argument("--forecaster", type=reader(str), metavar="NAME", default="line", help=names)
-    add_path(verb, "--fit", "STORE", "to fit the autoregression on [the package's own]")
+    add_place(verb, "--fit", "STORE", "to fit the autoregression on [the package's own]")
     add_number(verb, "--plain-learning-rate", Positive, "X", "of the plain runs [--ppo.learning-rate]")
     add_number(verb, "--targets", float, "RETURN", "returns to count the steps to, too", nargs="+", default=[])
     add_number(verb, "--workers", Count, "N", "processes [one a core]")
@@ -263,7 +278,7 @@ def _look_flags(verbs: Any) -> None:
         add_verb(verbs, "info", _data_info, "what a store holds"),
         add_verb(verbs, "verify", _data_verify, "read everything that was committed and say what is damaged"),
     ):
-        add_path(verb, "store", "STORE")
+        add_place(verb, "store", "STORE")
         verb.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -286,7 +301,7 @@ def _data_verify(arguments: Namespace) -> None:
 
 def _compact_flags(verbs: Any) -> None:
     verb = add_verb(verbs, "compact", _compact, "write a store again in a fifth of its bytes, the weights rounded")
-    add_path(verb, "store", "STORE")
+    add_place(verb, "store", "STORE")
     add_path(verb, "--out", "STORE2", "a new store, or one to go on with", required=True)
     add_settings(verb, CompactConfig)
 
