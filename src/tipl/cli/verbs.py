@@ -214,8 +214,8 @@ def _forecast_flags(verbs: Any) -> None:
     add_number(verb, "--horizon", Count, "N", "snapshots ahead", required=True)
     add_path(verb, "--out", "FILE.safetensors", required=True)
     note = (
-        "a folder, hf://USER/NAME, or the name of one shipped [causal], which on a task that it has not learned is often "
-        "behind an autoregression fitted on a few of the task's runs: tipl evaluate judges both"
+        "a folder, hf://USER/NAME, or the name of one shipped [causal], which on a task that it has not learned is "
+        "often behind an autoregression fitted on a few of the task's runs: tipl evaluate judges both"
     )
     add_model(verb, note, default=SHIPPED)
     add_number(verb, "--stretch", Positive, "X", "that the displacement from φ_t is multiplied by [1]", default=1.0)
