@@ -114,6 +114,26 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "seed": 0,
             },
         ),
+        "video": (
+            tipl.video,
+            {
+                "sources": "s",
+                "out": "new.gif",
+                "trial": 1,
+                "origin": 5,
+                "horizon": 1,
+                "snapshots": (),
+                "model": "causal",
+                "stretch": 1.0,
+                "adapt": False,
+                "seen": False,
+                "episodes": 1,
+                "seed": 0,
+                "seconds": 1.0,
+                "size": 64,
+                "trust": False,
+            },
+        ),
         "accelerate": (
             accelerate,
             {

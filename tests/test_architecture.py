@@ -45,6 +45,7 @@ ORDER = [
     "evaluation",
     "acceleration",
     "integrations",
+    "pictures",
     "reporting",
     "reproduction",
     "cli",

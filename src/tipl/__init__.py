@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tipl.forecasting.online import OnlineCorrected
     from tipl.forecasting.trained import CausalForecaster
     from tipl.models.transformer import TIPL
+    from tipl.pictures.video import video
     from tipl.reporting import report
     from tipl.representation.codes import Codes
     from tipl.representation.fit import fit_svd
@@ -100,6 +101,7 @@ _LAZY = {
     "report": "reporting",
     "reproduce": "reproduction",
     "train": "training.train",
+    "video": "pictures.video",
 }
 """Which module a name is in that is loaded on its first use."""
 
@@ -151,6 +153,7 @@ __all__ = [
     "report",
     "reproduce",
     "train",
+    "video",
 ]
 
 

@@ -144,8 +144,11 @@ def _import(module: str) -> None:
         raise TiplError(f"The module {module!r} of an environment fails to import ({reason}).") from error
 
 
-def made(env_id: EnvId) -> Any:
+def made(env_id: EnvId, render_mode: str | None = None) -> Any:
     """The Gymnasium environment: of a plain id as `gymnasium.make` has it, of a spec as it was described.
+
+    Args:
+        render_mode: as Gymnasium has it, "rgb_array" for one that draws; default: the user's, of a file's none.
 
     Raises:
         TiplError: there is no such environment here, or its module would have to be imported for a file.
@@ -161,6 +164,8 @@ def made(env_id: EnvId) -> Any:
     kwargs = {key: from_json(value) for key, value in spec.get("kwargs", {}).items()}
     if not env_id.typed:
         kwargs.pop("render_mode", None)  # no window for a file
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
     if "max_episode_steps" in spec:
         kwargs["max_episode_steps"] = spec["max_episode_steps"] or -1
     try:

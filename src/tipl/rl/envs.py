@@ -116,9 +116,9 @@ def _drawn_action(env: VectorEnv, rng: np.random.Generator) -> np.ndarray:
 class GymnasiumEnv(VectorEnv):
     """Gymnasium's own environments, stepped one after another: any registered id, and the reference in tests."""
 
-    def __init__(self, env_id: EnvId, seeds: Sequence[int]) -> None:
+    def __init__(self, env_id: EnvId, seeds: Sequence[int], render_mode: str | None = None) -> None:
         self.num_envs = len(seeds)
-        self._envs = [made(env_id) for _ in seeds]
+        self._envs = [made(env_id, render_mode) for _ in seeds]
         self._seeds: list[int | None] = [int(seed) for seed in seeds]
         self._take_spaces(self._envs[0], env_id)
         self._is_flat = len(getattr(self.obs_space, "shape", None) or ()) == 1 and is_box(self.obs_space)
@@ -154,6 +154,11 @@ class GymnasiumEnv(VectorEnv):
                 self._seen[i, : -self._obs_size] = self._seen[i, self._obs_size :]
             self._seen[i, -self._obs_size :] = self._flat(obs)
         return self._seen[which], reward, terminated, truncated
+
+    @property
+    def copies(self) -> list[Any]:
+        """Gymnasium's own environments."""
+        return self._envs
 
     def random_state(self, ids: np.ndarray) -> list[Any]:
         """The state of each copy's `np_random`, from which an environment draws in its steps and resets."""

@@ -1,0 +1,51 @@
+"""The verbs that show: videos and pictures of policies.
+
+In: a parsed command line.  Out: files to look at, and a few lines about what they show.
+"""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from typing import Any
+
+from tipl.checks import Count, Positive, Whole
+from tipl.cli.parser import SHIPPED, add_imports, add_model, add_number, add_path, add_verb, import_typed
+from tipl.cli.show import show
+
+
+def add_video(verbs: Any) -> None:
+    verb = add_verb(verbs, "video", _video, "film policies side by side: now, as forecast, and what came")
+    add_path(verb, "sources", "STORE|FILE.safetensors", "stores, and files that forecast wrote", nargs="+")
+    add_path(verb, "--out", "FILE.mp4|FILE.gif", required=True)
+    _add_origin(verb)
+    add_number(verb, "--horizon", Count, "N", "snapshots ahead [10]", default=10)
+    told = "show these snapshots, and no forecast"
+    add_number(verb, "--snapshots", Whole, "N", told, nargs="+", default=[])
+    add_number(verb, "--episodes", Count, "N", "that the mean returns are over [20]", default=20)
+    add_number(verb, "--seed", Whole, "N", "of the episodes [0]", default=0)
+    add_number(verb, "--seconds", Positive, "X", "at most; longer episodes are shown faster [10]", default=10.0)
+    add_number(verb, "--size", Count, "N", "pixels of each picture's longer side [320]", default=320)
+    add_imports(verb)
+    verb.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_origin(verb: ArgumentParser) -> None:
+    """Flags of which forecast is shown."""
+    add_number(verb, "--trial", Whole, "N", "its seed [the first test trial]")
+    add_number(verb, "--origin", Whole, "N", "the last snapshot that the model sees [half of the way]")
+    add_model(verb, "a folder, or the name of one shipped [causal]", default=SHIPPED)
+    add_number(verb, "--stretch", Positive, "X", "that the displacement from φ_t is multiplied by [1]", default=1.0)
+    verb.add_argument("--adapt", action="store_true", help="correct it by what came of earlier forecasts in the trial")
+    verb.add_argument("--seen", action="store_true", help="forecast a trial that the model has learned from")
+
+
+def _video(arguments: Namespace) -> None:
+    from tipl.pictures.video import video
+
+    import_typed(arguments)
+    names = (
+        "sources", "out", "trial", "origin", "horizon", "snapshots", "model", "stretch", "adapt", "seen", "episodes",
+        "seed", "seconds", "size", "trust",
+    )  # fmt: skip
+    made = video(**{name: getattr(arguments, name) for name in names})
+    facts = asdict(made)
+    show(facts | {"policies": list(facts["policies"])}, arguments.json)
