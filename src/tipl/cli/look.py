@@ -8,13 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from tipl.checks import Count, Positive, Whole
-from tipl.cli.parser import SHIPPED, add_imports, add_model, add_number, add_path, add_verb, import_typed
+from tipl.cli.parser import SHIPPED, add_imports, add_model, add_number, add_path, add_place, add_verb, import_typed
 from tipl.cli.show import show
 
 
 def add_video(verbs: Any) -> None:
     verb = add_verb(verbs, "video", _video, "film policies side by side: now, as forecast, and what came")
-    add_path(verb, "sources", "STORE|FILE.safetensors", "stores, and files that forecast wrote", nargs="+")
+    add_place(verb, "sources", "STORE|FILE.safetensors", "stores, and files that forecast wrote", nargs="+")
     add_path(verb, "--out", "FILE.mp4|FILE.gif", required=True)
     _add_origin(verb)
     add_number(verb, "--horizon", Count, "N", "snapshots ahead [10]", default=10)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tipl.checks import AnyPath, Count, Positive, Whole, Within, checked_arguments
+from tipl.checks import AnyPath, Count, Place, Positive, Whole, Within, checked_arguments
 from tipl.config.env_spec import import_named
 from tipl.errors import TiplError
 from tipl.files import require_no_store_above, write_file
@@ -52,14 +52,14 @@ class Video:
 
 @checked_arguments
 def video(
-    sources: AnyPath | Sequence[AnyPath],
+    sources: Place | Sequence[Place],
     out: AnyPath,
     *,
     trial: Whole | None = None,
     origin: Whole | None = None,
     horizon: Count = 10,
     snapshots: Sequence[Whole] = (),
-    model: AnyPath = SHIPPED,
+    model: Place = SHIPPED,
     stretch: Positive = 1.0,
     adapt: bool = False,
     seen: bool = False,
