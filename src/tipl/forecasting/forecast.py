@@ -96,7 +96,6 @@ def forecast(
     require_no_store_above(out)
     if out.is_dir():
         raise TiplError(f"{out} is a folder; give --out the name of a file.")
-    model = model_folder(model) if is_address(model) else model
     data = Store.open(store)
     run = data.trial(trial)
     if trust:
@@ -147,6 +146,7 @@ def foretold(
     """
     if not 0 <= origin < run.committed:
         raise TiplError(f"Trial {run.seed} has snapshots 0 to {run.committed - 1}; --origin {origin} is none of them.")
+    model = model_folder(model) if is_address(model) else model
     learned = learned_by(model)  # pyright: ignore[reportArgumentType]
     if not seen:
         require_unseen(data, [run.seed], str(model), learned, "forecast another trial, or take this one by --seen")
