@@ -497,9 +497,10 @@ def test_actions_are_clipped_to_the_bounds(backend: Backend) -> None:
         ("absent_package:Some-v0", "gymnasium", r"No module named 'absent_package'"),
         ("HalfCheetah-v3", "gymnasium", r"Gymnasium cannot make 'HalfCheetah-v3'"),  # an ImportError
         ("Nonsense-v4", "auto", r"Gymnasium cannot make 'Nonsense-v4': .*doesn't exist"),
-        ("Pong-v5", "auto", r"Pong-v5 has the observation space Box\(0, 255, \(4, 84, 84\), uint8\); .*no images"),
-        ("toy/Switches-v0", "gymnasium", r"has the action space MultiBinary\(2\); only .* Box or Discrete"),
-        ("toy/Bags-v0", "gymnasium", r"has the observation space Sequence\(.*; only observations of fixed size"),
+        ("Pong-v5", "auto", r"Pong-v5 has the observation space Box\(0, 255, \(4, 84, 84\), uint8\): images cannot be"),
+        ("toy/Bags-v0", "gymnasium", r"has the observation space Sequence\(.*: observations without a fixed size"),
+        ("toy/Labels-v0", "gymnasium", r"has the observation 'name', Text\(.*: text cannot be collected"),
+        ("toy/Sacks-v0", "gymnasium", r"has the action space Sequence\(.*; only Box and discrete actions can be"),
     ],
 )
 def test_what_cannot_be_collected_is_told_in_one_line(env_id: str, backend: Backend, message: str) -> None:

@@ -92,6 +92,14 @@ class Bags(Toy):
     observation_space = spaces.Sequence(ONE)
 
 
+class Labels(Toy):
+    observation_space = spaces.Dict({"place": ONE, "name": spaces.Text(5)})
+
+
+class Sacks(Toy):
+    action_space = spaces.Sequence(ONE)
+
+
 class Five(Toy):
     """Three actions, which its loop may number from 5 or from 0."""
 
@@ -115,5 +123,19 @@ class Worthless(Toy):
         return np.array([self.t, 0], np.float32)
 
 
-for made in (Toy, Draws, DrawsElsewhere, Endless, Parts, Squares, Switches, Bags, Five, Nothing, Worthless):
+for made in (
+    Toy,
+    Draws,
+    DrawsElsewhere,
+    Endless,
+    Parts,
+    Squares,
+    Switches,
+    Bags,
+    Labels,
+    Sacks,
+    Five,
+    Nothing,
+    Worthless,
+):
     gymnasium.register(f"toy/{made.__name__}-v0", made, disable_env_checker=True)  # pyright: ignore[reportArgumentType]

@@ -19,6 +19,7 @@ import numpy as np
 
 from tipl.config.env_spec import MADE_AGAIN, EnvId, entry_point_of, made, quiet_making, to_json, wrapped
 from tipl.errors import TiplError
+from tipl.rl.vector_env import by_name, leaves
 
 # Wrappers that change neither what a policy sees and does nor the raw reward, or that look on only.
 _WITHOUT_EFFECT = {
@@ -49,14 +50,31 @@ def environment_of(env: Any, env_id: str | None = None, *, first_action: int | N
     else:
         spec = described(env, env_id)
     space = getattr(env, "single_action_space", None) or env.action_space
+    if not spec.get("not_run") and (reason := _nobody_says_how(env, space)) is not None:
+        spec["not_run"] = reason
     if first_action is not None:
         spec["first_action"] = first_action
-    elif int(getattr(space, "start", 0)) and not spec.get("not_run"):
+    elif np.any(getattr(space, "start", 0)) and not spec.get("not_run"):
         spec["not_run"] = f"its actions count from {space.start}, and nobody says where its loop counts from"
     name = env_id or spec.get("id")
     if name is None:
         raise TiplError("The environment does not say its id; give env_id.")
     return EnvId(name, spec)
+
+
+def _nobody_says_how(env: Any, action_space: Any) -> str | None:
+    """Why a loop's policies cannot be run although its environment can be made: the loop may read actions, or flatten
+    observations, in another way than is done here."""
+    from gymnasium import spaces
+
+    if isinstance(action_space, spaces.MultiDiscrete | spaces.MultiBinary):
+        return "it takes several discrete actions at once, and nobody says how its policy gives them"
+    names = [name for name, _ in leaves(env.observation_space)]
+    if type(env).__name__.endswith("EnvPool") and names != [name for name, _ in leaves(by_name(env.observation_space))]:
+        return (
+            "its observations are a Dict whose parts are not in the order of their names, and nobody says how they lie"
+        )
+    return None
 
 
 def _envpool(env: Any, env_id: str | None) -> dict[str, Any]:

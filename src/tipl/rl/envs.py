@@ -16,7 +16,7 @@ import numpy as np
 from tipl.config.env_spec import EnvId, from_json, made, quiet_making
 from tipl.config.presets import Backend
 from tipl.errors import TiplError
-from tipl.rl.vector_env import VectorEnv, flattened, is_box, leaves
+from tipl.rl.vector_env import VectorEnv, by_name, flattened, is_box, leaves
 
 _MAX_ENVPOOL_SEED = 2**31 - 1  # EnvPool's seeds are C ints
 _TRIED_EPISODES, _TRIED_STEPS = 4, 300  # to find out whether an environment draws in its steps
@@ -39,12 +39,14 @@ class EnvPoolEnv(VectorEnv):
                     seed=[int(seed) for seed in seeds],
                     **kwargs,
                 )
-            except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as error:
                 reason = (str(error).splitlines() or [""])[0]
                 raise TiplError(
                     f"EnvPool cannot make {env_id} with {kwargs} ({reason}); check --env-kwargs."
                 ) from error
-            self._take_spaces(self._env, env_id)
+            if (players := self._env.config.get("max_num_players", 1)) > 1:
+                raise TiplError(f"{env_id} is played by up to {players} players; only one can be collected.")
+            self._take_spaces(by_name(self._env.observation_space), self._env.action_space, env_id)
         self._all = np.arange(self.num_envs, dtype=np.int32)
         # EnvPool's own `step` and `reset` build a dict of the whole configuration and a tree of all arrays at every
         # call: a tenth of the time of 25 copies of InvertedPendulum. Under them lie lists of arrays in a fixed order.
@@ -52,10 +54,11 @@ class EnvPoolEnv(VectorEnv):
             raise TiplError(f"{env_id} takes several actions at once; only one can be collected.")
         keys = list(self._env._state_keys)
         self._reward_at, self._done_at, self._truncated_at = (keys.index(key) for key in ("reward", "done", "trunc"))
-        parts = [(f"obs:{name}", part) for name, part in leaves(self.obs_space)] or [("obs", self.obs_space)]
-        self._parts_at = [(keys.index(key), part) for key, part in parts]
-        is_flat = keys.count("obs") == 1 and is_box(self.obs_space) and len(self.obs_space.shape) == 1
-        self._flat_at = keys.index("obs") if is_flat else None  # the usual case takes no detour
+        at = {key.removeprefix("obs:").replace(":", "."): i for i, key in enumerate(keys) if key.startswith("obs")}
+        parts = leaves(self.obs_space)
+        self._parts_at = [(at[name] if len(at) > 1 else next(iter(at.values())), part) for name, part in parts]
+        is_flat = len(at) == 1 and is_box(self.obs_space) and len(self.obs_space.shape) == 1
+        self._flat_at = self._parts_at[0][0] if is_flat else None  # the usual case takes no detour
         self._sent_type = self._env.spec.action_array_spec["action"].dtype
 
     @property
@@ -120,7 +123,7 @@ class GymnasiumEnv(VectorEnv):
         self.num_envs = len(seeds)
         self._envs = [made(env_id, render_mode) for _ in seeds]
         self._seeds: list[int | None] = [int(seed) for seed in seeds]
-        self._take_spaces(self._envs[0], env_id)
+        self._take_spaces(self._envs[0].observation_space, self._envs[0].action_space, env_id)
         self._is_flat = len(getattr(self.obs_space, "shape", None) or ()) == 1 and is_box(self.obs_space)
         self._seen = np.zeros((self.num_envs, self.obs_dim))  # the stacked frames, the newest last
 
@@ -144,7 +147,7 @@ class GymnasiumEnv(VectorEnv):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         taken: Any = self._env_actions(actions)
         if self.discrete:
-            taken = taken.astype(np.int64)
+            taken = taken.astype(self._action_type)
         which = np.arange(self.num_envs) if ids is None else ids
         reward, terminated = np.empty(len(which)), np.empty(len(which), np.bool_)
         truncated = np.empty(len(which), np.bool_)
@@ -176,7 +179,7 @@ def make_env(env_id: str, seeds: Sequence[int], backend: Backend = "auto", threa
     """Copies of an environment, one a seed, stepped by so many threads (Gymnasium's by one).
 
     Observations of other kinds than flat boxes are flattened as `gymnasium.spaces.flatten` does it: a Dict's parts in
-    the order of its keys, discrete ones one-hot.
+    the order of their names, arrays row by row, discrete ones one-hot. EnvPool's Dicts are brought into that order.
 
     Args:
         env_id: an id, or an `EnvId` with all that makes the environment.

@@ -9,6 +9,7 @@ one and, where steps draw random numbers, the generator's state at that reset or
 back without any access to the simulator's insides.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from tipl.config.env_spec import EnvId
 from tipl.errors import TiplError
 
 _MOST_FRAMES = 1000
+_MOST_NUMBERS = 100_000  # of an observation
+_MOST_JOINT_ACTIONS = 4096
 
 
 class VectorEnv(ABC):
@@ -62,22 +65,19 @@ class VectorEnv(ABC):
             before its next step.
         """
 
-    def _take_spaces(self, env: Any, env_id: EnvId) -> None:
-        """Learn sizes and bounds from one environment.
+    def _take_spaces(self, obs: Any, action: Any, env_id: EnvId) -> None:
+        """Learn sizes and bounds from one environment's spaces.
+
+        A MultiDiscrete or MultiBinary action is one number that counts all its values' combinations, the last place
+        fastest: any distribution over them is a distribution over these numbers.
 
         Raises:
             TiplError: its spaces are of other kinds.
         """
         from gymnasium import spaces
 
-        obs, action = env.observation_space, env.action_space
-        of_fixed_size = obs.is_np_flattenable and not any(is_image(part) for _, part in leaves(obs) or [("", obs)])
-        if not of_fixed_size or not isinstance(action, spaces.Box | spaces.Discrete):
-            what, space = ("action", action) if of_fixed_size else ("observation", obs)
-            raise TiplError(
-                f"{env_id} has the {what} space {space}; only observations of fixed size that are no images, with "
-                "Box or Discrete actions, can be collected."
-            )
+        if (reason := _why_not_flat(obs)) is not None:
+            raise TiplError(f"{env_id} has {reason}; give an environment with flat or flattened numbers.")
         self.obs_space, self._obs_size = obs, spaces.flatdim(obs)
         frames = env_id.spec.get("frames", 1)
         if not 1 <= frames <= _MOST_FRAMES or (
@@ -87,19 +87,44 @@ class VectorEnv(ABC):
                 f"{env_id} is recorded with {frames} frames of {obs}; up to {_MOST_FRAMES} flat ones can be stacked."
             )
         self.obs_dim = frames * self._obs_size
-        if isinstance(action, spaces.Discrete):
-            self.num_actions = int(action.n)
-            self._first_action = int(env_id.spec.get("first_action", action.start))
+        self._places: tuple[np.ndarray, np.ndarray] | None = (
+            None  # of a joint action: how many values, the first of each
+        )
+        match action:
+            case spaces.Discrete():
+                self.num_actions = int(action.n)
+                self._first_action = int(env_id.spec.get("first_action", action.start))
+            case spaces.MultiDiscrete():
+                self._places = np.asarray(action.nvec).reshape(-1), np.asarray(action.start).reshape(-1)
+            case spaces.MultiBinary():
+                size = spaces.flatdim(action)
+                self._places = np.full(size, 2), np.zeros(size, np.int64)
+            case spaces.Box():
+                self.action_low = np.asarray(action.low, np.float64).reshape(-1)
+                self.action_high = np.asarray(action.high, np.float64).reshape(-1)
+            case _:
+                raise TiplError(
+                    f"{env_id} has the action space {action}; only Box and discrete actions can be collected."
+                )
+        if self._places is not None:
+            self.num_actions, self._first_action = math.prod(map(int, self._places[0])), 0
+            if self.num_actions > _MOST_JOINT_ACTIONS:
+                raise TiplError(
+                    f"{env_id} has the action space {action}, which has {self.num_actions:,} combinations; up to "
+                    f"{_MOST_JOINT_ACTIONS:,} can be collected."
+                )
+        if self.num_actions is not None:
             self.action_low, self.action_high = np.zeros(1), np.array([self.num_actions - 1.0])
-        else:
-            self.action_low = np.asarray(action.low, np.float64).reshape(-1)
-            self.action_high = np.asarray(action.high, np.float64).reshape(-1)
         self._action_shape, self._action_type = tuple(action.shape or ()), action.dtype
         self._whole_actions = bool(np.issubdtype(action.dtype, np.integer))
 
     def _env_actions(self, actions: np.ndarray) -> np.ndarray:
         """`actions` [n, action_dim] within the bounds, as the environment takes them, [n, ...]."""
         bounded = np.minimum(np.maximum(actions, self.action_low), self.action_high)
+        if self._places is not None:
+            values, first = self._places
+            places = np.unravel_index(bounded[:, 0].astype(np.int64), values)
+            return (np.stack(places, axis=1) + first).astype(self._action_type).reshape(-1, *self._action_shape)
         if self.discrete:
             return bounded[:, 0] + self._first_action
         if self._whole_actions:
@@ -156,12 +181,40 @@ class VectorEnv(ABC):
 
 
 def leaves(space: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """The names and spaces of a Dict's parts, in the order of `gymnasium.spaces.flatten`; none of another space."""
+    """The names and spaces of the parts of a Dict or Tuple, in the order of `gymnasium.spaces.flatten`; of another
+    space itself, without a name."""
+    from gymnasium.spaces import Dict, Tuple
+
+    if not isinstance(space, Dict | Tuple):
+        return [(prefix.removesuffix("."), space)]
+    parts = space.spaces.items() if isinstance(space, Dict) else enumerate(space.spaces)
+    return [leaf for name, part in parts for leaf in leaves(part, f"{prefix}{name}.")]
+
+
+def by_name(space: Any) -> Any:
+    """A Dict with its parts in the order of their names, in which Gymnasium has those of a plain dict, at any depth."""
     from gymnasium.spaces import Dict
 
     if not isinstance(space, Dict):
-        return [(prefix.removesuffix("."), space)] if prefix else []
-    return [leaf for name, part in space.spaces.items() for leaf in leaves(part, f"{prefix}{name}.")]
+        return space
+    return Dict({name: by_name(part) for name, part in sorted(space.spaces.items())})
+
+
+def _why_not_flat(space: Any) -> str | None:
+    """Why observations of a space are not made one row of numbers, as what an environment has; None: they are."""
+    from gymnasium.spaces import Text, flatdim
+
+    for name, part in leaves(space):
+        called = f"the observation {name!r}, {part}" if name else f"the observation space {part}"
+        if is_image(part):
+            return f"{called}: images cannot be collected"
+        if isinstance(part, Text):
+            return f"{called}: text cannot be collected"
+        if not part.is_np_flattenable:
+            return f"{called}: observations without a fixed size cannot be collected"
+    if (size := flatdim(space)) > _MOST_NUMBERS:
+        return f"observations of {size:,} numbers, and up to {_MOST_NUMBERS:,} can be collected"
+    return None
 
 
 def is_image(space: Any) -> bool:
