@@ -101,7 +101,7 @@ def digest(out: Path) -> dict[str, str]:
 
 
 CLOCKS = ("seconds", "overhead")
-RANDOM = ("command", "seal", "id", "ids", "store", "stores", "codes")
+RANDOM = ("command", "seal", "id", "ids", "store", "store_id", "stores", "codes")
 """Made anew with each store, or of what is."""
 
 

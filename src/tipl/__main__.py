@@ -5,6 +5,7 @@ In: the command line.  Out: an exit code.
 Nothing is imported above `main`, so that a Ctrl-C while the package is loaded ends in one line, too.
 """
 
+import os
 import sys
 
 
@@ -13,8 +14,8 @@ def main() -> int:
     try:
         from tipl.cli.main import main
     except KeyboardInterrupt:
-        print("tipl: interrupted; nothing was begun", file=sys.stderr)
-        return 130
+        print("tipl: interrupted; nothing was begun", file=sys.stderr, flush=True)
+        os._exit(130)  # Python remembers one that came within `exec`, and would end by the signal
     return main()
 
 

@@ -22,6 +22,17 @@ _USER_OS_ERRORS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code; of the process's own command line, end with it."""
+    try:
+        code = _main(argv)
+    except KeyboardInterrupt:  # before the verb began, or after it
+        print(INTERRUPTED, file=sys.stderr)
+        code = 130
+    if argv is None:
+        end(code)
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     open_streams()
     with stops_in_time() as stop:
 
@@ -35,10 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise KeyboardInterrupt from None  # a library may have made something else of it
                 raise
 
-        code = exit_code(run)
-        if argv is None:
-            end(code)
-        return code
+        return exit_code(run)
 
 
 def exit_code(run: Callable[[], None]) -> int:
