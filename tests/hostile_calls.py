@@ -55,6 +55,11 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     run = tipl.CollectConfig(
         trials=1, total_steps=64, hidden_sizes=(2,), ppo=tipl.PPOConfig(num_steps=64, num_minibatches=2)
     )
+    actor = tipl.Policy(
+        {"actor.0.weight": np.ones((2, 4), np.float32), "actor.0.bias": np.zeros(2, np.float32)},
+        np.zeros(4),
+        np.ones(4),
+    )
     linear = torch.nn.Linear(2, 1)
     return {
         "Store.open": (tipl.Store.open, {"path": "s"}),
@@ -112,6 +117,17 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "seen": False,
                 "episodes": 0,
                 "seed": 0,
+            },
+        ),
+        "export": (
+            tipl.export,
+            {
+                "source": actor,
+                "out": "new.onnx",
+                "trial": None,
+                "snapshot": None,
+                "env_id": "CartPole-v1",
+                "trust": False,
             },
         ),
         "video": (

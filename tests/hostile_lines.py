@@ -40,6 +40,7 @@ BASES = {
     "forecast": "--store s --trial 1 --origin 5 --horizon 1 --out new.safetensors",
     "accelerate": f"--out new --trials 1 --workers 1 {SMALL}",
     "report": "eval --out new.html",
+    "export": "s --trial 1 --snapshot 5 --out new.onnx",
     "video": "s --trial 1 --origin 5 --horizon 1 --out new.gif --episodes 1 --seconds 1 --size 64",
     "data info": "s", "data verify": "s", "data compact": "s --out new",
     "data random-walk": "--out new --trials 1 --snapshots 4 --dim 2",

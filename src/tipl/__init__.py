@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tipl.forecasting.named import load_forecaster
     from tipl.forecasting.online import OnlineCorrected
     from tipl.forecasting.trained import CausalForecaster
+    from tipl.integrations.export import export
     from tipl.models.transformer import TIPL
     from tipl.pictures.video import video
     from tipl.reporting import report
@@ -91,6 +92,7 @@ _LAZY = {
     "data_verify": "store.inspect",
     "evaluate": "evaluation.evaluate",
     "experiment": "config.experiments",
+    "export": "integrations.export",
     "fit_svd": "representation.fit",
     "forecast": "forecasting.forecast",
     "jumps_of": "config.presets",
@@ -143,6 +145,7 @@ __all__ = [
     "data_verify",
     "evaluate",
     "experiment",
+    "export",
     "fit_svd",
     "forecast",
     "jumps_of",

@@ -1,6 +1,6 @@
-"""The verbs that show: videos and pictures of policies.
+"""The verbs that show policies and hand them out: videos, pictures, other libraries' files.
 
-In: a parsed command line.  Out: files to look at, and a few lines about what they show.
+In: a parsed command line.  Out: files, and a few lines about what they show.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -8,7 +8,17 @@ from dataclasses import asdict
 from typing import Any
 
 from tipl.checks import Count, Positive, Whole
-from tipl.cli.parser import SHIPPED, add_imports, add_model, add_number, add_path, add_place, add_verb, import_typed
+from tipl.cli.parser import (
+    SHIPPED,
+    add_imports,
+    add_model,
+    add_number,
+    add_path,
+    add_place,
+    add_verb,
+    import_typed,
+    wrote,
+)
 from tipl.cli.show import show
 
 
@@ -26,6 +36,24 @@ def add_video(verbs: Any) -> None:
     add_number(verb, "--size", Count, "N", "pixels of each picture's longer side [320]", default=320)
     add_imports(verb)
     verb.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_export(verbs: Any) -> None:
+    verb = add_verb(verbs, "export", _export, "write a policy as ONNX, for Stable-Baselines3 or for torch")
+    add_place(verb, "source", "STORE|FILE.safetensors", "a store, or what forecast wrote")
+    add_number(verb, "--trial", Whole, "N", "its seed [the only one]")
+    add_number(verb, "--snapshot", Whole, "N", "[the last]")
+    told = "FILE.onnx, FILE.zip (PPO.load, with FILE.vecnormalize.pkl), FILE.pt (state_dict) or FILE.safetensors"
+    add_path(verb, "--out", "FILE", told, required=True)
+    add_imports(verb)
+
+
+def _export(arguments: Namespace) -> None:
+    from tipl.integrations.export import export
+
+    import_typed(arguments)
+    names = "source", "out", "trial", "snapshot", "trust"
+    wrote(export(**{name: getattr(arguments, name) for name in names}))
 
 
 def _add_origin(verb: ArgumentParser) -> None:

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
-from tipl.bundle import read_bundle
 from tipl.checks import AnyPath
 from tipl.config.env_spec import EnvId, env_id_of
 from tipl.errors import TiplError
 from tipl.forecasting.forecast import foretold
 from tipl.rl.returns import Policies, policy_returns, why_not_run
 from tipl.store import Store, Trial
-from tipl.store.policy import OBS_CLIP, load_policy
+from tipl.store.policy import OBS_CLIP, read_policy
 
 NOW, FORECAST, TRUE, OTHER = "#6b7280", "#d0450c", "#2450c8", "#1c864a"
 """Colors of the policy at the origin, its forecast, what it became, and any other; the color-blind tell them apart."""
@@ -109,11 +107,7 @@ def of_file(path: AnyPath) -> Shown:
     Raises:
         TiplError: there is no such file, it is damaged, or its network is not known here.
     """
-    path = Path(path)
-    policy = load_policy(path)
-    _, facts = read_bundle(
-        path, {"config": dict, "env_id": str}, safetensors.numpy, "write it again with `tipl forecast`"
-    )
+    policy, facts = read_policy(Path(path))
     weights_P = np.concatenate([each.reshape(-1) for each in policy.tensors.values()])
     policies = Policies(weights_P[None], policy.obs_mean[None], policy.obs_var[None])
-    return Shown(path.stem, OTHER, policies, env_id_of(facts["env_id"], facts["config"]), facts["config"])
+    return Shown(Path(path).stem, OTHER, policies, env_id_of(facts["env_id"], facts["config"]), facts["config"])

@@ -36,6 +36,8 @@ class VectorEnv(ABC):
     action_high: np.ndarray
     num_actions: int | None = None
     """Of discrete actions; None where they are continuous."""
+    first_action: int = 0
+    """What the environment is handed for the first of discrete actions."""
 
     @property
     def discrete(self) -> bool:
@@ -93,7 +95,7 @@ class VectorEnv(ABC):
         match action:
             case spaces.Discrete():
                 self.num_actions = int(action.n)
-                self._first_action = int(env_id.spec.get("first_action", action.start))
+                self.first_action = int(env_id.spec.get("first_action", action.start))
             case spaces.MultiDiscrete():
                 self._places = np.asarray(action.nvec).reshape(-1), np.asarray(action.start).reshape(-1)
             case spaces.MultiBinary():
@@ -107,7 +109,7 @@ class VectorEnv(ABC):
                     f"{env_id} has the action space {action}; only Box and discrete actions can be collected."
                 )
         if self._places is not None:
-            self.num_actions, self._first_action = math.prod(map(int, self._places[0])), 0
+            self.num_actions, self.first_action = math.prod(map(int, self._places[0])), 0
             if self.num_actions > _MOST_JOINT_ACTIONS:
                 raise TiplError(
                     f"{env_id} has the action space {action}, which has {self.num_actions:,} combinations; up to "
@@ -126,7 +128,7 @@ class VectorEnv(ABC):
             places = np.unravel_index(bounded[:, 0].astype(np.int64), values)
             return (np.stack(places, axis=1) + first).astype(self._action_type).reshape(-1, *self._action_shape)
         if self.discrete:
-            return bounded[:, 0] + self._first_action
+            return bounded[:, 0] + self.first_action
         if self._whole_actions:
             bounded = np.rint(bounded).astype(self._action_type)
         return bounded if len(self._action_shape) == 1 else bounded.reshape(-1, *self._action_shape)

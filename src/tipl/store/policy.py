@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # CleanRL's TransformObservation.
 OBS_CLIP, VAR_EPSILON = 10.0, 1e-8
 _ADVICE = "write it again with `tipl forecast`"
-_FACTS = {"config": dict, "param_spec": [{"name": str}]}
+_FACTS = {"config": dict, "param_spec": [{"name": str}], "env_id": str}
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,11 +187,16 @@ def load_policy(path: AnyPath) -> Policy:
     Raises:
         TiplError: there is no such file, it is damaged, or its network is not known here.
     """
-    path = Path(path)
+    return read_policy(Path(path))[0]
+
+
+def read_policy(path: Path) -> tuple[Policy, dict[str, Any]]:
+    """Return the policy in a file, and its facts: `env_id` and `config` of its trial. Raises as `load_policy` does."""
     tensors, facts = read_bundle(path, _FACTS, safetensors.numpy, _ADVICE)
     names = [row["name"] for row in facts["param_spec"]]
     missing = next((name for name in [*names, "obs_mean", "obs_var"] if name not in tensors), None)
     if missing is not None:
         raise Damaged(f"{path} has no tensor {missing!r}; {_ADVICE}.")
     own = {name: tensors[name] for name in names}
-    return policy_of(facts["config"], own, tensors["obs_mean"], tensors["obs_var"], f"the policy in {path}")
+    policy = policy_of(facts["config"], own, tensors["obs_mean"], tensors["obs_var"], f"the policy in {path}")
+    return policy, facts
