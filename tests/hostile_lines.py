@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tipl.cli.main import main
 from tipl.cli.verbs import build_parser
@@ -28,6 +29,7 @@ SECONDS = 60
 NUMBERS = ("0", "-1", "nan", "inf", "-inf", "1e20", "1e400", "", "x", "99999999999999999999", "-0.5", "0.5", "1", "2")
 NAMES = ("", " ", "n" * 300, "é\u202e", "-", "\x1b[31m", "a/b", "..", "[/x]")
 PATHS = (
+    "s3://", "hf://a/b", "http://[", "memory://a/b", "x://y", "file:///proc/1/mem", "hf://../x",
     "", ".", "..", "~nobody-of-that-name/x", "file/below", "p" * 300, "missing/deep/er", "é ü", "s", "s/", "file", "-",
     "[/x]", "s/trials", "loop", "/dev/null", "/proc/1/mem", "sealed/out", "model", "codes", "eval",
 )  # fmt: skip
@@ -43,6 +45,7 @@ BASES = {
     "export": "s --trial 1 --snapshot 5 --out new.onnx",
     "video": "s --trial 1 --origin 5 --horizon 1 --out new.gif --episodes 1 --seconds 1 --size 64",
     "data info": "s", "data verify": "s", "data compact": "s --out new",
+    "hub push": "s me/x", "hub pull": "me/x --out new", "hub list": "me",
     "data random-walk": "--out new --trials 1 --snapshots 4 --dim 2",
     "reproduce": "inverted-pendulum --preset none --out new",
 }  # fmt: skip
@@ -110,7 +113,14 @@ def run(line: list[str], folder: Path) -> str | None:
         here = Path(place) / "here"
         shutil.copytree(folder, here, symlinks=True)
         out, err = io.StringIO(), io.StringIO()
-        with _working_in(here), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _at_most(SECONDS):
+        places = {"TIPL_HUB": f"file://{place}/hub", "TIPL_CACHE": f"{place}/cache"}
+        with (
+            mock.patch.dict(os.environ, places),
+            _working_in(here),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            _at_most(SECONDS),
+        ):
             try:
                 code: Any = main(line)
             except SystemExit as stop:
@@ -161,7 +171,8 @@ def sample(count: int, seed: int = 0) -> list[list[str]]:
     """So many of the lines, spread over all verbs alike."""
     rng, every = random.Random(seed), lines()
     by_verb = [
-        [*group] for _, group in itertools.groupby(every, key=lambda line: line[:2] if line[0] == "data" else line[:1])
+        [*group]
+        for _, group in itertools.groupby(every, key=lambda line: line[:2] if line[0] in ("data", "hub") else line[:1])
     ]
     for group in by_verb:
         rng.shuffle(group)

@@ -47,6 +47,7 @@ ORDER = [
     "integrations",
     "pictures",
     "reporting",
+    "publishing",
     "reproduction",
     "cli",
     "__main__",

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from tipl.integrations.export import export
     from tipl.models.transformer import TIPL
     from tipl.pictures.video import video
+    from tipl.publishing.push import hub_push
+    from tipl.remote.pull import hub_list, hub_pull
     from tipl.reporting import report
     from tipl.representation.codes import Codes
     from tipl.representation.fit import fit_svd
@@ -96,6 +98,9 @@ _LAZY = {
     "fit_svd": "representation.fit",
     "forecast": "forecasting.forecast",
     "jumps_of": "config.presets",
+    "hub_list": "remote.pull",
+    "hub_pull": "remote.pull",
+    "hub_push": "publishing.push",
     "load_forecaster": "forecasting.named",
     "load_policy": "store.policy",
     "policy_returns": "rl.returns",
@@ -148,6 +153,9 @@ __all__ = [
     "export",
     "fit_svd",
     "forecast",
+    "hub_list",
+    "hub_pull",
+    "hub_push",
     "jumps_of",
     "load_forecaster",
     "load_policy",

@@ -28,8 +28,13 @@ def write_bundle(path: Path, arrays: Mapping[str, Any], facts: Mapping[str, Any]
     Raises:
         TiplError: the place cannot be written, or the disk is full.
     """
+    write_file(path, bundled(arrays, facts, library))
+
+
+def bundled(arrays: Mapping[str, Any], facts: Mapping[str, Any], library: Any) -> bytes:
+    """Return the content of such a file."""
     told = json.dumps({"seal": SEAL, **facts}, allow_nan=False)
-    write_file(path, sealed(library.save(dict(arrays), {"tipl": told})))
+    return sealed(library.save(dict(arrays), {"tipl": told}))
 
 
 def read_bundle(path: Path, shape: Any, library: Any, advice: str) -> tuple[dict[str, Any], dict[str, Any]]:

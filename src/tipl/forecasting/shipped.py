@@ -9,9 +9,11 @@ from pathlib import Path
 
 from tipl.bundle import MOST_BYTES
 from tipl.checks import Place, is_address
+from tipl.errors import TiplError
 from tipl.files import Absent, read_file
 from tipl.models import CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE
 from tipl.remote.mirror import located, mirror_of, refresh
+from tipl.remote.names import looks_like_a_name
 from tipl.remote.pull import pulled
 from tipl.training import LAST
 
@@ -33,6 +35,21 @@ def model_folder(name_or_path: Place) -> Path:
     path = Path(name_or_path)
     is_name = not path.exists() if isinstance(name_or_path, Path) else True
     return PRETRAINED / SHIPPED if str(name_or_path) == SHIPPED and is_name else path
+
+
+def published_folder(name_or_path: Place, revision: str | None = None) -> Path:
+    """Return a model's folder as `model_folder` does, where USER/NAME is no folder here what was published so.
+
+    Raises:
+        TiplError: there is none of that name, or a revision is asked for of what is no published name.
+    """
+    name = str(name_or_path)
+    published = name.startswith("hf://") or looks_like_a_name(name)
+    if revision is not None and not published:
+        raise TiplError(f"revision has no effect on {name}, which was not published under a name; leave it out.")
+    if revision is not None or (looks_like_a_name(name) and not Path(name).exists()):
+        return pulled(name, revision)
+    return model_folder(name_or_path)
 
 
 def _fetched(address: str) -> Path:

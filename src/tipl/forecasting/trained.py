@@ -16,7 +16,7 @@ from tipl.checks import Place, Whole, checked_arguments
 from tipl.config.presets import SVDConfig
 from tipl.errors import TiplError
 from tipl.forecasting.forecaster import Forecaster, asked, usable
-from tipl.forecasting.shipped import SHIPPED, model_folder, model_name
+from tipl.forecasting.shipped import SHIPPED, model_name, published_folder
 from tipl.models import CausalTIPL, CodeModel, load, read_record, read_training
 from tipl.models.causal import features
 from tipl.representation import Basis, Codes, fit_svd
@@ -115,17 +115,25 @@ class CausalForecaster(Forecaster):
 
     @classmethod
     @checked_arguments
-    def from_pretrained(cls, name_or_path: Place = SHIPPED, shapes: Sequence[Sequence[Whole]] | None = None) -> Self:
-        """Return the forecaster of a causal model: the package's own by its name, `causal`, or a folder's.
+    def from_pretrained(
+        cls,
+        name_or_path: Place = SHIPPED,
+        shapes: Sequence[Sequence[Whole]] | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Return the forecaster of a causal model: the package's own by its name, `causal`, a folder's, or one that was
+        published.
 
         Args:
-            name_or_path: that name, or a folder that `train` wrote.
+            name_or_path: that name; a folder that `train` wrote; or USER/NAME of what `tipl hub push` published, where
+                there is no folder of that name, also as hf://USER/NAME.
             shapes: as above; of a stored trial `trial.spec.shapes`.
+            revision: of what was published; default: what is shown.
 
         Raises:
             TiplError: there is no such model, it is of another kind, or `shapes` are missing.
         """
-        folder = model_folder(name_or_path)
+        folder = published_folder(name_or_path, revision)
         return cls(CausalTIPL.load(folder), shapes, name=model_name(folder))
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:

@@ -121,5 +121,8 @@ def _spoken() -> Iterator[None]:
                 "The Hub asks for an account that may do that; `hf auth login`, or set TIPL_HUB=file:///A/FOLDER to "
                 "publish in a folder."
             ) from error
-        why = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise TiplError(f"{endpoint()} does not do that: {why}; run it again: what was sent is kept.") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the client says which file, its cause why
+            cause = cause.__cause__
+        why = (str(cause) or type(cause).__name__).splitlines()[0][:200]
+        raise TiplError(f"{endpoint()} cannot do that now: {why}; try again: what was sent is kept.") from error

@@ -13,6 +13,7 @@ A file appears by one rename, so any number of processes may share a cache. The 
 process that is given the folder goes on fetching.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -20,7 +21,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,6 +102,18 @@ def original(path: Path) -> str:
     found = mirror_of(path)
     key = "" if found is None else Path(os.path.abspath(path)).relative_to(found.folder).as_posix()
     return str(path) if found is None else found.address if key == "." else f"{found.address}/{key}"
+
+
+@contextlib.contextmanager
+def told_by_address(path: Path) -> Iterator[None]:
+    """Make what goes wrong with a mirror a line about what it stands for."""
+    try:
+        yield
+    except TiplError as error:
+        found = mirror_of(path)
+        if found is None:
+            raise
+        raise type(error)(str(error).replace(str(found.folder), found.address)) from error
 
 
 def bring(files: Iterable[Path], most: int = MOST_BYTES) -> None:

@@ -43,9 +43,9 @@ def hub_pull(name: str, out: AnyPath | None = None, revision: str | None = None)
     """
     asked = _asked(name, revision)
     out = Path(out) if out is not None else Path(asked.name.rpartition("/")[2])
-    require_no_store_above(out)
     if os.path.lexists(out):
         raise TiplError(f"{out} is there already; give another --out, or move it away.")
+    require_no_store_above(out)
     _fetch(_source(asked), out, asked.name)
     return out
 

@@ -2,8 +2,8 @@
 
 In: files and a name; a name.  Out: revisions, of which one is shown.
 
-    HUB/{datasets,models}/USER/NAME/<revision>/…    all files, tipl.json the last; a store here is a store as any other
-    HUB/{datasets,models}/USER/NAME/main            the revision that is shown; written last of all, in one step
+    HUB/{datasets,models}/USER/NAME/<revision>/NAME/…    all files, tipl.json the last: a store or model as any other
+    HUB/{datasets,models}/USER/NAME/main                 the revision that is shown; written last of all, in one step
 
 A revision is named by the digest of its tipl.json, which has the checksum of each file. So a push that was cut off goes
 on: what is there under a revision, in its full size, is what belongs there.
@@ -36,7 +36,7 @@ class Shelf:
 
     def source(self, kind: Kind, name: str, revision: str) -> str:
         """Return where the files of a revision lie."""
-        return f"{self.address}/{kind}/{name}/{revision}"
+        return f"{self.address}/{_below(kind, name, revision)}"
 
     def resolve(self, kind: Kind, name: str, revision: str | None) -> str | None:
         """Return the revision that is shown, or this one; None where nothing of that name was published.
@@ -47,7 +47,7 @@ class Shelf:
         shown = self._read(f"{kind}/{name}/{_SHOWN}")
         if shown is None or revision in (None, _SHOWN):
             return shown
-        if _REVISION.fullmatch(revision or "") and self._sizes(f"{kind}/{name}/{revision}").get(LISTING):
+        if _REVISION.fullmatch(revision or "") and self._sizes(_below(kind, name, revision or "")).get(LISTING):
             return revision
         raise TiplError(f"{name} has no revision {revision} in {self.address}; leave it out, or give 40 digits of one.")
 
@@ -62,7 +62,7 @@ class Shelf:
         listing = files[LISTING]
         assert isinstance(listing, bytes)
         revision = hashlib.sha256(listing).hexdigest()[:40]
-        below = f"{kind}/{name}/{revision}"
+        below = _below(kind, name, revision)
         there = self._sizes(below)
         waiting = [
             (each, content)
@@ -132,6 +132,11 @@ class Shelf:
         return spoken(self.address)
 
 
+def _below(kind: Kind, name: str, revision: str) -> str:
+    """Where a revision lies; its folder has the name that it was published under, which a store is called by."""
+    return f"{kind}/{name}/{revision}/{name.rpartition('/')[2]}"
+
+
 class spoken:
     """The files of an address, through fsspec; whatever it raises becomes one line, but FileNotFoundError."""
 
@@ -150,4 +155,4 @@ class spoken:
         if isinstance(error, Exception) and not isinstance(error, FileNotFoundError | TiplError):
             credentials = "; look at its credentials" if isinstance(error, PermissionError) else ""
             why = str(error)[:200] or type(error).__name__
-            raise TiplError(f"{self._address} does not do that: {why}{credentials}; then run it again.") from error
+            raise TiplError(f"{self._address} cannot be used: {why}{credentials}; then run it again.") from error

@@ -15,8 +15,7 @@ from urllib.parse import quote, urlsplit
 from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, read_file
 
-TRIES = 3
-_PAUSE = 0.3  # seconds before the second try, then four times as many
+_TRIES, _PAUSE = 3, 0.3  # seconds before the second try, then four times as many
 _SECONDS = 3600.0  # that one file may take
 _NO_ACCESS = (401, 403)
 
@@ -57,9 +56,10 @@ class Source:
         if self._scheme == "file":
             to.write_bytes(read_file(Path(url[len("file://") :]), most))
             return
-        for left in reversed(range(TRIES)):
+        tries = _TRIES if self._web else 2  # S3's client has tried by itself
+        for left in reversed(range(tries)):
             try:
-                self._files().get_file(url, str(to), callback=_at_most(most))
+                self._files().get_file(url, str(to), callback=_at_most(most, not self._web))
                 return
             except _TooLarge:
                 raise Damaged(f"{url} has more than {most:,} bytes, which no such file has; it was refused.") from None
@@ -71,7 +71,7 @@ class Source:
                 elif _is_final(error) or not left:
                     raise _told(url, error) from error
                 else:
-                    time.sleep(_PAUSE * 4 ** (TRIES - 1 - left))
+                    time.sleep(_PAUSE * 4 ** (tries - 1 - left))
 
     def _files(self) -> Any:
         try:
@@ -93,14 +93,14 @@ class Source:
             ) from error
 
 
-def _at_most(most: int) -> Any:
+def _at_most(most: int, believes: bool) -> Any:
+    """What fsspec tells of the bytes that come, and where it `believes` it, of those that are declared: on the web they
+    may be those of a page that says that there is no such file."""
     from fsspec.callbacks import Callback
 
     class AtMost(Callback):
-        """Hears of the size that is declared and of every piece that comes."""
-
         def call(self, *_: Any, **__: Any) -> None:
-            if max(self.size or 0, self.value) > most:
+            if max((self.size or 0) if believes else 0, self.value) > most:
                 raise _TooLarge
 
     return AtMost()

@@ -18,10 +18,11 @@ import numpy as np
 import safetensors.numpy
 
 from tipl.bundle import read_bundle
-from tipl.checks import AnyPath, checked, checked_arguments
+from tipl.checks import Place, checked, checked_arguments, is_address
 from tipl.config.presets import Activation
 from tipl.errors import TiplError
 from tipl.files import Damaged
+from tipl.remote.pull import pulled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # A policy sees (obs − mean) / √(var + VAR_EPSILON), clipped to ± OBS_CLIP: Gymnasium's NormalizeObservation, then
 # CleanRL's TransformObservation.
 OBS_CLIP, VAR_EPSILON = 10.0, 1e-8
+POLICY_FILE = "policy.safetensors"
+"""What a policy's file is called in the folder that it is published as."""
 _ADVICE = "write it again with `tipl forecast`"
 _FACTS = {"config": dict, "param_spec": [{"name": str}], "env_id": str}
 
@@ -178,16 +181,26 @@ def policy_of(
 
 
 @checked_arguments
-def load_policy(path: AnyPath) -> Policy:
+def load_policy(path: Place) -> Policy:
     """Return the policy in a file that `tipl forecast` wrote, with the normalizer of its origin.
 
     Args:
-        path: the .safetensors file.
+        path: the .safetensors file; hf://USER/NAME of one that was published, or the folder that it was pulled to.
 
     Raises:
-        TiplError: there is no such file, it is damaged, or its network is not known here.
+        TiplError: there is no such file, it cannot be fetched or is damaged, or its network is not known here.
     """
-    return read_policy(Path(path))[0]
+    return read_policy(policy_file(path))[0]
+
+
+def policy_file(place: Place) -> Path:
+    """Return the file of a policy; of hf://USER/NAME it is fetched.
+
+    Raises:
+        TiplError: there is none of that name, or it cannot be fetched.
+    """
+    path = pulled(place) if isinstance(place, str) and is_address(place) else Path(place)
+    return path / POLICY_FILE if path.is_dir() else path
 
 
 def read_policy(path: Path) -> tuple[Policy, dict[str, Any]]:

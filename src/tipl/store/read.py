@@ -18,7 +18,7 @@ from tipl.config.env_spec import EnvId, env_id_of
 from tipl.errors import TiplError
 from tipl.files import Absent, Damaged
 from tipl.progress import console
-from tipl.remote.mirror import bring, drop, located, mirror_of, original, refresh
+from tipl.remote.mirror import bring, drop, located, mirror_of, original, refresh, told_by_address
 from tipl.store.arrays import ArrayReader
 from tipl.store.history import History, epoch_indices
 from tipl.store.layout import (
@@ -87,10 +87,11 @@ class Store:
             TiplError: there is no store, it cannot be reached, is of another version, or a record is damaged.
         """
         path = located(checked("The store", path, Place))
-        try:
-            return cls(path, *_root_and_records(path))
-        except Damaged:  # or a writer has moved on between the root and a record
-            return cls(path, *_root_and_records(path))
+        with told_by_address(path):
+            try:
+                return cls(path, *_root_and_records(path))
+            except Damaged:  # or a writer has moved on between the root and a record
+                return cls(path, *_root_and_records(path))
 
     @property
     def name(self) -> str:
@@ -172,7 +173,8 @@ class _RecordsElsewhere(Mapping[int, Record]):
         if seed not in self._known:
             if seed not in self._root.trials:
                 raise KeyError(seed)
-            record = checked_record(self._store, self._root, seed)
+            with told_by_address(self._store):
+                record = checked_record(self._store, self._root, seed)
             assert record, "the root lists it"
             self._known[seed] = record
         return self._known[seed]

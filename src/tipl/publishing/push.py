@@ -1,0 +1,165 @@
+"""Publish a store, a model or a policy under a name: the verb `hub push`.
+
+In: a folder or file that this program wrote.  Out: a revision on the hub, whose files are verified before they go.
+"""
+
+import datetime
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from tipl.bundle import bundled, read_bundle
+from tipl.checks import AnyPath, Count, Whole, checked_arguments
+from tipl.config.env_spec import env_id_of, import_named
+from tipl.errors import TiplError
+from tipl.files import SEAL, sealed, to_json
+from tipl.models import CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE, CausalTIPL, load, read_record, read_training
+from tipl.publishing.cards import model_card, policy_card, store_card
+from tipl.remote.hub import hub
+from tipl.remote.listing import LISTING, Sort, make_listing
+from tipl.remote.names import Kind, Name
+from tipl.rl.env_described import why_other
+from tipl.rl.returns import Policies, policy_returns
+from tipl.store import data_info, data_verify
+from tipl.store.arrays import MADE
+from tipl.store.layout import ARRAYS
+from tipl.store.policy import OBS_CLIP, POLICY_FILE, load_policy
+
+CARD = "README.md"
+_TRIAL = rf"(?:zarr\.json|(?:{'|'.join(ARRAYS)})/(?:{MADE})|resume/(?:zarr\.json|\d+\.safetensors))"
+_OF_A_STORE = re.compile(rf"README\.md|zarr\.json|trials/zarr\.json|trials/\d+/{_TRIAL}", re.ASCII)
+_FACTS = {"env_id": str, "config": dict, "param_spec": [{"name": str}]}
+
+
+class _Made(NamedTuple):
+    """What is about to be published."""
+
+    sort: Sort
+    kind: Kind
+    files: dict[str, Path | bytes]
+
+
+@checked_arguments
+def hub_push(
+    what: AnyPath,
+    name: str,
+    *,
+    private: bool = False,
+    episodes: Count = 20,
+    seed: Whole = 0,
+    trust: bool = False,
+) -> str:
+    """Publish a store, a model or a policy, and return its address, hf://USER/NAME@REVISION.
+
+    All of it is verified first. It appears in one step; until then, what was there before is shown. After an
+    interruption the same call sends what is missing.
+
+    Args:
+        what: the folder of a store or a model, or the .safetensors file of a policy that `forecast` wrote.
+        name: USER/NAME, on the Hugging Face Hub or where TIPL_HUB says (`file:///A/FOLDER` needs no account).
+        private: do not show it to others (Hugging Face Hub).
+        episodes: of a policy, that its mean reward is the mean of.
+        seed: of these episodes.
+        trust: import the module that a policy names for its environment, which runs its code.
+
+    Raises:
+        TiplError: it is none of these, is damaged, the name is none, the hub does not take it, or a policy cannot run.
+    """
+    asked, path = Name.read(name), Path(what)
+    if asked.revision or asked.folder:
+        raise TiplError(f"{name} says more than a name; give USER/NAME.")
+    if path.is_file():
+        made = _policy(path, asked.name, episodes, seed, trust)
+    elif (path / "zarr.json").exists():
+        made = _store(path, asked.name)
+    elif (path / CONFIG_FILE).exists():
+        made = _model(path, asked.name)
+    else:
+        there = "holds neither a store nor a model" if path.is_dir() else "does not exist"
+        raise TiplError(f"{path} {there}; give a store, a model, or a policy's .safetensors file.")
+    if asked.kind not in (None, made.kind):
+        raise TiplError(f"{path} is a {made.sort}, which goes to {made.kind}/{asked.name}; leave {asked.kind}/ out.")
+    before = _state(made)
+    made.files[LISTING] = make_listing(made.sort, made.files)
+    if _state(made) != before:
+        raise TiplError(f"{path} is being written; wait until that is done, then push it.")
+    revision = hub().push(made.kind, asked.name, made.files, private)
+    return f"hf://{asked.name}@{revision}"
+
+
+def _state(made: _Made) -> list[tuple[str, int, int]]:
+    found = ((name, content.stat()) for name, content in sorted(made.files.items()) if isinstance(content, Path))
+    return [(name, each.st_size, each.st_mtime_ns) for name, each in found]
+
+
+def _store(path: Path, name: str) -> _Made:
+    found = data_verify(path)
+    if not found["ok"]:
+        raise TiplError(f"{path} is damaged ({found['damage'][0]['problem']}); `tipl data verify` lists what is.")
+    facts = data_info(path)
+    if not facts["trials"]:
+        raise TiplError(f"{path} holds no trial that was committed; collect some first.")
+    left_out = {f"trials/{seed}/" for seed in facts["begun_without_commit"]}
+    files: dict[str, Path | bytes] = {}
+    for where, _, names in os.walk(path):
+        for each in names:
+            key = Path(where, each).relative_to(path).as_posix()
+            if _OF_A_STORE.fullmatch(key) and not any(key.startswith(folder) for folder in left_out):
+                files[key] = Path(where, each)
+    files.setdefault(CARD, store_card(name, facts))
+    return _Made("store", "datasets", files)
+
+
+def _model(path: Path, name: str) -> _Made:
+    kind = read_record(path).kind
+    (CausalTIPL.load if kind == CausalTIPL.kind else load)(path)
+    files: dict[str, Path | bytes] = {each: path / each for each in (CONFIG_FILE, WEIGHTS_FILE)}
+    training = None
+    if (path / TRAINING_FILE).exists():
+        training, files[TRAINING_FILE] = read_training(path), path / TRAINING_FILE
+    files[CARD] = path / CARD if (path / CARD).is_file() else model_card(name, kind, training)
+    return _Made("model", "models", files)
+
+
+def _policy(path: Path, name: str, episodes: int, seed: int, trust: bool) -> _Made:
+    """A policy's file, what it is, and what it earned."""
+    policy = load_policy(path)
+    tensors, facts = read_bundle(path, _FACTS, safetensors.numpy, "write it again with `tipl forecast`")
+    env_id = env_id_of(facts["env_id"], facts["config"])
+    if trust:
+        import_named([env_id])
+    reason = env_id.spec.get("not_run") or why_other(env_id)
+    if reason is not None or "backend" not in facts["config"]:
+        raise TiplError(f"The policy in {path} cannot be run, so its reward is not known: {reason or 'no backend'}.")
+    weights = np.concatenate([tensor.reshape(-1) for tensor in policy.tensors.values()])
+    config = facts["config"]
+    earned = policy_returns(
+        Policies(weights[None], policy.obs_mean[None], policy.obs_var[None]), env_id, config["hidden_sizes"], episodes,
+        seed=seed, activation=config.get("activation", "tanh"), backend=config["backend"],
+        obs_clip=config.get("obs_clip", OBS_CLIP),
+    )[0]  # fmt: skip
+    results = {
+        "mean_reward": float(earned.mean()),
+        "std_reward": float(earned.std()),
+        "is_deterministic": True,
+        "n_eval_episodes": episodes,
+        "seed": seed,
+        "eval_datetime": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    told = {each: facts[each] for each in (*_FACTS, "trial", "origin", "horizon") if each in facts}
+    told["model"] = Path(str(facts.get("model", "unknown"))).name  # where it lies is nobody's business
+    files: dict[str, Path | bytes] = {
+        POLICY_FILE: bundled(tensors, told, safetensors.numpy),
+        CONFIG_FILE: _sealed({"format": "tipl-policy", "version": 1, **told}),
+        "results.json": _sealed(results),
+    }
+    files[CARD] = policy_card(name, str(env_id), results, f"forecast by {told['model']}", with_video=False)
+    return _Made("policy", "models", files)
+
+
+def _sealed(facts: dict[str, Any]) -> bytes:
+    return sealed((to_json({"seal": SEAL, **facts}, "a card", indent=1) + "\n").encode())
