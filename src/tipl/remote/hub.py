@@ -38,7 +38,10 @@ def resolve(name: Name) -> tuple[Kind, str]:
     """
     kinds: tuple[Kind, ...] = ("datasets", "models")
     wanted = kinds if name.kind is None else (name.kind,)
-    found = [(kind, revision) for kind in wanted if (revision := hub().resolve(kind, name.name, name.revision))]
+    found: list[tuple[Kind, str]] = []
+    for kind in wanted:
+        revision = hub().resolve(kind, name.name, name.revision)
+        found += [] if revision is None else [(kind, revision)]
     if not found:
         what = {"datasets": "store", "models": "model or policy", None: "store, model or policy"}[name.kind]
         raise TiplError(f"No {what} {name.name} is published in {shown()}; `tipl hub list` has what is.")

@@ -87,9 +87,11 @@ class HuggingFace:
         with _spoken():
             client = self._client()
             asked = {"filter": TAG, "author": user, "limit": _MOST_LISTED}
-            made: list[tuple[Kind, str, str]] = []
-            made += [("datasets", each.id, each.sha or "") for each in client.list_datasets(**asked)]
-            return made + [("models", each.id, each.sha or "") for each in client.list_models(**asked)]
+            stores, models = client.list_datasets(**asked), client.list_models(**asked)
+            return [
+                *(("datasets", each.id, each.sha or "") for each in stores),
+                *(("models", each.id, each.sha or "") for each in models),
+            ]
 
     def _client(self) -> Any:
         from huggingface_hub import HfApi

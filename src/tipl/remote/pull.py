@@ -52,8 +52,9 @@ def hub_pull(name: str, out: AnyPath | None = None, revision: str | None = None)
 
 @checked_arguments
 def hub_list(user: str | None = None) -> list[dict[str, str]]:
-    """Return what is published: of each thing its name, kind ("store", or "model" of models and policies), revision
-    and address.
+    """Return what is published, a row a thing: its name, kind, revision and address.
+
+    The kind is "store", or "model" of models and of policies.
 
     Args:
         user: whose; default: everybody's.

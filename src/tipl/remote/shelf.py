@@ -94,7 +94,8 @@ class Shelf:
             for each in sorted(found):
                 name = "/".join(each.split("/")[-3:-1])
                 revision = self._read(f"{kind}/{name}/{_SHOWN}")
-                made += [(kind, name, revision)] if revision else []
+                if revision:
+                    made.append((kind, name, revision))
         return made
 
     def _read(self, name: str) -> str | None:
