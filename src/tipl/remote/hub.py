@@ -41,7 +41,8 @@ def resolve(name: Name) -> tuple[Kind, str]:
     found: list[tuple[Kind, str]] = []
     for kind in wanted:
         revision = hub().resolve(kind, name.name, name.revision)
-        found += [] if revision is None else [(kind, revision)]
+        if revision is not None:
+            found.append((kind, revision))
     if not found:
         what = {"datasets": "store", "models": "model or policy", None: "store, model or policy"}[name.kind]
         raise TiplError(f"No {what} {name.name} is published in {shown()}; `tipl hub list` has what is.")
