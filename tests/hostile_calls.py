@@ -130,6 +130,26 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "trust": False,
             },
         ),
+        "picture": (
+            tipl.picture,
+            {
+                "store": "s",
+                "out": "new.svg",
+                "trial": 1,
+                "origins": (5,),
+                "horizon": 1,
+                "past": 5,
+                "plane": "path",
+                "model": "causal",
+                "stretch": 1.0,
+                "adapt": False,
+                "seen": False,
+                "grid": 3,
+                "episodes": 1,
+                "seed": 0,
+                "trust": False,
+            },
+        ),
         "video": (
             tipl.video,
             {

@@ -43,6 +43,7 @@ BASES = {
     "accelerate": f"--out new --trials 1 --workers 1 {SMALL}",
     "report": "eval --out new.html",
     "export": "s --trial 1 --snapshot 5 --out new.onnx",
+    "picture": "s --trial 1 --origins 5 --horizon 1 --out new.svg --episodes 1 --grid 3",
     "video": "s --trial 1 --origin 5 --horizon 1 --out new.gif --episodes 1 --seconds 1 --size 64",
     "data info": "s", "data verify": "s", "data compact": "s --out new",
     "hub push": "s me/x", "hub pull": "me/x --out new", "hub list": "me",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tipl.forecasting.trained import CausalForecaster
     from tipl.integrations.export import export
     from tipl.models.transformer import TIPL
+    from tipl.pictures.picture import picture
     from tipl.pictures.video import video
     from tipl.publishing.push import hub_push
     from tipl.remote.pull import hub_list, hub_pull
@@ -103,6 +104,7 @@ _LAZY = {
     "hub_push": "publishing.push",
     "load_forecaster": "forecasting.named",
     "load_policy": "store.policy",
+    "picture": "pictures.picture",
     "policy_returns": "rl.returns",
     "random_walk": "collection.random_walk",
     "report": "reporting",
@@ -159,6 +161,7 @@ __all__ = [
     "jumps_of",
     "load_forecaster",
     "load_policy",
+    "picture",
     "policy_returns",
     "random_walk",
     "report",

@@ -15,7 +15,7 @@ from tipl import __version__
 from tipl.checks import Count, NotNegative, Positive, Whole
 from tipl.cli.flags import add_settings, reader, with_flags
 from tipl.cli.hub import hub_flags
-from tipl.cli.look import add_export, add_video
+from tipl.cli.look import add_export, add_picture, add_video
 from tipl.cli.parser import (
     SHIPPED,
     Parser,
@@ -70,7 +70,7 @@ def build_parser() -> ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for flags in (
         _reproduce_flags, _collect_flags, _fit_svd_flags, _train_flags, _evaluate_flags, _forecast_flags,
-        _accelerate_flags, add_export, add_video, _report_flags,
+        _accelerate_flags, add_export, add_picture, add_video, _report_flags,
     ):  # fmt: skip
         flags(verbs)
     told = "publish and fetch stores, models and policies"

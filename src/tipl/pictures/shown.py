@@ -92,6 +92,20 @@ def _of(trial: Trial, label: str, color: str, weights_1P: np.ndarray, normalizer
     return Shown(label, color, policies, trial.env_id, trial.config)
 
 
+def chosen_trial(data: Store, trial: int | None) -> Trial:
+    """The trial of this seed; by default the first test trial, or the first that there is.
+
+    Raises:
+        TiplError: there is none.
+    """
+    if trial is not None:
+        return data.trial(trial)
+    if not data.seeds:
+        raise TiplError(f"{data.path} has no trial with a committed snapshot; collect some.")
+    test = [seed for seed in data.seeds if data.root.parts.get(seed) == "test"]
+    return data.trial((test or data.seeds)[0])
+
+
 def require_runs(trial: Trial) -> None:
     """
     Raises:

@@ -15,9 +15,9 @@ from tipl.files import require_no_store_above, write_file
 from tipl.forecasting.shipped import SHIPPED
 from tipl.pictures.episodes import filmed
 from tipl.pictures.frames import amount, as_gif, as_mp4, composed, require_av
-from tipl.pictures.shown import FILE, Shown, of_file, of_trial
+from tipl.pictures.shown import FILE, Shown, chosen_trial, of_file, of_trial
 from tipl.progress import steps_progress
-from tipl.store import Store, Trial
+from tipl.store import Store
 
 Pixels = Annotated[int, Within(64, 2000)]
 _FPS = {".mp4": 30.0, ".gif": 15.0}
@@ -106,7 +106,7 @@ def video(
             shown.append(of_file(source))
             continue
         data = Store.open(source)
-        run = _chosen(data, trial)
+        run = chosen_trial(data, trial)
         if trust:
             import_named([run.env_id])
         asked = {"model": model, "stretch": stretch, "adapt": adapt, "seen": seen}
@@ -141,12 +141,3 @@ def film_to(
             for each, view, mean in zip(shown, film.frames[-1], means, strict=True)
         ),
     )  # fmt: skip
-
-
-def _chosen(data: Store, trial: int | None) -> Trial:
-    if trial is not None:
-        return data.trial(trial)
-    if not data.seeds:
-        raise TiplError(f"{data.path} has no trial with a committed snapshot; collect some.")
-    test = [seed for seed in data.seeds if data.root.parts.get(seed) == "test"]
-    return data.trial((test or data.seeds)[0])
