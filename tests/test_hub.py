@@ -179,11 +179,11 @@ def test_who_may_not_is_told_in_one_line(hub: FakeHub, walks: Path, monkeypatch:
 
 @pytest.mark.parametrize("hub", ["folder"], indirect=True)
 def test_a_policy_goes_with_its_normalizer_and_what_it_earns(
-    hub: Any, small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: Any, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     file = tmp_path / "policy.safetensors"
     tipl.forecast(small_store, trial=6, origin=40, horizon=5, out=file, episodes=0)
-    assert main(["hub", "push", str(file), "me/policy", "--episodes", "3"]) == 0
+    assert main(["hub", "push", str(file), "me/policy", "--episodes", "3", "--no-video"]) == 0
     assert capsys.readouterr().out.startswith("published hf://me/policy@")
     out = tipl.hub_pull("me/policy", tmp_path / "back")
     assert {*contents(out)} == {"config.json", "policy.safetensors", "results.json", "README.md"}
@@ -197,6 +197,10 @@ def test_a_policy_goes_with_its_normalizer_and_what_it_earns(
     assert results["n_eval_episodes"] == 3 and results["is_deterministic"]
     assert card["dataset"]["name"] == "InvertedPendulum-v4" and card["metrics"][0]["type"] == "mean_reward"
     assert card["metrics"][0]["value"] == f"{results['mean_reward']:.2f} +/- {results['std_reward']:.2f}"
+    monkeypatch.setattr("tipl.publishing.push.film_to", lambda shown, out, **how: out.write_bytes(b"a film"))
+    tipl.hub_push(file, "me/film", episodes=1)
+    assert (pulled("me/film") / "replay.mp4").read_bytes() == b"a film"
+    assert "(replay.mp4)" in (pulled("me/film") / "README.md").read_text()
     published = b"".join(contents(out).values())
     assert str(tmp_path).encode() not in published and str(small_store).encode() not in published
 

@@ -21,6 +21,7 @@ def hub_flags(verbs: Any) -> None:
     push.add_argument("--private", action="store_true", help="do not show it to others (Hugging Face Hub)")
     add_number(push, "--episodes", Count, "N", "that a policy's mean reward is the mean of [20]", default=20)
     add_number(push, "--seed", Whole, "N", "of these episodes [0]", default=0)
+    push.add_argument("--no-video", action="store_true", help="do not film the first of them as replay.mp4")
     add_imports(push)
     pull = add_verb(verbs, "pull", _pull, "fetch what was published into a new folder")
     pull.add_argument("name", type=reader(str), metavar="NAME", help="USER/NAME")
@@ -36,7 +37,8 @@ def _push(arguments: Namespace) -> None:
 
     import_typed(arguments)
     how = {name: getattr(arguments, name) for name in ("private", "episodes", "seed", "trust")}
-    print(f"published {printable(hub_push(arguments.what, arguments.name, **how))}")
+    address = hub_push(arguments.what, arguments.name, video=not arguments.no_video, **how)
+    print(f"published {printable(address)}")
 
 
 def _pull(arguments: Namespace) -> None:

@@ -6,18 +6,22 @@ In: a folder or file that this program wrote.  Out: a revision on the hub, whose
 import datetime
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
 
-from tipl.bundle import bundled, read_bundle
+from tipl.bundle import bundled
 from tipl.checks import AnyPath, Count, Whole, checked_arguments
 from tipl.config.env_spec import env_id_of, import_named
 from tipl.errors import TiplError
 from tipl.files import SEAL, sealed, to_json
 from tipl.models import CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE, CausalTIPL, load, read_record, read_training
+from tipl.pictures.shown import of_file
+from tipl.pictures.video import film_to
+from tipl.progress import console
 from tipl.publishing.cards import model_card, policy_card, store_card
 from tipl.remote.hub import hub
 from tipl.remote.listing import LISTING, Sort, make_listing
@@ -27,12 +31,12 @@ from tipl.rl.returns import Policies, policy_returns
 from tipl.store import data_info, data_verify
 from tipl.store.arrays import MADE
 from tipl.store.layout import ARRAYS
-from tipl.store.policy import OBS_CLIP, POLICY_FILE, load_policy
+from tipl.store.policy import OBS_CLIP, POLICY_FILE, read_policy
 
-CARD = "README.md"
+CARD, REPLAY = "README.md", "replay.mp4"
 _TRIAL = rf"(?:zarr\.json|(?:{'|'.join(ARRAYS)})/(?:{MADE})|resume/(?:zarr\.json|\d+\.safetensors))"
 _OF_A_STORE = re.compile(rf"README\.md|zarr\.json|trials/zarr\.json|trials/\d+/{_TRIAL}", re.ASCII)
-_FACTS = {"env_id": str, "config": dict, "param_spec": [{"name": str}]}
+_TOLD = ("env_id", "config", "param_spec", "trial", "origin", "horizon")  # of a policy; not where its model lies
 
 
 class _Made(NamedTuple):
@@ -51,6 +55,7 @@ def hub_push(
     private: bool = False,
     episodes: Count = 20,
     seed: Whole = 0,
+    video: bool = True,
     trust: bool = False,
 ) -> str:
     """Publish a store, a model or a policy, and return its address, hf://USER/NAME@REVISION.
@@ -64,6 +69,7 @@ def hub_push(
         private: do not show it to others (Hugging Face Hub).
         episodes: of a policy, that its mean reward is the mean of.
         seed: of these episodes.
+        video: of a policy, film the first of them as replay.mp4, where this machine can (the extra `video`).
         trust: import the module that a policy names for its environment, which runs its code.
 
     Raises:
@@ -73,7 +79,7 @@ def hub_push(
     if asked.revision or asked.folder:
         raise TiplError(f"{name} says more than a name; give USER/NAME.")
     if path.is_file():
-        made = _policy(path, asked.name, episodes, seed, trust)
+        made = _policy(path, asked.name, episodes, seed, video, trust)
     elif (path / "zarr.json").exists():
         made = _store(path, asked.name)
     elif (path / CONFIG_FILE).exists():
@@ -125,10 +131,9 @@ def _model(path: Path, name: str) -> _Made:
     return _Made("model", "models", files)
 
 
-def _policy(path: Path, name: str, episodes: int, seed: int, trust: bool) -> _Made:
+def _policy(path: Path, name: str, episodes: int, seed: int, video: bool, trust: bool) -> _Made:
     """A policy's file, what it is, and what it earned."""
-    policy = load_policy(path)
-    tensors, facts = read_bundle(path, _FACTS, safetensors.numpy, "write it again with `tipl forecast`")
+    policy, facts = read_policy(path)
     env_id = env_id_of(facts["env_id"], facts["config"])
     if trust:
         import_named([env_id])
@@ -150,15 +155,30 @@ def _policy(path: Path, name: str, episodes: int, seed: int, trust: bool) -> _Ma
         "seed": seed,
         "eval_datetime": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    told = {each: facts[each] for each in (*_FACTS, "trial", "origin", "horizon") if each in facts}
-    told["model"] = Path(str(facts.get("model", "unknown"))).name  # where it lies is nobody's business
+    told = {each: facts[each] for each in _TOLD if each in facts}
+    told["model"] = Path(str(facts.get("model", "unknown"))).name
     files: dict[str, Path | bytes] = {
-        POLICY_FILE: bundled(tensors, told, safetensors.numpy),
+        POLICY_FILE: bundled(
+            {**policy.tensors, "obs_mean": policy.obs_mean, "obs_var": policy.obs_var}, told, safetensors.numpy
+        ),
         CONFIG_FILE: _sealed({"format": "tipl-policy", "version": 1, **told}),
         "results.json": _sealed(results),
     }
-    files[CARD] = policy_card(name, str(env_id), results, f"forecast by {told['model']}", with_video=False)
+    replay = _replay(path, seed) if video else None
+    files |= {} if replay is None else {REPLAY: replay}
+    files[CARD] = policy_card(name, str(env_id), results, f"forecast by {told['model']}", replay is not None)
     return _Made("policy", "models", files)
+
+
+def _replay(path: Path, seed: int) -> bytes | None:
+    """One episode of a policy as mp4; None, and a line, where it cannot be filmed here."""
+    with tempfile.TemporaryDirectory(prefix="tipl-") as scratch:
+        try:
+            film_to([of_file(path)], Path(scratch) / REPLAY, episodes=1, seed=seed)
+        except TiplError as error:
+            console.print(f"hub push: without {REPLAY}: {error}")
+            return None
+        return (Path(scratch) / REPLAY).read_bytes()
 
 
 def _sealed(facts: dict[str, Any]) -> bytes:
