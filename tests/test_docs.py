@@ -118,12 +118,15 @@ def test_commands_and_snippets_run(page: Path, store: Path, tmp_path: Path, monk
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     shutil.copytree(store, tmp_path / "runs" / "store")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIPL_CACHE", str(tmp_path / "cache"))
     names: dict[str, object] = {"__name__": "page"}
     for line, kind, code in _blocks(page.read_text(encoding="utf-8")):
         match kind:
             case "python":
                 exec(compile("\n" * line + code, str(page), "exec"), names)
             case "bash":
+                for name, value in re.findall(r"^export (\w+)=(.*)$", code, re.MULTILINE):
+                    monkeypatch.setenv(name, value.replace("$PWD", str(tmp_path)))
                 for command in code.replace("\\\n", " ").replace(f"{MAKES_STORE} --out runs/store", "").splitlines():
                     _run(shlex.split(command, comments=True))
             case _:
@@ -150,7 +153,7 @@ def test_commands_and_flags_within_sentences_are_there(page: Path) -> None:
         flags = [word for word in words if re.fullmatch(r"--[\w-]+", word)]
         match words:
             case ["tipl", verb, *rest]:
-                known = _help(*([verb, rest[0]] if verb == "data" else [verb]))
+                known = _help(*([verb, rest[0]] if verb in ("data", "hub") else [verb]))
             case ["python", script, *_] if script.endswith(".py") and not script.startswith("examples"):
                 known = (ROOT / script).read_text(encoding="utf-8") + _help("accelerate")
             case [flag, *_] if flag.startswith("--"):
@@ -198,7 +201,7 @@ def _run(command: list[str]) -> None:
         _run(command[:first])
         command = command[first + 1 :]
     match command:
-        case [] | [".", ".venv/bin/activate"]:
+        case [] | [".", ".venv/bin/activate"] | ["export", _]:
             pass
         case ["make", *_]:
             subprocess.run([*command, "--dry-run", "--directory", ROOT], check=True, capture_output=True)

@@ -200,7 +200,7 @@ def test_a_policy_goes_with_its_normalizer_and_what_it_earns(
     monkeypatch.setattr("tipl.publishing.push.film_to", lambda shown, out, **how: out.write_bytes(b"a film"))
     tipl.hub_push(file, "me/film", episodes=1)
     assert (pulled("me/film") / "replay.mp4").read_bytes() == b"a film"
-    assert "(replay.mp4)" in (pulled("me/film") / "README.md").read_text()
+    assert "`replay.mp4`" in (pulled("me/film") / "README.md").read_text()
     published = b"".join(contents(out).values())
     assert str(tmp_path).encode() not in published and str(small_store).encode() not in published
 

@@ -105,7 +105,7 @@ def policy_card(name: str, env_id: str, results: Mapping[str, Any], made_by: str
             f"A policy for **{_plain(env_id)}** ({_plain(made_by)}). It earned {reward} in "
             f"{results['n_eval_episodes']} episodes, with its mean actions. `policy.safetensors` has its tensors and "
             "the normalizer that it is run with.",
-            *(["![The policy](replay.mp4)"] if with_video else []),
+            *(["`replay.mp4` shows one of these episodes."] if with_video else []),
             f"```python\nimport tipl\n\n{play}\n```",
         ],
     )
