@@ -2,9 +2,9 @@
 
 In: stores, models' folders, EvaluateConfig.  Out: a `Plan`, or a TiplError that names what was learned from.
 
-A trial is known by its store's id and its seed, wherever the store's folder lies and whatever it is called; a compact
-store has the id of the store that it was made of, too. Two stores can also hold the same runs without one being made of
-the other: runs of one seed and the same settings whose weights agree.
+A trial is known by its store's id and its seed, wherever the store's folder lies and whatever it is called; one that
+was copied (compacted, merged, exported) by the id of the store that it was made in, too. Two stores can also hold the
+same runs without one being made of the other: runs of one seed and the same settings whose weights agree.
 """
 
 from collections.abc import Mapping, Sequence
@@ -149,9 +149,10 @@ def _require_apart(data: Store, seeds: Sequence[int], source: Source) -> None:
         TiplError: a trial that baselines are fitted on or chosen by is judged, in this store or in a copy of it.
     """
     fitted = {trial.seed: trial for trial in (*source.train, *source.judges)}
-    both = sorted(set(seeds) & set(fitted))
-    if not set(data.ids) & set(source.store.ids):
-        both = [seed for seed in both if _is_same_run(data.trial(seed), fitted[seed])]
+    both = [
+        seed for seed in sorted(set(seeds) & set(fitted))
+        if data.known_as(seed) & source.store.known_as(seed) or _is_same_run(data.trial(seed), fitted[seed])
+    ]  # fmt: skip
     if both:
         raise TiplError(
             f"{named_trials(both).capitalize()} of {data.path} would be judged, and the baselines are fitted on the "

@@ -23,7 +23,7 @@ class Learned:
     """What something has learned from one store."""
 
     ids: frozenset[str]
-    """Of the store, and of the one that it was made of; empty where the model is older than ids."""
+    """Of the store that the trials were made in; empty where the model is older than ids."""
     name: str
     env_id: str | None
     seeds: tuple[int, ...]
@@ -31,7 +31,7 @@ class Learned:
 
     def of(self, data: Store) -> list[int]:
         """The trials of this store that are among them."""
-        return sorted(set(self.seeds) & set(data.seeds)) if self.ids & set(data.ids) else []
+        return sorted(seed for seed in set(self.seeds) & set(data.seeds) if self.ids & data.known_as(seed))
 
     def facts(self) -> dict[str, Any]:
         """For metrics.json."""

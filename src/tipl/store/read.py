@@ -69,7 +69,7 @@ class Store:
         self.id = root.id
         """Random, made with the store and kept by its copies: names and places of folders change."""
         self.ids = (root.id,) if root.made_of is None else (root.id, root.made_of)
-        """Ids of all stores whose trials these are: its own, and of a compact store that of the one it was made of."""
+        """Its own id, and of a compact store that of the one it was made of. See `known_as` for single trials."""
         self.compact_error = root.compact_error
         """What a compact store was asked for, see compact.py; None of any other."""
         self.missing = sorted(set(root.trials) - set(records))
@@ -114,6 +114,15 @@ class Store:
             have = ", ".join(map(str, self.seeds)) or "none yet"
             raise TiplError(f"{original(self.path)} has no trial {seed}; it has: {have}.")
         return Trial(trial_path(self.path, seed), self.records[seed])
+
+    def origins(self, seed: int) -> tuple[str, ...]:
+        """Return the ids of the stores in which a trial was made: this one's, unless it was copied from others."""
+        return self.root.origins_of(seed)
+
+    def known_as(self, seed: int) -> frozenset[str]:
+        """Return the ids of all stores that a trial may be remembered by; two trials of a seed with one in common are
+        the same trial."""
+        return frozenset((*self.ids, *self.origins(seed)))
 
     @property
     def incomplete(self) -> list[int]:

@@ -49,6 +49,7 @@ _SHAPE = {
     "configuration": Maybe(CONFIGURATION),
     "split": {part: [Whole(0, MOST_SEED)] for part in PARTS},
     "trials": Each((None, str)),
+    "origins": Maybe(Each([str])),
 }
 
 
@@ -69,6 +70,12 @@ class Root:
     """By seed, "train", "validation" or "test": of trials that were begun, or are about to be."""
     trials: Mapping[int, str | None] = field(default_factory=dict)
     """The trials with a commit, and of those that are complete the seal of their record: none can get lost unseen."""
+    origins: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Of trials that were copied from other stores, the ids of those that they were made in."""
+
+    def origins_of(self, seed: int) -> tuple[str, ...]:
+        """The ids of the stores that a trial was made in: what a model remembers of it."""
+        return self.origins.get(seed, (self.source,))
 
     @property
     def source(self) -> str:
@@ -94,10 +101,17 @@ class Root:
             made_of=attributes.get("made_of"),
             compact_error=attributes.get("compact_error"),
             configuration=attributes.get("configuration"),
+            origins={
+                int(seed) if is_seed(seed) else -1: tuple(ids) for seed, ids in attributes.get("origins", {}).items()
+            },
         )
-        ids = [each for each in (root.id, root.made_of) if each is not None]
+        ids = [root.id, root.source, *(each for seed in root.origins for each in root.origins[seed] or ("",))]
         twice = len(root.parts) < sum(map(len, attributes["split"].values()))
-        if twice or root.trials.keys() - root.parts.keys() or not all(re.fullmatch(_ID, each) for each in ids):
+        if (
+            twice
+            or (root.trials.keys() | root.origins.keys()) - root.parts.keys()
+            or not all(re.fullmatch(_ID, each) for each in ids)
+        ):
             raise Damaged(f"{store / 'zarr.json'} contradicts itself; bring it back from a copy.")
         return root
 
@@ -110,13 +124,16 @@ class Root:
             **{name: value for name, value in optional.items() if value is not None},
             "split": {part: sorted(seed for seed in self.parts if self.parts[seed] == part) for part in PARTS},
             "trials": {str(seed): self.trials[seed] for seed in sorted(self.trials)},
+            **(
+                {"origins": {str(seed): [*self.origins[seed]] for seed in sorted(self.origins)}} if self.origins else {}
+            ),
         }
         write_group(store, attributes)
 
 
 def new_root(compact_error: float | None, made_of: Root | None) -> Root:
     """The root of a new store; with `made_of` one that holds the trials of that store, in the same parts."""
-    source = {} if made_of is None else {"made_of": made_of.source, "parts": made_of.parts}
+    source = {} if made_of is None else {"made_of": made_of.source, "parts": made_of.parts, "origins": made_of.origins}
     version = FORMAT_VERSION if compact_error is None else COMPACT_VERSION
     return Root(id=secrets.token_hex(16), compact_error=compact_error, format_version=version, **source)
 
@@ -134,6 +151,13 @@ def list_trials(store: Path, records: Iterable[Record]) -> None:
         trials = {**root.trials, **{record.seed: noted(record) for record in records}}
         if trials != root.trials:
             replace(root, trials=trials).write(store)
+
+
+def adopt_trials(store: Path, parts: Mapping[int, str], origins: Mapping[int, tuple[str, ...]]) -> None:
+    """Give trials that are about to be copied from other stores the part of the split that they have there."""
+    with locked(store):
+        root = Root.read(store)
+        replace(root, parts={**root.parts, **parts}, origins={**root.origins, **origins}).write(store)
 
 
 def noted(record: Record) -> str | None:

@@ -89,16 +89,30 @@ def _train_causal(
     stores: Sequence[Path], out: Path, config: TrainConfig, resume: bool, write: Write, device: Device
 ) -> None:
     splits = [_split(store) for store in stores]
-    ids = [Store.open(store).ids[-1] for store in stores]
-    for number, store in enumerate(stores):
-        if ids[number] in ids[:number]:
-            raise TiplError(f"{store} is {stores[ids.index(ids[number])]} again, or a copy of it; give it once.")
+    _require_different(stores)
     pairs = [*zip(stores, splits, strict=True)]
     train = [_training_windows(store, split.train, config.windows, config.seed) for store, split in pairs]
     few = min(config.windows, VALIDATED)
     validation = [_training_windows(store, split.validation, few, config.seed) for store, split in pairs]
-    trials = {"stores": [_learned_from(store, split) for store, split in pairs]}
+    trials = {"stores": [row for store, split in pairs for row in _learned_from(store, split)]}
     fit_causal(train, validation, config, out, resume=resume, trials=trials, write=write, device=device)
+
+
+def _require_different(stores: Sequence[Path]) -> None:
+    """
+    Raises:
+        TiplError: a trial would be learned from twice.
+    """
+    given: dict[tuple[str, int], Path] = {}
+    for path in stores:
+        store = Store.open(path)
+        names = [(one, seed) for seed in store.seeds for one in store.known_as(seed)]
+        twice = next((name for name in names if name in given), None)
+        if twice:
+            raise TiplError(
+                f"{path} is {given[twice]} again, or a copy of it; give it once (both have the trial {twice[1]})."
+            )
+        given |= dict.fromkeys(names, path)
 
 
 def _split(store: Path) -> Split:
@@ -126,15 +140,23 @@ def _check_lengths(store: Path, split: Split) -> None:
                 )
 
 
-def _learned_from(store: Path, split: Split) -> dict[str, Any]:
-    """What a model remembers of a store, so that it is never judged on trials that it has seen.
-
-    Of a compact store the id is that of the one it was made of: they have the same trials.
+def _learned_from(store: Path, split: Split) -> list[dict[str, Any]]:
+    """What a model remembers of a store, so that it is never judged on trials that it has seen: these, by the ids of
+    the stores that they were made in, which are others where trials were compacted, merged or exported.
     """
-    seen = {"train": [*split.train], "validation": [*split.validation]}
     data = Store.open(store)
     env_id = str(data.trial(split.train[0]).env_id)
-    return {"id": data.ids[-1], "name": data.name, "env_id": env_id, **seen}
+    made_in = dict.fromkeys(one for seed in (*split.train, *split.validation) for one in data.origins(seed))
+    return [
+        {
+            "id": one,
+            "name": data.name,
+            "env_id": env_id,
+            "train": [seed for seed in split.train if one in data.origins(seed)],
+            "validation": [seed for seed in split.validation if one in data.origins(seed)],
+        }
+        for one in made_in
+    ]
 
 
 def _training_windows(store: Path, seeds: Sequence[int], origins: int, seed: int) -> TrainingWindows:
@@ -178,7 +200,7 @@ def _train_on_codes(
         resume=resume,
         scales=[opened.basis(seed).scale_D for seed in (*split.train, *split.validation)],
         basis=dataclasses.asdict(opened.config),
-        trials={"codes": str(codes), "stores": [_learned_from(store, split)]},
+        trials={"codes": str(codes), "stores": _learned_from(store, split)},
         write=write,
         device=device,
     )
