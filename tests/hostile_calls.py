@@ -68,6 +68,15 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Trial.history": (trial.history, {"origin": 5, "context": 3}),
         "data_info": (tipl.data_info, {"path": "s"}),
         "data_verify": (tipl.data_verify, {"path": "s"}),
+        "data_list": (tipl.data_list, {"address": "s"}),
+        "write_card": (tipl.write_card, dict.fromkeys(("path", "name", "license", "citation", "made_by"), "s")),
+        "data_index": (tipl.data_index, {"folder": "."}),
+        "data_merge": (tipl.data_merge, {"stores": ["s", "s"], "out": "new", "license": None}),
+        "data_export": (
+            tipl.data_export,
+            {"address": "s", "out": "new", "trials": (), "environments": (), "every": 1, "compact": None},
+        ),
+        "Collection.open": (tipl.Collection.open, {"path": "s"}),
         "create_store": (tipl.create_store, {"path": "new", "compact_error": None}),
         "random_walk": (
             random_walk,

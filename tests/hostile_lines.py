@@ -47,6 +47,7 @@ BASES = {
     "video": "s --trial 1 --origin 5 --horizon 1 --out new.gif --episodes 1 --seconds 1 --size 64",
     "data info": "s", "data verify": "s", "data compact": "s --out new",
     "hub push": "s me/x", "hub pull": "me/x --out new", "hub list": "me",
+    "data list": ".", "data card": "s", "data index": ".", "data merge": "s s --out new", "data export": "s --out new",
     "data random-walk": "--out new --trials 1 --snapshots 4 --dim 2",
     "reproduce": "inverted-pendulum --preset none --out new",
 }  # fmt: skip

@@ -38,6 +38,7 @@ ORDER = [
     "store",
     "rl",
     "collection",
+    "catalog",
     "representation",
     "models",
     "training",

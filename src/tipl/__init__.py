@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from tipl.acceleration.accelerator import Accelerator, Batch
     from tipl.acceleration.compare import accelerate
     from tipl.acceleration.jumping import JumpingOptimizer
+    from tipl.catalog.card import write_card
+    from tipl.catalog.copies import data_export, data_merge
+    from tipl.catalog.listing import data_list
+    from tipl.catalog.manifest import Collection, data_index
     from tipl.collection.collect import collect
     from tipl.collection.random_walk import random_walk
     from tipl.collection.record import WeightRecorder
@@ -64,6 +68,7 @@ _LAZY = {
     "CausalForecaster": "forecasting.trained",
     "CausalTrainConfig": "config.presets",
     "Codes": "representation.codes",
+    "Collection": "catalog.manifest",
     "CollectConfig": "config.presets",
     "CompactConfig": "config.presets",
     "DiscreteCollectConfig": "config.presets",
@@ -91,7 +96,11 @@ _LAZY = {
     "collect": "collection.collect",
     "compact": "store.compact",
     "create_store": "store.write",
+    "data_export": "catalog.copies",
+    "data_index": "catalog.manifest",
     "data_info": "store.inspect",
+    "data_list": "catalog.listing",
+    "data_merge": "catalog.copies",
     "data_verify": "store.inspect",
     "evaluate": "evaluation.evaluate",
     "experiment": "config.experiments",
@@ -111,6 +120,7 @@ _LAZY = {
     "reproduce": "reproduction",
     "train": "training.train",
     "video": "pictures.video",
+    "write_card": "catalog.card",
 }
 """Which module a name is in that is loaded on its first use."""
 
@@ -123,6 +133,7 @@ __all__ = [
     "CausalTrainConfig",
     "Codes",
     "CollectConfig",
+    "Collection",
     "CompactConfig",
     "DiscreteCollectConfig",
     "DiscretePPOConfig",
@@ -148,7 +159,11 @@ __all__ = [
     "collect",
     "compact",
     "create_store",
+    "data_export",
+    "data_index",
     "data_info",
+    "data_list",
+    "data_merge",
     "data_verify",
     "evaluate",
     "experiment",
@@ -168,6 +183,7 @@ __all__ = [
     "reproduce",
     "train",
     "video",
+    "write_card",
 ]
 
 

@@ -34,7 +34,9 @@ def _show_table(console: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> 
     for name in same:
         console.print(f"all {_words(title)}: {_words(name)} {_cell(name, rows[0][name])}", soft_wrap=True)
     names = [name for name in rows[0] if name not in same]
-    table = Table(*map(_words, names), title=_words(title))
+    table = Table(title=_words(title))
+    for name in names:
+        table.add_column(_words(name), overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(_cell(name, row[name]))) for name in names))
     console.print(table)

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from tipl import __version__
 from tipl.checks import Count, NotNegative, Positive, Whole
+from tipl.cli.catalog import catalog_flags
 from tipl.cli.flags import add_settings, reader, with_flags
 from tipl.cli.hub import hub_flags
 from tipl.cli.look import add_export, add_picture, add_video
@@ -76,7 +77,7 @@ def build_parser() -> ArgumentParser:
     told = "publish and fetch stores, models and policies"
     hub_flags(verbs.add_parser("hub", help=told).add_subparsers(title="verbs", metavar="VERB", required=True))
     data = verbs.add_parser("data", help="look at a store").add_subparsers(title="verbs", metavar="VERB", required=True)
-    for flags in (_look_flags, _compact_flags, _random_walk_flags):
+    for flags in (_look_flags, catalog_flags, _compact_flags, _random_walk_flags):
         flags(data)
     return parser
 

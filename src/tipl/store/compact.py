@@ -29,7 +29,7 @@ from tipl.checks import AnyPath, Place, checked_arguments
 from tipl.config.presets import CompactConfig
 from tipl.errors import TiplError
 from tipl.progress import console, steps_progress
-from tipl.store import SNAPSHOT_ARRAYS, Store, Trial, TrialWriter, create_store
+from tipl.store import EPISODE_ARRAYS, SNAPSHOT_ARRAYS, Store, Trial, TrialWriter, create_store
 from tipl.store.arrays import GRID_RANGE
 from tipl.store.layout import COMPACT_VERSION
 
@@ -37,6 +37,7 @@ _CHUNK = 24 << 20, 512  # most bytes, unpacked, and most snapshots of a chunk: o
 _FINER = 256  # the finest grid's share of the coarsest: a whole byte, so that coarse steps too are told by one byte
 _COLUMNS = 1 << 16  # of float64 rows at once
 _LAGS = 1, 10, 100  # snapshots apart whose distances are measured
+_AT_ONCE = 64  # snapshots that are read at once where most of them are left out
 _SAMPLE = 128  # snapshots whose inner products are measured
 
 
@@ -76,7 +77,7 @@ def compact(store_path: Place, out: AnyPath, config: CompactConfig = CompactConf
     if waiting:
         with steps_progress("compact", sum(trial.committed for trial in waiting)) as advance:
             for trial in waiting:
-                for count in _compact_trial(trial, target.path, error):
+                for count in copy_trial(trial, target.path, error):
                     advance(count, f"trial {trial.seed}")
     if unfinished:
         raise TiplError(
@@ -101,16 +102,21 @@ def _holds(target: Store, trial: Trial) -> bool:
     return True
 
 
-def _compact_trial(trial: Trial, out: Path, error: float) -> Iterator[int]:
-    """Write one trial; yields how many snapshots have been written since."""
-    if trial.grid is None:
+def copy_trial(trial: Trial, out: Path, error: float | None = None) -> Iterator[int]:
+    """Write a trial into another store; yields how many snapshots have been written since.
+
+    Args:
+        error: round the weights, unless they are rounded already; None: keep them as they are.
+    """
+    rounding = error is not None and trial.grid is None
+    if rounding:
         grids = Grids.of(trial, error)
         grid, costs, chunks = grids.base, Costs(grids.step_T, trial.spec.size), rounded(trial, grids)
-    else:  # they were rounded before
+    else:
         grid, costs, chunks = trial.grid, None, ((rows, each_nP, each_nP) for rows, each_nP in _chunks(trial))
     writer = TrialWriter.create(
         out, trial.seed, env_id=trial.env_id, config=trial.config, spec=trial.spec, versions=trial.versions,
-        obs_dim=trial.obs_dim, num_snapshots=trial.committed, chunk_snapshots=chunk_rows(trial),
+        obs_dim=trial.obs_dim, num_snapshots=trial.committed, chunk_snapshots=chunk_rows(trial) if grid else None,
         grid=grid,
     )  # fmt: skip
     with writer:
@@ -122,6 +128,26 @@ def _compact_trial(trial: Trial, out: Path, error: float) -> Iterator[int]:
         writer.append_episodes(*trial.episodes)
         found = {"asked": error, "grid": grid, **costs.summary()} if costs else trial.compact
         writer.commit({}, complete=True, compact=found)
+
+
+class EveryNth(Trial):
+    """Every n-th snapshot of a trial, from the first on; its settings say so."""
+
+    def __init__(self, trial: Trial, n: int) -> None:
+        super().__init__(trial._path, trial._record)
+        self._n, self.committed = n, -(-trial.committed // n)
+        self.config = {**self.config, "every_nth_snapshot": n * self.config.get("every_nth_snapshot", 1)}
+        self.compact = None  # what was measured is of all snapshots
+
+    def _read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        if name in EPISODE_ARRAYS:
+            return super()._read(name, start, stop)
+        stop, block = self.committed if stop is None else stop, -(-_AT_ONCE // self._n)
+        firsts = range(start, stop, block)
+        rows = [
+            super(EveryNth, self)._read(name, i * self._n, (min(i + block, stop) - 1) * self._n + 1) for i in firsts
+        ]
+        return np.concatenate([each[:: self._n] for each in rows]) if rows else super()._read(name, 0, 0)
 
 
 def chunk_rows(trial: Trial) -> int:

@@ -44,6 +44,11 @@ from tipl.store.root import Root, as_json, forget_trial, has_grown, list_trials,
 from tipl.store.spec import ParamSpec
 
 _MADE_TO_RESUME = r"zarr\.json|lock|[0-9]+\.safetensors"
+MADE_STORE = (
+    r"zarr\.json|README\.md|trials|trials/zarr\.json|trials/\d+(?:/(?:zarr\.json|"
+    rf"resume(?:/(?:{_MADE_TO_RESUME}))?|(?:{'|'.join(ARRAYS)})(?:/(?:{MADE}))?))?"
+)
+"""Paths in a store's folder that this program makes."""
 _WEIGHTS_CHUNK = 5 << 20, 512  # most bytes and most snapshots in a chunk
 _OTHER_CHUNK_BYTES = 64 << 10  # every commit rewrites an array's last chunk: small
 
