@@ -40,6 +40,7 @@ from tipl.catalog import copies
 from tipl.catalog.card import read_card
 from tipl.cli.main import main
 from tipl.store import SNAPSHOT_ARRAYS, TrialWriter, create_store, plan_trials
+from tipl.store.compact import EveryNth
 from tipl.store.spec import ParamSpec
 
 CONFIG: dict[str, Any] = {"ppo": {"learning_rate": 1e-3}, "total_steps": 100}
@@ -354,7 +355,7 @@ def test_every_nth_snapshot(tmp_path: Path) -> None:
     again = Store.open(data_export(out, tmp_path / "again", every=5))
     assert again.trial(3).config["every_nth_snapshot"] == 20 and again.origins(3) == (source.id,)
     alike(source, again, 3, slice(None, None, 20))
-    np.testing.assert_array_equal(source.trial(1).every(4).weights(3, 7), source.trial(1).weights()[12:28:4])
+    np.testing.assert_array_equal(EveryNth(source.trial(1), 4).weights(3, 7), source.trial(1).weights()[12:28:4])
 
 
 def test_a_compact_export_is_the_compact_store_of_the_export(tmp_path: Path) -> None:

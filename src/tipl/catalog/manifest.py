@@ -62,7 +62,8 @@ class Collection:
         with told_by_address(path):
             if not has_manifest(path):
                 raise TiplError(
-                    f"{path} has no {MANIFEST}, so it is no collection; `tipl data index` makes one of a folder of stores."
+                    f"{path} has no {MANIFEST}, so it is no collection; `tipl data index` makes one of a folder of "
+                    "stores."
                 )
             return cls(path, *cls._read(path / MANIFEST))
 
