@@ -179,7 +179,7 @@ def test_the_reader_of_docstrings_misses_what_is_missing():
 _PATHS = ("codes", "evals", "fit", "folder", "models", "name_or_path", "out", "path", "store", "store_path",
           "tensorboard")  # fmt: skip
 """What arguments are called that are paths, or several."""
-_OPENED = ("Codes", "Store", "Trial", "TrialWriter")  # whose `__init__` is for their class methods
+_OPENED = ("Codes", "Collection", "Store", "Trial", "TrialWriter")  # whose `__init__` is for their class methods
 
 
 @pytest.mark.parametrize("name", [*sorted(set(tipl.__all__) - {"EXPERIMENTS", "__version__"}), "SB3Recorder"])
