@@ -291,12 +291,14 @@ def test_what_cannot_be_recorded_is_said(tmp_path: Path):
     assert Store.open(tmp_path / "store").trial(3).env_id == "Pendulum-v1"
 
 
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
 @pytest.mark.parametrize("env_id", ["InvertedPendulum-v4", "CartPole-v1"])
-def test_an_accelerator_moves_the_actor_between_update_and_rollout(env_id: str):
+def test_an_accelerator_moves_the_actor_between_update_and_rollout(env_id: str, algorithm: Any):
     watch = Watch(lambda policy: nn.utils.parameters_to_vector(policy.parameters()).detach().numpy().copy())
     accelerate = SB3Accelerator("line", jump=JumpConfig(full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0))
     before, after = deepcopy(watch), watch
-    model = PPO("MlpPolicy", VecNormalize(make_vec_env(env_id, seed=1)), seed=1, **SHORT)
+    settings: dict[str, Any] = SHORT if algorithm is PPO else {"n_steps": 64, "device": "cpu"}
+    model = algorithm("MlpPolicy", VecNormalize(make_vec_env(env_id, seed=1)), seed=1, **settings)
     model.learn(320, callback=CallbackList([before, accelerate, after]))
     named = [(name, p.numel()) for name, p in model.policy.named_parameters()]
     acts = np.concatenate([np.full(size, "value" not in name and "log_std" not in name) for name, size in named])
@@ -309,8 +311,8 @@ def test_an_accelerator_moves_the_actor_between_update_and_rollout(env_id: str):
 
 
 def test_an_accelerator_of_another_algorithm_is_refused():
-    with pytest.raises(TiplError, match="PPO, not A2C"):
-        A2C("MlpPolicy", "Pendulum-v1", seed=0, device="cpu").learn(5, callback=SB3Accelerator())
+    with pytest.raises(TiplError, match="PPO and A2C, not SAC"):
+        SAC("MlpPolicy", "Pendulum-v1", seed=0, device="cpu").learn(5, callback=SB3Accelerator())
 
 
 def test_without_stable_baselines3_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch):

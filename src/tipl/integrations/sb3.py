@@ -1,4 +1,4 @@
-"""Stable-Baselines3: callbacks that record PPO, A2C, SAC, TD3 and DQN, and accelerate PPO (`pip install 'tipl[sb3]'`).
+"""Stable-Baselines3 and sb3-contrib: callbacks that record agents, and accelerate PPO and A2C (extra `sb3`).
 
 In: a model that learns.  Out: one trial of a store, with the episodes that Monitor saw and VecNormalize's statistics;
 or the model's actor moved to forecast weights.
@@ -6,29 +6,28 @@ or the model's actor moved to forecast weights.
     model.learn(1_000_000, callback=SB3Recorder("store", every=64))
     model.learn(1_000_000, callback=SB3Accelerator("line"))
 
-What PPO and A2C record goes through all of `evaluate` with MlpPolicy or MultiInputPolicy on observations that are no
-images, continuous or discrete actions, and Tanh, ReLU or ELU: the network is held against the policy's own distribution
-once, and the environment, with its arguments, time limit and wrappers, against what can be made again of it. The others
-are other networks, whose weights alone are judged (`--no-returns`); DQN's are those of its Q-values.
+What PPO, A2C and TRPO record goes through all of `evaluate` with MlpPolicy or MultiInputPolicy on observations that
+are no images, continuous or discrete actions, and Tanh, ReLU or ELU: the network is held against the policy's own
+distribution once, and the environment, with its arguments, time limit and wrappers, against what can be made again of
+it. The others (SAC, TD3, DQN, TQC, QRDQN, CrossQ, ARS, MaskablePPO, RecurrentPPO) are other networks, whose weights
+alone are judged (`--no-returns`); DQN's and QRDQN's are those of their Q-values. TRPO and ARS are recorded by the
+rollout.
 """
 
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal
 
 from tipl.acceleration.accelerator import Accelerator, Batch
 from tipl.checks import AnyPath, Place
-from tipl.collection.flat import tried, undisturbed
 from tipl.collection.record import Normalizer, WeightRecorder
-from tipl.collection.recorded_actor import large_weights
 from tipl.config.env_spec import EnvId
 from tipl.config.presets import JumpConfig
 from tipl.errors import TiplError
@@ -38,15 +37,10 @@ from tipl.store.policy import VAR_EPSILON
 
 try:
     from gymnasium import spaces
-    from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+    from stable_baselines3 import A2C, PPO
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.distributions import (
-        CategoricalDistribution,
-        DiagGaussianDistribution,
-        TanhBijector,
-    )
+    from stable_baselines3.common.distributions import TanhBijector
     from stable_baselines3.common.policies import ActorCriticPolicy
-    from stable_baselines3.common.torch_layers import MlpExtractor
     from stable_baselines3.common.vec_env import (
         VecCheckNan,
         VecFrameStack,
@@ -55,11 +49,11 @@ try:
         VecVideoRecorder,
     )
     from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
+
+    from tipl.integrations.sb3_actors import WITHOUT_STEPS, acting_parameters, actor_of, kind_of
 except ImportError as error:
     raise TiplError(f"tipl.integrations.sb3 takes Stable-Baselines3 ({error}): pip install 'tipl[sb3]'.") from error
 
-_CRITIC = ("value_net", "mlp_extractor.value_net", "vf_features_extractor")
-_TRIED = 16  # observations at which a network is held against its policy
 _SQUASH_EPSILON = 1e-6  # in Stable-Baselines3's TanhBijector
 _NO_SETTINGS = ("verbose", "tensorboard_log", "stats_window_size")  # arguments of an algorithm that change no run
 
@@ -123,7 +117,9 @@ class SB3Recorder(BaseCallback):
             return
         self._recorded = model
         env_id = _environment(self.training_env, self._env_id)
-        policy, optimizer = _actor(model)
+        if self._unit == "gradient step" and kind_of(model) in WITHOUT_STEPS:
+            raise TiplError(f"{kind_of(model)} moves its actor by no optimizer steps; give unit='rollout'.")
+        policy, optimizer = actor_of(model)
         normalizer, obs_clip = _normalizer(model.get_vec_normalize_env(), self.training_env)
         self._rollouts = self._seen = 0
         self.recorder = WeightRecorder(
@@ -139,7 +135,7 @@ class SB3Recorder(BaseCallback):
         self._rollouts += 1
 
     def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
+        for info in self.locals.get("infos", ()):  # ARS tells none
             if "episode" in info:  # Monitor's
                 self.recorder.episode(self.num_timesteps, info["episode"]["r"], info["episode"]["l"])
         return True
@@ -159,7 +155,7 @@ class SB3Recorder(BaseCallback):
 
 
 class SB3Accelerator(BaseCallback):
-    """Jumps to forecast weights between PPO's update and its next rollout, where the guard allows it.
+    """Jumps to forecast weights between the update of PPO or A2C and the next rollout, where the guard allows it.
 
     Attributes:
         accelerator: the Accelerator, from the beginning of the training on; `accelerator.counts` says what it did.
@@ -177,11 +173,11 @@ class SB3Accelerator(BaseCallback):
 
     def _on_training_start(self) -> None:
         model: Any = self.model
-        if not isinstance(model, PPO):
-            raise TiplError(f"SB3Accelerator accelerates PPO, not {type(model).__name__}.")
+        if not isinstance(model, (PPO, A2C)):
+            raise TiplError(f"SB3Accelerator accelerates PPO and A2C, not {type(model).__name__}.")
         policy = model.policy
         assert isinstance(policy, ActorCriticPolicy)
-        named = [(name, p) for name, p in policy.named_parameters() if not name.startswith(_CRITIC)]
+        named = acting_parameters(policy)
 
         def distribution(observations: Tensor) -> torch.distributions.Distribution:
             whole = policy.get_distribution(observations)
@@ -252,68 +248,6 @@ class _SquashedNormal(Normal):
     def log_prob(self, value: Tensor) -> Tensor:
         inverse = TanhBijector.inverse(value)
         return super().log_prob(inverse) - torch.log(1 - torch.tanh(inverse) ** 2 + _SQUASH_EPSILON)
-
-
-def _actor(model: Any) -> tuple[nn.Module | Sequence[tuple[str, Tensor]], Any]:
-    """What of a model acts, and the optimizer that trains it."""
-    if isinstance(model, DQN):
-        return list(model.q_net.named_parameters()), model.policy.optimizer
-    if isinstance(model, (SAC, TD3)):
-        return list(model.actor.named_parameters()), model.actor.optimizer
-    if not isinstance(model, (PPO, A2C)) or not isinstance(model.policy, ActorCriticPolicy):
-        raise TiplError(f"SB3Recorder records PPO, A2C, SAC, TD3 and DQN, not {type(model).__name__}.")
-    policy = model.policy
-    named = [(name, p) for name, p in policy.named_parameters() if not name.startswith(_CRITIC)]
-    if (
-        type(policy.action_dist) not in (DiagGaussianDistribution, CategoricalDistribution)
-        or type(policy.mlp_extractor) is not MlpExtractor
-        or any(True for _ in policy.pi_features_extractor.parameters())
-    ):
-        return named, policy.optimizer
-    actor = nn.Module()  # the same parameters under CleanRL's names
-    network = nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
-    if type(policy.action_dist) is CategoricalDistribution:
-        actor.actor = network
-    else:
-        actor.actor_mean, actor.actor_logstd = network, policy.log_std
-    return (actor if _acts_by(policy, network) else named), policy.optimizer
-
-
-@torch.no_grad()
-def _acts_by(policy: ActorCriticPolicy, network: nn.Module) -> bool:
-    """Whether a policy's distribution and its actions are what the network makes of flattened observations.
-
-    Tried with large weights, which are taken back: an actor begins with outputs so small that tanh changes nothing.
-    """
-    log_stds = [policy.log_std] if isinstance(policy.action_dist, DiagGaussianDistribution) else []
-    parameters = [*network.parameters(), *log_stds]
-    size = sum(parameter.numel() for parameter in parameters)
-    with undisturbed(parameters, policy), tried(parameters, large_weights(size)):
-        return _acts_by_now(policy, network)
-
-
-def _acts_by_now(policy: ActorCriticPolicy, network: nn.Module) -> bool:
-    space = deepcopy(policy.observation_space)
-    space.seed(0)
-    observations = [space.sample() for _ in range(_TRIED)]
-    flat = np.array([spaces.flatten(space, each) for each in observations], np.float32)
-    if isinstance(space, spaces.Dict):
-        batch: Any = {name: np.array([each[name] for each in observations]) for name in space.spaces}
-    else:
-        batch = np.array(observations)
-    head = network(torch.as_tensor(flat, device=policy.device))
-    try:
-        tensors, _ = policy.obs_to_tensor(batch)
-        law: Any = policy.get_distribution(tensors).distribution
-        acted = policy._predict(tensors, deterministic=True).reshape(_TRIED, -1)
-        if isinstance(law, Normal):
-            pairs = [(law.mean, head), (law.stddev, policy.log_std.exp().expand_as(head)), (acted, head)]
-        else:
-            likeliest = head.argmax(1, keepdim=True)
-            pairs = [(law.logits, head.log_softmax(1)), (acted.float(), likeliest.float())]
-    except Exception:  # whatever a policy of the user's does
-        return False
-    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
 
 
 def _normalizer(env: VecNormalize | None, whole: Any) -> tuple[Normalizer | None, float | None]:
