@@ -1,6 +1,6 @@
 """Reach: which of EnvPool's environments can be collected, and why the rest is refused.
 
-    python studies/reach.py --out results/zoo/reach.json [--family dmc highway]
+    python studies/reach.py --out results/zoo/reach.json [--family dmc highway] [--every 8]
 
 Each environment is collected for two short iterations, the second of them twice: as the run goes on, and in a fresh
 batch that the run's saved state was put into. Both have to end with the same bits. A child process tries them, so
@@ -66,14 +66,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--family", nargs="+", default=[])
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="try every Nth environment of a family alone")
     arguments = parser.parse_args()
     from envpool.registration import registry
 
     done: dict[str, dict[str, Any]] = json.loads(arguments.out.read_text())["of"] if arguments.out.exists() else {}
     families = {env_id: registry.specs[env_id][0].rpartition(".")[2] for env_id in registry.list_all_envs()}
-    pool = None
+    pool, seen = None, Counter[str]()
     for number, (env_id, family) in enumerate(families.items()):
-        if env_id in done or (arguments.family and family not in arguments.family):
+        seen[family] += 1
+        left_out = arguments.family and family not in arguments.family
+        if env_id in done or left_out or (seen[family] - 1) % arguments.every:
             continue
         pool = pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tipl.collection.collect import collect
     from tipl.collection.random_walk import random_walk
     from tipl.collection.record import WeightRecorder
+    from tipl.config.ceiling import CeilingConfig
     from tipl.config.experiments import EXPERIMENTS, Experiment, experiment
     from tipl.config.presets import (
         CausalTrainConfig,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         jumps_of,
     )
     from tipl.errors import TiplError
+    from tipl.evaluation.ceiling import ceiling
     from tipl.evaluation.evaluate import evaluate
     from tipl.forecasting.forecast import forecast
     from tipl.forecasting.forecaster import Forecaster
@@ -67,6 +69,7 @@ _LAZY = {
     "Batch": "acceleration.accelerator",
     "CausalForecaster": "forecasting.trained",
     "CausalTrainConfig": "config.presets",
+    "CeilingConfig": "config.ceiling",
     "Codes": "representation.codes",
     "Collection": "catalog.manifest",
     "CollectConfig": "config.presets",
@@ -93,6 +96,7 @@ _LAZY = {
     "TrialWriter": "store.write",
     "WeightRecorder": "collection.record",
     "accelerate": "acceleration.compare",
+    "ceiling": "evaluation.ceiling",
     "collect": "collection.collect",
     "compact": "store.compact",
     "create_store": "store.write",
@@ -131,6 +135,7 @@ __all__ = [
     "Batch",
     "CausalForecaster",
     "CausalTrainConfig",
+    "CeilingConfig",
     "Codes",
     "CollectConfig",
     "Collection",
@@ -156,6 +161,7 @@ __all__ = [
     "WeightRecorder",
     "__version__",
     "accelerate",
+    "ceiling",
     "collect",
     "compact",
     "create_store",

@@ -69,6 +69,24 @@ def evaluation_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def ceiling_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ceiling's metrics.json says in a few lines and a table, for `show`."""
+    horizons = [str(h) for h in metrics["horizons"]]
+    rows = [
+        {"forecaster": name}
+        | {f"share h={h}": _rounded(scores["share"][h]) for h in horizons}
+        | {f"cosine h={h}": _rounded(scores["cosine"][h]) for h in horizons}
+        for name, scores in sorted(metrics["forecasters"].items(), key=lambda item: not item[1]["model"])
+    ]
+    trials = len(metrics["test_trials"])
+    return {
+        "branched": f"{len(metrics['origins'])} origins of {trials} trials of {metrics['store']}, {metrics['futures']} "
+        "futures each",
+        "ceiling": ", ".join(f"{_rounded(metrics['ceiling'][h])} at h={h}" for h in horizons),
+        "of_the_ceiling": rows,
+    }
+
+
 def acceleration_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What a comparison's metrics.json says in a few lines and a table, for `show`."""
     from tipl.evaluation.statistics import LEAST_TRIALS

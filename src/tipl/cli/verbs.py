@@ -16,6 +16,7 @@ from tipl.checks import Count, NotNegative, Positive, Whole
 from tipl.cli.catalog import catalog_flags
 from tipl.cli.flags import add_settings, reader, with_flags
 from tipl.cli.hub import hub_flags
+from tipl.cli.known import add_ceiling
 from tipl.cli.look import add_export, add_picture, add_video
 from tipl.cli.parser import (
     SHIPPED,
@@ -70,7 +71,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tipl {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for flags in (
-        _reproduce_flags, _collect_flags, _fit_svd_flags, _train_flags, _evaluate_flags, _forecast_flags,
+        _reproduce_flags, _collect_flags, _fit_svd_flags, _train_flags, _evaluate_flags, add_ceiling, _forecast_flags,
         _accelerate_flags, add_export, add_picture, add_video, _report_flags,
     ):  # fmt: skip
         flags(verbs)

@@ -90,9 +90,9 @@ def evaluate(
     store, out, began = located(store), Path(out), time.monotonic()
     for each in forecasters:
         usable(each)
-    folders = _folders(models)
+    folders = distinct_folders(models)
     sources = [located(each) for each in ([] if fit is None else [fit] if isinstance(fit, str | os.PathLike) else fit)]
-    _require_out(out, [store, *folders, *sources, *([] if codes is None else [Path(codes)])])
+    require_out(out, [store, *folders, *sources, *([] if codes is None else [Path(codes)])])
     data = Store.open(store)
     if trust:
         import_named(data.trial(seed).env_id for seed in data.seeds)
@@ -126,7 +126,7 @@ def evaluate(
     metrics |= {
         "training": {name: curve for name in models_loaded if (curve := _training(models_loaded, name, folders))},
         "config": {"evaluate": dataclasses.asdict(config), "trial": trials[0].config},
-        "versions": _versions(trials[0]),
+        "versions": versions_of(trials[0]),
         "seconds": {"evaluate": round(time.monotonic() - began, 1)},
     }
     write_json(out / METRICS_FILE, metrics, seal=True)
@@ -145,7 +145,7 @@ def _judged(
     if chosen.kind == "all" and any(each.config.basis == "pooled" for each in coded):
         raise TiplError("A pooled basis is fitted on trials of the store, all of which are judged; leave one out.")
     lines = {line.name: line for line in map(CodeLine, coded)}  # one a basis
-    _require_names([*asked, *lines.values()])  # before the baselines, which take their time
+    require_names([*asked, *lines.values()])  # before the baselines, which take their time
     baselines = fitted_baselines(chosen.sources, chosen.trials[0].spec.shapes, config.horizons, config.seed)
     judged = [*baselines, *asked, *lines.values()]
     if config.adapt:
@@ -157,7 +157,7 @@ def _judged(
     run = [f for f in judged if f in asked or f.name in wanted]
     stretched = [Stretched(f, factor) for f in run if f.name != "persistence" for factor in config.stretch]
     judged, run = [*judged, *stretched], [*run, *stretched]
-    _require_names(judged, wanted)
+    require_names(judged, wanted)
     return judged, run
 
 
@@ -260,7 +260,7 @@ def _of_what(chosen: Plan, sources: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _folders(models: Sequence[Place]) -> list[Path]:
+def distinct_folders(models: Sequence[Place]) -> list[Path]:
     """
     Raises:
         TiplError: a model is given twice.
@@ -273,7 +273,7 @@ def _folders(models: Sequence[Place]) -> list[Path]:
     return folders
 
 
-def _require_out(out: Path, inputs: Sequence[Path]) -> None:
+def require_out(out: Path, inputs: Sequence[Path]) -> None:
     """
     Raises:
         TiplError: `out` holds an evaluation, or is, or lies in, something that is read.
@@ -288,7 +288,7 @@ def _require_out(out: Path, inputs: Sequence[Path]) -> None:
             raise TiplError(f"--out {out} is in {path}, which is read; give a folder outside of it.")
 
 
-def _require_names(forecasters: Sequence[Forecaster], wanted: Sequence[str] = ()) -> None:
+def require_names(forecasters: Sequence[Forecaster], wanted: Sequence[str] = ()) -> None:
     """No score may take another's place, and none that was asked for may be missing."""
     names = [f.name for f in forecasters]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -321,7 +321,7 @@ def _require_policies(data: Store, seeds: Sequence[int]) -> None:
             )
 
 
-def _versions(trial: Trial) -> dict[str, str]:
+def versions_of(trial: Trial) -> dict[str, str]:
     own = {name: importlib.metadata.version(name) for name in ("numpy", "torch", "zarr")}
     collected = {f"{name} (collected with)": version for name, version in trial.versions.items()}
     return {"tipl": tipl.__version__, "python": platform.python_version(), **own, **collected}
