@@ -112,6 +112,19 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "returns": False,
             },
         ),
+        "ceiling": (
+            tipl.ceiling,
+            {
+                "store": "s",
+                "out": "new",
+                "config": tipl.CeilingConfig(horizons=(1,), futures=2),
+                "models": (),
+                "forecasters": (),
+                "fit": None,
+                "workers": 1,
+                "trust": False,
+            },
+        ),
         "forecast": (
             tipl.forecast,
             {

@@ -39,6 +39,7 @@ BASES = {
     "fit-svd": "s --out new --dim 2 --window 3",
     "train": "s --out new --dim 2 --width 4 --context 3 --steps 2 --batch-size 2 --warmup-steps 1 --validate-every 1",
     "evaluate": "s --out new --no-returns --horizons 1 --return-horizons 1 --origins 2 --spectrum-trials 0",
+    "ceiling": "s --out new --horizons 1 --futures 2 --origins 1 --trials 1 --workers 1",
     "forecast": "--store s --trial 1 --origin 5 --horizon 1 --out new.safetensors",
     "accelerate": f"--out new --trials 1 --workers 1 {SMALL}",
     "report": "eval --out new.html",

@@ -229,7 +229,7 @@ def assert_refused(line: str, capsys, *words: str) -> None:
         ("collect --out S --ppo.num-envs 0", ["--ppo.num-envs", "0"]),
         ("collect --out S --env-id CartPole-v1 --snapshot-every-epochs 3", ["--snapshot-every-epochs", "4"]),
         ("collect --out S --env-id CartPole-v1 --total-steps 511", ["--total-steps", "512"]),
-        ("collect --out S --env-id Pong-v5", ["Pong-v5", "Box(0, 255", "no images"]),
+        ("collect --out S --env-id Pong-v5", ["Pong-v5", "Box(0, 255", "images cannot be collected"]),
         ("collect --out S --preset quick --env-id Hopper-v4", ["Hopper-v4", "InvertedPendulum-v4", "HalfCheetah-v4"]),
         ("collect --out S --trial 3", ["--trial"]),
         ("fit-svd S --out C --dim 0", ["--dim"]),

@@ -11,7 +11,7 @@ import pytest
 
 QUICK = (
     "Store.open", "Store.trial", "Trial.weights", "Trial.history", "data_info", "create_store", "Codes.open", "report",
-    "experiment", "reproduce", "Policies", "History", "load_forecaster", "OnlineCorrected",
+    "experiment", "reproduce", "Policies", "History", "load_forecaster", "OnlineCorrected", "ceiling",
 )  # fmt: skip
 
 

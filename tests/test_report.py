@@ -1014,7 +1014,7 @@ def test_a_logarithmic_axis_says_where_its_ticks_are():
 
 def test_every_color_stands_out_from_the_page_in_both_schemes():
     """WCAG 2.1: a contrast of 3 for graphics, of 4.5 for text; the axes of Figure 2 are labeled in their colors."""
-    style = resources.files("tipl.reporting").joinpath("page.css").read_text()
+    style = resources.files("tipl.reporting").joinpath("assets", "page.css").read_text()
     grounds = re.findall(r"--ground: (#[0-9a-f]{6})", style)
     softs = re.findall(r"--soft: (#[0-9a-f]{6})", style)
     assert len(grounds) == len(softs) == 2

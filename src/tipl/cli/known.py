@@ -21,6 +21,9 @@ def add_ceiling(verbs: Any) -> None:
     add_place(verb, "store", "STORE", "what collect made")
     told = "causal models to hold against it: folders, or the name of one shipped; a folder called like one is ./NAME"
     add_model(verb, told, dest="models", nargs="+", action="extend", default=[])
+    add_place(
+        verb, "--fit", "STORE", "fit the baselines on other stores, and judge any trial [the store itself]", nargs="+"
+    )
     add_number(verb, "--workers", Count, "N", "processes [one a core]")
     add_imports(verb)
     add_path(verb, "--out", "CEILING", "a new folder, or one to go on with", required=True)
@@ -32,7 +35,7 @@ def _ceiling(arguments: Namespace) -> None:
     from tipl.evaluation.ceiling import ceiling
 
     import_typed(arguments)
-    how = {name: getattr(arguments, name) for name in ("models", "workers", "trust")}
+    how = {name: getattr(arguments, name) for name in ("models", "fit", "workers", "trust")}
     out = ceiling(arguments.store, arguments.out, config, **how)
     show(ceiling_facts(read_json(out / "metrics.json", most=_METRICS_BYTES)), as_json=False)
     wrote(out)

@@ -28,6 +28,7 @@ Shapes: R futures, H horizons, P weights, N trials; arrays of origins are [M, H]
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,7 @@ def ceiling(
     *,
     models: Sequence[Place] = (),
     forecasters: Sequence[Forecaster] = (),
+    fit: Place | Sequence[Place] | None = None,
     workers: Count | None = None,
     trust: bool = False,
 ) -> Path:
@@ -85,6 +87,8 @@ def ceiling(
         config: at which origins, how often and how far ahead.
         models: folders of causal models that `train` wrote, or names of models that come with the package.
         forecasters: any others of your own.
+        fit: other stores, whose training and validation trials the baselines are fitted on and chosen by; any trial of
+            `store` may then be judged. Default: `store` itself.
         workers: processes; default: one a core, at most one a trial.
         trust: import the modules that the store names for its environments, which runs their code.
 
@@ -99,11 +103,12 @@ def ceiling(
     for each in forecasters:
         usable(each)
     folders = distinct_folders(models)
-    require_out(out, [store, *folders])
+    sources = [located(each) for each in ([] if fit is None else [fit] if isinstance(fit, str | os.PathLike) else fit)]
+    require_out(out, [store, *folders, *sources])
     data = Store.open(store)
     if trust:
         import_named(data.trial(seed).env_id for seed in data.seeds)
-    chosen = plan(data, EvaluateConfig(horizons=config.horizons, all=config.all, seed=config.seed), folders)
+    chosen = plan(data, EvaluateConfig(horizons=config.horizons, all=config.all, seed=config.seed), folders, sources)
     trials = chosen.trials[: config.trials]
     wanted = {trial.seed: chosen_iterations(trial, config) for trial in trials}
     judged = _judged(chosen, trials[0], config, folders, forecasters)

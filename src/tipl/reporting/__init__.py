@@ -1,6 +1,6 @@
 """The report: one self-contained HTML page, and beside it the figures for a paper.
 
-In: the folders of one or more evaluations or accelerations (their metrics.json).
+In: the folders of one or more evaluations, ceilings or accelerations (their metrics.json).
 Out: OUT, and OUT's stem + "-figures/*.{png,pdf}".
 """
 
@@ -13,6 +13,7 @@ from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import replace_file, require_no_store_above
 from tipl.reporting.acceleration import is_acceleration, read_acceleration, read_together
+from tipl.reporting.ceiling import is_ceiling, read_ceiling
 from tipl.reporting.drawing import print_figure
 from tipl.reporting.evaluation import section_of
 from tipl.reporting.page import page
@@ -24,10 +25,10 @@ __all__ = ["report"]
 
 @checked_arguments
 def report(evals: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
-    """Write a page, and its figures beside it, about evaluations and accelerated runs.
+    """Write a page, and its figures beside it, about evaluations, ceilings and accelerated runs.
 
     Args:
-        evals: folders, or one, that `tipl evaluate` or `tipl accelerate` left.
+        evals: folders, or one, that `tipl evaluate`, `tipl ceiling` or `tipl accelerate` left.
         out: the page, HTML.
 
     Returns:
@@ -48,9 +49,11 @@ def report(evals: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
     runs = _with_own_titles([read_acceleration(folder) for folder in accelerated], accelerated)
     if len(runs) > 1 and (together := read_together(accelerated)):
         runs.insert(0, together)
-    evaluated = [folder for folder in evals if folder not in accelerated]
+    branched = [folder for folder in evals if is_ceiling(folder)]
+    known = _with_own_titles([read_ceiling(folder) for folder in branched], branched)
+    evaluated = [folder for folder in evals if folder not in (*accelerated, *branched)]
     judged = _with_own_titles([section_of(read_evaluation(folder)) for folder in evaluated], evaluated)
-    sections = [*judged, *runs]
+    sections = [*judged, *known, *runs]
     folder = out.with_name(f"{out.stem}-figures")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ PAGE = """<!doctype html>
 
 def page(sections: Sequence[Section], folder: str) -> str:
     """The whole document. `folder` is where the files of the figures lie, relative to the page."""
-    resources = files("tipl.reporting")
+    resources = files("tipl.reporting") / "assets"
     light, dark = ("".join(f"--c{i}:{color};" for i, color in enumerate(colors)) for colors in (LIGHT, DARK))
     palette = f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
     return PAGE.format(

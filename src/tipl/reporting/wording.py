@@ -32,6 +32,9 @@ GLOSSARY = {
     "trials ahead of best": "The same against the best other baseline that sees only the past, at that horizon.",
     "cosine": "Between the predicted and the true displacement from the origin. 1 is the right direction, 0 an "
     "unrelated one.",
+    "ceiling": "The skill of the best forecast that anybody could make at the origin: the mean of all futures that may "
+    "come from its exact state. What is above it is noise that is yet to be drawn.",
+    "share": "Of the ceiling: skill ÷ ceiling. 1 is all that can be known, 0 is doing nothing.",
     "length ratio": "Length of the predicted displacement ÷ length of the true one.",
     "return": "J(φ): the mean undiscounted raw episode return of the policy with weights φ.",
     "REPW": "Return error of the predicted weights: |J(true) − J(predicted)|, on common episode seeds.",
