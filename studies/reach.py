@@ -11,7 +11,6 @@ import argparse
 import json
 import multiprocessing
 import re
-import time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -32,7 +31,6 @@ def tried(env_id: str) -> dict[str, Any]:
     from tipl.rl.trial_batch import TrialBatch
 
     envs._TRIED_EPISODES, envs._TRIED_STEPS = 1, 64  # whether steps draw is asked of 1,600 environments here
-    began = time.monotonic()
     try:
         found = default_config(env_id, "envpool")
         kind = DiscretePPOConfig if isinstance(found.ppo, DiscretePPOConfig) else PPOConfig
@@ -43,9 +41,7 @@ def tried(env_id: str) -> dict[str, Any]:
         batch, again = TrialBatch(config, [1]), TrialBatch(config, [1])
         batch.iterate()
         state = batch.state(0)
-        stepping = time.monotonic()
         on = batch.iterate().snapshots
-        seconds = time.monotonic() - stepping
         again.restore([state])
         same = np.array_equal(on, again.iterate().snapshots)
     except TiplError as error:
@@ -58,7 +54,6 @@ def tried(env_id: str) -> dict[str, Any]:
         "actions": batch.env.policy_outputs,
         "discrete": batch.env.discrete,
         "draws_in_steps": batch.env.draws_in_steps,
-        "seconds": [round(seconds, 3), round(time.monotonic() - began, 1)],
     }
 
 

@@ -32,6 +32,11 @@ class EnvPoolEnv(VectorEnv):
         kwargs = {name: from_json(value) for name, value in env_id.spec.get("kwargs", {}).items()}
         with quiet_making():
             try:
+                spec = envpool.make_spec(str(env_id), **kwargs)
+                if (players := spec.config._asdict().get("max_num_players", 1)) > 1:
+                    raise TiplError(f"{env_id} is played by up to {players} players; only one can be collected.")
+                # Before it is made: of some whose observations are images the engine crashes.
+                self._take_spaces(by_name(spec.gymnasium_observation_space), spec.gymnasium_action_space, env_id)
                 self._env: Any = envpool.make_gymnasium(
                     str(env_id),
                     num_envs=self.num_envs,
@@ -39,14 +44,13 @@ class EnvPoolEnv(VectorEnv):
                     seed=[int(seed) for seed in seeds],
                     **kwargs,
                 )
+            except TiplError:
+                raise
             except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as error:
                 reason = (str(error).splitlines() or [""])[0]
                 raise TiplError(
                     f"EnvPool cannot make {env_id} with {kwargs} ({reason}); check --env-kwargs."
                 ) from error
-            if (players := self._env.config.get("max_num_players", 1)) > 1:
-                raise TiplError(f"{env_id} is played by up to {players} players; only one can be collected.")
-            self._take_spaces(by_name(self._env.observation_space), self._env.action_space, env_id)
         self._all = np.arange(self.num_envs, dtype=np.int32)
         # EnvPool's own `step` and `reset` build a dict of the whole configuration and a tree of all arrays at every
         # call: a tenth of the time of 25 copies of InvertedPendulum. Under them lie lists of arrays in a fixed order.
