@@ -22,6 +22,7 @@ from typing import Any
 
 from tipl.acceleration.arms import Arm, run_arms
 from tipl.acceleration.compare import compare
+from tipl.config.execution import Execution
 from tipl.config.presets import JUMPS, CollectConfig, jumps_of
 
 ELSEWHERE = "autoregression elsewhere"
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--elsewhere", type=Path, default=None, help=f"store of another environment, for {ELSEWHERE}")
     parser.add_argument("--chosen", nargs="+", default=[], metavar="ARM=RATE", help="to judge [from tuning.json]")
     parser.add_argument("--stages", nargs="+", choices=("ablate", "tune", "judge"), default=("tune", "judge"))
+    parser.add_argument("--shard", default="1/1", help="I/N: run the I-th of N parts of each stage")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     fits = {"autoregression": asked.fit, ELSEWHERE: asked.elsewhere}
@@ -108,7 +110,9 @@ def main() -> None:
     measure = "steps to 90%" if asked.target is None else f"steps to {asked.target:g}"
 
     def settle(arms: dict[str, Arm], best: dict[str, str] | None = None) -> dict[str, Any]:
-        runs = run_arms(arms, asked.out)
+        runs = run_arms(arms, asked.out, execution=Execution(shard=asked.shard))
+        if runs is None:
+            raise SystemExit("once the other shards are done, the same command compares")
         found = compare(arms, runs, targets)
         if best is not None:
             plain = best["plain"]

@@ -24,7 +24,7 @@ from typing import get_args
 
 import numpy as np
 
-from tipl.collection.collect import default_config
+from tipl.collection.settings import default_config
 from tipl.config.presets import Activation, Backend, CollectConfig
 from tipl.rl.envs import chosen_backend, engine_versions
 from tipl.rl.trial_batch import TrialBatch

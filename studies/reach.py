@@ -26,7 +26,7 @@ def tried(env_id: str) -> dict[str, Any]:
     import numpy as np
 
     from tipl import DiscretePPOConfig, PPOConfig, TiplError
-    from tipl.collection.collect import default_config
+    from tipl.collection.settings import default_config
     from tipl.rl import envs
     from tipl.rl.trial_batch import TrialBatch
 

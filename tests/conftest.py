@@ -3,7 +3,11 @@
 In: nothing.  Out: fixtures.
 """
 
+import atexit
+import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,8 @@ from tipl.collection.collect import run_stack
 from tipl.config.presets import CollectConfig
 from tipl.store import create_store
 
+os.environ["TIPL_CACHE"] = tempfile.mkdtemp(prefix="tipl-cache-")  # nothing of a test stays at the user's
+atexit.register(shutil.rmtree, os.environ["TIPL_CACHE"], ignore_errors=True)
 # A shell starts what it runs in the background with Ctrl-C ignored, nohup with a hang-up ignored, and every child
 # inherits that; tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -75,6 +75,7 @@ def test_the_judge_is_what_torch_says(config: CollectConfig) -> None:
 def test_runs_are_plain_until_their_first_jump_and_are_not_run_twice(tmp_path: Path) -> None:
     arms = {"plain": Arm(SHORT), "line": Arm(SHORT, "line")}
     runs = run_arms(arms, tmp_path, workers=1)
+    assert runs is not None
     plain, jumped = runs["plain"]["returns"], runs["line"]["returns"]
     kinds = runs["line"]["kinds"]
     assert plain.shape == (3, 6) and not np.array_equal(plain, jumped)
@@ -87,6 +88,7 @@ def test_runs_are_plain_until_their_first_jump_and_are_not_run_twice(tmp_path: P
     np.testing.assert_allclose(plain[1], alone)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
     again = run_arms(arms, tmp_path, workers=1)
+    assert again is not None
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
     np.testing.assert_array_equal(again["line"]["returns"], jumped)
 
@@ -96,6 +98,7 @@ def test_noise_costs_nothing(tmp_path: Path) -> None:
     bit."""
     config = dataclasses.replace(SHORT, trials=1, hidden_sizes=(256, 256))
     runs = run_arms({"plain": Arm(config), "noise": Arm(config, "noise")}, tmp_path, workers=1)
+    assert runs is not None
     assert set(runs["noise"]["kinds"].ravel()) == {KINDS.index("silent")}
     np.testing.assert_array_equal(runs["noise"]["returns"], runs["plain"]["returns"])
 

@@ -35,6 +35,7 @@ ORDER = [
     "processes",
     "remote",
     "config",
+    "executors",
     "store",
     "rl",
     "collection",

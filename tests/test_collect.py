@@ -19,7 +19,8 @@ import pytest
 import zarr
 from gymnasium.envs.registration import EnvSpec
 
-from tipl.collection.collect import collect, default_config, run_stack
+from tipl.collection.collect import collect, run_stack
+from tipl.collection.settings import default_config
 from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig
 from tipl.errors import TiplError
 from tipl.rl.trial_batch import TrialBatch

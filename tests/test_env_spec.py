@@ -16,7 +16,7 @@ import pytest
 import toy_envs
 from gymnasium import wrappers
 
-from tipl.collection.collect import trial_config
+from tipl.collection.settings import trial_config
 from tipl.config.env_spec import EnvId, env_id_of, from_json, import_named, made, to_json
 from tipl.config.presets import CollectConfig
 from tipl.errors import TiplError

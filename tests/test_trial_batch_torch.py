@@ -12,7 +12,8 @@ import torch
 from test_trial_batch import PENDULUM, assert_same, small, small_discrete
 
 from tipl.cli.main import main
-from tipl.collection.collect import collect, run_stack, trial_config
+from tipl.collection.collect import collect, run_stack
+from tipl.collection.settings import trial_config
 from tipl.config.presets import CollectConfig, Device, DiscretePPOConfig, PPOConfig
 from tipl.errors import TiplError
 from tipl.rl.trial_batch import TrialBatch

@@ -28,6 +28,7 @@ from tipl.forecasting.shipped import SHIPPED, model_folder
 from tipl.forecasting.trained import CausalForecaster, codes_for
 from tipl.models import CausalTIPL, load
 from tipl.models.causal import EPOCH_INDICES, CausalConfig, Features, described, features
+from tipl.representation.packed import WindowFile, WindowFiles, write_windows
 from tipl.representation.windows import (
     EDGES,
     HORIZONS,
@@ -43,7 +44,7 @@ from tipl.representation.windows import (
 from tipl.rl.returns import Policies, policy_returns
 from tipl.store import History, Store, TrialWriter, create_store
 from tipl.store.spec import ParamSpec
-from tipl.training import CHECKPOINT_FILE, Displacements, fit_causal, train
+from tipl.training import CHECKPOINT_FILE, Displacements, displacement, fit_causal, train
 
 SHAPES = ((3, 2), (3,))
 SIZES = (6, 3)
@@ -480,3 +481,60 @@ def test_what_cannot_be_forecast_is_one_clear_line(change: dict, says: str, smal
     with pytest.raises(TiplError, match=says):
         forecast(small_store, out=tmp_path / "p.safetensors", **asked)
     assert not (tmp_path / "p.safetensors").exists()
+
+
+# Windows in files
+
+
+def test_windows_in_files_are_those_in_memory_and_train_the_same_model(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TIPL_CACHE", str(tmp_path / "cache"))
+    made = made_windows(store, 2)
+    write_windows(tmp_path / "windows.safetensors", made, 3)
+    files = WindowFiles([WindowFile(tmp_path / "windows.safetensors")] * 2)
+    index = np.random.default_rng(0).permutation(2 * len(made))
+    read, both = files.read(index), joined([made, made])
+    for field in dataclasses.fields(TrainingWindows):
+        wanted = getattr(both, field.name)[index]
+        if field.name in ("own", "whole"):  # of which one triangle is kept
+            wanted = np.tril(wanted) + np.tril(wanted, -1).transpose(0, 2, 1)
+        np.testing.assert_allclose(getattr(read, field.name), wanted, rtol=1e-6, err_msg=field.name)
+    config = dataclasses.replace(SMALL, noise=0.5)
+    train(store, tmp_path / "held", config)
+    kept = sorted((tmp_path / "cache" / "windows").iterdir())
+    written = {path: path.stat().st_mtime_ns for path in kept}
+    monkeypatch.setitem(displacement._HELD, "cpu", 0)
+    train(store, tmp_path / "streamed", config)
+    assert weights_of(tmp_path / "held") == weights_of(tmp_path / "streamed")
+    assert {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "cache" / "windows").iterdir())} == written
+    damaged = bytearray(kept[0].read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    kept[0].write_bytes(damaged)
+    train(store, tmp_path / "again", config)
+    assert weights_of(tmp_path / "again") == weights_of(tmp_path / "streamed")
+    assert WindowFile(kept[0]) and len([*(tmp_path / "cache" / "windows").glob("*.damaged")]) == 1
+
+
+def test_batches_of_streamed_windows_are_shuffled_over_all_trials(store: Path, tmp_path: Path):
+    """Of a batch of many draws every trial has its chance, and neighbours come from different trials."""
+    paths = []
+    for seed in (1, 2, 3, 4):
+        paths.append(tmp_path / f"{seed}.safetensors")
+        write_windows(paths[-1], made_windows(store, seed), 3)
+    files = WindowFiles([WindowFile(path) for path in paths])
+    task = Displacements([files], [files], dataclasses.replace(SMALL, batch_size=20_000))
+    drawn = task.draw(torch.Generator().manual_seed(0)).numpy()
+    trial = np.searchsorted(np.cumsum([WindowFile(path).count for path in paths]), drawn, side="right")
+    chance = [task.train[0].chance_B[np.arange(len(files))[trial_of(files, paths) == k]].sum() for k in range(4)]
+    np.testing.assert_allclose(np.bincount(trial) / len(trial), chance, atol=0.01)
+    same = np.mean(trial[1:] == trial[:-1])
+    assert same == pytest.approx(np.square(chance).sum(), abs=0.02)
+
+
+def trial_of(files: WindowFiles, paths: list[Path]) -> np.ndarray:
+    return np.repeat(np.arange(len(paths)), [WindowFile(path).count for path in paths])
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "last" / "model.safetensors").read_bytes()

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from tipl.catalog.copies import data_export, data_merge
     from tipl.catalog.listing import data_list
     from tipl.catalog.manifest import Collection, data_index
-    from tipl.collection.collect import collect
+    from tipl.collection.collect import collect, collect_many
     from tipl.collection.random_walk import random_walk
     from tipl.collection.record import WeightRecorder
     from tipl.config.ceiling import CeilingConfig
+    from tipl.config.execution import Execution
     from tipl.config.experiments import EXPERIMENTS, Experiment, experiment
     from tipl.config.presets import (
         CausalTrainConfig,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from tipl.errors import TiplError
     from tipl.evaluation.ceiling import ceiling
     from tipl.evaluation.evaluate import evaluate
+    from tipl.evaluation.many import evaluate_many
     from tipl.forecasting.forecast import forecast
     from tipl.forecasting.forecaster import Forecaster
     from tipl.forecasting.named import load_forecaster
@@ -78,6 +80,7 @@ _LAZY = {
     "DiscretePPOConfig": "config.presets",
     "EXPERIMENTS": "config.experiments",
     "EvaluateConfig": "config.presets",
+    "Execution": "config.execution",
     "Experiment": "config.experiments",
     "Forecaster": "forecasting.forecaster",
     "History": "store.history",
@@ -98,6 +101,7 @@ _LAZY = {
     "accelerate": "acceleration.compare",
     "ceiling": "evaluation.ceiling",
     "collect": "collection.collect",
+    "collect_many": "collection.collect",
     "compact": "store.compact",
     "create_store": "store.write",
     "data_export": "catalog.copies",
@@ -107,6 +111,7 @@ _LAZY = {
     "data_merge": "catalog.copies",
     "data_verify": "store.inspect",
     "evaluate": "evaluation.evaluate",
+    "evaluate_many": "evaluation.many",
     "experiment": "config.experiments",
     "export": "integrations.export",
     "fit_svd": "representation.fit",
@@ -143,6 +148,7 @@ __all__ = [
     "DiscreteCollectConfig",
     "DiscretePPOConfig",
     "EvaluateConfig",
+    "Execution",
     "Experiment",
     "Forecaster",
     "History",
@@ -163,6 +169,7 @@ __all__ = [
     "accelerate",
     "ceiling",
     "collect",
+    "collect_many",
     "compact",
     "create_store",
     "data_export",
@@ -172,6 +179,7 @@ __all__ = [
     "data_merge",
     "data_verify",
     "evaluate",
+    "evaluate_many",
     "experiment",
     "export",
     "fit_svd",

@@ -3,14 +3,17 @@
 In: arrays, under a name that says what made them.  Out: the same; a damaged part is named, set aside, and not there.
 """
 
-from collections.abc import Mapping
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 
 from tipl.bundle import read_bundle, write_bundle
-from tipl.files import Absent, Damaged, set_aside
+from tipl.files import Absent, Damaged, set_aside, told
 from tipl.progress import console
 
 ENDING = ".safetensors"
@@ -27,6 +30,30 @@ def keep_part(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """
     whole = {name: np.asarray(values, order="C") for name, values in arrays.items()}
     write_bundle(path, whole, {"of": path.name}, safetensors.numpy)
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Yield whether a part is this process's to make; until the end no other may. Ask once more whether it is kept.
+
+    Raises:
+        TiplError: the place cannot be written.
+    """
+    lock = path.with_suffix(".lock")
+    with told(lock):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+        with contextlib.suppress(OSError):
+            lock.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def kept_part(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:

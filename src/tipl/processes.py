@@ -275,17 +275,25 @@ def _begin(orders: Connection, news: Connection, parent_pid: int) -> None:
 
 
 def _call(work: Callable[..., None], task: tuple[Any, ...]) -> tuple[str, str]:
-    """Call in this process; how it ended in few bytes, whatever was raised: the pipe that carries it is shared."""
     assert _parent is not None
+    return outcome_of(_parent, work, task)
+
+
+def outcome_of(parent: Parent, work: Callable[..., None], task: tuple[Any, ...]) -> tuple[str, str]:
+    """Call here; how it ended, in few bytes, whatever was raised: the pipe that carries it is shared.
+
+    Returns:
+        "done", "stopped", "refused" or "bug", and what the last two said.
+    """
     try:
-        work(_parent, *task)
+        work(parent, *task)
     except TiplError as error:
         return "refused", _shortened(str(error))
     except BaseException:
         return "bug", _shortened(traceback.format_exc())
     finally:
-        _parent._settle()
-    return ("stopped" if _parent.wants_stop() else "done"), ""
+        parent._settle()
+    return ("stopped" if parent.wants_stop() else "done"), ""
 
 
 def _shortened(text: str) -> str:

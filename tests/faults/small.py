@@ -44,8 +44,7 @@ def settings() -> Any:
 
 def run_here() -> None:
     """Let what runs in processes of its own run in this one: a kill is then of all that there is."""
-    import tipl.acceleration.arms
-    import tipl.collection.collect
+    import tipl.executors.run
 
     class Parent:
         def tell(self, *numbers: Any) -> None:
@@ -59,8 +58,7 @@ def run_here() -> None:
             work(Parent(), *task)
             ended(index)
 
-    for module in (tipl.collection.collect, tipl.acceleration.arms):
-        module.run_in_processes = run  # type: ignore[attr-defined]
+    tipl.executors.run.run_in_processes = run  # type: ignore[attr-defined]
 
 
 def verb(*arguments: str) -> Callable[[], None]:

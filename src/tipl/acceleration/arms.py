@@ -11,25 +11,26 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import tipl
 from tipl.acceleration.jump import KINDS, Judgment, Jumper, may_jump
-from tipl.collection.collect import trial_config
+from tipl.collection.settings import trial_config
+from tipl.config.execution import LOCAL, Execution, dealt
 from tipl.config.presets import CollectConfig, JumpConfig
 from tipl.errors import TiplError
+from tipl.executors.run import PATIENCE_SECONDS, Executor, executor
 from tipl.forecasting.forecaster import Forecaster
 from tipl.forecasting.named import forecaster_digest, load_forecaster
-from tipl.parts import ENDING, keep_part, kept_part
-from tipl.processes import Parent, run_in_processes
+from tipl.parts import ENDING, claimed, keep_part, kept_part
+from tipl.processes import Parent
 from tipl.progress import console, steps_progress
 from tipl.rl.envs import chosen_backend, engine_versions
 from tipl.rl.kernels import FASTMATH, forward_batch, kernel
@@ -78,12 +79,22 @@ def versions(config: CollectConfig) -> dict[str, str]:
     return own | engine_versions(chosen_backend(config.env_id, config.backend))
 
 
-def run_arms(arms: Mapping[str, Arm], out: Path, workers: int | None = None) -> dict[str, dict[str, np.ndarray]]:
-    """Run every seed of every arm, in processes; what lies in `out` already is read.
+def run_arms(
+    arms: Mapping[str, Arm],
+    out: Path,
+    workers: int | None = None,
+    execution: Execution = LOCAL,
+    dry_run: bool = False,
+) -> dict[str, dict[str, np.ndarray]] | None:
+    """Run every seed of every arm, in parts of a few seeds; what lies in `out` already is read.
+
+    Args:
+        dry_run: print what each shard would do, and do nothing.
 
     Returns:
         For each arm `returns` [N, I] (the mean of the episodes that ended in an iteration; NaN before the first),
-        `kinds` [N, I] (numbers of `KINDS`), `shares`, `kl`, `trust` [N, I], `seconds` and `jump_seconds` [N].
+        `kinds` [N, I] (numbers of `KINDS`), `shares`, `kl`, `trust` [N, I], `seconds` and `jump_seconds` [N]. None
+        while other shards have parts to do.
     """
     for arm in arms.values():
         batch = TrialBatch(arm.config, arm.config.seeds[:1])  # what cannot be run is told before there is a folder
@@ -94,22 +105,50 @@ def run_arms(arms: Mapping[str, Arm], out: Path, workers: int | None = None) -> 
         seeds, digest = list(arm.config.seeds), arm.digest()
         groups = [seeds[start : start + _TOGETHER] for start in range(0, len(seeds), _TOGETHER)]
         parts[name] = [(out / "parts" / f"{digest}-{group[0]}-{group[-1]}{ENDING}", group) for group in groups]
-    shapes = {path: _shapes(arms[name], group) for name in arms for path, group in parts[name]}
-    waiting = [
-        (arms[name], path, group)
-        for name in arms
-        for path, group in parts[name]
-        if kept_part(path, shapes[path]) is None
-    ]
-    if waiting:
-        _run_parts(waiting, min(workers or len(os.sched_getaffinity(0)), len(waiting)))
+    every = [*{path: _Part(arms[name], path, group) for name in arms for path, group in parts[name]}.values()]
+    left = [part for part in every if kept_part(part.path, part.shapes) is None]
+    if dry_run:
+        _show_shares(every, left, execution.parts)
+        return None
+    chosen = execution.mine([part.steps for part in every])
+    if waiting := [every[index] for index in chosen if every[index] in left]:
+        with executor(execution, workers) as where:
+            _run_parts(waiting, where, PATIENCE_SECONDS if execution.executor == "ray" else 0.0)
+    missing = sum(kept_part(part.path, part.shapes) is None for part in left)
+    if missing and execution.parts > 1:
+        console.print(f"accelerate: shard {execution.shard} is done; other shards have {missing} parts left.")
+        return None
     runs = {}
     for name in arms:
-        loaded = [part for path, _ in parts[name] if (part := kept_part(path, shapes[path])) is not None]
+        loaded = [part for path, group in parts[name] if (part := kept_part(path, _shapes(arms[name], group)))]
         if len(loaded) < len(parts[name]):
             raise TiplError(f"A part of {out} went away or was damaged meanwhile; run the same command again.")
         runs[name] = {key: np.concatenate([part[key] for part in loaded]) for key in loaded[0]}
     return runs
+
+
+class _Part(NamedTuple):
+    """A few seeds of an arm, and the file that keeps what they did."""
+
+    arm: Arm
+    path: Path
+    seeds: list[int]
+
+    @property
+    def steps(self) -> int:
+        return self.arm.config.num_iterations * self.arm.config.ppo.batch_size * len(self.seeds)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return _shapes(self.arm, self.seeds)
+
+
+def _show_shares(every: Sequence[_Part], left: Sequence[_Part], count: int) -> None:
+    for number, share in enumerate(dealt([part.steps for part in every], count)):
+        mine = [every[index] for index in share]
+        some = ", ".join(f"{part.arm.forecaster or 'plain'} {part.seeds[0]}-{part.seeds[-1]}" for part in mine)
+        here = sum(part in left for part in mine)
+        console.print(f"shard {number + 1}/{count}: {some or 'nothing'}; {here} of {len(mine)} parts left")
 
 
 def _shapes(arm: Arm, seeds: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -119,29 +158,44 @@ def _shapes(arm: Arm, seeds: Sequence[int]) -> dict[str, tuple[int, ...]]:
     return found | dict.fromkeys(("seconds", "jump_seconds"), each)
 
 
-def _run_parts(waiting: Sequence[tuple[Arm, Path, list[int]]], count: int) -> None:
+def _run_parts(waiting: Sequence[_Part], where: Executor, patience: float) -> None:
     """Run what is missing; an interrupted part is begun anew, those that are done are written."""
-    sizes = [arm.config.num_iterations * arm.config.ppo.batch_size * len(group) for arm, _, group in waiting]
     done = [0] * len(waiting)
-    console.print(f"accelerate: {sum(len(group) for _, _, group in waiting)} runs in {count} processes")
-    with steps_progress("accelerate", sum(sizes)) as advance:
+    count = min(where.slots, len(waiting))
+    console.print(f"accelerate: {sum(len(part.seeds) for part in waiting)} runs {where.where.format(count)}")
+    with steps_progress("accelerate", sum(part.steps for part in waiting)) as advance:
 
-        def take(part: int, steps: int) -> None:
-            new, done[part] = steps - done[part], steps
-            advance(new, waiting[part][0].forecaster or "plain")
+        def take(index: int, steps: int) -> None:
+            new, done[index] = steps - done[index], steps
+            advance(new, waiting[index].arm.forecaster or "plain")
 
-        run_in_processes(
+        where.run(
             _run_part,
-            waiting,
-            count,
-            [f"the seeds {group[0]} to {group[-1]}" for _, _, group in waiting],
-            lambda part, numbers: take(part, int(numbers[0])),
-            lambda part: take(part, sizes[part]),
+            [(*part, patience) for part in waiting],
+            [f"the seeds {part.seeds[0]} to {part.seeds[-1]}" for part in waiting],
+            lambda index, numbers: take(index, int(numbers[0])),
+            lambda index: take(index, waiting[index].steps),
         )
 
 
-def _run_part(parent: Parent, arm: Arm, path: Path, seeds: Sequence[int]) -> None:
-    run_part(arm, path, seeds, parent.wants_stop, lambda steps: parent.tell([steps]))
+def _run_part(parent: Parent, arm: Arm, path: Path, seeds: Sequence[int], patience: float) -> None:
+    """Run a part that nobody else runs.
+
+    Args:
+        patience: seconds to wait for another process that does: on a lost node, one that is dying.
+    """
+    until = time.monotonic() + patience
+    while True:
+        with claimed(path) as ours:
+            if ours:
+                if kept_part(path, _shapes(arm, seeds)) is None:
+                    run_part(arm, path, seeds, parent.wants_stop, lambda steps: parent.tell([steps]))
+                return
+        if time.monotonic() > until or parent.wants_stop():
+            raise TiplError(
+                f"The seeds {seeds[0]} to {seeds[-1]} are being run by another process; wait for it, or stop it."
+            )
+        time.sleep(1)
 
 
 def run_part(

@@ -17,6 +17,7 @@ import numpy as np
 from tipl.acceleration.arms import Arm, run_arms, versions
 from tipl.acceleration.jump import KINDS, jumps_for
 from tipl.checks import AnyPath, Count, Place, Positive, checked_arguments
+from tipl.config.execution import LOCAL, Execution
 from tipl.config.presets import CollectConfig, JumpConfig
 from tipl.errors import TiplError
 from tipl.evaluation.statistics import PLAIN, POSITIVE, bootstrap_interval, iqm, paired_improvement, ratio_of_iqms
@@ -41,6 +42,8 @@ def accelerate(
     fit: Place | None = None,
     targets: Sequence[float] = (),
     workers: Count | None = None,
+    execution: Execution = LOCAL,
+    dry_run: bool = False,
 ) -> Path:
     """Train every seed plainly and with jumps, and compare.
 
@@ -53,6 +56,11 @@ def accelerate(
         fit: the store whose training trials the autoregression is fitted on; default: the package's own.
         targets: returns to which the steps are counted too.
         workers: processes; default: one a core.
+        execution: where the runs are, and which part of them is this call's. What finds all parts done compares.
+        dry_run: only print what each shard would do; nothing is written.
+
+    Returns:
+        `out`, without a metrics.json while other shards have parts to do.
 
     Raises:
         TiplError: the environment, the forecaster or the folder cannot be used.
@@ -62,17 +70,21 @@ def accelerate(
     jump = jumps_for(forecaster, jump)
     arms = {"plain": Arm(_at_rate(config, plain_learning_rate)), "accelerated": Arm(config, forecaster, jump, fit)}
     require_no_store_above(out)
+    if dry_run:
+        run_arms(arms, out, workers, execution, dry_run=True)
+        return out
     new = not out.exists()
     with told(out):  # before anything runs
         out.mkdir(parents=True, exist_ok=True)
     try:
-        runs = run_arms(arms, out, workers)
+        runs = run_arms(arms, out, workers, execution)
     except TiplError:
         with contextlib.suppress(OSError):
             if new:
                 out.rmdir()  # where nothing was kept
         raise
-    write_json(out / METRICS_FILE, compare(arms, runs, targets), seal=True)
+    if runs is not None:
+        write_json(out / METRICS_FILE, compare(arms, runs, targets), seal=True)
     return out
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tipl.checks import AnyPath, Place, is_address
-from tipl.cli.flags import reader
+from tipl.cli.flags import add_settings, reader, with_flags
+from tipl.config.execution import Execution
 from tipl.errors import TiplError, printable
 
 SHIPPED = "causal"
@@ -68,6 +69,15 @@ def import_typed(arguments: Namespace) -> None:
         from tipl.config import env_spec
 
         env_spec.import_typed(arguments.imports)
+
+
+def add_execution(verb: ArgumentParser) -> None:
+    add_settings(verb.add_argument_group("where it runs"), Execution)
+    verb.add_argument("--dry-run", action="store_true", help="print what each shard would do, and do nothing")
+
+
+def execution_of(arguments: Namespace) -> dict[str, Any]:
+    return {"execution": with_flags(Execution(), vars(arguments)), "dry_run": arguments.dry_run}
 
 
 def wrote(path: Path, what: str = "") -> None:

@@ -87,6 +87,20 @@ def ceiling_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def table_facts(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table of many evaluations says, a row an environment and forecaster, for `show`."""
+    rows = [
+        {
+            "environment": row["environment"],
+            "forecaster": row["forecaster"],
+            "mean of": row["of"],
+            **{f"skill at {h}": _rounded(row["skill"][str(h)]) for h in _few(sorted(map(int, row.get("skill", ()))))},
+        }
+        for row in [*table["environments"], *({"environment": "all", **row} for row in table["all"] if row["of"] > 1)]
+    ]
+    return {"judged": rows}
+
+
 def acceleration_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What a comparison's metrics.json says in a few lines and a table, for `show`."""
     from tipl.evaluation.statistics import LEAST_TRIALS

@@ -21,16 +21,18 @@ from tipl.cli.look import add_export, add_picture, add_video
 from tipl.cli.parser import (
     SHIPPED,
     Parser,
+    add_execution,
     add_imports,
     add_model,
     add_number,
     add_path,
     add_place,
     add_verb,
+    execution_of,
     import_typed,
     wrote,
 )
-from tipl.cli.show import acceleration_facts, evaluation_facts, show
+from tipl.cli.show import acceleration_facts, evaluation_facts, show, table_facts
 from tipl.config.experiments import EXPERIMENTS
 from tipl.config.presets import (
     CausalTrainConfig,
@@ -103,6 +105,7 @@ def _collect_flags(verbs: Any) -> None:
     add_number(verb, "--workers", Count, "N", "processes, or threads [one a core]")
     verb.add_argument("--device", choices=get_args(Device), default="cpu", help="of the policies and updates [cpu]")
     add_path(verb, "--tensorboard", "DIR", "also write curves for TensorBoard")
+    add_execution(verb)
     add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
 
 
@@ -111,7 +114,9 @@ def _collect(arguments: Namespace) -> None:
     from tipl.collection.collect import collect
 
     how = {name: getattr(arguments, name) for name in ("workers", "tensorboard", "device")}
-    wrote(collect(config, arguments.out, **how))
+    out = collect(config, arguments.out, **how, **execution_of(arguments))
+    if not arguments.dry_run:
+        wrote(out)
 
 
 def collect_settings(arguments: Namespace) -> CollectConfig:
@@ -123,7 +128,7 @@ def collect_settings(arguments: Namespace) -> CollectConfig:
     """
     env_id = getattr(arguments, "env_id", CollectConfig.env_id)
     if arguments.preset is None:
-        from tipl.collection.collect import default_config
+        from tipl.collection.settings import default_config
 
         given = vars(arguments)
         if ":" in env_id:  # the user types a module, which may be in their folder
@@ -187,8 +192,8 @@ def _train(arguments: Namespace) -> None:
 
 
 def _evaluate_flags(verbs: Any) -> None:
-    verb = add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials")
-    add_place(verb, "store", "STORE")
+    verb = add_verb(verbs, "evaluate", _evaluate, "judge forecasts on a store's test trials, or on many stores'")
+    add_place(verb, "store", "STORE", "several, or a folder of stores, are put in one table", nargs="+")
     told = "a folder, hf://USER/NAME, or the name of one shipped; a folder called like one is ./NAME"
     add_model(verb, told, dest="models", nargs="+", action="extend", default=[])
     add_path(verb, "--codes", "CODES", "also judge a line through these codes")
@@ -197,19 +202,36 @@ def _evaluate_flags(verbs: Any) -> None:
     verb.add_argument("--no-returns", action="store_true", help="compare weights only; run no policy")
     add_imports(verb)
     add_path(verb, "--out", "EVAL", "[STORE.eval]")
+    add_number(verb, "--workers", Count, "N", "processes, where several stores are judged [one a core]")
+    add_execution(verb)
     add_settings(verb, EvaluateConfig)
 
 
 def _evaluate(arguments: Namespace) -> None:
     config = with_flags(EvaluateConfig(), vars(arguments))
-    out = arguments.out or _out_beside(arguments.store, ".eval")
-    from tipl.evaluation.evaluate import evaluate
-
     import_typed(arguments)
-    how = {name: getattr(arguments, name) for name in ("models", "codes", "fit", "trust")}
-    out = evaluate(arguments.store, out, config, **how, returns=not arguments.no_returns)
-    show(evaluation_facts(read_json(out / METRICS_FILE, most=_METRICS_BYTES)), as_json=False)
-    wrote(out)
+    how = {name: getattr(arguments, name) for name in ("models", "fit", "trust")}
+    how |= {"returns": not arguments.no_returns, **execution_of(arguments)}
+    from tipl.evaluation.many import TABLE_FILE, are_many, evaluate_many
+
+    if are_many(arguments.store) or arguments.dry_run:
+        if arguments.codes or arguments.out is None:
+            what = "--codes is of one store; leave it out" if arguments.codes else "several stores need --out; give one"
+            raise TiplError(f"{what}.")
+        out = evaluate_many(arguments.store, arguments.out, config, workers=arguments.workers, **how)
+        done, facts = out / TABLE_FILE, table_facts
+    else:
+        from tipl.evaluation.evaluate import evaluate
+
+        if arguments.workers:
+            raise TiplError("--workers has no effect on one store, whose policies run in threads; leave it out.")
+        del how["dry_run"]
+        (store,) = arguments.store
+        out = evaluate(store, arguments.out or _out_beside(store, ".eval"), config, codes=arguments.codes, **how)
+        done, facts = out / METRICS_FILE, evaluation_facts
+    if done.exists() and not arguments.dry_run:
+        show(facts(read_json(done, most=_METRICS_BYTES)), as_json=False)
+        wrote(out)
 
 
 def _forecast_flags(verbs: Any) -> None:
@@ -250,6 +272,7 @@ def _accelerate_flags(verbs: Any) -> None:
     add_number(verb, "--plain-learning-rate", Positive, "X", "of the plain runs [--ppo.learning-rate]")
     add_number(verb, "--targets", float, "RETURN", "returns to count the steps to, too", nargs="+", default=[])
     add_number(verb, "--workers", Count, "N", "processes [one a core]")
+    add_execution(verb)
     told = "Defaults are those for a line; other forecasters have their own where nothing is given (presets.JUMPS)."
     add_settings(verb.add_argument_group("the jumps", told), JumpConfig)
     add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
@@ -262,9 +285,11 @@ def _accelerate(arguments: Namespace) -> None:
     from tipl.acceleration.compare import accelerate
 
     names = "forecaster", "plain_learning_rate", "fit", "targets", "workers"
-    out = accelerate(config, arguments.out, jump=jump, **{name: getattr(arguments, name) for name in names})
-    show(acceleration_facts(read_json(out / METRICS_FILE, most=_METRICS_BYTES)), as_json=False)
-    wrote(out)
+    how = {name: getattr(arguments, name) for name in names} | execution_of(arguments)
+    out = accelerate(config, arguments.out, jump=jump, **how)
+    if (out / METRICS_FILE).exists() and not arguments.dry_run:
+        show(acceleration_facts(read_json(out / METRICS_FILE, most=_METRICS_BYTES)), as_json=False)
+        wrote(out)
 
 
 def _report_flags(verbs: Any) -> None:

@@ -8,7 +8,6 @@ depends on, so the same command goes on after a kill and ends with the trajector
 """
 
 import contextlib
-import dataclasses
 import functools
 import os
 import platform
@@ -21,17 +20,20 @@ import numpy as np
 
 import tipl
 from tipl.checks import AnyPath, Count, checked_arguments
-from tipl.collection.watch import Curves, Watch
-from tipl.config.env_spec import EnvId, env_id_in
-from tipl.config.presets import Backend, CollectConfig, Device, DiscreteCollectConfig
+from tipl.collection.runs import Run, check_together, mine, prepared, run_tasks, say_what_runs, show_shares, tasks_of
+from tipl.collection.settings import trial_config
+from tipl.collection.watch import Curves
+from tipl.config.env_spec import env_id_in
+from tipl.config.execution import LOCAL, Execution
+from tipl.config.presets import CollectConfig, Device
 from tipl.errors import TiplError
-from tipl.processes import Numbers, Parent, run_in_processes
-from tipl.progress import console, scalars, steps_progress
-from tipl.rl.env_described import registered
-from tipl.rl.envs import chosen_backend, engine_versions, make_env
+from tipl.executors.run import PATIENCE_SECONDS, executor
+from tipl.processes import Parent
+from tipl.progress import console, scalars
+from tipl.rl.envs import engine_versions, make_env
 from tipl.rl.trial_batch import Abandoned, Iteration, NotFinite, TrialBatch
-from tipl.store import Store, TrialWriter, create_store, plan_trials
-from tipl.store.policy import OBS_CLIP
+from tipl.store import Store, TrialWriter, plan_trials
+from tipl.store.locks import Begun, Complete, Held
 
 COMMIT_SECONDS = 60.0
 MakeTrialBatch = Callable[[CollectConfig, Sequence[int]], TrialBatch]
@@ -45,6 +47,8 @@ def collect(
     workers: Count | None = None,
     tensorboard: AnyPath | None = None,
     device: Device = "cpu",
+    execution: Execution = LOCAL,
+    dry_run: bool = False,
 ) -> Path:
     """Run the trials of `config` and record their weights; trials that the store already holds go on or are kept.
 
@@ -55,83 +59,80 @@ def collect(
         config: what makes the trials.
         out: the store's folder; made if missing.
         workers: processes; default: one a core that this process may use, at most one a trial. With "cuda", threads.
+            On Ray, tasks at once; default: one a core of the cluster.
         device: that runs the policies and their updates. On "cuda" one process runs all trials together, and
             `workers` threads step the environments.
         tensorboard: folder for CleanRL's curves of every trial (`charts/episodic_return` and its kin), for TensorBoard.
+        execution: where the trials run, and which of them are this call's.
+        dry_run: only print what each shard would do; nothing is written.
 
     Raises:
         TiplError: the environment cannot be collected with these settings, or `out` holds something else or trials of
-            another config, or torch finds no CUDA device.
+            another config, another process is writing a trial, or torch finds no CUDA device.
         KeyboardInterrupt: after every process has committed; the same call goes on.
     """
-    out, cores = Path(out), len(os.sched_getaffinity(0))
-    if device == "cuda":
-        from tipl.config.device import require_device
-
-        require_device(device)
-    batch = TrialBatch(config, config.seeds[-1:])  # what cannot be collected is told before there is a store
-    curves = None if tensorboard is None else Path(tensorboard)
-    with scalars(curves):  # likewise what cannot be plotted
-        pass
-    _check_steps(create_store(out), config)
-    plan_trials(
-        out, config.seeds, env_id=config.env_id, config=trial_config(config), spec=batch.spec,
-        may_grow=not config.ppo.anneal_lr,
-    )  # fmt: skip
-    store = Store.open(out)
-    waiting = [seed for seed in config.seeds if seed not in store.seeds or not store.is_complete(seed)]
-    if len(waiting) < config.trials:
-        console.print(f"collect: {config.trials - len(waiting)} of {config.trials} trials are already complete.")
-    if waiting:
-        count = 1 if device == "cuda" else min(workers or cores, len(waiting))
-        shares = [waiting[i::count] for i in range(count)]
-        console.print(
-            f"collect: {len(waiting)} trials of {config.env_id} × {config.num_iterations} iterations "
-            f"({config.num_snapshots} snapshots) " + (f"on {device}" if device == "cuda" else f"in {count} processes")
-        )
-        begun = {seed: int(store.trial(seed).env_step[-1]) if seed in store.seeds else 0 for seed in waiting}
-        tasks = [(config, out, share, begun, device, workers or cores, curves) for share in shares]
-        watch = Watch(config.num_iterations * config.ppo.batch_size, begun)
-        with steps_progress("collect", watch.left, watch.trials) as advance:
-
-            def heard(task: int, numbers: Numbers) -> None:
-                for index, steps, recent in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
-                    advance(watch.take(shares[task][int(index)], int(steps), recent), watch.mean_return())
-
-            run_in_processes(_run_share, tasks, count, [_trials(share) for share in shares], heard)
-    return out
+    how: dict[str, Any] = {"workers": workers, "tensorboard": tensorboard, "device": device, "execution": execution}
+    return collect_many([(config, out)], **how, dry_run=dry_run)[0]
 
 
-def _trials(seeds: Sequence[int]) -> str:
-    return ("trial " if len(seeds) == 1 else "trials ") + ", ".join(map(str, seeds))
+@checked_arguments
+def collect_many(
+    runs: Sequence[tuple[CollectConfig, AnyPath]],
+    *,
+    workers: Count | None = None,
+    tensorboard: AnyPath | None = None,
+    device: Device = "cpu",
+    execution: Execution = LOCAL,
+    dry_run: bool = False,
+) -> list[Path]:
+    """Collect several data sets as one piece of work, which keeps every core busy until its end.
 
+    Each run is what `collect` makes of the same arguments, to the bit. What one of them refuses stops no other.
 
-def default_config(
-    env_id: str, backend: Backend = "auto", env_kwargs: Mapping[str, Any] | None = None
-) -> CollectConfig:
-    """CleanRL's settings for the kind of actions that an environment takes: `ppo_continuous_action`'s or `ppo`'s.
+    Args:
+        runs: pairs (config, out), one a store.
+        workers, device, execution, dry_run: as in `collect`, for all of them together.
+        tensorboard: folder for curves; with several runs in it one a store, by the store's name.
+
+    Returns:
+        The stores' folders.
 
     Raises:
-        TiplError: the environment cannot be made or collected.
+        TiplError: as `collect`; or two runs are to go into one store.
+        KeyboardInterrupt: after every process has committed; the same call goes on.
     """
-    kwargs = dict(env_kwargs or {})
-    discrete = make_env(EnvId(env_id, {"kwargs": kwargs}), [0], backend).discrete
-    kind = DiscreteCollectConfig if discrete else CollectConfig
-    return kind(env_id=env_id, backend=backend, env_kwargs=kwargs)
-
-
-def trial_config(config: CollectConfig) -> dict[str, Any]:
-    """What makes a trial, apart from its seed, as JSON: the config without the number and seed of the trials, the
-    backend that was chosen, within which ± normalized observations are held (None: they are as they are), and of
-    Gymnasium's what the id stands for."""
-    values = dataclasses.asdict(config)
-    del values["trials"], values["seed"]
-    values["hidden_sizes"] = list(config.hidden_sizes)
-    values["backend"] = chosen_backend(config.env_id, config.backend)
-    values["obs_clip"] = OBS_CLIP if config.ppo.normalize else None
-    if values["backend"] == "gymnasium":
-        values["environment"] = registered(env_id_in(config))
-    return values
+    outs = [Path(out) for _, out in runs]
+    check_together(outs, device, execution)
+    with scalars(None if tensorboard is None else Path(tensorboard)):  # what cannot be plotted is told first
+        pass
+    batches = [TrialBatch(config, config.seeds[-1:]) for config, _ in runs]  # likewise what cannot be collected
+    shares = mine(
+        [Run(config, out, batch.spec.size, {}) for (config, _), out, batch in zip(runs, outs, batches, strict=True)],
+        execution,
+    )
+    with executor(LOCAL if dry_run else execution, 1 if device == "cuda" else workers) as where:
+        ready = [
+            prepared(config, out, batch, None if dry_run else seeds)
+            for (config, _), out, batch, seeds in zip(runs, outs, batches, shares, strict=True)
+        ]
+        if dry_run:
+            show_shares(ready, execution)
+            return outs
+        left = [[seed for seed in seeds if seed in run.begun] for run, seeds in zip(ready, shares, strict=True)]
+        asked, waiting = sum(map(len, shares)), sum(map(len, left))
+        if execution.parts > 1:
+            console.print(f"collect: shard {execution.shard} has {asked} of {sum(c.trials for c, _ in runs)} trials.")
+        if waiting < asked:
+            console.print(f"collect: {asked - waiting} of {asked} trials are already complete.")
+        if waiting:
+            tasks = tasks_of([run.cost for run in ready], left, where.slots)
+            place = "on cuda" if device == "cuda" else where.where.format(min(where.slots, len(tasks)))
+            say_what_runs(ready, waiting, place)
+            patience = PATIENCE_SECONDS if execution.executor == "ray" else 0.0
+            curves = None if tensorboard is None else Path(tensorboard)
+            more = device, workers or len(os.sched_getaffinity(0)), curves, len(runs) > 1, patience
+            run_tasks(_run_share, ready, tasks, where, more)
+    return outs
 
 
 def run_stack(
@@ -156,6 +157,7 @@ def run_stack(
             and the call returns.
 
     Raises:
+        Held: another process is writing a trial; all others have come to their end.
         TiplError: a trial's observations, rewards or weights are no longer finite; all others have come to their end.
     """
     recorded = set(Store.open(out).seeds)
@@ -164,12 +166,16 @@ def run_stack(
         plan_trials(out, new, env_id=config.env_id, config=trial_config(config), spec=spec)
     begun: dict[int, list[_Begun]] = {}
     broken: list[str] = []
+    held: list[Held] = []
     with contextlib.ExitStack() as closing:
         for seed in seeds:
-            if seed in recorded:
-                writer, checkpoint = TrialWriter.resume(out, seed)
-            else:
-                writer, checkpoint = _begin_trial(config, out, seed, make_batch)
+            try:
+                writer, checkpoint = _writer(config, out, seed, seed in recorded, make_batch)
+            except Complete:  # another process was quicker
+                continue
+            except Held as error:
+                held.append(error)
+                continue
             begun.setdefault(int(checkpoint["iteration"]), []).append((seed, closing.enter_context(writer), checkpoint))
         for _, group in sorted(begun.items()):
             while group:
@@ -185,6 +191,19 @@ def run_stack(
             f"{'; '.join(broken)}. What was before that is committed, and the other trials have gone on; mend the "
             "environment, or give a lower learning rate and another --out."
         )
+    if held:
+        more = f" So are {len(held) - 1} more of these trials." if len(held) > 1 else ""
+        raise Held(f"{held[0]}{more}")
+
+
+def _writer(
+    config: CollectConfig, out: Path, seed: int, recorded: bool, make_batch: MakeTrialBatch
+) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
+    """The writer of a trial that goes on or begins, and where it stands. Raises Complete or Held."""
+    if not recorded:
+        with contextlib.suppress(Begun):  # by another process, a moment ago
+            return _begin_trial(config, out, seed, make_batch)
+    return TrialWriter.resume(out, seed)
 
 
 _Begun = tuple[int, TrialWriter, Mapping[str, np.ndarray]]  # a trial's seed, its writer, where it stands
@@ -285,30 +304,24 @@ def _begin_trial(
     return writer, batch.state(0)
 
 
-def _check_steps(store: Store, config: CollectConfig) -> None:
-    """
-    Raises:
-        TiplError: trials of the store have fewer steps than `config` and cannot be given more.
-    """
-    for seed in sorted({*config.seeds} & {*store.seeds}):
-        trial = store.trial(seed)
-        steps = trial.config.get("total_steps", config.total_steps)
-        if steps < config.total_steps and (config.ppo.anneal_lr or (trial.complete and not trial.has_checkpoint)):
-            why = "at whose end its learning rate is 0" if config.ppo.anneal_lr else "and no checkpoint to go on from"
-            raise TiplError(f"{store.path} holds trial {seed} with total_steps = {steps}, {why}; give another --out.")
-
-
 def _run_share(
-    parent: Parent, config: CollectConfig, out: Path, seeds: list[int], begun: Mapping[int, int], device: Device,
-    threads: int, tensorboard: Path | None,
+    parent: Parent, run: Run, seeds: list[int], device: Device, threads: int, tensorboard: Path | None, several: bool,
+    patience: float,
 ) -> None:  # fmt: skip
-    """Run these trials in a process of their own, write their curves and tell how far they are."""
+    """Run these trials in a process of their own, write their curves and tell how far they are.
+
+    Args:
+        several: there are other runs, whose curves stand beside.
+        patience: seconds to wait for a trial that another process is writing: on a lost node, one that is dying.
+    """
+    config = run.config
     _check_known_here(config)
+    curves = tensorboard / run.out.name if tensorboard and several else tensorboard
     with contextlib.ExitStack() as closing:
         traces: dict[int, Curves] = {}
         for seed in seeds:
-            write = closing.enter_context(scalars(tensorboard and tensorboard / f"trial-{seed}"))
-            traces[seed] = Curves(begun[seed], write)
+            write = closing.enter_context(scalars(curves and curves / f"trial-{seed}"))
+            traces[seed] = Curves(run.begun[seed], write)
 
         def on_iteration(group: Sequence[int], result: Iteration) -> None:
             steps = result.number * config.ppo.batch_size
@@ -317,7 +330,14 @@ def _run_share(
                 for seed, episodes in zip(group, result.episodes, strict=True)
             ))  # fmt: skip
 
-        run_stack(config, out, seeds, on_iteration, parent.wants_stop, _batches(device, threads), parent.wants_stop)
+        until, stop = time.monotonic() + patience, parent.wants_stop
+        while True:
+            try:
+                return run_stack(config, run.out, seeds, on_iteration, stop, _batches(device, threads), stop)
+            except Held:
+                if time.monotonic() > until or stop():
+                    raise
+                time.sleep(1)
 
 
 def _check_known_here(config: CollectConfig) -> None:

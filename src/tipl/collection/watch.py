@@ -17,36 +17,39 @@ _RECENT = 10  # episodes that make a trial's "return so far"
 class Watch:
     """What is known of every running trial: how far it is, how fast it goes, what it earns."""
 
-    def __init__(self, total: int, begun: Mapping[int, int]) -> None:
-        """Trials of `total` steps that stand at `begun[seed]`."""
-        self.total = total
-        self.left = sum(total - steps for steps in begun.values())
+    def __init__(self, totals: Mapping[str, int], begun: Mapping[str, int]) -> None:
+        """Trials, by what they are called, of `totals[name]` steps, that stand at `begun[name]`."""
+        self._totals = totals
+        self.left = sum(total - begun[name] for name, total in totals.items())
         self._steps = dict(begun)
-        self._recent: dict[int, float] = {}
-        self._first: dict[int, tuple[int, float]] = {}  # the steps that were done when a trial was first heard of, when
+        self._recent: dict[str, float] = {}
+        self._first: dict[str, tuple[int, float]] = {}  # the steps that were done when a trial was first heard of, when
 
-    def take(self, seed: int, steps: int, recent: float) -> int:
+    def take(self, name: str, steps: int, recent: float) -> int:
         """A trial has done so many steps and earns so much (NaN: no episode has ended); how many steps are new."""
-        new, self._steps[seed] = steps - self._steps[seed], steps
-        self._first.setdefault(seed, (steps, time.monotonic()))
+        new, self._steps[name] = steps - self._steps[name], steps
+        self._first.setdefault(name, (steps, time.monotonic()))
         if not np.isnan(recent):
-            self._recent[seed] = recent
+            self._recent[name] = recent
         return new
 
     def mean_return(self) -> str:
         return f"return {np.mean(list(self._recent.values())):.0f}" if self._recent else ""
 
     def trials(self) -> Columns:
-        """A cell a trial: its seed, its share of the steps, steps a second, return so far; as many as there is room."""
-        cells = []
-        for seed, steps in self._steps.items():
-            recent = f"{self._recent[seed]:.0f}" if seed in self._recent else "–"
-            begun, since = self._first.get(seed, (steps, 0.0))
+        """A cell a trial: its name, its share of the steps, steps a second, return so far; as many as there is room,
+        those that run before those that wait or are done."""
+        cells = {True: list[str](), False: list[str]()}
+        for name, steps in self._steps.items():
+            recent = f"{self._recent[name]:.0f}" if name in self._recent else "–"
+            begun, since = self._first.get(name, (steps, 0.0))
             pace = (steps - begun) / max(time.monotonic() - since, 1e-9)
-            done = "done" if steps >= self.total else f"{steps / self.total:.0%} {pace:,.0f}/s"
-            cells.append(f"trial {seed}: {done}, return {recent}")
-        a_row = max(1, console.width // (2 + max(map(len, cells))))
-        return Columns(cells[: a_row * max(1, console.height - 3)], equal=True, padding=(0, 2))
+            runs = name in self._first and steps < self._totals[name]
+            done = "done" if steps >= self._totals[name] else f"{steps / self._totals[name]:.0%} {pace:,.0f}/s"
+            cells[runs].append(f"{name}: {done}, return {recent}")
+        shown = [*cells[True], *cells[False]]
+        a_row = max(1, console.width // (2 + max(map(len, shown))))
+        return Columns(shown[: a_row * max(1, console.height - 3)], equal=True, padding=(0, 2))
 
 
 class Curves:

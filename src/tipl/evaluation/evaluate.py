@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import tipl
-from tipl.checks import AnyPath, Place, checked_arguments
+from tipl.checks import AnyPath, Place, checked_arguments, require
 from tipl.config.env_spec import import_named
+from tipl.config.execution import LOCAL, Execution
 from tipl.config.presets import EvaluateConfig
 from tipl.errors import TiplError
 from tipl.evaluation.apart import Plan, plan
-from tipl.evaluation.forecast_returns import measure_returns
+from tipl.evaluation.forecast_returns import measure_returns, run_share
 from tipl.evaluation.origins import choose_origins, fitted_horizons, join_origins, learning_curve
 from tipl.evaluation.scores import Comparison, Origins, weight_scores
 from tipl.evaluation.spectra import spectra
@@ -62,6 +63,7 @@ def evaluate(
     fit: Place | Sequence[Place] | None = None,
     returns: bool = True,
     trust: bool = False,
+    execution: Execution = LOCAL,
 ) -> Path:
     """Judge every baseline, and these models and forecasters, on the test trials of a store.
 
@@ -78,9 +80,10 @@ def evaluate(
             policies; every trial of `store` is then judged. Default: `store` itself.
         returns: also run the true and the predicted policies.
         trust: import the modules that the store names for its environments, which runs their code.
+        execution: which policies are run by this call, where several share the work. Ray is for `evaluate_many`.
 
     Returns:
-        `out`.
+        `out`, without a metrics.json while other shards have policies to run.
 
     Raises:
         TiplError: the store or a model cannot be used, the horizons do not fit into the trials, something that would be
@@ -88,14 +91,13 @@ def evaluate(
             or `out` holds something.
     """
     store, out, began = located(store), Path(out), time.monotonic()
+    require(execution.executor == "local", "--executor ray judges several stores at once; give several, or --shard.")
     for each in forecasters:
         usable(each)
     folders = distinct_folders(models)
     sources = [located(each) for each in ([] if fit is None else [fit] if isinstance(fit, str | os.PathLike) else fit)]
     require_out(out, [store, *folders, *sources, *([] if codes is None else [Path(codes)])])
-    data = Store.open(store)
-    if trust:
-        import_named(data.trial(seed).env_id for seed in data.seeds)
+    data = _opened(store, trust)
     chosen = plan(data, config, folders, sources)
     config = fitted_horizons(config, _shortest(chosen), returns)
     if returns:
@@ -107,11 +109,10 @@ def evaluate(
     judged, run = _judged(chosen, config, [*models_loaded.values(), *forecasters], codes)
     trials = chosen.trials
     origins = join_origins([choose_origins(trial, config) for trial in trials])
+    if returns and not run_share(trials, origins, run, config, out / PARTS_FOLDER, execution):
+        return out
     compared = compare_weights(trials, origins, judged, config.horizons, out / PARTS_FOLDER)
-    scores = _scores(judged, compared, origins, config, trials[0].spec.size)
-    floors, within = errors_in_the_basis(judged, trials, origins, config.horizons)
-    for name, values in within.items():
-        scores[name]["skill_in_basis"] = values
+    scores, floors = _scores(judged, compared, origins, config, trials)
     metrics: dict[str, Any] = {
         **_of_what(chosen, sources),
         "horizons": list(config.horizons),
@@ -131,6 +132,13 @@ def evaluate(
     }
     write_json(out / METRICS_FILE, metrics, seal=True)
     return out
+
+
+def _opened(store: Path, trust: bool) -> Store:
+    data = Store.open(store)
+    if trust:
+        import_named(data.trial(seed).env_id for seed in data.seeds)
+    return data
 
 
 def _judged(
@@ -230,15 +238,19 @@ def _scores(
     compared: Mapping[str, Comparison],
     origins: Origins,
     config: EvaluateConfig,
-    size: int,
-) -> dict[str, dict[str, Any]]:
-    """By forecaster what it is, and its errors in weights; `size` is P."""
-    rivals = [f.name for f in judged if f.causal and not f.is_model]
-    return {
+    trials: Sequence[Trial],
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """By forecaster what it is, and its errors in weights; and by basis how well it holds the weights at all."""
+    rivals, size = [f.name for f in judged if f.causal and not f.is_model], trials[0].spec.size
+    scores = {
         f.name: {"label": f.label, "basis": f.basis, "causal": f.causal, "model": f.is_model}
         | weight_scores(f.name, compared, rivals, origins, config.horizons, size, config.seed)
         for f in judged
     }
+    floors, within = errors_in_the_basis(judged, trials, origins, config.horizons)
+    for name, values in within.items():
+        scores[name]["skill_in_basis"] = values
+    return scores, floors
 
 
 def _of_what(chosen: Plan, sources: Sequence[Path]) -> dict[str, Any]:

@@ -17,19 +17,55 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tipl.config.execution import LOCAL, Execution
 from tipl.config.presets import EvaluateConfig
 from tipl.errors import TiplError
 from tipl.evaluation.origins import history, read_only_weights, some_origins
 from tipl.evaluation.scores import Origins, Returns, floor_scores, gap_scores, return_scores
 from tipl.forecasting.forecaster import Forecaster, checked_forecast
-from tipl.parts import ENDING, keep_part, kept_part
-from tipl.progress import steps_progress
+from tipl.parts import ENDING, claimed, keep_part, kept_part
+from tipl.progress import console, steps_progress
 from tipl.rl.envs import engine_versions
 from tipl.rl.returns import Policies, policy_returns
 from tipl.store import Trial
 from tipl.store.policy import OBS_CLIP
 
 _TRUE_WEIGHTS = ""  # φ_{t+h} itself, among the names of forecasters
+
+
+class Share:
+    """Which measurements are this shard's: each goes, as they come, to the shard that has the fewest policies."""
+
+    def __init__(self, execution: Execution = LOCAL) -> None:
+        self._loads, self._mine = [0] * execution.parts, execution.part
+        self.left = 0
+        """Measurements of other shards that are not there yet."""
+
+    def takes(self, policies: int) -> bool:
+        least = self._loads.index(min(self._loads))
+        self._loads[least] += policies
+        return least == self._mine
+
+
+def run_share(
+    trials: Sequence[Trial],
+    origins: Origins,
+    forecasters: Sequence[Forecaster],
+    config: EvaluateConfig,
+    parts: Path,
+    execution: Execution,
+) -> bool:
+    """Run the policies that are this shard's, where there are several; whether those of all shards have been run."""
+    if execution.parts == 1:
+        return True
+    chosen, share = some_origins(origins, config.return_origins), Share(execution)
+    total = len(chosen.trial) * _policies_an_origin(config, [f.name for f in forecasters]) * config.episodes
+    with steps_progress(f"evaluate: episodes of shard {execution.shard}", total // execution.parts) as advance:
+        for trial in trials:
+            _trial_returns(trial, chosen, forecasters, config, parts, advance, share)
+    if share.left:
+        console.print(f"evaluate: shard {execution.shard} is done; other shards have {share.left} measurements left.")
+    return not share.left
 
 
 def measure_returns(
@@ -52,7 +88,7 @@ def measure_returns(
     chosen = some_origins(origins, config.return_origins)
     total = len(chosen.trial) * _policies_an_origin(config, [f.name for f in forecasters]) * config.episodes
     with steps_progress("evaluate: episodes", total) as advance:
-        runs = [_trial_returns(trial, chosen, forecasters, config, parts, advance) for trial in trials]
+        runs = [_trial_returns(trial, chosen, forecasters, config, parts, advance, Share()) for trial in trials]
     for forecaster in forecasters:
         own = _joined([run["mean_actions"] for run in runs], forecaster.name)
         scores[forecaster.name].update(return_scores(own, chosen, config.return_horizons, config.seed))
@@ -111,6 +147,7 @@ def _trial_returns(
     config: EvaluateConfig,
     parts: Path,
     advance: Callable[[int, str], None],
+    share: Share,
 ) -> dict[str, _Runs]:
     """By variant; `mean_actions`, under the origin's normalizer, is the protocol itself and has every horizon."""
     weights = read_only_weights(trial)
@@ -124,7 +161,8 @@ def _trial_returns(
         """phi [..., P] under the normalizers of `snapshot`, of the same leading shape."""
         which = snapshot.reshape(-1)
         policies = Policies(phi.reshape(len(which), -1), trial.obs_mean[which], trial.obs_var[which])
-        return _mean_returns(policies, trial, config.episodes, seed, sampled, parts, advance).reshape(snapshot.shape)
+        means = _mean_returns(policies, trial, config.episodes, seed, sampled, parts, advance, share)
+        return means.reshape(snapshot.shape)
 
     origin, true = run(weights[at], at), run(weights[future], future)
     again = run(weights[future], future, seed=config.seed + 1)
@@ -162,11 +200,13 @@ def _mean_returns(
     sampled: bool,
     parts: Path,
     advance: Callable[[int, str], None],
+    share: Share,
 ) -> np.ndarray:
-    """[M] mean returns, read from `parts` where these very policies were run so before, else run and written there.
+    """[M] mean returns, read from `parts` where these very policies were run so before, else run and written there;
+    zeros where that is another shard's to do.
 
     Raises:
-        TiplError: a return is not finite.
+        TiplError: a return is not finite, or another process runs these policies.
     """
     config = trial.config
     how = {
@@ -179,18 +219,24 @@ def _mean_returns(
     for array in (policies.weights, policies.obs_mean, policies.obs_var):
         digest.update(np.ascontiguousarray(array).data)
     part = parts / f"{digest.hexdigest()[:24]}{ENDING}"
-    kept = kept_part(part, {"returns": (len(policies),)})
+    mine, kept = share.takes(len(policies)), kept_part(part, {"returns": (len(policies),)})
     if kept is not None:
-        advance(len(policies) * episodes, "")
+        advance(len(policies) * episodes if mine else 0, "")
         return kept["returns"]
-    returns = policy_returns(policies, episodes=episodes, advance=advance, **{**how, "env_id": trial.env_id})
-    if not np.isfinite(returns).all():
-        raise TiplError(
-            f"A policy of trial {trial.seed}, true or predicted, has a return that is not finite in "
-            f"{trial.env_id}; leave the trial or the forecaster out."
-        )
-    means = returns.mean(axis=1)
-    keep_part(part, {"returns": means})
+    if not mine:
+        share.left += 1
+        return np.zeros(len(policies))
+    with claimed(part) as ours:
+        if not ours:
+            raise TiplError(f"{part} is being made by another process; wait for it, or stop it.")
+        returns = policy_returns(policies, episodes=episodes, advance=advance, **{**how, "env_id": trial.env_id})
+        if not np.isfinite(returns).all():
+            raise TiplError(
+                f"A policy of trial {trial.seed}, true or predicted, has a return that is not finite in "
+                f"{trial.env_id}; leave the trial or the forecaster out."
+            )
+        means = returns.mean(axis=1)
+        keep_part(part, {"returns": means})
     return means
 
 

@@ -17,6 +17,19 @@ from tipl.errors import TiplError
 from tipl.files import PARTIAL
 
 _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what Lustre without -o flock says, and NFS without lockd
+
+
+class Held(TiplError):
+    """Another writer has the trial."""
+
+
+class Begun(TiplError):
+    """The trial was begun before, perhaps a moment ago by another process."""
+
+
+class Complete(TiplError):
+    """The trial is complete, perhaps since a moment."""
 
 
 def is_folder(path: Path) -> bool:
@@ -64,8 +77,12 @@ def remove_made(folder: Path, made: str) -> None:
                 raise TiplError(f"{path} was not made by this program and is left alone; move it away.")
     for where, _, files in walked:
         for name in files:
-            (where / name).unlink()
-        where.rmdir()
+            (where / name).unlink(missing_ok=True)
+        try:
+            where.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):  # another process looks in, or tidies up as well
+                raise
 
 
 def lock_trial(trial: Path) -> int:
@@ -79,7 +96,7 @@ def lock_trial(trial: Path) -> int:
         gc.collect()  # a writer of this process that nobody has any more gives its lock back
         if not _lock_now(descriptor):
             os.close(descriptor)
-            raise TiplError(
+            raise Held(
                 f"{trial} is being written by another process or another writer of this one; wait for it, stop it, "
                 "or let go of that writer."
             )
@@ -91,12 +108,25 @@ def _lock_now(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:
+        raise _told_of_locks(error) from error
     return True
+
+
+def _told_of_locks(error: OSError) -> OSError | TiplError:
+    """An error of flock, in words where the file system has no locks."""
+    if error.errno not in _NO_LOCKS:
+        return error
+    return TiplError(
+        f"this file system keeps no locks ({error.strerror}), without which two writers would harm a store; mount it "
+        "with them (Lustre: -o flock; NFS: version 4) or give another --out."
+    )
 
 
 def unlock(descriptor: int) -> None:
     """Give a lock back, even if a process that was forked meanwhile has the descriptor too."""
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
@@ -105,7 +135,10 @@ def locked_file(path: Path, content: bytes) -> Iterator[None]:
     """Hold the lock on a file, which is made with this content where it is missing; wait for others who hold it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _told_of_locks(error) from error
         found = os.fstat(descriptor)
         if found.st_size != len(content):  # new, or its writer was killed
             if found.st_size > len(content) or found.st_nlink != 1 or not stat.S_ISREG(found.st_mode):

@@ -5,6 +5,7 @@ In: a store's path.  Out: snapshots, episodes and what belongs to them as numpy 
 Shapes: T snapshots, P weights, E episodes, obs the size of an observation.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -38,6 +39,8 @@ from tipl.store.spec import ParamSpec
 
 if TYPE_CHECKING:
     from tipl.store.policy import Policy
+
+_LOOKS = 4  # at a store that others are writing, before it is called damaged
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,10 @@ class Store:
         """
         path = located(checked("The store", path, Place))
         with told_by_address(path):
-            try:
-                return cls(path, *_root_and_records(path))
-            except Damaged:  # or a writer has moved on between the root and a record
-                return cls(path, *_root_and_records(path))
+            for _ in range(_LOOKS - 1):
+                with contextlib.suppress(Damaged):  # or a writer has moved on between the root and a record
+                    return cls(path, *_root_and_records(path))
+            return cls(path, *_root_and_records(path))
 
     @property
     def name(self) -> str:

@@ -38,7 +38,7 @@ from tipl.store.layout import (
     trials_path,
     write_group,
 )
-from tipl.store.locks import is_folder, lock_trial, make_folder, remove_made, unlock, writing
+from tipl.store.locks import Begun, Complete, is_folder, lock_trial, make_folder, remove_made, unlock, writing
 from tipl.store.read import Store, checked_record
 from tipl.store.root import Root, as_json, forget_trial, has_grown, list_trials, locked, new_root, noted, plan_trials
 from tipl.store.spec import ParamSpec
@@ -69,7 +69,8 @@ def create_store(path: AnyPath, compact_error: Positive | None = None, made_of: 
     require_no_store_above(path, itself=False)
     with writing(path):
         if not ((path / "zarr.json").exists() and (path / "trials" / "zarr.json").exists()):
-            if not (path / "zarr.json").exists() and path.exists() and not _is_begun(path):
+            begun = not path.exists() or _is_begun(path)
+            if not begun and not (path / "zarr.json").exists():  # asked last: another process may be making it
                 raise TiplError(f"{path} exists and is not a tipl store; choose another path or remove it.")
             path.mkdir(parents=True, exist_ok=True)
             with locked(path):
@@ -79,8 +80,13 @@ def create_store(path: AnyPath, compact_error: Positive | None = None, made_of: 
         for record in store.records.values():
             _tidy(path, record)
         trials = {**store.root.trials, **{seed: noted(record) for seed, record in store.records.items()}}
-        if trials != store.root.trials:  # a writer was stopped between its commit and the root
-            list_trials(path, store.records.values())
+        if (
+            trials != store.root.trials
+        ):  # a writer was stopped between its commit and the root, or is about to get there
+            with locked(path):
+                store = Store.open(path)
+                trials = {**store.root.trials, **{seed: noted(record) for seed, record in store.records.items()}}
+                dataclasses.replace(store.root, trials=trials).write(path)
         if store.compact_error is not None and compact_error is None:
             raise TiplError(f"{path} is a compact store and takes no new trials; give the path of another store.")
         if store.compact_error != compact_error:
@@ -216,13 +222,13 @@ class TrialWriter:
             if record is None:
                 raise TiplError(f"{path} has no committed snapshots to go on from; begin that trial anew.")
             shared = Root.read(store).configuration or record.configuration
-            if record.complete and not has_grown(record.configuration, shared):
-                raise TiplError(f"{path} is complete; there is nothing to go on with.")
+            _require_left(path, record, shared)
             make_folder(path / "resume")
             lock = lock_trial(path)
             on_failure.callback(unlock, lock)
             record = checked_record(store, Root.read(store), seed)  # now nobody else commits
             assert record is not None
+            _require_left(path, record, shared)
             reopened = dataclasses.replace(record, complete=False, config=shared["config"])
             try:
                 checkpoint = safetensors.numpy.load(read_checkpoint(path, record))
@@ -340,10 +346,16 @@ class TrialWriter:
                 self._arrays[name].append(value)
 
 
+def _require_left(trial: Path, record: Record, shared: Mapping[str, Any]) -> None:
+    """Raises Complete where a trial has come to its end and was given no more steps."""
+    if record.complete and not has_grown(record.configuration, shared):
+        raise Complete(f"{trial} is complete; there is nothing to go on with.")
+
+
 def _require_no_commits(store: Path, seed: int) -> None:
     record = checked_record(store, Root.read(store), seed)
     if record:
-        raise TiplError(
+        raise Begun(
             f"{trial_path(store, seed)} holds {record.committed} snapshots already; go on with it or remove it."
         )
 

@@ -1,12 +1,15 @@
 """The causal task: displacements at many horizons, from inner products.
 
-In: `TrainingWindows` of the training and validation trials of one or several stores.  Out: the loss of random batches,
-validation, the model.
+In: windows of the training and validation trials of one or several stores, in memory (`TrainingWindows`) or in files
+(`WindowFiles`).  Out: the loss of random batches, validation, the model.
+
+Windows in files are taken into memory where all of them are few, and are otherwise read batch by batch: the same
+numbers either way.
 
 Shapes: B windows, J tokens, H horizons, F facts of a window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -17,6 +20,7 @@ from torch import Tensor
 from tipl.config.presets import TrainConfig
 from tipl.errors import TiplError
 from tipl.models.causal import EPOCH_INDICES, CausalConfig, CausalTIPL, Features, Outlook, described, facts, told_apart
+from tipl.representation.packed import WindowFiles
 from tipl.representation.windows import HORIZONS, TOKENS, TrainingWindows, noisy
 from tipl.training.devices import ALONE, Worker
 from tipl.training.loop import Validation
@@ -26,6 +30,11 @@ _ERROR_SHARE = 0.01  # of the loss that is for the expected error
 _LEAST_SHARE = 1e-4  # of an error in the likelihood
 _AT_ONCE = 2048  # windows in validation
 _EVENLY = 0.5  # of the windows are drawn evenly
+_BYTES = 4 * (2 * TOKENS * TOKENS + TOKENS * len(HORIZONS))  # of a window in memory, nearly
+_HELD = {"cpu": 1 << 30, "cuda": 16 << 30}  # bytes of windows up to which they are kept in a device's memory
+
+Lessons = TrainingWindows | WindowFiles
+"""Windows of one store."""
 
 
 class Displacements:
@@ -42,12 +51,12 @@ class Displacements:
 
     def __init__(
         self,
-        train: Sequence[TrainingWindows],
-        validation: Sequence[TrainingWindows],
+        train: Sequence[Lessons],
+        validation: Sequence[Lessons],
         config: TrainConfig,
         worker: Worker = ALONE,
     ) -> None:
-        """One `TrainingWindows` a store."""
+        """One of `Lessons` a store."""
         self.unit = 1.0
         self.model = CausalTIPL(CausalConfig(config.num_layers, config.num_heads, config.width))
         with torch.no_grad():
@@ -56,13 +65,14 @@ class Displacements:
         self.worker, self.batch_size = worker, config.batch_size
         parts, rng = [(each, 1 - config.noise) for each in train], np.random.default_rng(config.seed)
         if config.noise:
-            parts += [(noisy(each, rng), config.noise) for each in train]
-        self.train = [_Tensors(each, worker.device) for each, _ in parts]
+            parts += [(_with_noise(each, rng), config.noise) for each in train]
+        few = _BYTES * sum(len(each) for each in [*(each for each, _ in parts), *validation]) <= _held(worker.device)
+        self.train = [_read(each, worker.device, few) for each, _ in parts]
         chance_W = torch.cat([share * each.chance_B for each, (_, share) in zip(self.train, parts, strict=True)])
         self.until_W = chance_W.cumsum(0) / chance_W.sum()
         """Of the windows of all parts, end to end: the chance of these and those before."""
         self.ahead_H = torch.tensor(HORIZONS, dtype=torch.float32, device=worker.device)
-        self.validation = [_Tensors(each, worker.device) for each in validation]
+        self.validation = [_read(each, worker.device, few) for each in validation]
         if any(not each.moves for each in self.validation):
             raise TiplError("The weights of the validation trials never change: there is nothing to forecast.")
 
@@ -125,35 +135,25 @@ class _Batch(NamedTuple):
         return self.moved_BH - 2 * crossed_BH + (a_BHJ @ self.own_BJJ * a_BHJ).sum(2)
 
 
-class _Tensors:
+class _Read:
     """The windows of one store, read by index. What the model reads of tokens is made anew for every batch, of a third
     of the memory."""
 
-    def __init__(self, windows: TrainingWindows, device: torch.device) -> None:
-        weight = windows.weight / windows.often[:, None]
-        came = (weight * windows.moved).mean(axis=1, dtype=np.float64)
-        evenly = np.full(len(came), 1 / len(came))
-        chance = _EVENLY * evenly + (1 - _EVENLY) * (came / came.sum() if came.any() else evenly)
+    def __init__(self, came_B: np.ndarray, is_whole_B: np.ndarray, device: torch.device) -> None:
+        evenly = np.full(len(came_B), 1 / len(came_B))
+        chance = _EVENLY * evenly + (1 - _EVENLY) * (came_B / came_B.sum() if came_B.any() else evenly)
         self.chance_B = torch.from_numpy(chance)
         """Of a window among these: they add up to 1."""
-        arrays = (
-            windows.own, windows.whole, windows.toward, windows.moved, weight, (chance * len(came)).astype(np.float32),
-        )  # fmt: skip
-        tensors = (*facts(windows), *map(torch.from_numpy, arrays))
-        self.fact_BF, self.epoch_index_B, self.own_BJJ, self.whole_BJJ, *self.rest = (
-            each.to(device) for each in tensors
-        )
-        self.moves = bool(came.any())
-        self.whole_B = torch.from_numpy(windows.is_whole).to(device)
+        self.often_B = (chance * len(came_B)).astype(np.float32)
+        self.moves = bool(came_B.any())
+        self.whole_B = torch.from_numpy(is_whole_B).to(device)
+        self.device = device
 
     def __len__(self) -> int:
         return len(self.whole_B)
 
     def batch(self, index_B: Tensor) -> _Batch:
-        own_BJJ = self.own_BJJ[index_B]
-        token_BJF = described(own_BJJ, self.whole_BJJ[index_B])
-        rest = (each[index_B] for each in self.rest)
-        return _Batch(token_BJF, self.fact_BF[index_B], self.epoch_index_B[index_B], own_BJJ, *rest)
+        raise NotImplementedError
 
     def skill(self, model: CausalTIPL) -> Tensor:
         """[H] with every tensor forecast apart; without the windows of the policies as a whole."""
@@ -165,12 +165,74 @@ class _Tensors:
         return 1 - error_H / moved_H
 
 
-def _linear_part(train: Sequence[TrainingWindows]) -> np.ndarray:
+class _Tensors(_Read):
+    """Windows in the device's memory."""
+
+    def __init__(self, windows: TrainingWindows, device: torch.device) -> None:
+        super().__init__(_came(windows), windows.is_whole, device)
+        self.fact_BF, self.epoch_index_B, self.own_BJJ, self.whole_BJJ, *self.rest = (
+            each.to(device) for each in _tensors(windows, self.often_B)
+        )
+
+    def batch(self, index_B: Tensor) -> _Batch:
+        own_BJJ = self.own_BJJ[index_B]
+        token_BJF = described(own_BJJ, self.whole_BJJ[index_B])
+        rest = (each[index_B] for each in self.rest)
+        return _Batch(token_BJF, self.fact_BF[index_B], self.epoch_index_B[index_B], own_BJJ, *rest)
+
+
+class _Streamed(_Read):
+    """Windows in files."""
+
+    def __init__(self, windows: WindowFiles, device: torch.device) -> None:
+        super().__init__(windows.came, windows.is_whole, device)
+        self._windows = windows
+
+    def batch(self, index_B: Tensor) -> _Batch:
+        index = index_B.cpu().numpy()
+        tensors = _tensors(self._windows.read(index), self.often_B[index])
+        fact_BF, epoch_index_B, own_BJJ, whole_BJJ, *rest = (each.to(self.device) for each in tensors)
+        return _Batch(described(own_BJJ, whole_BJJ), fact_BF, epoch_index_B, own_BJJ, *rest)
+
+
+def _read(windows: Lessons, device: torch.device, few: bool) -> _Read:
+    if isinstance(windows, TrainingWindows):
+        return _Tensors(windows, device)
+    if few:
+        return _Tensors(windows.read(np.arange(len(windows))), device)
+    return _Streamed(windows, device)
+
+
+def _held(device: torch.device) -> int:
+    return _HELD[device.type]
+
+
+def _with_noise(windows: Lessons, rng: np.random.Generator) -> Lessons:
+    if isinstance(windows, TrainingWindows):
+        return noisy(windows, rng)
+    assert windows.noisy is not None
+    return windows.noisy
+
+
+def _came(windows: TrainingWindows) -> np.ndarray:
+    """[B] the mean over horizons of a window's squared displacements, in its trial's, as drawn evenly."""
+    return (windows.weight / windows.often[:, None] * windows.moved).mean(axis=1, dtype=np.float64)
+
+
+def _tensors(windows: TrainingWindows, often_B: np.ndarray) -> tuple[Tensor, ...]:
+    """What a `_Batch` is made of: facts, epoch indices, own and whole products, and the rest in its order."""
+    weight = windows.weight / windows.often[:, None]
+    arrays = windows.own, windows.whole, windows.toward, windows.moved, weight, often_B
+    return (*facts(windows), *(torch.from_numpy(np.ascontiguousarray(each)) for each in arrays))
+
+
+def _linear_part(train: Sequence[Lessons]) -> np.ndarray:
     """[EPOCH_INDICES, H, J] of a ridge regression on the windows of all stores, apart for each epoch index; of all for
     one that was not seen."""
     gram, target = np.zeros((EPOCH_INDICES, TOKENS, TOKENS)), np.zeros((EPOCH_INDICES, TOKENS, len(HORIZONS)))
-    for windows in train:
-        weight = windows.weight.mean(axis=1).astype(np.float64) / windows.often / len(windows)
+    blocks = ((block, len(each)) for each in train for block in _blocks(each))
+    for windows, count in blocks:
+        weight = windows.weight.mean(axis=1).astype(np.float64) / windows.often / count
         index_B = told_apart(windows)
         for index in np.unique(index_B):
             mine = index_B == index
@@ -180,3 +242,7 @@ def _linear_part(train: Sequence[TrainingWindows]) -> np.ndarray:
     gram[unseen], target[unseen] = gram[~unseen].sum(axis=0), target[~unseen].sum(axis=0)
     penalty = RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / TOKENS * np.eye(TOKENS)
     return np.linalg.solve(gram + penalty, target).transpose(0, 2, 1).astype(np.float32)
+
+
+def _blocks(windows: Lessons) -> Iterable[TrainingWindows]:
+    return [windows] if isinstance(windows, TrainingWindows) else windows.blocks()

@@ -23,7 +23,7 @@ from tipl.models import CONFIG_FILE, TIPL, WEIGHTS_FILE, CausalTIPL, CodeModel, 
 from tipl.progress import console
 from tipl.representation.windows import TrainingWindows
 from tipl.training.devices import Worker
-from tipl.training.displacement import Displacements
+from tipl.training.displacement import Displacements, Lessons
 from tipl.training.loop import CHECKPOINT_FILE, SKILL_HORIZONS, Checkpoint, Task, Training, Write
 from tipl.training.next_code import NextCode
 
@@ -105,8 +105,8 @@ def fit(
 
 
 def fit_causal(
-    train: Sequence[TrainingWindows],
-    validation: Sequence[TrainingWindows],
+    train: Sequence[Lessons],
+    validation: Sequence[Lessons],
     config: TrainConfig,
     out: Path,
     *,
@@ -119,16 +119,13 @@ def fit_causal(
     """Train the causal model on the windows of one or several stores. Otherwise as `fit`.
 
     Args:
-        train: one `TrainingWindows` a store.
+        train: one of `Lessons` a store: `TrainingWindows`, or `WindowFiles` whose number is bounded by the disk.
         validation: likewise.
     """
     out = Path(out)
     check_out(out, resume)
-    arrays = [getattr(each, field.name) for each in (*train, *validation) for field in dataclasses.fields(each)]
-    facts = {
-        "config": dataclasses.asdict(config),
-        "codes": {"sha256": _digest(arrays), "trials": dict(trials or {})},
-    }
+    digest = hashlib.sha256(b"".join(map(_identity, (*train, *validation)))).hexdigest()
+    facts = {"config": dataclasses.asdict(config), "codes": {"sha256": digest, "trials": dict(trials or {})}}
 
     def task(worker: Worker) -> Displacements:
         return Displacements(train, validation, config, worker)
@@ -249,6 +246,12 @@ def _size(model: nn.Module) -> str:
     with torch.device("meta"):  # shapes alone
         wanted = num_parameters(TIPL(model.config))
     return f"{model.title}, {size}: comes nearest to the {wanted:,} parameters of the TIPL with these settings"
+
+
+def _identity(windows: Lessons) -> bytes:
+    if not isinstance(windows, TrainingWindows):
+        return windows.digest
+    return _digest([getattr(windows, field.name) for field in dataclasses.fields(windows)]).encode()
 
 
 def _digest(sequences: Sequence[np.ndarray]) -> str:

@@ -9,19 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tipl.checks import AnyPath, Place, checked_arguments
 from tipl.config.presets import Device, SVDConfig, TrainConfig
 from tipl.errors import TiplError
 from tipl.models import CausalTIPL
-from tipl.progress import console, scalars, steps_progress
+from tipl.progress import console, scalars
 from tipl.remote.mirror import located
 from tipl.representation import Codes, fit_svd
-from tipl.representation.windows import TrainingWindows, joined, training_windows
 from tipl.store import Split, Store
 from tipl.training.devices import Worker, process_group
 from tipl.training.fitting import SHORTEST, SHORTEST_VALIDATED, check_out, fit, fit_causal
+from tipl.training.lessons import lessons
 from tipl.training.loop import Write
 
 CODES_FOLDER = "codes"
@@ -91,9 +89,11 @@ def _train_causal(
     splits = [_split(store) for store in stores]
     _require_different(stores)
     pairs = [*zip(stores, splits, strict=True)]
-    train = [_training_windows(store, split.train, config.windows, config.seed) for store, split in pairs]
+    worker = Worker.of(device, config.batch_size)
     few = min(config.windows, VALIDATED)
-    validation = [_training_windows(store, split.validation, few, config.seed) for store, split in pairs]
+    learned = {store: split.train for store, split in pairs}
+    train = lessons(learned, config.windows, config, worker, noise=config.noise > 0)
+    validation = lessons({store: split.validation for store, split in pairs}, few, config, worker)
     trials = {"stores": [row for store, split in pairs for row in _learned_from(store, split)]}
     fit_causal(train, validation, config, out, resume=resume, trials=trials, write=write, device=device)
 
@@ -157,18 +157,6 @@ def _learned_from(store: Path, split: Split) -> list[dict[str, Any]]:
         }
         for one in made_in
     ]
-
-
-def _training_windows(store: Path, seeds: Sequence[int], origins: int, seed: int) -> TrainingWindows:
-    """Windows of these trials at about `origins` origins in all."""
-    data = Store.open(store)
-    parts: list[TrainingWindows] = []
-    with steps_progress(f"train: windows of {store.name}", len(seeds)) as advance:
-        for number in seeds:
-            trial, rng = data.trial(number), np.random.default_rng([seed, number])
-            parts.append(training_windows(trial, -(-origins // len(seeds)), rng))
-            advance(1, "")
-    return joined(parts)
 
 
 def _train_on_codes(

@@ -1,0 +1,166 @@
+"""What would a million trials take? Sizes and times of small things, measured; schedules, simulated.
+
+In: nothing.  Out: OUT, JSON.
+
+Measured: files, bytes and requests of one trial of HalfCheetah-v4 with two layers of 256 (72k weights); what it costs
+to note a trial in the root of a store that has many. Simulated: how long cores wait at the end,
+by the functions that deal shards and order tasks in `tipl collect` (`dealt`, `tasks_of`), with durations drawn from
+those that were recorded, and what a lost node costs.
+
+    python studies/plan.py --out results/scale/plan.json
+"""
+
+import argparse
+import heapq
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tipl.collection.collect
+import tipl.store.root
+from tipl import CollectConfig, Store, create_store
+from tipl.collection.collect import COMMIT_SECONDS, run_stack
+from tipl.collection.runs import tasks_of
+from tipl.config.execution import dealt
+from tipl.store.root import Root
+from tipl.store.write import TrialWriter
+
+MILLION = 1_000_000
+FULL_STEPS = 2_000_000
+# Steps a second of one core, eight trials in a process (this study's machine, 2026-11-29).
+RATES = {"CartPole-v1 64-64": 117e3, "InvertedPendulum-v4 8-8": 28e3, "HalfCheetah-v4 64-64": 15e3,
+         "HalfCheetah-v4 256-256": 4.6e3}  # fmt: skip
+SPREAD = 0.15  # standard deviation of the logarithm of a trial's duration
+
+
+def one_trial(folder: Path) -> dict[str, Any]:
+    """Files and bytes of a trial of 72k weights, and of each of its commits; for T of a full run by the layout."""
+    config = CollectConfig(env_id="HalfCheetah-v4", hidden_sizes=(256, 256), total_steps=8 * 2048, trials=1)
+    tipl.collection.collect.COMMIT_SECONDS = 0.0
+    create_store(folder)
+    written: list[int] = []
+    replaced = os.replace
+
+    def counted(source: Any, target: Any) -> None:
+        written.append(os.stat(source).st_size)
+        replaced(source, target)
+
+    at: list[tuple[int, int]] = []
+    commit = TrialWriter.commit
+
+    def committed(self: TrialWriter, *args: Any, **how: Any) -> None:
+        before = len(written)
+        commit(self, *args, **how)
+        at.append((len(written) - before, sum(written[before:])))
+
+    os.replace, TrialWriter.commit = counted, committed  # type: ignore[assignment,method-assign]
+    try:
+        run_stack(config, folder, [1], lambda *_: None)
+    finally:
+        os.replace, TrialWriter.commit = replaced, commit  # type: ignore[method-assign]
+    files = [path for path in (folder / "trials" / "1").rglob("*") if path.is_file()]
+    weights = [path.stat().st_size for path in (folder / "trials" / "1" / "weights").rglob("*") if path.is_file()]
+    record = Store.open(folder).records[1]
+    snapshots, full = config.num_snapshots, replace(config, total_steps=FULL_STEPS).num_snapshots
+    bytes_a_snapshot = sum(weights) / snapshots
+    chunks = -(-full // record.chunk_rows["weights"])
+    others = len(files) - len(weights) + 1
+    return {
+        "weights": Store.open(folder).trial(1).spec.size,
+        "snapshots of a full run": full,
+        "bytes a snapshot": round(bytes_a_snapshot),
+        "bytes of a full run": round(bytes_a_snapshot * full),
+        "files of a full run": chunks + others,
+        "files a commit": statistics.median(count for count, _ in at[1:-1]),
+        "bytes a commit": statistics.median(size for _, size in at[1:-1]),
+    }
+
+
+def root_costs(folder: Path, counts: Sequence[int]) -> list[dict[str, float]]:
+    """What one more complete trial costs in the root of a store that has so many."""
+    rows = []
+    for count in counts:
+        path = folder / str(count)
+        create_store(path)
+        seeds = range(1, count + 1)
+        filled = replace(
+            Root.read(path), parts=dict.fromkeys(seeds, "train"), trials=dict.fromkeys(seeds, f"sha256:{'0' * 64}")
+        )
+        filled.write(path)
+        size, seconds = (path / "zarr.json").stat().st_size, []
+        try:
+            for seal in range(3):
+                began = time.perf_counter()
+                with tipl.store.root.locked(path):
+                    root = Root.read(path)
+                    replace(root, trials={**root.trials, 1: f"sha256:{seal:064}"}).write(path)
+                seconds.append(time.perf_counter() - began)
+        except tipl.TiplError as error:
+            rows.append({"trials": count, "bytes": size, "refused": str(error)[-90:]})
+            continue
+        rows.append({"trials": count, "bytes": size, "seconds": round(statistics.median(seconds), 4)})
+    return rows
+
+
+def makespan(durations: Sequence[float], order: Sequence[int], cores: int) -> float:
+    """When the last of these tasks ends, taken in this order by cores that are free."""
+    free = [0.0] * cores
+    for task in order:
+        heapq.heapreplace(free, free[0] + durations[task])
+    return max(free)
+
+
+def schedules(rng: np.random.Generator) -> dict[str, Any]:
+    """Busy shares of cores: a zoo of 40 data sets on two cores, and a million trials on ten thousand."""
+    rates = np.array([*RATES.values()])
+    each = FULL_STEPS / 10 / rates[rng.integers(0, len(rates), 40)]  # seconds of a trial of each data set
+    noise = rng.lognormal(0, SPREAD, (40, 8))
+    found: dict[str, Any] = {}
+    guess = each * rng.lognormal(0, 0.7, 40)  # the cost that orders tasks is off by a factor of two
+    for name, costs in {"costs known": each, "costs off by two": guess}.items():
+        tasks = tasks_of(costs.tolist(), [range(8)] * 40, 2)
+        durations = [float(sum(each[number] * noise[number, trial] for trial in trials)) for number, trials in tasks]
+        end = makespan(durations, range(len(tasks)), 2)
+        found[f"zoo of 40 × 8 on 2 cores, {name}"] = round(sum(durations) / (2 * end), 4)
+    one_by_one = 0.0
+    for number in range(40):
+        halves = [float(sum(each[number] * noise[number, i::2])) for i in range(2)]
+        one_by_one += max(halves)
+    found["the same, one data set after another"] = round(float((each[:, None] * noise).sum()) / (2 * one_by_one), 4)
+    durations = FULL_STEPS / RATES["HalfCheetah-v4 256-256"] * rng.lognormal(0, SPREAD, MILLION)
+    shares = dealt([1.0] * MILLION, 10_000)
+    static = max(float(durations[share].sum()) for share in shares)
+    queued = makespan(durations.tolist(), range(MILLION), 10_000)
+    ideal = float(durations.sum()) / 10_000
+    found["a million on 10,000 cores as shards"] = round(ideal / static, 4)
+    found["a million on 10,000 cores from one queue"] = round(ideal / queued, 4)
+    found["days of a million on 10,000 cores"] = round(ideal / 86_400, 1)
+    found["core seconds lost with a node of 64 cores, on average"] = 64 * COMMIT_SECONDS / 2
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="tipl-plan-"))
+    found = {
+        "trial": one_trial(folder / "one"),
+        "root": root_costs(folder / "root", (10, 100, 1000, 10_000, 40_000, 100_000)),
+        "schedules": schedules(np.random.default_rng(0)),
+    }
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

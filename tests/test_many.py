@@ -1,0 +1,68 @@
+"""Many stores judged at once, and one store by several shards: the numbers of one evaluation each.
+
+In: random walks.  Out: failures.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tipl import EvaluateConfig, Execution, TiplError, evaluate, evaluate_many, random_walk
+from tipl.cli.main import main
+from tipl.evaluation.many import table
+
+CONFIG = EvaluateConfig(horizons=(1, 10), origins=8, spectrum_trials=0)
+
+
+def metrics(folder: Path) -> dict:
+    found = json.loads((folder / "metrics.json").read_text())
+    return {name: value for name, value in found.items() if name not in ("seal", "seconds", "command", "store")}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    for name, seed in (("one", 1), ("two", 11), ("three", 21)):
+        random_walk(folder / "stores" / name, trials=6, snapshots=120, dim=4, seed=seed)
+    return folder / "stores"
+
+
+def test_a_folder_of_stores_is_judged_in_shards_as_each_alone_and_put_in_one_table(stores: Path, tmp_path: Path):
+    out = tmp_path / "judged"
+    for part in (1, 2):
+        evaluate_many(stores, out, CONFIG, returns=False, workers=1, execution=Execution(shard=f"{part}/2"))
+        assert (out / "table.json").exists() == (part == 2)
+    alone = evaluate(stores / "two", tmp_path / "two", CONFIG, returns=False)
+    assert metrics(out / "two") == metrics(alone)
+    made = json.loads((out / "table.json").read_text())
+    skills = [row["skill"]["10"] for row in made["stores"] if row["forecaster"] == "line"]
+    assert len(skills) == 3 and {row["store"] for row in made["stores"]} == {"one", "two", "three"}
+    (mean,) = [row for row in made["environments"] if row["forecaster"] == "line"]
+    assert mean["of"] == 3 and mean["skill"]["10"] == pytest.approx(np.mean(skills))
+    assert table({name: out / name for name in ("one", "two", "three")})["all"] == made["all"]
+
+
+def test_what_cannot_be_judged_is_told_after_the_others(stores: Path, tmp_path: Path, capsys):
+    line = ["evaluate", str(stores / "one"), "--out", str(tmp_path / "judged"), "--no-returns"]
+    assert main([*line[:2], str(stores / "one" / ".." / "one"), *line[2:]]) == 2
+    assert "have one name" in capsys.readouterr().err
+    with pytest.raises(TiplError, match="holds no store"):
+        evaluate_many([tmp_path], tmp_path / "judged", CONFIG)
+    random_walk(tmp_path / "short", trials=6, snapshots=4, dim=4)
+    with pytest.raises(TiplError, match="short"):
+        evaluate_many([stores / "one", tmp_path / "short"], tmp_path / "judged", CONFIG, returns=False, workers=1)
+    assert (tmp_path / "judged" / "one" / "metrics.json").exists() and not (tmp_path / "judged" / "table.json").exists()
+
+
+def test_shards_run_the_policies_of_one_store_and_the_last_one_judges(small_store: Path, tmp_path: Path):
+    config = EvaluateConfig(
+        horizons=(1, 5), return_horizons=(5,), origins=4, return_origins=2, episodes=1, spectrum_trials=0,
+        return_forecasters=("persistence", "damped-line"), oracle_normalizer=False, sampled_actions=False,
+    )  # fmt: skip
+    whole = evaluate(small_store, tmp_path / "whole", config)
+    for part in (2, 1, 3):
+        out = evaluate(small_store, tmp_path / "parts", config, execution=Execution(shard=f"{part}/3"))
+        assert (out / "metrics.json").exists() == (part == 3)
+    assert metrics(tmp_path / "parts") == metrics(whole)
