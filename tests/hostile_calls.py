@@ -152,6 +152,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "trust": False,
             },
         ),
+        "plot_returns": (tipl.plot_returns, {"store": "s", "out": "new.svg"}),
         "picture": (
             tipl.picture,
             {

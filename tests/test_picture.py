@@ -5,15 +5,20 @@ In: a small store.  Out: failures.
 
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tipl.cli.main import main
+from tipl.collection.random_walk import random_walk
 from tipl.errors import TiplError
 from tipl.forecasting.forecast import foretold
 from tipl.pictures.landscape import Landscape, episodes_of, landscape
 from tipl.pictures.picture import picture
+from tipl.pictures.returns import plot_returns
+from tipl.reporting.curves import returns_panel
 from tipl.rl.returns import Policies, policy_returns
 from tipl.store import Store
 
@@ -103,3 +108,24 @@ def test_what_cannot_be_drawn_is_said_in_one_line(small_store: Path, tmp_path: P
     assert "snapshots 0 to 80" in refused(trial=2, origins=(81,))
     assert "at least 3" in refused(grid=2)
     assert "less than two directions" in refused(trial=2, origins=(0,), horizon=1)
+
+
+def test_learning_curves_of_the_trials(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A curve a trial, and their mean, of which the middle is known."""
+    assert main(["data", "info", str(small_store), "--plot", str(tmp_path / "curves.svg")]) == 0
+    assert "InvertedPendulum-v4" in capsys.readouterr().out
+    root = ElementTree.fromstring((tmp_path / "curves.svg").read_text())
+    keys = [node.get("id", "") for node in root.iter("{http://www.w3.org/2000/svg}g")]
+    data = Store.open(small_store)
+    assert sum(key.startswith("key-") for key in keys) == len(data.seeds) + 1
+    plot_returns(small_store, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.width > 500
+    trial = data.trial(1)
+    panel = returns_panel("", {"1": (trial.episodes.step.tolist(), trial.episodes.episode_return.tolist())}, [])
+    assert panel is not None and len(panel.series) == 1
+    early = trial.episodes.step < trial.episodes.step[-1] / 120
+    assert panel.series[0].y[0] == pytest.approx(trial.episodes.episode_return[early].mean())
+    random_walk(tmp_path / "walk", trials=1, snapshots=4, dim=2)
+    with pytest.raises(TiplError, match="No episode has ended"):
+        plot_returns(tmp_path / "walk", tmp_path / "none.svg")

@@ -148,7 +148,7 @@ def test_what_cannot_be_shown_is_said_in_one_line(cartpole: Path, tmp_path: Path
         assert not list(tmp_path.glob("x.*"))
         return str(told.value)
 
-    assert "give it that ending" in refused(out=tmp_path / "x.avi")
+    assert "one of the endings .mp4, .gif" in refused(out=tmp_path / "x.avi")
     assert "is a data set" in refused(out=cartpole / "x.gif")
     assert "snapshots 0 to 32" in refused(origin=33)
     assert "snapshots 0 to 32" in refused(snapshots=(1, 33))

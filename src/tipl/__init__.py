@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tipl.integrations.export import export
     from tipl.models.transformer import TIPL
     from tipl.pictures.picture import picture
+    from tipl.pictures.returns import plot_returns
     from tipl.pictures.video import video
     from tipl.publishing.push import hub_push
     from tipl.remote.pull import hub_list, hub_pull
@@ -123,6 +124,7 @@ _LAZY = {
     "load_forecaster": "forecasting.named",
     "load_policy": "store.policy",
     "picture": "pictures.picture",
+    "plot_returns": "pictures.returns",
     "policy_returns": "rl.returns",
     "random_walk": "collection.random_walk",
     "report": "reporting",
@@ -191,6 +193,7 @@ __all__ = [
     "load_forecaster",
     "load_policy",
     "picture",
+    "plot_returns",
     "policy_returns",
     "random_walk",
     "report",

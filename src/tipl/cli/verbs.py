@@ -305,18 +305,23 @@ def _report(arguments: Namespace) -> None:
 
 
 def _look_flags(verbs: Any) -> None:
-    for verb in (
-        add_verb(verbs, "info", _data_info, "what a store holds"),
-        add_verb(verbs, "verify", _data_verify, "read everything that was committed and say what is damaged"),
-    ):
+    info = add_verb(verbs, "info", _data_info, "what a store holds")
+    verify = add_verb(verbs, "verify", _data_verify, "read everything that was committed and say what is damaged")
+    for verb in (info, verify):
         add_place(verb, "store", "STORE")
         verb.add_argument("--json", action="store_true", help="print JSON")
+    add_path(info, "--plot", "FILE", "also draw the trials' learning curves, as .svg, .png or .pdf")
 
 
 def _data_info(arguments: Namespace) -> None:
     from tipl.store import data_info
 
-    show(data_info(arguments.store), arguments.json)
+    facts = data_info(arguments.store)
+    if arguments.plot is not None:
+        from tipl.pictures.returns import plot_returns
+
+        plot_returns(arguments.store, arguments.plot)
+    show(facts, arguments.json)
 
 
 def _data_verify(arguments: Namespace) -> None:

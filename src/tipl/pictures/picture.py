@@ -3,7 +3,6 @@
 In: a store, a trial, origins, a model.  Out: FILE.svg, FILE.png or FILE.pdf.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ import numpy as np
 from tipl.checks import AnyPath, Count, Place, Positive, Whole, Within, checked_arguments
 from tipl.config.env_spec import import_named
 from tipl.errors import TiplError, printable
-from tipl.files import require_no_store_above, write_file
+from tipl.files import write_file
 from tipl.forecasting.forecast import foretold
 from tipl.forecasting.shipped import SHIPPED
 from tipl.pictures.landscape import Landscape, Plane, below, episodes_of, landscape
-from tipl.pictures.shown import chosen_trial, require_runs
+from tipl.pictures.shown import chosen_trial, require_file, require_runs
 from tipl.progress import steps_progress
 from tipl.store import Store
 
@@ -80,11 +79,7 @@ def picture(
         TiplError: there is no such trial or snapshot, its policies cannot be run, or the file cannot be written.
     """
     out = Path(out)
-    if out.suffix not in _ENDINGS:
-        raise TiplError(f"--out is {out}; give it one of the endings {', '.join(_ENDINGS)}.")
-    if out.is_dir():
-        raise TiplError(f"{out} is a folder; give --out the name of a file.")
-    require_no_store_above(out)
+    require_file(out, _ENDINGS)
     data = Store.open(store)
     run = chosen_trial(data, trial)
     if trust:
@@ -115,14 +110,11 @@ def _drawn(
     import matplotlib
 
     from tipl.pictures.draw_landscape import draw_landscape
-    from tipl.reporting.drawing import STYLE
+    from tipl.reporting.drawing import STYLE, written
 
-    with matplotlib.rc_context({**STYLE, "axes.grid": False, "svg.fonttype": "path"}):
+    with matplotlib.rc_context({**STYLE, "axes.grid": False, "svg.fonttype": "path", "savefig.dpi": 200}):
         figure = draw_landscape(found, origins, horizons, titles, note)
-        nothing = {".svg": ("Date", "Creator"), ".png": ("Software",), ".pdf": ("CreationDate", "Producer")}[ending]
-        made = io.BytesIO()
-        figure.savefig(made, format=ending[1:], dpi=200, metadata=dict.fromkeys(nothing))
-    return made.getvalue()
+        return written(figure, ending[1:])
 
 
 def _title(env_id: str, trial: int, origins: list[int], horizon: int) -> str:

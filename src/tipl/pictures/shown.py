@@ -3,7 +3,7 @@
 In: a store with a trial and an origin, or files that `tipl forecast` wrote.  Out: labelled policies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from tipl.checks import AnyPath
 from tipl.config.env_spec import EnvId, env_id_of
 from tipl.errors import TiplError
+from tipl.files import require_no_store_above
 from tipl.forecasting.forecast import foretold
 from tipl.rl.returns import Policies, policy_returns, why_not_run
 from tipl.store import Store, Trial
@@ -90,6 +91,18 @@ def _of(trial: Trial, label: str, color: str, weights_1P: np.ndarray, normalizer
     frozen = slice(normalizer, normalizer + 1)
     policies = Policies(weights_1P, trial.obs_mean[frozen], trial.obs_var[frozen])
     return Shown(label, color, policies, trial.env_id, trial.config)
+
+
+def require_file(out: Path, endings: Collection[str]) -> None:
+    """
+    Raises:
+        TiplError: `out` has another ending, is a folder, or lies in a data set.
+    """
+    if out.suffix not in endings:
+        raise TiplError(f"--out is {out}; give it one of the endings {', '.join(endings)}.")
+    if out.is_dir():
+        raise TiplError(f"{out} is a folder; give --out the name of a file.")
+    require_no_store_above(out)
 
 
 def chosen_trial(data: Store, trial: int | None) -> Trial:

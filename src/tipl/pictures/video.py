@@ -11,11 +11,11 @@ from typing import Annotated
 from tipl.checks import AnyPath, Count, Place, Positive, Whole, Within, checked_arguments
 from tipl.config.env_spec import import_named
 from tipl.errors import TiplError
-from tipl.files import require_no_store_above, write_file
+from tipl.files import write_file
 from tipl.forecasting.shipped import SHIPPED
 from tipl.pictures.episodes import filmed
 from tipl.pictures.frames import amount, as_gif, as_mp4, composed, require_av
-from tipl.pictures.shown import FILE, Shown, chosen_trial, of_file, of_trial
+from tipl.pictures.shown import FILE, Shown, chosen_trial, of_file, of_trial, require_file
 from tipl.progress import steps_progress
 from tipl.store import Store
 
@@ -93,11 +93,7 @@ def video(
         TiplError: a policy cannot be run or drawn here, or the file cannot be written.
     """
     out = Path(out)
-    if out.suffix not in _FPS:
-        raise TiplError(f"--out is {out}; what is written is an .mp4 or a .gif, give it that ending.")
-    if out.is_dir():
-        raise TiplError(f"{out} is a folder; give --out the name of a file.")
-    require_no_store_above(out)
+    require_file(out, _FPS)
     if out.suffix == ".mp4":
         require_av()
     shown, notes = [], []

@@ -158,12 +158,25 @@ def _optimizer_steps(lines: Sequence[Series]) -> Axis:
 
 
 def learning_curves(evaluation: Evaluation) -> Figure | None:
-    curves = {seed: curve for seed, curve in evaluation.learning_curves.items() if curve[0]}
+    panel = returns_panel("", evaluation.learning_curves, map(str, evaluation.test_trials))
+    caption = "Episode returns while training, smoothed."
+    return Figure("learning-curves", "Learning curves", caption, (panel,)) if panel else None
+
+
+def returns_panel(
+    title: str, all_curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], test_trials: Iterable[str]
+) -> Panel | None:
+    """The returns of each trial's episodes and, of several trials, their mean; None where no episode has ended.
+
+    Args:
+        all_curves: trial → the environment steps at which its episodes ended, and their returns.
+    """
+    curves = {seed: curve for seed, curve in all_curves.items() if len(curve[0])}
     if not curves:
         return None
     last = max(max(steps) for steps, _ in curves.values())
     binned = {seed: _binned(*curve, last) for seed, curve in curves.items()}
-    tests = {str(seed) for seed in evaluation.test_trials}
+    tests = set(test_trials)
     series = []
     for seed, curve in sorted(binned.items(), key=lambda item: item[0] in tests):
         look = ("test", "Test trials", TEST_COLOR) if seed in tests else ("other", "Other trials", NEUTRAL)
@@ -173,8 +186,7 @@ def learning_curves(evaluation: Evaluation) -> Figure | None:
         series.append(Series("mean", "Mean", MEAN_COLOR, tuple(mean), tuple(mean.values()), marker="none"))
     x = linear_axis("Environment step", [0, last], is_tight=True)
     y = linear_axis("Return while training", [value for line in series for value in line.y])
-    panel = Panel("", x, y, tuple(series))
-    return Figure("learning-curves", "Learning curves", "Episode returns while training, smoothed.", (panel,))
+    return Panel(title, x, y, tuple(series))
 
 
 def _binned(steps: Sequence[float], returns: Sequence[float], last: float) -> Curve:

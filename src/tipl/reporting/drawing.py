@@ -120,6 +120,12 @@ def print_figure(figure: Figure, folder: Path) -> None:
     Raises:
         OSError: the folder cannot be written to.
     """
+    for ending, content in figure_files(figure, ("png", "pdf")).items():
+        (folder / f"{figure.name}.{ending}").write_bytes(content)
+
+
+def figure_files(figure: Figure, endings: Sequence[str]) -> dict[str, bytes]:
+    """Draw all panels of a figure together as png, pdf or svg, whose layout is found once."""
     entries = entries_of(figure.panels)
     across = 2 if len(figure.panels) > 1 else 1
     with _styled():
@@ -131,9 +137,16 @@ def print_figure(figure: Figure, folder: Path) -> None:
             lines = _legend(canvas, [handles[key] for key in entries], [part.label for part in entries.values()])
             canvas.set_figheight(canvas.get_figheight() + LEGEND_LINE * lines)
         canvas.draw_without_rendering()
-        canvas.set_layout_engine("none")  # the layout is found once, for both files
-        canvas.savefig(folder / f"{figure.name}.png", metadata={"Software": None})
-        canvas.savefig(folder / f"{figure.name}.pdf", metadata={"CreationDate": None, "Producer": None})
+        canvas.set_layout_engine("none")
+        return {ending: written(canvas, ending) for ending in endings}
+
+
+def written(canvas: Canvas, ending: str) -> bytes:
+    """A canvas as a file of this kind, without the time at which it was made."""
+    dates = {"svg": ("Date", "Creator"), "png": ("Software",), "pdf": ("CreationDate", "Producer")}[ending]
+    made = io.BytesIO()
+    canvas.savefig(made, format=ending, metadata=dict.fromkeys(dates))
+    return made.getvalue()
 
 
 @contextmanager
