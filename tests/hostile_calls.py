@@ -76,6 +76,20 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             tipl.data_export,
             {"address": "s", "out": "new", "trials": (), "environments": (), "every": 1, "compact": None},
         ),
+        "data_import": (
+            tipl.data_import,
+            {
+                "sources": ["checkpoints"],
+                "out": "new",
+                "env_id": "x",
+                "seed": 1,
+                "files": None,
+                "tensors": (),
+                "algorithm": None,
+                "activation": None,
+                "weights_only": False,
+            },
+        ),
         "Collection.open": (tipl.Collection.open, {"path": "s"}),
         "create_store": (tipl.create_store, {"path": "new", "compact_error": None}),
         "random_walk": (

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 from tipl.cli.main import main
 from tipl.cli.verbs import build_parser
 from tipl.collection.random_walk import random_walk
@@ -49,6 +51,7 @@ BASES = {
     "data info": "s", "data verify": "s", "data compact": "s --out new",
     "hub push": "s me/x", "hub pull": "me/x --out new", "hub list": "me",
     "data list": ".", "data card": "s", "data index": ".", "data merge": "s s --out new", "data export": "s --out new",
+    "data import": "checkpoints --out new --env-id x",
     "data random-walk": "--out new --trials 1 --snapshots 4 --dim 2",
     "reproduce": "inverted-pendulum --preset none --out new",
 }  # fmt: skip
@@ -105,6 +108,9 @@ def furnish(folder: Path) -> None:
         Path("file").write_text("no folder")
         Path("loop").symlink_to("loop")
         Path("sealed").mkdir(mode=0o500)
+        Path("checkpoints").mkdir()
+        for step in (1, 2):
+            np.savez(f"checkpoints/step_{step}.npz", w=np.full(3, float(step)))
         for verb, out in (("fit-svd", "codes"), ("train", "model"), ("evaluate", "eval")):
             base = [out if word == "new" else word for word in BASES[verb].split()]
             assert main([*verb.split(), *base]) == 0, verb

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tipl.acceleration.jumping import JumpingOptimizer
     from tipl.catalog.card import write_card
     from tipl.catalog.copies import data_export, data_merge
+    from tipl.catalog.importing import data_import
     from tipl.catalog.listing import data_list
     from tipl.catalog.manifest import Collection, data_index
     from tipl.collection.collect import collect, collect_many
@@ -106,6 +107,7 @@ _LAZY = {
     "compact": "store.compact",
     "create_store": "store.write",
     "data_export": "catalog.copies",
+    "data_import": "catalog.importing",
     "data_index": "catalog.manifest",
     "data_info": "store.inspect",
     "data_list": "catalog.listing",
@@ -175,6 +177,7 @@ __all__ = [
     "compact",
     "create_store",
     "data_export",
+    "data_import",
     "data_index",
     "data_info",
     "data_list",

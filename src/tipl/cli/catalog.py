@@ -5,13 +5,13 @@ In: a parsed command line.  Out: stores, cards, manifests, or a list of them.
 
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tipl.checks import Count, Whole
 from tipl.cli.flags import add_settings, with_flags
 from tipl.cli.parser import add_number, add_path, add_verb, wrote
 from tipl.cli.show import show
-from tipl.config.presets import CompactConfig
+from tipl.config.presets import Activation, CompactConfig
 from tipl.errors import TiplError
 
 _GIVEN = {
@@ -23,7 +23,7 @@ _GIVEN = {
 
 
 def catalog_flags(data: Any) -> None:
-    for flags in (_list_flags, _card_flags, _index_flags, _merge_flags, _export_flags):
+    for flags in (_list_flags, _card_flags, _index_flags, _merge_flags, _export_flags, _import_flags):
         flags(data)
 
 
@@ -100,3 +100,23 @@ def _export(arguments: Namespace) -> None:
     chosen = {name: getattr(arguments, name) for name in ("trials", "environments", "every")}
     compact = with_flags(CompactConfig(), vars(arguments)) if arguments.compact else None
     wrote(data_export(arguments.address, arguments.out, compact=compact, **chosen))
+
+
+def _import_flags(verbs: Any) -> None:
+    verb = add_verb(verbs, "import", _import, "make a store of checkpoints: SB3, CleanRL, torch, safetensors, npz")
+    add_path(verb, "sources", "FOLDER", "of the checkpoints of one run; several make several trials", nargs="+")
+    add_path(verb, "--out", "STORE", "a new store", required=True)
+    verb.add_argument("--env-id", metavar="ID", required=True, help="what the policies act in, as Gymnasium calls it")
+    add_number(verb, "--seed", Whole, "N", "of the first trial; the others count up from it [1]", default=1)
+    verb.add_argument("--files", metavar="PATTERN", help="take only names like this one, such as 'policy_*.pt' [all]")
+    verb.add_argument("--tensors", metavar="PATTERN", nargs="+", default=[], help="take only tensors like these [all]")
+    verb.add_argument("--algorithm", metavar="NAME", help="that trained them [what SB3's models say]")
+    verb.add_argument("--activation", choices=get_args(Activation), help="of the hidden layers [what SB3 says; tanh]")
+    verb.add_argument("--weights-only", action="store_true", help="store policies to be judged by their weights alone")
+
+
+def _import(arguments: Namespace) -> None:
+    from tipl.catalog.importing import data_import
+
+    names = ("env_id", "seed", "files", "tensors", "algorithm", "activation", "weights_only")
+    wrote(data_import(arguments.sources, arguments.out, **{name: getattr(arguments, name) for name in names}))
