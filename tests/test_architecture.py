@@ -31,6 +31,7 @@ ORDER = [
     "files",
     "bundle",
     "progress",
+    "tracking",
     "parts",
     "processes",
     "remote",

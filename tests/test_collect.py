@@ -181,7 +181,7 @@ def test_curves_for_tensorboard_are_the_episodes_of_the_store(tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = CollectConfig(trials=2, total_steps=2 * 2048)
-    store = Store.open(collect(config, tmp_path / "store", workers=1, tensorboard=tmp_path / "curves"))
+    store = Store.open(collect(config, tmp_path / "store", workers=1, track=f"tensorboard={tmp_path / 'curves'}"))
     for seed in store.seeds:
         curves = EventAccumulator(str(tmp_path / "curves" / f"trial-{seed}"), size_guidance={"scalars": 0}).Reload()
         step, episode_return, _ = store.trial(seed).episodes

@@ -36,10 +36,10 @@ from tipl.errors import TiplError
 from tipl.forecasting.named import load_forecaster
 from tipl.forecasting.trained import ModelForecaster
 from tipl.models import CONFIG_FILE, WEIGHTS_FILE, CodeModel, load
-from tipl.progress import scalars
 from tipl.representation import Codes, fit_svd, read_weights
 from tipl.store import Store, TrialWriter, create_store
 from tipl.store.spec import ParamSpec
+from tipl.tracking import tracked
 from tipl.training import (
     CHECKPOINT_FILE,
     CODES_FOLDER,
@@ -533,9 +533,9 @@ def test_the_curve_says_what_was_trained_on_what(tmp_path: Path):
 
 def test_the_curves_for_tensorboard_are_those_of_the_training_over_a_stop_too(tmp_path: Path):
     config = dataclasses.replace(SMALL, steps=250, validate_every=60, warmup_steps=150)
-    with interrupted_at(130), scalars(tmp_path / "curves") as write:
+    with interrupted_at(130), tracked(f"tensorboard={tmp_path / 'curves'}") as write:
         small_fit(tmp_path / "model", config, write=write)
-    with scalars(tmp_path / "curves") as write:
+    with tracked(f"tensorboard={tmp_path / 'curves'}") as write:
         small_fit(tmp_path / "model", config, resume=True, write=write)
     events = EventAccumulator(str(tmp_path / "curves")).Reload()
 
@@ -739,10 +739,10 @@ def test_what_the_verb_cannot_use_is_refused_before_anything_is_written(store: P
     with pytest.raises(TiplError):
         train(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(TiplError, match="not a CODES folder"):
-        train(store, tmp_path / "out", codes=tmp_path / "nowhere", tensorboard=tmp_path / "curves")
+        train(store, tmp_path / "out", codes=tmp_path / "nowhere", track=f"tensorboard={tmp_path / 'curves'}")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(TiplError, match="TensorBoard is not installed"):
         patch.setitem(sys.modules, "torch.utils.tensorboard", None)
-        train(store, tmp_path / "out", tensorboard=tmp_path / "curves")
+        train(store, tmp_path / "out", track=f"tensorboard={tmp_path / 'curves'}")
     assert os.listdir(tmp_path) == []
     write_paths(tmp_path / "two", drifting_paths(2))
     for config in (SMALL, CausalTrainConfig()):

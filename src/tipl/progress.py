@@ -1,19 +1,18 @@
-"""Progress of long work: a live bar on a terminal, a plain line now and then elsewhere; curves for TensorBoard.
+"""Progress of long work: a live bar on a terminal, a plain line now and then elsewhere.
 
-In: a total and steps done; named numbers.  Out: what the user sees on standard error; event files.
+In: a total and steps done.  Out: what the user sees on standard error.
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tipl.errors import TiplError, printable
+from tipl.errors import printable
 
 _PLAIN_SECONDS = 15.0
 
@@ -78,37 +77,3 @@ def steps_progress(
 
 def _plain(text: str) -> TextColumn:
     return TextColumn(text, markup=False)
-
-
-@contextlib.contextmanager
-def scalars(folder: Path | None) -> Iterator[Callable[[str, float, int], None]]:
-    """Yields `write(name, value, step)`: one more point of a curve in `folder`, for TensorBoard; None: of no curve.
-
-    The folder is made, and a new event file in it, when the first point comes.
-
-    Raises:
-        TiplError: TensorBoard, an optional extra, is not installed, or `folder` is a file.
-    """
-    if folder is None:
-        yield lambda name, value, step: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise TiplError(
-            "TensorBoard is not installed; pip install 'tipl[tensorboard]' or drop --tensorboard."
-        ) from error
-    if folder.exists() and not folder.is_dir():
-        raise TiplError(f"{folder} is a file; give --tensorboard a folder.")
-    writer: SummaryWriter | None = None
-
-    def write(name: str, value: float, step: int) -> None:
-        nonlocal writer
-        writer = writer or SummaryWriter(str(folder))
-        writer.add_scalar(name, value, step)
-
-    try:
-        yield write
-    finally:
-        if writer is not None:
-            writer.close()

@@ -24,6 +24,7 @@ from tipl.evaluation.statistics import PLAIN, POSITIVE, bootstrap_interval, iqm,
 from tipl.files import require_no_store_above, told, write_json
 from tipl.forecasting.named import as_name
 from tipl.remote.mirror import located
+from tipl.tracking import tracked
 
 SHARES = (0.5, 0.75, 0.9)
 """Thresholds: so much of the way from plain PPO's first return to its final one."""
@@ -42,6 +43,7 @@ def accelerate(
     fit: Place | None = None,
     targets: Sequence[float] = (),
     workers: Count | None = None,
+    track: str | None = None,
     execution: Execution = LOCAL,
     dry_run: bool = False,
 ) -> Path:
@@ -56,6 +58,7 @@ def accelerate(
         fit: the store whose training trials the autoregression is fitted on; default: the package's own.
         targets: returns to which the steps are counted too.
         workers: processes; default: one a core.
+        track: where the learning curves of every arm and seed go at the end, as in `collect`.
         execution: where the runs are, and which part of them is this call's. What finds all parts done compares.
         dry_run: only print what each shard would do; nothing is written.
 
@@ -70,6 +73,8 @@ def accelerate(
     jump = jumps_for(forecaster, jump)
     arms = {"plain": Arm(_at_rate(config, plain_learning_rate)), "accelerated": Arm(config, forecaster, jump, fit)}
     require_no_store_above(out)
+    with tracked(track):  # what cannot be plotted is told first
+        pass
     if dry_run:
         run_arms(arms, out, workers, execution, dry_run=True)
         return out
@@ -85,7 +90,18 @@ def accelerate(
         raise
     if runs is not None:
         write_json(out / METRICS_FILE, compare(arms, runs, targets), seal=True)
+        _track(track, arms, runs)
     return out
+
+
+def _track(track: str | None, arms: Mapping[str, Arm], runs: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Write the learning curve of every arm and seed: the mean return of each iteration."""
+    for name, arm in arms.items():
+        for seed, returns_I in zip(arm.config.seeds, runs[name]["returns"], strict=True):
+            with tracked(track, f"{name}/seed-{seed}", arm.facts()) as write:
+                for at in np.flatnonzero(np.isfinite(returns_I)):
+                    step = (int(at) + 1) * arm.config.ppo.batch_size
+                    write("charts/episodic_return", float(returns_I[at]), step)
 
 
 def _at_rate(config: CollectConfig, learning_rate: float | None) -> CollectConfig:

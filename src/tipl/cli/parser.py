@@ -55,6 +55,11 @@ def add_number(verb: ArgumentParser, flag: str, kind: Any, metavar: str, told: s
     verb.add_argument(flag, type=reader(kind), metavar=metavar, help=told, **options)
 
 
+def add_track(verb: ArgumentParser) -> None:
+    told = "also write curves: tensorboard[=FOLDER], wandb[=PROJECT] or trackio[=PROJECT]"
+    verb.add_argument("--track", type=reader(str), metavar="NAME", help=told)
+
+
 def add_imports(verb: ArgumentParser) -> None:
     verb.add_argument(
         "--trust", action="store_true", help="import the modules that the store names for its environments: runs code"

@@ -27,6 +27,7 @@ from tipl.cli.parser import (
     add_number,
     add_path,
     add_place,
+    add_track,
     add_verb,
     execution_of,
     import_typed,
@@ -104,7 +105,7 @@ def _collect_flags(verbs: Any) -> None:
     verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
     add_number(verb, "--workers", Count, "N", "processes, or threads [one a core]")
     verb.add_argument("--device", choices=get_args(Device), default="cpu", help="of the policies and updates [cpu]")
-    add_path(verb, "--tensorboard", "DIR", "also write curves for TensorBoard")
+    add_track(verb)
     add_execution(verb)
     add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
 
@@ -113,7 +114,7 @@ def _collect(arguments: Namespace) -> None:
     config = collect_settings(arguments)
     from tipl.collection.collect import collect
 
-    how = {name: getattr(arguments, name) for name in ("workers", "tensorboard", "device")}
+    how = {name: getattr(arguments, name) for name in ("workers", "track", "device")}
     out = collect(config, arguments.out, **how, **execution_of(arguments))
     if not arguments.dry_run:
         wrote(out)
@@ -168,7 +169,7 @@ def _train_flags(verbs: Any) -> None:
     add_path(verb, "--out", "MODEL", required=True)
     add_path(verb, "--codes", "CODES", "what fit-svd wrote [fit anew]")
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
-    add_path(verb, "--tensorboard", "DIR", "also write curves for TensorBoard")
+    add_track(verb)
     verb.add_argument("--device", choices=get_args(Device), default="cpu", help="that trains [cpu]")
     add_settings(verb, TrainConfig, other=("--model causal", CausalTrainConfig()))
     add_settings(verb.add_argument_group("the SVD, where no --codes are given"), SVDConfig)
@@ -183,7 +184,7 @@ def _train(arguments: Namespace) -> None:
         raise TiplError(f"--{spare[0]} has no effect on --model causal, which takes no codes; leave it out")
     config = with_flags(CausalTrainConfig() if causal else TrainConfig(), vars(arguments))
     svd = with_flags(SVDConfig(), vars(arguments))
-    how = {name: getattr(arguments, name) for name in ("codes", "resume", "tensorboard", "device")}
+    how = {name: getattr(arguments, name) for name in ("codes", "resume", "track", "device")}
     from tipl.training import kept, started_first, train
 
     out = train(arguments.store, arguments.out, config, svd, **how)
@@ -274,6 +275,7 @@ def _accelerate_flags(verbs: Any) -> None:
     add_number(verb, "--workers", Count, "N", "processes [one a core]")
     add_execution(verb)
     told = "Defaults are those for a line; other forecasters have their own where nothing is given (presets.JUMPS)."
+    add_track(verb)
     add_settings(verb.add_argument_group("the jumps", told), JumpConfig)
     add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))
 
@@ -284,7 +286,7 @@ def _accelerate(arguments: Namespace) -> None:
     jump = with_flags(jumps_of(arguments.forecaster), vars(arguments))
     from tipl.acceleration.compare import accelerate
 
-    names = "forecaster", "plain_learning_rate", "fit", "targets", "workers"
+    names = "forecaster", "plain_learning_rate", "fit", "targets", "workers", "track"
     how = {name: getattr(arguments, name) for name in names} | execution_of(arguments)
     out = accelerate(config, arguments.out, jump=jump, **how)
     if (out / METRICS_FILE).exists() and not arguments.dry_run:

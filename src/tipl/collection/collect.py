@@ -29,11 +29,12 @@ from tipl.config.presets import CollectConfig, Device
 from tipl.errors import TiplError
 from tipl.executors.run import PATIENCE_SECONDS, executor
 from tipl.processes import Parent
-from tipl.progress import console, scalars
+from tipl.progress import console
 from tipl.rl.envs import engine_versions, make_env
 from tipl.rl.trial_batch import Abandoned, Iteration, NotFinite, TrialBatch
 from tipl.store import Store, TrialWriter, plan_trials
 from tipl.store.locks import Begun, Complete, Held
+from tipl.tracking import tracked
 
 COMMIT_SECONDS = 60.0
 MakeTrialBatch = Callable[[CollectConfig, Sequence[int]], TrialBatch]
@@ -45,7 +46,7 @@ def collect(
     out: AnyPath = "store",
     *,
     workers: Count | None = None,
-    tensorboard: AnyPath | None = None,
+    track: str | None = None,
     device: Device = "cpu",
     execution: Execution = LOCAL,
     dry_run: bool = False,
@@ -62,7 +63,8 @@ def collect(
             On Ray, tasks at once; default: one a core of the cluster.
         device: that runs the policies and their updates. On "cuda" one process runs all trials together, and
             `workers` threads step the environments.
-        tensorboard: folder for CleanRL's curves of every trial (`charts/episodic_return` and its kin), for TensorBoard.
+        track: where CleanRL's curves of every trial go (`charts/episodic_return` and its kin): `tensorboard`, `wandb`
+            or `trackio`, or one of them with =WHERE, a folder for the first and a project for the others.
         execution: where the trials run, and which of them are this call's.
         dry_run: only print what each shard would do; nothing is written.
 
@@ -71,7 +73,7 @@ def collect(
             another config, another process is writing a trial, or torch finds no CUDA device.
         KeyboardInterrupt: after every process has committed; the same call goes on.
     """
-    how: dict[str, Any] = {"workers": workers, "tensorboard": tensorboard, "device": device, "execution": execution}
+    how: dict[str, Any] = {"workers": workers, "track": track, "device": device, "execution": execution}
     return collect_many([(config, out)], **how, dry_run=dry_run)[0]
 
 
@@ -80,7 +82,7 @@ def collect_many(
     runs: Sequence[tuple[CollectConfig, AnyPath]],
     *,
     workers: Count | None = None,
-    tensorboard: AnyPath | None = None,
+    track: str | None = None,
     device: Device = "cpu",
     execution: Execution = LOCAL,
     dry_run: bool = False,
@@ -92,7 +94,7 @@ def collect_many(
     Args:
         runs: pairs (config, out), one a store.
         workers, device, execution, dry_run: as in `collect`, for all of them together.
-        tensorboard: folder for curves; with several runs in it one a store, by the store's name.
+        track: as in `collect`; of several runs each trial's curves have the name of its store, too.
 
     Returns:
         The stores' folders.
@@ -103,7 +105,7 @@ def collect_many(
     """
     outs = [Path(out) for _, out in runs]
     check_together(outs, device, execution)
-    with scalars(None if tensorboard is None else Path(tensorboard)):  # what cannot be plotted is told first
+    with tracked(track):  # what cannot be plotted is told first
         pass
     batches = [TrialBatch(config, config.seeds[-1:]) for config, _ in runs]  # likewise what cannot be collected
     shares = mine(
@@ -129,8 +131,7 @@ def collect_many(
             place = "on cuda" if device == "cuda" else where.where.format(min(where.slots, len(tasks)))
             say_what_runs(ready, waiting, place)
             patience = PATIENCE_SECONDS if execution.executor == "ray" else 0.0
-            curves = None if tensorboard is None else Path(tensorboard)
-            more = device, workers or len(os.sched_getaffinity(0)), curves, len(runs) > 1, patience
+            more = device, workers or len(os.sched_getaffinity(0)), track, len(runs) > 1, patience
             run_tasks(_run_share, ready, tasks, where, more)
     return outs
 
@@ -305,7 +306,7 @@ def _begin_trial(
 
 
 def _run_share(
-    parent: Parent, run: Run, seeds: list[int], device: Device, threads: int, tensorboard: Path | None, several: bool,
+    parent: Parent, run: Run, seeds: list[int], device: Device, threads: int, track: str | None, several: bool,
     patience: float,
 ) -> None:  # fmt: skip
     """Run these trials in a process of their own, write their curves and tell how far they are.
@@ -316,11 +317,11 @@ def _run_share(
     """
     config = run.config
     _check_known_here(config)
-    curves = tensorboard / run.out.name if tensorboard and several else tensorboard
     with contextlib.ExitStack() as closing:
         traces: dict[int, Curves] = {}
         for seed in seeds:
-            write = closing.enter_context(scalars(curves and curves / f"trial-{seed}"))
+            name = f"{run.out.name}/trial-{seed}" if several else f"trial-{seed}"
+            write = closing.enter_context(tracked(track, name, {"seed": seed, **trial_config(config)}))
             traces[seed] = Curves(run.begun[seed], write)
 
         def on_iteration(group: Sequence[int], result: Iteration) -> None:

@@ -13,10 +13,11 @@ from tipl.checks import AnyPath, Place, checked_arguments
 from tipl.config.presets import Device, SVDConfig, TrainConfig
 from tipl.errors import TiplError
 from tipl.models import CausalTIPL
-from tipl.progress import console, scalars
+from tipl.progress import console
 from tipl.remote.mirror import located
 from tipl.representation import Codes, fit_svd
 from tipl.store import Split, Store
+from tipl.tracking import tracked
 from tipl.training.devices import Worker, process_group
 from tipl.training.fitting import SHORTEST, SHORTEST_VALIDATED, check_out, fit, fit_causal
 from tipl.training.lessons import lessons
@@ -36,7 +37,7 @@ def train(
     *,
     codes: AnyPath | None = None,
     resume: bool = False,
-    tensorboard: AnyPath | None = None,
+    track: str | None = None,
     device: Device = "cpu",
 ) -> Path:
     """Train a model on the training trials of a store; choose it on the validation trials; leave the test trials be.
@@ -51,7 +52,7 @@ def train(
             model takes none.
         resume: go on from the checkpoint in `out`, to more steps than it was begun with if `config` says so and its
             learning rate does not depend on their number (`cosine`).
-        tensorboard: also write the curves there, for TensorBoard.
+        track: where the curves go, as in `collect`.
         device: that the model, its batches and its data are on.
 
     Returns:
@@ -59,7 +60,7 @@ def train(
 
     Raises:
         TiplError: the store, the codes, `out` or the device cannot be used as they are, nothing was overwritten; or
-            TensorBoard is asked for and not installed.
+            what tracks the curves is not installed.
     """
     stores = [located(each) for each in ([store] if isinstance(store, str | os.PathLike) else store)]
     out = Path(out)
@@ -69,7 +70,7 @@ def train(
     check_out(out, resume)
     with process_group(device):
         worker = Worker.of(device, config.batch_size)
-        with scalars(Path(tensorboard) if tensorboard is not None and worker.is_first else None) as write:
+        with tracked(track if worker.is_first else None, facts=dataclasses.asdict(config)) as write:
             if config.model == CausalTIPL.kind:
                 if codes is not None:
                     raise TiplError(
