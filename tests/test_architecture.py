@@ -31,7 +31,6 @@ ORDER = [
     "files",
     "bundle",
     "progress",
-    "tracking",
     "parts",
     "processes",
     "remote",

@@ -11,9 +11,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tipl.acceleration.compare import accelerate
+from tipl.collection.tracking import tracked
 from tipl.config.presets import CollectConfig, PPOConfig
 from tipl.errors import TiplError
-from tipl.tracking import tracked
 
 
 def points(folder: Path, name: str) -> list[tuple[int, float]]:

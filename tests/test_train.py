@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tipl.collection.tracking import tracked
 from tipl.config.presets import (
     BasisName,
     CausalTrainConfig,
@@ -39,7 +40,6 @@ from tipl.models import CONFIG_FILE, WEIGHTS_FILE, CodeModel, load
 from tipl.representation import Codes, fit_svd, read_weights
 from tipl.store import Store, TrialWriter, create_store
 from tipl.store.spec import ParamSpec
-from tipl.tracking import tracked
 from tipl.training import (
     CHECKPOINT_FILE,
     CODES_FOLDER,

@@ -17,6 +17,7 @@ import numpy as np
 from tipl.acceleration.arms import Arm, run_arms, versions
 from tipl.acceleration.jump import KINDS, jumps_for
 from tipl.checks import AnyPath, Count, Place, Positive, checked_arguments
+from tipl.collection.tracking import tracked
 from tipl.config.execution import LOCAL, Execution
 from tipl.config.presets import CollectConfig, JumpConfig
 from tipl.errors import TiplError
@@ -24,7 +25,6 @@ from tipl.evaluation.statistics import PLAIN, POSITIVE, bootstrap_interval, iqm,
 from tipl.files import require_no_store_above, told, write_json
 from tipl.forecasting.named import as_name
 from tipl.remote.mirror import located
-from tipl.tracking import tracked
 
 SHARES = (0.5, 0.75, 0.9)
 """Thresholds: so much of the way from plain PPO's first return to its final one."""

@@ -22,6 +22,7 @@ import tipl
 from tipl.checks import AnyPath, Count, checked_arguments
 from tipl.collection.runs import Run, check_together, mine, prepared, run_tasks, say_what_runs, show_shares, tasks_of
 from tipl.collection.settings import trial_config
+from tipl.collection.tracking import tracked
 from tipl.collection.watch import Curves
 from tipl.config.env_spec import env_id_in
 from tipl.config.execution import LOCAL, Execution
@@ -34,7 +35,6 @@ from tipl.rl.envs import engine_versions, make_env
 from tipl.rl.trial_batch import Abandoned, Iteration, NotFinite, TrialBatch
 from tipl.store import Store, TrialWriter, plan_trials
 from tipl.store.locks import Begun, Complete, Held
-from tipl.tracking import tracked
 
 COMMIT_SECONDS = 60.0
 MakeTrialBatch = Callable[[CollectConfig, Sequence[int]], TrialBatch]

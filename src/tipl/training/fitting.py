@@ -68,7 +68,7 @@ def fit(
         basis: the SVDConfig that made the codes, as a dict; kept in the model's config.
         trials: where the sequences come from; kept in the curve's file.
         progress: show progress on standard error.
-        write: takes the points of the curves as they come; `tracking.tracked` makes one.
+        write: takes the points of the curves as they come; `collection.tracking` makes one.
         device: that the model, its batches and its codes are on.
 
     Returns:

@@ -56,7 +56,7 @@ _CHECKPOINT = {
 }
 
 Write = Callable[[str, float, int], None]
-"""One more point of a curve: its name, the value and the step; `tracking.tracked` makes one."""
+"""One more point of a curve: its name, the value and the step; `collection.tracking` makes one."""
 
 
 class Validation(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tipl.checks import AnyPath, Place, checked_arguments
+from tipl.collection.tracking import tracked
 from tipl.config.presets import Device, SVDConfig, TrainConfig
 from tipl.errors import TiplError
 from tipl.models import CausalTIPL
@@ -17,7 +18,6 @@ from tipl.progress import console
 from tipl.remote.mirror import located
 from tipl.representation import Codes, fit_svd
 from tipl.store import Split, Store
-from tipl.tracking import tracked
 from tipl.training.devices import Worker, process_group
 from tipl.training.fitting import SHORTEST, SHORTEST_VALIDATED, check_out, fit, fit_causal
 from tipl.training.lessons import lessons

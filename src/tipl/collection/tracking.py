@@ -4,6 +4,7 @@ In: NAME or NAME=WHERE, as `--track` has it; named numbers.  Out: event files, o
 """
 
 import contextlib
+import contextvars
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -78,7 +79,9 @@ def _project(kind: str, project: str, run: str, facts: dict[str, Any]) -> Callab
 
     def begin(ending: contextlib.ExitStack) -> Write:
         try:
-            begun = module.init(project=project, name=run or None, config=facts, **more)
+            # In a context of its own: Trackio ends the run that it finds in its caller's.
+            own = contextvars.Context()
+            begun = own.run(module.init, project=project, name=run or None, config=facts, **more)
         except Exception as error:  # no account, no network: whatever the library has to say
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TiplError(f"{kind} begins no run: {reason}. WANDB_MODE=offline does without an account.") from error
