@@ -1,6 +1,6 @@
 """Reach: which of EnvPool's environments can be collected, and why the rest is refused.
 
-    python studies/reach.py --out results/zoo/reach.json [--family dmc highway] [--every 8]
+    python studies/reach.py --out runs/reach.json [--family dmc highway] [--every 8]
 
 Each environment is collected for two short iterations, the second of them twice: as the run goes on, and in a fresh
 batch that the run's saved state was put into. Both have to end with the same bits. A child process tries them, so

@@ -2,14 +2,14 @@
 
     python studies/zoo.py plan --preset small                     what it will make, and what that takes
     python studies/zoo.py collect --preset small                  makes it, or goes on with it
-    python studies/zoo.py collect --preset full --shard 3/16      one of 16 jobs
+    python studies/zoo.py collect --preset full --shard 3/16      one of 16 jobs; after the last one: finish
     python studies/zoo.py table --preset small --json FILE        what was learned, by store
     python studies/zoo.py measure                                 steps/s of every run, anew
 
 `zoo.toml` says which runs there are, and which environments nobody may learn from. Each run is one store: collected,
 rounded (compact), read once more (verified), given a card; then the exact store goes, unless --keep-exact. A store is
 finished once it stands in --out; what stands in --out/work goes on. `collect` ends by writing the manifest of the whole
-collection.
+collection (`tipl data list runs/zoo-small`).
 """
 
 import argparse
@@ -31,6 +31,7 @@ RATES = HERE.parent / "results" / "zoo" / "rates.json"
 PRESETS = ("tiny", "small", "full")
 LARGE = (256, 256)
 FIRST_SEED = 1
+AT_ONCE = 16  # stores whose exact weights are on the disk together
 COMPACT_BYTES = 0.9  # of a weight, in a compact store; measured on the tiny preset
 
 
@@ -49,6 +50,10 @@ class Run:
     algorithm: str = "PPO"
     every: int = 0
     """Optimizer steps between snapshots, of other algorithms than PPO."""
+
+    @property
+    def seeds(self) -> range:
+        return range(FIRST_SEED, FIRST_SEED + self.trials)
 
     @property
     def name(self) -> str:
@@ -89,7 +94,7 @@ def runs_of(preset: str) -> list[Run]:
 
 
 def config_of(run: Run) -> Any:
-    from tipl.collection.collect import default_config
+    from tipl.collection.settings import default_config
 
     found = default_config(run.env_id)
     ppo = dataclasses.replace(found.ppo, learning_rate=run.rate)
@@ -99,30 +104,32 @@ def config_of(run: Run) -> Any:
     )  # fmt: skip
 
 
-def make(run: Run, out: Path, keep_exact: bool) -> str:
-    """Make one store, in a process of its own; what was made of it in words."""
+def finish(run: Run, out: Path, keep_exact: bool) -> str:
+    """Round, read and name a store whose trials are all there; what was made of it in words."""
     import tipl
     from tipl.catalog.card import put_card
 
     done, work = out / run.name, out / "work" / run.name
     if done.exists():
         return "there already"
-    began = time.monotonic()
-    if run.algorithm == "PPO":
-        tipl.collect(config_of(run), work, workers=1)
-    else:
-        for seed in range(FIRST_SEED, FIRST_SEED + run.trials):
-            record(run, work, seed)
+    store = tipl.Store.open(work)
+    if set(store.seeds) - set(store.incomplete) != set(run.seeds):
+        return "not complete yet"
     rounded = out / "work" / f"{run.name}.compact"
     tipl.compact(work, rounded)
     if not tipl.data_verify(rounded)["ok"]:
         raise tipl.TiplError(f"{rounded} is damaged; remove it, and run the same command again.")
-    command = f"python studies/zoo.py collect ({run.name})"
-    put_card(rounded, name=run.name, license="cc-by-4.0", made_by=command)
+    put_card(rounded, name=run.name, license="cc-by-4.0", made_by=f"python studies/zoo.py collect ({run.name})")
     os.replace(rounded, done)
     if not keep_exact:
         shutil.rmtree(work)
-    return f"made in {time.monotonic() - began:.0f} s"
+    return f"{size(done) / 1e6:.1f} MB"
+
+
+def record_all(run: Run, store: Path) -> str:
+    for seed in run.seeds:
+        record(run, store, seed)
+    return "recorded"
 
 
 def record(run: Run, store: Path, seed: int) -> None:
@@ -144,28 +151,43 @@ def record(run: Run, store: Path, seed: int) -> None:
     model.learn(run.steps, callback=SB3Recorder(store, seed, every=run.every))
 
 
-def collect(runs: Sequence[Run], out: Path, workers: int, keep_exact: bool) -> None:
-    """Make every run, so many at once, the long ones first."""
+def collect(runs: Sequence[Run], out: Path, workers: int, keep_exact: bool, execution: Any) -> None:
+    """Make every run that is not there, the long ones first; then finish those that are whole."""
+    from tipl.catalog.manifest import data_index
+    from tipl.collection.collect import collect_many
+
     (out / "work").mkdir(parents=True, exist_ok=True)
     seconds = rates()
-    runs = sorted(runs, key=lambda run: -takes(run, seconds)[0])
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        made = {run.name: pool.submit(make, run, out, keep_exact) for run in runs}
-        failed = []
-        for name, future in made.items():
-            try:
-                print(f"zoo: {name}: {future.result()}", flush=True)
-            except Exception as error:  # the others go on
-                failed.append(name)
-                print(f"zoo: {name}: {type(error).__name__}: {error}", flush=True)
-    from tipl.catalog.manifest import data_index
-
-    if not (failed or any((out / "work").iterdir())):
-        (out / "work").rmdir()
+    left = sorted((run for run in runs if not (out / run.name).exists()), key=lambda run: -takes(run, seconds)[0])
+    ppo, others = ([run for run in left if (run.algorithm == "PPO") == is_ppo] for is_ppo in (True, False))
+    mine = execution.mine([takes(run, seconds)[0] for run in others])
+    failed = in_processes(record_all, [(others[i], out / "work" / others[i].name) for i in mine], workers)
+    whole = execution.parts == 1
+    groups = [ppo[i : i + AT_ONCE] for i in range(0, len(ppo), AT_ONCE)] if whole else [ppo]
+    for group in filter(None, groups):
+        pairs = [(config_of(run), out / "work" / run.name) for run in group]
+        collect_many(pairs, workers=workers, execution=execution)
+        if whole:
+            failed += in_processes(finish, [(run, out, keep_exact) for run in group], workers)
+    if whole:
+        failed += in_processes(finish, [(run, out, keep_exact) for run in others if run.name not in failed], workers)
         data_index(out)
-    print(f"zoo: {len(runs) - len(failed)} of {len(runs)} stores, {size(out) / 1e9:.2f} GB in {out}")
+        print(f"zoo: {sum((out / run.name).exists() for run in runs)} of {len(runs)} stores, {size(out) / 1e9:.2f} GB")
     if failed:
         raise SystemExit(f"zoo: failed: {', '.join(failed)}; the same command tries these again")
+
+
+def in_processes(work: Any, tasks: Sequence[tuple[Any, ...]], workers: int) -> list[str]:
+    """Call work(run, …) for every task, so many at once; the names of the runs that failed, which stop no other."""
+    failed = []
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for (run, *_), future in [(task, pool.submit(work, *task)) for task in tasks]:
+            try:
+                print(f"zoo: {run.name}: {future.result()}", flush=True)
+            except Exception as error:  # an engine's, or what a disk does
+                failed.append(run.name)
+                print(f"zoo: {run.name}: {type(error).__name__}: {error}", flush=True)
+    return failed
 
 
 def size(folder: Path) -> int:
@@ -264,27 +286,31 @@ def table(out: Path, file: Path | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("plan", "collect", "table", "measure"))
+    parser.add_argument("what", choices=("plan", "collect", "finish", "table", "measure"))
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--out", type=Path, metavar="DIR", help="[runs/zoo-PRESET]")
-    parser.add_argument("--shard", default="1/1", metavar="I/N", help="every Nth store, from the Ith on")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N parts; then `finish`")
+    parser.add_argument("--executor", choices=("local", "ray"), default="local")
     parser.add_argument("--part", choices=("train", "validation", "held out"), help="stores of one part alone")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     parser.add_argument("--keep-exact", action="store_true", help="keep the stores that are not rounded, in DIR/work")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     out = arguments.out or Path(f"runs/zoo-{arguments.preset}")
-    index, _, count = arguments.shard.partition("/")
+    from tipl.config.execution import Execution
+
+    execution = Execution(executor=arguments.executor, shard=arguments.shard)
     runs = [run for run in runs_of(arguments.preset) if arguments.part in (None, run.part)]
-    runs = runs[int(index) - 1 :: int(count)]
     if arguments.what == "plan":
         plan(runs, arguments.workers)
     elif arguments.what == "measure":
         measure(runs)
     elif arguments.what == "table":
         table(out, arguments.json)
+    elif arguments.what == "finish":
+        in_processes(finish, [(run, out, arguments.keep_exact) for run in runs], arguments.workers)
     else:
-        collect(runs, out, arguments.workers, arguments.keep_exact)
+        collect(runs, out, arguments.workers, arguments.keep_exact, execution)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """The zoo's manifest keeps what it promises, and nobody learns from what is held out."""
 
+import dataclasses
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
+
+import tipl
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import zoo
@@ -51,10 +54,11 @@ def test_a_shard_is_a_part_of_the_whole_and_runs_have_names_of_their_own() -> No
 
 def test_a_store_is_made_once_and_stands_whole(tmp_path: Path) -> None:
     run = zoo.Run("CartPole-v1", "classic control", "train", 1024, 3, (4,), "tanh", 1e-3)
-    assert zoo.make(run, tmp_path, keep_exact=False).startswith("made in")
-    import tipl
-
+    tipl.collect(zoo.config_of(run), tmp_path / "work" / run.name, workers=1)
+    more = dataclasses.replace(run, trials=4)
+    assert zoo.finish(more, tmp_path, keep_exact=False) == "not complete yet"
+    assert zoo.finish(run, tmp_path, keep_exact=False).endswith("MB")
     store = tipl.Store.open(tmp_path / run.name)
     assert store.seeds == [1, 2, 3] and not store.incomplete and store.compact_error
     assert (tmp_path / run.name / "README.md").is_file() and not any((tmp_path / "work").iterdir())
-    assert zoo.make(run, tmp_path, keep_exact=False) == "there already"
+    assert zoo.finish(run, tmp_path, keep_exact=False) == "there already"
