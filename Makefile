@@ -1,6 +1,7 @@
 # make setup      .venv from requirements.lock, the package installed in it
 # make reproduce  the quick InvertedPendulum experiment
 # make test       the tests
+# make pages      every command, snippet and notebook of the documentation, as it is written there
 # make lint       style and types
 # make docs       the site, in site/; a warning is an error
 # make dist       the wheel and the source, in dist/
@@ -13,7 +14,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: setup reproduce test lint docs dist
+.PHONY: setup reproduce test pages lint docs dist
 
 setup: $(VENV)/installed
 
@@ -29,6 +30,9 @@ reproduce: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+pages: setup
+	$(VENV)/bin/python -m pytest -m pages tests/test_docs.py tests/test_notebooks.py --numprocesses auto
 
 lint: setup
 	$(VENV)/bin/ruff check

@@ -24,6 +24,7 @@ def test_a_notebook_is_small_and_was_run_in_order(path: Path) -> None:
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
 
 
+@pytest.mark.pages
 # What nbclient, its kernel and its sockets warn of is not ours.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

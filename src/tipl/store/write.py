@@ -327,10 +327,13 @@ class TrialWriter:
 
     def close(self) -> None:
         """Free the trial for other writers."""
-        with writing(self._path):
-            if self._unlock.alive and _keeps_nothing(self._path, self._record):
-                remove_made(self._path / "resume", _MADE_TO_RESUME)
-        self._unlock()
+        if self._unlock.alive:
+            try:
+                if _keeps_nothing(self._path, self._record):
+                    with writing(self._path):
+                        remove_made(self._path / "resume", _MADE_TO_RESUME)
+            finally:
+                self._unlock()
 
     def __enter__(self) -> Self:
         return self
