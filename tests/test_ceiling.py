@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def walks(rng: np.random.Generator, origins: int, count: int) -> tuple[Futures, 
         parts.append(summary(np.cumsum(steps, axis=1)[:, np.array(HORIZONS) - 1]))
     trial, here = np.arange(origins) % 10, np.ones(origins, np.bool_)
     mean, moved, spread = ([part[name] for part in parts] for name in ("mean", "moved", "spread"))
-    return Futures(trial, trial, here, here, mean, np.array(moved), np.array(spread)), drift
+    return Futures(trial, trial, here, here, here, mean, np.array(moved), np.array(spread)), drift
 
 
 @pytest.mark.parametrize("count", [2, 16])
@@ -126,6 +127,12 @@ def test_the_verb_goes_on_and_says_what_is_known(store: Path, tmp_path: Path, mo
     spread = moved.var(axis=0, ddof=1).sum(axis=1)
     expected = 1 - spread / (moved**2).sum(axis=2).mean(axis=0)
     assert list(found["origins"][0]["ceiling"].values()) == pytest.approx(expected.tolist(), rel=1e-4)
+
+    page = tipl.report(out, tmp_path / "page.html").read_text()
+    assert "The best forecast that anybody could make has a skill of" in page and "Cosine with the mean future" in page
+    (tmp_path / "metrics.json").write_text(json.dumps({**found, "horizons": [1, 7]}))
+    with pytest.raises(TiplError, match="is not of a ceiling"):
+        tipl.report(tmp_path, tmp_path / "other.html")
 
     (out / "metrics.json").unlink()
     parts[0].unlink()

@@ -27,6 +27,7 @@ A forecast that is scaled by the best single factor has the share cosine²; what
 Shapes: R futures, H horizons, P weights, N trials; arrays of origins are [M, H].
 """
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -41,6 +42,7 @@ from tipl.collection.branches import settings_of
 from tipl.config.ceiling import CeilingConfig
 from tipl.config.env_spec import import_named
 from tipl.config.presets import EvaluateConfig
+from tipl.errors import TiplError
 from tipl.evaluation.apart import Plan, plan
 from tipl.evaluation.evaluate import (
     METRICS_FILE,
@@ -112,10 +114,17 @@ def ceiling(
     trials = chosen.trials[: config.trials]
     wanted = {trial.seed: chosen_iterations(trial, config) for trial in trials}
     judged = _judged(chosen, trials[0], config, folders, forecasters)
+    new = not out.exists()
     with told(out):
         out.mkdir(parents=True, exist_ok=True)
-    futures = branched(store, trials, wanted, config, out / PARTS_FOLDER, workers, trust)
-    phases = {"rising": futures.rising, "arrived": ~futures.rising}
+    try:
+        futures = branched(store, trials, wanted, config, out / PARTS_FOLDER, workers, trust)
+    except TiplError:
+        with contextlib.suppress(OSError):
+            if new:
+                out.rmdir()  # where nothing was kept
+        raise
+    phases = {"rising": futures.rising & futures.known, "arrived": ~futures.rising & futures.known}
     metrics: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": KIND,

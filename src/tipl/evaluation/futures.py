@@ -34,7 +34,7 @@ from tipl.store import Store, Trial
 class Futures:
     """What the branches of all origins say; ceiling.py has the letters.
 
-    trial, iteration [M]: where an origin stands; by_time, rising [M]: as `Origins` has them.
+    trial, iteration [M]: where an origin stands; by_time, rising, known [M]: as `Origins` has them.
     mean [M, H, P]: M, float32. moved, spread [M, H]: m² and s².
     """
 
@@ -42,6 +42,7 @@ class Futures:
     iteration: np.ndarray
     by_time: np.ndarray
     rising: np.ndarray
+    known: np.ndarray
     mean: Sequence[np.ndarray]
     moved: np.ndarray
     spread: np.ndarray
@@ -198,9 +199,10 @@ def _futures(
             if part is None:
                 raise TiplError(f"A part of {parts} is gone since it was made; the same command makes it again.")
             own = (part[name][order] for name in ("mean", "moved", "spread"))
-            rows.append((trial.seed, iteration, by_time, progress[iteration * each] < RISING, *own))
-    seeds, iterations, by_time, rising, mean, moved, spread = zip(*rows, strict=True)
+            phase = progress[iteration * each] < RISING, progress[-1] > 0
+            rows.append((trial.seed, iteration, by_time, *phase, *own))
+    seeds, iterations, by_time, rising, known, mean, moved, spread = zip(*rows, strict=True)
     return Futures(
-        np.array(seeds), np.array(iterations), np.array(by_time), np.array(rising), mean, np.array(moved),
-        np.array(spread),
+        np.array(seeds), np.array(iterations), np.array(by_time), np.array(rising), np.array(known), mean,
+        np.array(moved), np.array(spread),
     )  # fmt: skip
