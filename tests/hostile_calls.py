@@ -61,6 +61,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         np.ones(4),
     )
     linear = torch.nn.Linear(2, 1)
+    where = {"execution": tipl.Execution(), "dry_run": False}
     return {
         "Store.open": (tipl.Store.open, {"path": "s"}),
         "Store.trial": (store.trial, {"seed": 1}),
@@ -96,7 +97,29 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             random_walk,
             {"out": "new", "trials": 1, "snapshots": 3, "dim": 2, "drift": 0.0, "seed": 1, "anneal": False},
         ),
-        "collect": (collect, {"config": run, "out": "file", "workers": 1, "track": None, "device": "cpu"}),
+        "Execution": (tipl.Execution, {"executor": "local", "ray_address": "auto", "shard": "1/1"}),
+        "collect": (
+            collect,
+            {"config": run, "out": "file", "workers": 1, "track": None, "device": "cpu", **where},
+        ),
+        "collect_many": (
+            tipl.collect_many,
+            {"runs": [(run, "file")], "workers": 1, "track": None, "device": "cpu", **where},
+        ),
+        "evaluate_many": (
+            tipl.evaluate_many,
+            {
+                "stores": ["s"],
+                "out": "new",
+                "config": judge,
+                "models": (),
+                "fit": None,
+                "returns": False,
+                "trust": False,
+                "workers": 1,
+                **where,
+            },
+        ),
         "compact": (compact, {"store_path": "s", "out": "new", "config": tipl.CompactConfig()}),
         "fit_svd": (tipl.fit_svd, {"store": "s", "out": "new", "config": tipl.SVDConfig(dim=2), "progress": False}),
         "Codes.open": (tipl.Codes.open, {"path": "codes"}),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tipl import EvaluateConfig, Execution, TiplError, evaluate, evaluate_many, random_walk
+from tipl import EvaluateConfig, Execution, TiplError, data_index, evaluate, evaluate_many, random_walk
 from tipl.cli.main import main
 from tipl.evaluation.many import table
 
@@ -31,15 +31,16 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_folder_of_stores_is_judged_in_shards_as_each_alone_and_put_in_one_table(stores: Path, tmp_path: Path):
     out = tmp_path / "judged"
+    data_index(stores)  # with a manifest or without one
     for part in (1, 2):
         evaluate_many(stores, out, CONFIG, returns=False, workers=1, execution=Execution(shard=f"{part}/2"))
         assert (out / "table.json").exists() == (part == 2)
     alone = evaluate(stores / "two", tmp_path / "two", CONFIG, returns=False)
     assert metrics(out / "two") == metrics(alone)
     made = json.loads((out / "table.json").read_text())
-    skills = [row["skill"]["10"] for row in made["stores"] if row["forecaster"] == "line"]
+    skills = [row["skill"]["10"] for row in made["stores"] if row["forecaster"] == "line-5"]
     assert len(skills) == 3 and {row["store"] for row in made["stores"]} == {"one", "two", "three"}
-    (mean,) = [row for row in made["environments"] if row["forecaster"] == "line"]
+    (mean,) = [row for row in made["environments"] if row["forecaster"] == "line-5"]
     assert mean["of"] == 3 and mean["skill"]["10"] == pytest.approx(np.mean(skills))
     assert table({name: out / name for name in ("one", "two", "three")})["all"] == made["all"]
 

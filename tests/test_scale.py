@@ -84,6 +84,14 @@ def test_shards_in_any_order_and_again_make_one_store_to_the_bit(tmp_path: Path,
     assert tipl.data_verify(path)["ok"]
 
 
+def test_shards_in_stores_of_their_own_are_merged_into_the_same(tmp_path: Path, whole: Path):
+    for part in (1, 2):
+        collect(CARTPOLE, tmp_path / str(part), workers=1, execution=Execution(shard=f"{part}/2"))
+    merged = tipl.data_merge([tmp_path / "1", tmp_path / "2"], tmp_path / "merged")
+    assert digests(merged) == digests(whole / "cartpole")
+    assert Store.open(merged).root.parts == Store.open(whole / "cartpole").root.parts
+
+
 def test_several_data_sets_together_are_those_of_each_alone(tmp_path: Path, whole: Path):
     runs = [(CARTPOLE, tmp_path / "cartpole"), (CHEETAH, tmp_path / "cheetah")]
     for part in (1, 2):
@@ -160,7 +168,7 @@ def test_two_ray_nodes_one_of_which_is_killed_make_the_stores_of_this_process(tm
     assert told == {"killed while it ran": True, "other versions": "has numpy 0.1, this machine"}
     for name in ("cartpole", "cheetah"):
         assert digests(tmp_path / name) == digests(whole / name)
-    long = dataclasses.replace(CARTPOLE, trials=2, total_steps=400_000)
+    long = dataclasses.replace(CARTPOLE, trials=2, total_steps=250_000)
     collect(long, tmp_path / "here", workers=1)
     assert digests(tmp_path / "long") == digests(tmp_path / "here")
     assert tipl.data_verify(tmp_path / "long")["ok"]

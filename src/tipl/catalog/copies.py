@@ -263,8 +263,9 @@ def _require_same_trial(one: Store, other: Store, seed: int) -> None:
 
 
 def _is_split(store: Store) -> bool:
-    """Whether anything can have been learned from a store: that takes trials to learn from and others to judge by."""
-    return {"train", "test"} <= {store.root.parts[seed] for seed in store.seeds}
+    """Whether anything can be learned from a store: that takes trials to learn from and others to judge by. A shard's
+    store knows the parts of all trials, also of those that other shards have."""
+    return {"train", "test"} <= {*store.root.parts.values()}
 
 
 def _parts(chosen: Mapping[int, Sequence[Store]]) -> dict[int, str]:

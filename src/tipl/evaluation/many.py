@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tipl.catalog.manifest import is_store, store_names
+from tipl.catalog.manifest import Collection, has_manifest, is_store, store_names
 from tipl.checks import AnyPath, Count, Place, checked_arguments
 from tipl.config.execution import LOCAL, Execution, dealt
 from tipl.config.presets import EvaluateConfig
@@ -24,7 +24,7 @@ from tipl.files import read_json, require_no_store_above, write_json
 from tipl.parts import claimed
 from tipl.processes import Parent
 from tipl.progress import console, steps_progress
-from tipl.remote.mirror import located
+from tipl.remote.mirror import located, mirror_of
 from tipl.store import Store
 
 TABLE_FILE = "table.json"
@@ -92,13 +92,24 @@ def evaluate_many(
 
 
 def are_many(stores: Sequence[Place]) -> bool:
-    """Whether these are several stores, or folders of stores."""
+    """Whether these are several stores, or folders or collections of stores."""
     folder = located(stores[0])
-    return len(stores) > 1 or (folder.is_dir() and not is_store(folder) and bool(store_names(folder)))
+    return len(stores) > 1 or _inside(folder) not in ([], [folder])
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The stores of a collection or a folder; a store itself, or what may be one elsewhere."""
+    if is_store(folder):
+        return [folder]
+    if has_manifest(folder):
+        return [folder / name for name in Collection.open(folder).stores]
+    if mirror_of(folder) or not folder.is_dir():
+        return [folder]
+    return [folder / name for name in store_names(folder)]
 
 
 def _named(stores: Place | Sequence[Place]) -> dict[str, Path]:
-    """Every store by its folder's name.
+    """Every store by its folder's name, below a folder that was given by its path from there (zoo/ant: zoo-ant).
 
     Raises:
         TiplError: there is none, or two have one name.
@@ -106,13 +117,14 @@ def _named(stores: Place | Sequence[Place]) -> dict[str, Path]:
     asked = [stores] if isinstance(stores, str) or not isinstance(stores, Sequence) else stores
     found: dict[str, Path] = {}
     for each in map(located, asked):
-        inside = [each] if is_store(each) or not each.is_dir() else [each / name for name in store_names(each)]
+        inside = _inside(each)
         if not inside:
             raise TiplError(f"{each} holds no store; give stores, or a folder of stores.")
         for path in inside:
-            if path.name in found:
-                raise TiplError(f"{found[path.name]} and {path} have one name; rename one, or evaluate it apart.")
-            found[path.name] = path
+            name = path.name if path == each else str(path.relative_to(each)).replace("/", "-")
+            if name in found:
+                raise TiplError(f"{found[name]} and {path} have one name; rename one, or evaluate it apart.")
+            found[name] = path
     if not found:
         raise TiplError("There is nothing to judge; give a store.")
     return found
