@@ -244,7 +244,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "track": None,
             },
         ),
-        "report": (report, {"evals": ["eval"], "out": "new.html"}),
+        "report": (report, {"evals": ["eval"], "out": "new.html", "show": ()}),
         "reproduce": (reproduce, {"name": "inverted-pendulum", "preset": "none", "out": "file"}),
         "experiment": (tipl.experiment, {"name": "inverted-pendulum", "preset": "quick"}),
         "Policies": (

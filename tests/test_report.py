@@ -3,6 +3,7 @@
 In: that evaluation's metrics.json.  Out: what must hold of the page, of its figures and of the refusals.
 """
 
+import base64
 import dataclasses
 import json
 import re
@@ -699,6 +700,29 @@ def test_the_page_loads_nothing_and_its_links_lead_somewhere(page: Path):
     for link in parsed.links:
         assert link[1:] in anchors if link.startswith("#") else (page.parent / link).is_file()
     assert "a < b & </script>" in parsed.text
+
+
+def test_videos_and_pictures_are_part_of_the_page(metrics: dict[str, Any], tmp_path: Path):
+    """Byte for byte, as data, under their names; what only calls itself one is refused."""
+    files = {
+        "film.mp4": b"\0\0\0\x1cftypisom and so on", "moving.gif": b"GIF89a...", "plane.png": b"\x89PNG\r\n...",
+        'a"b<c.svg': b"<svg onload='x()'/>",
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    out = tmp_path / "page.html"
+    report(write(tmp_path / "e", metrics), out, show=[tmp_path / name for name in files])
+    text = out.read_text()
+    kinds = ("video/mp4", "image/gif", "image/png", "image/svg+xml")
+    for kind, content in zip(kinds, files.values(), strict=True):
+        assert text.count(f'src="data:{kind};base64,{base64.b64encode(content).decode()}"') == 1
+    assert "<svg onload" not in text and "<figcaption>a&quot;b&lt;c</figcaption>" in text
+    assert "media-src data:" in text and '<a href="#look">' in text
+    for name, message in (("film.avi", "a page shows"), ("film.gif", "is no gif file"), ("none.png", "There is no")):
+        (tmp_path / "film.gif").write_bytes(b"<html>")
+        with pytest.raises(TiplError, match=message):
+            report(tmp_path / "e", tmp_path / "never.html", show=[tmp_path / name])
+    assert not (tmp_path / "never.html").exists()
 
 
 def test_the_printed_figures_are_whole_and_hold_their_fonts(page: Path):

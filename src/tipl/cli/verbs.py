@@ -298,12 +298,13 @@ def _report_flags(verbs: Any) -> None:
     verb = add_verb(verbs, "report", _report, "write evaluations and accelerations as one self-contained page")
     add_path(verb, "evals", "EVAL", nargs="+")
     add_path(verb, "--out", "FILE.html", required=True)
+    add_path(verb, "--show", "FILE", "videos and pictures that become part of the page", nargs="+", default=[])
 
 
 def _report(arguments: Namespace) -> None:
     from tipl.reporting import report
 
-    wrote(report(arguments.evals, arguments.out))
+    wrote(report(arguments.evals, arguments.out, show=arguments.show))
 
 
 def _look_flags(verbs: Any) -> None:

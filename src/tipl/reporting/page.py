@@ -4,13 +4,14 @@ In: the `Section`s of a report.  Out: one HTML document that loads nothing, neit
 """
 
 import json
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from tipl.reporting.drawing import draw_entry, draw_panel, entries_of
-from tipl.reporting.parts import DARK, LIGHT, Cell, Figure, Row, Section
+from tipl.reporting.parts import DARK, LIGHT, Cell, Figure, Row, Section, Shown
 from tipl.reporting.wording import GLOSSARY, ahead, listing, slug
 
 QUESTION = "Better than doing nothing? Better than a line?"
@@ -24,7 +25,7 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src \
-'unsafe-inline'; img-src data:">
+'unsafe-inline'; img-src data:; media-src data:">
 <title>{title}: tipl report</title>
 <link rel="icon" href="data:,">
 <style>{style}</style>
@@ -33,10 +34,11 @@ PAGE = """<!doctype html>
 <a class="skip" href="#answer">Skip to the answer</a>
 <header>
 <p class="brand">tipl <span>report</span></p>
-<nav aria-label="Sections">{navigation}<a href="#words">Words</a></nav>
+<nav aria-label="Sections">{navigation}{look_link}<a href="#words">Words</a></nav>
 </header>
 <main>
 <section id="answer" class="answer"><h1>{question}</h1>{answer}</section>
+{look}
 {sections}
 <section id="words" class="words"><h2>Words</h2><dl>{glossary}</dl></section>
 </main>
@@ -46,8 +48,13 @@ PAGE = """<!doctype html>
 """
 
 
-def page(sections: Sequence[Section], folder: str) -> str:
-    """The whole document. `folder` is where the files of the figures lie, relative to the page."""
+def page(sections: Sequence[Section], folder: str, shown: Sequence[Shown] = ()) -> str:
+    """The whole document.
+
+    Args:
+        folder: where the files of the figures lie, relative to the page.
+        shown: videos and pictures that become part of it.
+    """
     resources = files("tipl.reporting") / "assets"
     light, dark = ("".join(f"--c{i}:{color};" for i, color in enumerate(colors)) for colors in (LIGHT, DARK))
     palette = f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
@@ -58,12 +65,26 @@ def page(sections: Sequence[Section], folder: str) -> str:
         navigation="".join(f'<a href="#{part.anchor}">{escape(part.heading)}</a>' for part in sections),
         question=QUESTION if any(not part.kind for part in sections) else QUESTION_OF_RUNS,
         answer="".join(_answer(section, len(sections) > 1) for section in sections),
+        look=_look(shown),
+        look_link='<a href="#look">Look</a>' if shown else "",
         sections="".join(_section(section, folder) for section in sections),
         glossary="".join(
             f'<div><dt id="word-{slug(word)}">{escape(word)}</dt><dd>{escape(meaning)}</dd></div>'
             for word, meaning in GLOSSARY.items()
         ),
     )
+
+
+def _look(shown: Sequence[Shown]) -> str:
+    figures = ""
+    for each in shown:
+        name, data = escape(each.name), f"data:{each.kind};base64,{b64encode(each.content).decode()}"
+        if each.kind.startswith("video/"):
+            seen = f'<video controls loop muted autoplay playsinline aria-label="{name}" src="{data}"></video>'
+        else:
+            seen = f'<img alt="{name}" src="{data}">'
+        figures += f"<figure>{seen}<figcaption>{name}</figcaption></figure>"
+    return f'<section class="part look" id="look"><h2>Look</h2>{figures}</section>' if shown else ""
 
 
 def _answer(section: Section, has_title: bool) -> str:

@@ -164,6 +164,16 @@ class Section:
         return f"{self.anchor}-{figure.name}"
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A video or picture that is part of the page."""
+
+    name: str
+    kind: str
+    """Its media type."""
+    content: bytes
+
+
 def steps_axis(lines: Sequence[Series], log: bool = False) -> Axis:
     """Steps ahead, with ticks at the horizons that are there, or at round ones of them."""
     known = sorted({h for line in lines for h in line.x})
