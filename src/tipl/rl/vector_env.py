@@ -89,9 +89,7 @@ class VectorEnv(ABC):
                 f"{env_id} is recorded with {frames} frames of {obs}; up to {_MOST_FRAMES} flat ones can be stacked."
             )
         self.obs_dim = frames * self._obs_size
-        self._places: tuple[np.ndarray, np.ndarray] | None = (
-            None  # of a joint action: how many values, the first of each
-        )
+        self._places: tuple[np.ndarray, np.ndarray] | None = None  # of a joint action: numbers of values, first values
         match action:
             case spaces.Discrete():
                 self.num_actions = int(action.n)
