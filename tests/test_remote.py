@@ -251,7 +251,7 @@ def test_addresses_that_lead_nowhere_are_one_line(capsys: pytest.CaptureFixture[
 
 def test_what_is_written_lies_here(capsys: pytest.CaptureFixture[str]):
     assert main(["data", "random-walk", "--out", "s3://bucket/x"]) == 2
-    assert "lies on this machine" in capsys.readouterr().err
+    assert "only what is read may lie elsewhere" in capsys.readouterr().err
     with pytest.raises(TiplError, match="path object made of an address"):
         tipl.Store.open(Path("s3://bucket/x"))
 
