@@ -69,7 +69,7 @@ def test_what_is_pushed_comes_back_to_the_bit(hub: Any, walks: Path, tmp_path: P
     address = tipl.hub_push(walks, "me/walks")
     out = tipl.hub_pull("me/walks", tmp_path / "back")
     before, after = contents(walks), contents(out)
-    assert after.pop("README.md").startswith(b"---\npretty_name")
+    assert after.pop("README.md").startswith(b"---\nname: me/walks\n")
     assert after == before
     assert tipl.data_verify(out)["ok"] and tipl.data_verify(out)["chunks"] == tipl.data_verify(walks)["chunks"]
     assert tipl.data_verify("hf://me/walks")["ok"]
@@ -213,7 +213,7 @@ def test_what_should_not_go_is_refused(hub: Any, walks: Path, tmp_path: Path, sm
     (tmp_path / "empty").mkdir()
     for what, name, line in (
         (damaged, "me/x", "damaged"),
-        (tmp_path / "empty", "me/x", "neither a store nor a model"),
+        (tmp_path / "empty", "me/x", "no store, collection or model"),
         (tmp_path / "nothing", "me/x", "does not exist"),
         (walks, "me", "no name"),
         (walks, "../x", "no name"),
@@ -336,3 +336,18 @@ def test_a_file_server_is_no_hub(tmp_path: Path, walks: Path, monkeypatch: pytes
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         with pytest.raises(TiplError, match="is published"):
             tipl.hub_pull("me/walks", tmp_path / "back")
+
+
+@pytest.mark.parametrize("hub", ["hub"], indirect=True)
+def test_a_collection_is_published_whole_and_read_by_its_stores(hub: FakeHub, walks: Path, tmp_path: Path):
+    shutil.copytree(walks, tmp_path / "zoo" / "walks")
+    random_walk(tmp_path / "zoo" / "drift", trials=2, snapshots=20, dim=3, drift=1.0)
+    tipl.data_index(tmp_path / "zoo")
+    tipl.hub_push(tmp_path / "zoo", "me/zoo")
+    assert [row["name"] for row in tipl.data_list("hf://me/zoo")] == ["drift", "walks"]
+    weights = tipl.Collection.open("hf://me/zoo").store("walks").trial(1).weights()
+    assert np.array_equal(weights, tipl.Store.open("hf://me/zoo/walks").trial(1).weights())
+    assert np.array_equal(weights, tipl.Store.open(walks).trial(1).weights())
+    back = contents(tipl.hub_pull("me/zoo", tmp_path / "back"))
+    card = back.pop("README.md").decode()
+    assert back == contents(tmp_path / "zoo") and front_matter(card)["tags"][0] == "tipl"

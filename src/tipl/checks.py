@@ -150,7 +150,9 @@ def checked_path(name: str, value: Any) -> Any:
     if not text:
         raise TiplError(f"{name} is empty; give a path.")
     if is_address(text):
-        raise TiplError(f"{name} is {text[:60]}, an address; only what is read may lie elsewhere: give a path on this machine.")
+        raise TiplError(
+            f"{name} is {text[:60]}, an address; only what is read may lie elsewhere: give a path on this machine."
+        )
     if not isinstance(value, str) and text.split(":/")[0] in _SCHEMES and not os.path.lexists(text):
         raise TiplError(f"{name} is a path object made of an address, {text[:60]}; give an address as text.")
     if "\0" in text:

@@ -56,6 +56,13 @@ def write_card(
 
 def put_card(folder: Path, **given: str | None) -> list[str]:
     """Write a card as `write_card` does, and return what it does not say."""
+    content, missing = made_card(folder, **given)
+    write_file(folder / CARD, content.encode())
+    return missing
+
+
+def made_card(folder: Path, **given: str | None) -> tuple[str, list[str]]:
+    """Return what `write_card` writes, and what it does not say."""
     facts = facts_of(data_info(folder))
     front, text = _read(folder / CARD)
     known = {"name": folder.resolve().name, "made_by": facts.pop("made_by")}
@@ -63,8 +70,7 @@ def put_card(folder: Path, **given: str | None) -> list[str]:
     front = {**{key: known[key] for key in GIVEN if key in known}, **front, **known, **facts}
     front.setdefault("tags", ["tipl", "policy-weights"])
     front.setdefault("task_categories", ["reinforcement-learning"])
-    write_file(folder / CARD, _whole(front, text or _text(front)).encode())
-    return [key for key in (*GIVEN, "algorithm", "returns") if not front.get(key)]
+    return _whole(front, text or _text(front)), [key for key in (*GIVEN, "algorithm", "returns") if not front.get(key)]
 
 
 def say_missing(store: Path, missing: Sequence[str]) -> None:

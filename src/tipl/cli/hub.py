@@ -15,8 +15,8 @@ from tipl.errors import printable
 
 def hub_flags(verbs: Any) -> None:
     """Add the verbs push, pull and list."""
-    push = add_verb(verbs, "push", _push, "publish a store, a model or a policy under a name")
-    add_path(push, "what", "WHAT", "the folder of a store or a model, or a policy's .safetensors file")
+    push = add_verb(verbs, "push", _push, "publish a store, a collection, a model or a policy under a name")
+    add_path(push, "what", "WHAT", "the folder of a store, a collection or a model, or a policy's .safetensors file")
     push.add_argument("name", type=reader(str), metavar="NAME", help="USER/NAME")
     push.add_argument("--private", action="store_true", help="do not show it to others (Hugging Face Hub)")
     add_number(push, "--episodes", Count, "N", "that a policy's mean reward is the mean of [20]", default=20)

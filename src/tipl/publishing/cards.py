@@ -21,35 +21,21 @@ def card(front: Mapping[str, Any], body: Sequence[str]) -> bytes:
     return "\n".join(["---", *lines, "---", "", "\n\n".join(body), ""]).encode()
 
 
-def store_card(name: str, facts: Mapping[str, Any]) -> bytes:
-    """Return the card of a store from what `data_info` says of it."""
-    trials = facts["trials"]
-    environments = sorted({str(trial["env_id"]) for trial in trials})
+def collection_card(name: str, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the card of a collection from the rows of its stores, as `data_list` has them."""
+    environments = sorted({row["environment"] for row in rows})
     front = {
         "pretty_name": name.rpartition("/")[2],
         "tags": [*_TAGS, *environments],
         "task_categories": ["reinforcement-learning"],
     }
-    rows = [
-        ("environment", ", ".join(environments)),
-        ("trials", len(trials)),
-        *((f"of these to {part}", len(seeds)) for part, seeds in facts["split"].items()),
-        ("snapshots", f"{facts['snapshots']:,}"),
-        ("weights of a policy", ", ".join(f"{size:,}" for size in sorted({trial["weights"] for trial in trials}))),
-        ("bytes", f"{facts['disk_bytes']:,}"),
-        ("store's id", facts["id"]),
+    told = [
+        ("stores", len(rows)),
+        ("environments", ", ".join(environments)),
+        *((each, f"{sum(row[each] for row in rows):,}") for each in ("trials", "snapshots", "bytes")),
     ]
-    return card(
-        front,
-        [
-            f"# {_plain(name)}",
-            "Weights that policies passed through while they learned, recorded with tipl.",
-            _table(rows),
-            _code(
-                f"tipl data info hf://{name}\npython -c \"import tipl; print(tipl.Store.open('hf://{name}').seeds)\""
-            ),
-        ],
-    )
+    body = ["Weights that policies passed through while they learned: a collection of stores.", _table(told)]
+    return card(front, [f"# {_plain(name)}", *body, _code(f"tipl data list hf://{name}")])
 
 
 def model_card(name: str, kind: str, training: Mapping[str, Any] | None) -> bytes:

@@ -14,6 +14,8 @@ import numpy as np
 import safetensors.numpy
 
 from tipl.bundle import bundled
+from tipl.catalog.card import CARD, made_card
+from tipl.catalog.manifest import MANIFEST, Collection
 from tipl.checks import AnyPath, Count, Whole, checked_arguments
 from tipl.config.env_spec import env_id_of, import_named
 from tipl.errors import TiplError
@@ -22,20 +24,20 @@ from tipl.models import CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE, CausalTIPL, lo
 from tipl.pictures.shown import of_file
 from tipl.pictures.video import film_to
 from tipl.progress import console
-from tipl.publishing.cards import model_card, policy_card, store_card
+from tipl.publishing.cards import collection_card, model_card, policy_card
 from tipl.remote.hub import hub
 from tipl.remote.listing import LISTING, Sort, make_listing
 from tipl.remote.names import Kind, Name
 from tipl.rl.env_described import why_other
 from tipl.rl.returns import Policies, policy_returns
-from tipl.store import data_info, data_verify
+from tipl.store import Store, data_verify
 from tipl.store.arrays import MADE
 from tipl.store.layout import ARRAYS
 from tipl.store.policy import OBS_CLIP, POLICY_FILE, read_policy
 
-CARD, REPLAY = "README.md", "replay.mp4"
+REPLAY = "replay.mp4"
 _TRIAL = rf"(?:zarr\.json|(?:{'|'.join(ARRAYS)})/(?:{MADE})|resume/(?:zarr\.json|\d+\.safetensors))"
-_OF_A_STORE = re.compile(rf"README\.md|zarr\.json|trials/zarr\.json|trials/\d+/{_TRIAL}", re.ASCII)
+_OF_A_STORE = re.compile(rf"README\.md|zarr\.json|trials/zarr\.json|trials/(?P<seed>\d+)/{_TRIAL}", re.ASCII)
 _TOLD = ("env_id", "config", "param_spec", "trial", "origin", "horizon")  # of a policy; not where its model lies
 
 
@@ -58,13 +60,14 @@ def hub_push(
     video: bool = True,
     trust: bool = False,
 ) -> str:
-    """Publish a store, a model or a policy, and return its address, hf://USER/NAME@REVISION.
+    """Publish a store, a collection, a model or a policy, and return its address, hf://USER/NAME@REVISION.
 
     All of it is verified first. It appears in one step; until then, what was there before is shown. After an
     interruption the same call sends what is missing.
 
     Args:
-        what: the folder of a store or a model, or the .safetensors file of a policy that `forecast` wrote.
+        what: the folder of a store, a collection (`data_index`) or a model, or the .safetensors file of a policy that
+            `forecast` wrote.
         name: USER/NAME, on the Hugging Face Hub or where TIPL_HUB says (`file:///A/FOLDER` needs no account).
         private: do not show it to others (Hugging Face Hub).
         episodes: of a policy, that its mean reward is the mean of.
@@ -82,11 +85,13 @@ def hub_push(
         made = _policy(path, asked.name, episodes, seed, video, trust)
     elif (path / "zarr.json").exists():
         made = _store(path, asked.name)
+    elif (path / MANIFEST).exists():
+        made = _collection(path, asked.name)
     elif (path / CONFIG_FILE).exists():
         made = _model(path, asked.name)
     else:
-        there = "holds neither a store nor a model" if path.is_dir() else "does not exist"
-        raise TiplError(f"{path} {there}; give a store, a model, or a policy's .safetensors file.")
+        there = "holds no store, collection or model" if path.is_dir() else "does not exist"
+        raise TiplError(f"{path} {there}; give a store, a collection, a model, or a policy's .safetensors file.")
     if asked.kind not in (None, made.kind):
         raise TiplError(f"{path} is a {made.sort}, which goes to {made.kind}/{asked.name}; leave {asked.kind}/ out.")
     before = _state(made)
@@ -103,21 +108,37 @@ def _state(made: _Made) -> list[tuple[str, int, int]]:
 
 
 def _store(path: Path, name: str) -> _Made:
+    files = _files_of(path)
+    if CARD not in files:
+        files[CARD] = made_card(path, name=name)[0].replace('"PATH"', f'"hf://{name}"').encode()
+    return _Made("store", "datasets", files)
+
+
+def _collection(path: Path, name: str) -> _Made:
+    collection = Collection.open(path)
+    files: dict[str, Path | bytes] = {MANIFEST: path / MANIFEST}
+    for store in collection.stores:
+        collection.store(store)
+        files |= {f"{store}/{key}": each for key, each in _files_of(path / store).items()}
+    files[CARD] = path / CARD if (path / CARD).is_file() else collection_card(name, collection.summaries())
+    return _Made("collection", "datasets", files)
+
+
+def _files_of(path: Path) -> dict[str, Path | bytes]:
+    """The files of a store of which nothing is damaged, as far as this program made them."""
     found = data_verify(path)
     if not found["ok"]:
         raise TiplError(f"{path} is damaged ({found['damage'][0]['problem']}); `tipl data verify` lists what is.")
-    facts = data_info(path)
-    if not facts["trials"]:
+    seeds = set(Store.open(path).seeds)
+    if not seeds:
         raise TiplError(f"{path} holds no trial that was committed; collect some first.")
-    left_out = {f"trials/{seed}/" for seed in facts["begun_without_commit"]}
     files: dict[str, Path | bytes] = {}
     for where, _, names in os.walk(path):
         for each in names:
             key = Path(where, each).relative_to(path).as_posix()
-            if _OF_A_STORE.fullmatch(key) and not any(key.startswith(folder) for folder in left_out):
+            if (of := _OF_A_STORE.fullmatch(key)) and (of["seed"] is None or int(of["seed"]) in seeds):
                 files[key] = Path(where, each)
-    files.setdefault(CARD, store_card(name, facts))
-    return _Made("store", "datasets", files)
+    return files
 
 
 def _model(path: Path, name: str) -> _Made:

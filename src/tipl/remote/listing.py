@@ -15,12 +15,12 @@ from tipl.shapes import Each, OneOf, Whole
 LISTING = "tipl.json"
 MOST_BYTES = 64 << 20
 """Of a listing: some 500,000 files."""
-Sort = Literal["store", "model", "policy"]
+Sort = Literal["store", "collection", "model", "policy"]
 _SHAPE = {
     "seal": str,
     "format": OneOf("tipl-published"),
     "version": OneOf(1),
-    "sort": OneOf("store", "model", "policy"),
+    "sort": OneOf("store", "collection", "model", "policy"),
     "files": Each({"size": Whole(), "sha256": str}),
 }
 _PATH = re.compile(r"(?:\w[\w.-]{0,199}/){0,8}\w[\w.-]{0,199}", re.ASCII)
