@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ class Files:
     """A folder over http. `sent` counts the bytes of bodies; `fault(handler, path)` may answer instead."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.sent, self.asked = folder, 0, []
+        self.folder, self.sent = folder, 0
+        self.asked: list[str] = []
+        self.secrets: list[str | None] = []
         self.fault: Callable[[Any, str], bool] = lambda handler, path: False
 
     @contextlib.contextmanager
@@ -73,6 +76,7 @@ class Files:
             def do_GET(self) -> None:
                 path = self.path.lstrip("/")
                 files.asked.append(path)
+                files.secrets.append(self.headers.get("Authorization"))
                 if files.fault(self, path):
                     return
                 found = files.folder / path
@@ -95,6 +99,15 @@ def endless(handler: Any) -> bool:
     with contextlib.suppress(OSError):
         while True:
             handler.wfile.write(b"x" * 65536)
+    return True
+
+
+def silent(handler: Any) -> bool:
+    """Half a head, then nothing for longer than anybody waits."""
+    handler.close_connection = True
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    handler.wfile.flush()
+    time.sleep(1.5)
     return True
 
 
@@ -146,6 +159,8 @@ class FakeHub:
         self.cut_after: int | None = None
         self.token = "hf_test"
         self.tags = ["tipl"]
+        self.elsewhere: str | None = None
+        """Where large files are, at another server, by their SHA-1."""
         self.lock = threading.Lock()
 
     def commit(self, repo: str, lines: list[dict[str, Any]]) -> str:
@@ -278,6 +293,9 @@ class _HubHandler(_Handler):
         found = self.hub.at(repo, revision) if repo in self.hub.repos else None
         if found is None or file not in found[1]:
             self.json(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
+            return
+        if self.hub.elsewhere and not file.endswith(".json"):
+            self.reply(302, Location=f"{self.hub.elsewhere}/{hashlib.sha1(found[1][file]).hexdigest()}")
             return
         etag = f'"{hashlib.sha1(found[1][file]).hexdigest()}"'
         self.reply(200, found[1][file], ETag=etag, X_Repo_Commit=found[0])

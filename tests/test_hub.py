@@ -4,6 +4,7 @@ In: small stores, a model, a policy; servers on this machine (servers.py).  Out:
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -307,6 +308,22 @@ def _pull_hostile(
     assert "\n" not in str(told.value)
     assert not (tmp_path / "back").exists()
     assert not any(path.name not in ("hf", "back.partial") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("hub", ["hub"], indirect=True)
+def test_a_redirect_to_another_host_is_followed_without_the_token(hub: FakeHub, walks: Path, tmp_path: Path):
+    """As the Hub does with large files."""
+    tipl.hub_push(walks, "me/walks")
+    (tmp_path / "other").mkdir()
+    for content in hub.repos["datasets/me/walks"][0][1].values():
+        (tmp_path / "other" / hashlib.sha1(content).hexdigest()).write_bytes(content)
+    other = Files(tmp_path / "other")
+    with other.serve() as hub.elsewhere:
+        assert tipl.data_verify(tipl.hub_pull("me/walks", tmp_path / "back"))["ok"]
+        assert np.array_equal(
+            tipl.Store.open("hf://me/walks").trial(1).weights(), tipl.Store.open(walks).trial(1).weights()
+        )
+    assert len(other.asked) > 20 and {*other.secrets} == {None}
 
 
 def test_names_that_lead_elsewhere_are_none():

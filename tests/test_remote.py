@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from servers import Files, cut, endless, s3
+from servers import Files, cut, endless, s3, silent
 
 import tipl
 from tipl.cli.main import main
@@ -36,6 +36,7 @@ def walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TIPL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tipl.remote.source._PAUSE", 0.01)
+    monkeypatch.setattr("tipl.remote.source._SILENCE", 0.5)
     return tmp_path / "cache"
 
 
@@ -189,7 +190,8 @@ def test_what_a_hostile_server_sends_is_one_line(web: tuple[Files, str], walks: 
         (lambda handler, path: path.endswith("c/0/0") and cut(handler, chunk), "try again: what has come is kept"),
         (redirect("file:///etc/passwd"), "Cannot fetch"),
         (redirect("ftp://127.0.0.1/x"), "Cannot fetch"),
-        (lambda handler, path: (path.endswith("c/0/0") and bool(handler.reply(500))) or False, "500"),
+        (lambda handler, path: path.endswith("c/0/0") and not handler.reply(500), "500"),
+        (lambda handler, path: path.endswith("c/0/0") and silent(handler), "no answer in time"),
         (lambda handler, path: path.endswith("c/0/0") and not handler.reply(403), "without credentials"),
     ):
         shutil.rmtree(own_cache, ignore_errors=True)
@@ -235,6 +237,8 @@ def test_addresses_that_lead_nowhere_are_one_line(capsys: pytest.CaptureFixture[
         ("http://127.0.0.1:1/x", "Cannot fetch"),
         ("ftp://x/y", "no address that can be read"),
         ("https://x/y?z=1", "no plain address"),
+        ("http://[", "is no address"),
+        (f"http://127.0.0.1:1/{'x' * 300}", "Cannot fetch"),
         ("https://me:secret@x/y", "no plain address"),
         ("s3://a/b::file:///etc", "no plain address"),
         ("memory://nothing/here", "is not a tipl store"),
@@ -258,3 +262,21 @@ def test_what_is_written_lies_here(capsys: pytest.CaptureFixture[str]):
 
 def test_a_folder_here_is_no_mirror(walks: Path):
     assert mirror_of(walks) is None and not (cache() / "elsewhere").exists()
+
+
+def test_a_cache_that_was_damaged_is_fetched_again(walks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Of a revision, too, which is otherwise never asked for again."""
+    monkeypatch.setenv("TIPL_HUB", "memory://hub")
+    tipl.hub_push(walks, "me/walks")
+    store = tipl.Store.open("hf://me/walks")
+    expected = store.trial(2).weights()
+    for name in ("zarr.json", "trials/2/zarr.json", "trials/2/weights/zarr.json", "trials/2/weights/c/0/0"):
+        file = store.path / name
+        file.write_bytes(file.read_bytes()[:-9] + b"\0" * 9)
+        for _ in range(2):
+            try:
+                found = tipl.Store.open("hf://me/walks").trial(2).weights()
+            except TiplError as error:
+                assert "damaged" in str(error)
+        assert np.array_equal(found, expected)
+        found = None

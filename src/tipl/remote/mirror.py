@@ -69,7 +69,7 @@ def mirror(address: str, source: str, pinned: bool) -> Path:
     Source(source)
     name = re.sub(r"[^\w.-]", "_", address.rstrip("/").rpartition("/")[2].partition("@")[0], flags=re.ASCII)
     place = cache() / "elsewhere" / hashlib.sha256(f"{address} {source}".encode()).hexdigest()[:16]
-    folder = place / (name if name.strip(".") else "store")
+    folder = place / (name[:100] if name.strip(".") else "store")
     if not (place / "mirror.json").exists():
         write_json(place / "mirror.json", {"address": address, "source": source, "pinned": pinned}, seal=True)
     with told(folder):

@@ -21,7 +21,7 @@ from tipl.files import read_file, write_file
 from tipl.remote.listing import LISTING
 from tipl.remote.names import Kind
 
-MOST_BYTES = 1 << 31
+MOST_BYTES = 1 << 38
 _SHOWN = "main"
 _REVISION = re.compile("[0-9a-f]{40}")
 _AT_ONCE = 8
@@ -90,6 +90,7 @@ class Shelf:
         kinds: tuple[Kind, ...] = ("datasets", "models")
         for kind in kinds:
             with self._spoken() as files:
+                files.invalidate_cache()
                 found = files.glob(f"{self._url(kind)}/{user or '*'}/*/{_SHOWN}")
             for each in sorted(found):
                 name = "/".join(each.split("/")[-3:-1])

@@ -16,7 +16,8 @@ from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, read_file
 
 _TRIES, _PAUSE = 3, 0.3  # seconds before the second try, then four times as many
-_SECONDS = 3600.0  # that one file may take
+_SILENCE = 30.0  # seconds that a server may say nothing
+_SLOW = 100_000  # bytes a second that a file has to come at, on the whole
 _NO_ACCESS = (401, 403)
 
 
@@ -35,7 +36,10 @@ class Source:
     """
 
     def __init__(self, address: str, headers: dict[str, str] | None = None) -> None:
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError as error:
+            raise TiplError(f"{address[:60]} is no address ({error}); give SCHEME://PLACE/FOLDER.") from error
         web = parts.scheme in ("http", "https")
         if "::" in address or parts.query or parts.fragment or (web and "@" in parts.netloc):
             raise TiplError(
@@ -56,10 +60,12 @@ class Source:
         if self._scheme == "file":
             to.write_bytes(read_file(Path(url[len("file://") :]), most))
             return
+        # fsspec's own limit, since a connection that got out of step is silent and is not noticed
+        patience = {} if self._scheme == "memory" else {"timeout": _SILENCE + most / _SLOW}
         tries = _TRIES if self._web else 2  # S3's client has tried by itself
         for left in reversed(range(tries)):
             try:
-                self._files().get_file(url, str(to), callback=_at_most(most, not self._web))
+                self._files().get_file(url, str(to), callback=_at_most(most, not self._web), **patience)
                 return
             except _TooLarge:
                 raise Damaged(f"{url} has more than {most:,} bytes, which no such file has; it was refused.") from None
@@ -81,7 +87,7 @@ class Source:
                 return fsspec.filesystem(self._scheme, **({"anon": True} if self._anonymous else {}))
             from aiohttp import ClientTimeout
 
-            timeout = ClientTimeout(total=_SECONDS, sock_connect=20, sock_read=60)
+            timeout = ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
             return fsspec.filesystem(
                 self._scheme, client_kwargs={"timeout": timeout, "trust_env": True, "headers": self._headers}
             )
@@ -109,7 +115,9 @@ def _at_most(most: int, believes: bool) -> Any:
 def _is_final(error: BaseException) -> bool:
     """Whether it would be the same the next time."""
     status = getattr(error, "status", 0)
-    return isinstance(error, PermissionError | TiplError | TypeError) or (400 <= status < 500 and status != 429)
+    return isinstance(error, PermissionError | TimeoutError | TiplError | TypeError) or (
+        400 <= status < 500 and status != 429
+    )
 
 
 def _told(url: str, error: BaseException) -> TiplError:
@@ -120,5 +128,5 @@ def _told(url: str, error: BaseException) -> TiplError:
             f"{url} is not shown without credentials that may read it, or is not there; log in (AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or `hf auth login`), or look at the address."
         )
-    why = str(error) or type(error).__name__
+    why = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
     return Unreachable(f"Cannot fetch {url}: {why[:200]}; try again: what has come is kept.")

@@ -15,7 +15,7 @@ import numpy as np
 from tipl.checks import Place, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import Damaged, read_file
-from tipl.remote.mirror import bring, drop, located, mirror_of, original
+from tipl.remote.mirror import bring, drop, located, mirror_of, original, told_by_address
 from tipl.remote.source import Unreachable
 from tipl.store.arrays import ArrayReader, Layout, Sums
 from tipl.store.layout import (
@@ -126,8 +126,9 @@ def data_verify(path: Place) -> dict[str, Any]:
         TiplError: there is no readable store.
     """
     path = located(path)
-    fetch_root(path)
-    root = Root.read(path)
+    with told_by_address(path):
+        fetch_root(path)
+        root = Root.read(path)
     readings: dict[int | None, list[_Reading]] = {
         None: [*_readings_of_folders(path)],
         **{seed: [*_readings(path, seed)] for seed in trial_seeds(path)},

@@ -94,6 +94,7 @@ class Store:
             for _ in range(_LOOKS - 1):
                 with contextlib.suppress(Damaged):  # or a writer has moved on between the root and a record
                     return cls(path, *_root_and_records(path))
+                drop(path / "zarr.json")
             return cls(path, *_root_and_records(path))
 
     @property
@@ -226,7 +227,7 @@ def _fetch_record(store: Path, root: Root, seed: int) -> None:
         if here and here.seal == root.trials.get(seed):
             return
     except TiplError:
-        pass
+        drop(path / "zarr.json")
     if refresh(path / "zarr.json", MOST_BYTES):
         for name in (*ARRAYS, "resume"):
             drop(path / name)
