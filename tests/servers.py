@@ -107,7 +107,7 @@ def silent(handler: Any) -> bool:
     handler.close_connection = True
     handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
     handler.wfile.flush()
-    time.sleep(1.5)
+    time.sleep(4)
     return True
 
 

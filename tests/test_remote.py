@@ -36,7 +36,6 @@ def walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TIPL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tipl.remote.source._PAUSE", 0.01)
-    monkeypatch.setattr("tipl.remote.source._SILENCE", 0.5)
     return tmp_path / "cache"
 
 
@@ -172,7 +171,10 @@ def _damaged(path: str, content: bytes) -> Fault:
     return answer
 
 
-def test_what_a_hostile_server_sends_is_one_line(web: tuple[Files, str], walks: Path, own_cache: Path):
+def test_what_a_hostile_server_sends_is_one_line(
+    web: tuple[Files, str], walks: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tipl.remote.source._SILENCE", 2.0)
     files, address = web
     chunk = (walks / "trials/2/weights/c/0/0").read_bytes()
     other = (walks / "trials/1/weights/c/0/0").read_bytes()
