@@ -9,8 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ import numpy as np
 import pytest
 import yaml
 
+import tipl
 from tipl import (
     CausalTrainConfig,
     Collection,
@@ -225,6 +230,45 @@ def test_what_is_no_collection(zoo: Path) -> None:
         data_index(zoo / "a")
     with pytest.raises(TiplError, match="There is no store in"):
         data_index(zoo / "notes")
+
+
+@pytest.fixture
+def served(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+    """The address of the collection on a server, and what is asked of it."""
+    monkeypatch.setenv("TIPL_CACHE", str(tmp_path / "cache"))
+    data_index(zoo)
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            asked.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(zoo.parent)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/zoo", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_collection_elsewhere(served: tuple[str, list[str]], zoo: Path, tmp_path: Path) -> None:
+    address, asked = served
+    rows = data_list(address)
+    assert [row["address"] for row in rows] == [f"{address}/a", f"{address}/deep/b"]
+    assert [row | {"address": ""} for row in rows] == [row | {"address": ""} for row in data_list(zoo)]
+    assert {path for path in asked if "404" not in path} == {"/zoo/manifest.jsonl"}  # no store was opened
+    alike(Store.open(zoo / "deep/b"), Collection.open(address).store("deep/b"), 2)
+    out = data_export(address, tmp_path / "out", environments=["Other-v0"])
+    alike(Store.open(zoo / "deep/b"), Collection.open(out).store("deep/b"), 1)
+    (row,) = data_list(f"{address}/a")
+    assert row["trials"] == 3 and row["bytes"] is None
+    merged = data_merge([f"{address}/a", make(tmp_path / "more", [4, 5])], tmp_path / "merged")
+    assert Store.open(merged).seeds == [1, 2, 3, 4, 5]
+    write_card(zoo / "a", license="mit")
+    assert tipl.data_info(zoo / "a")["card"]["license"] == "mit"
+    assert tipl.data_info(f"{address}/a")["card"]["license"] == "mit"
+    make(zoo / "a", [4])
+    with pytest.raises(TiplError, match=r"http://127.*/zoo/a is not as http://.*/manifest.jsonl says"):
+        Collection.open(address).store("a")
 
 
 # Merging.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tipl.catalog.card import write_card
     from tipl.catalog.copies import data_export, data_merge
     from tipl.catalog.importing import data_import
-    from tipl.catalog.listing import data_list
+    from tipl.catalog.listing import data_info, data_list
     from tipl.catalog.manifest import Collection, data_index
     from tipl.collection.collect import collect, collect_many
     from tipl.collection.random_walk import random_walk
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from tipl.rl.returns import Policies, policy_returns
     from tipl.store.compact import compact
     from tipl.store.history import History
-    from tipl.store.inspect import data_info, data_verify
+    from tipl.store.inspect import data_verify
     from tipl.store.policy import Policy, load_policy
     from tipl.store.read import Store, Trial
     from tipl.store.write import TrialWriter, create_store
@@ -109,7 +109,7 @@ _LAZY = {
     "data_export": "catalog.copies",
     "data_import": "catalog.importing",
     "data_index": "catalog.manifest",
-    "data_info": "store.inspect",
+    "data_info": "catalog.listing",
     "data_list": "catalog.listing",
     "data_merge": "catalog.copies",
     "data_verify": "store.inspect",

@@ -130,7 +130,7 @@ def summary(address: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "trials": len(rows),
         "snapshots": sum(row["snapshots"] for row in rows),
         "weights": rows[0]["weights"],
-        "bytes": sum(row["bytes"] for row in rows),
+        "bytes": None if any(row["bytes"] is None for row in rows) else sum(row["bytes"] for row in rows),
         "return": sum(last) / len(last) if last else None,
         "address": address,
     }

@@ -37,7 +37,7 @@ def _list(arguments: Namespace) -> None:
     from tipl.catalog.listing import data_list
 
     rows = data_list(arguments.address)
-    facts = {key: sum(row[key] for row in rows) for key in ("trials", "snapshots", "bytes")}
+    facts = {key: sum(row[key] or 0 for row in rows) for key in ("trials", "snapshots", "bytes")}
     plain = all(row["name"] == Path(row["address"]).resolve().name for row in rows)  # as folders mostly are called
     if plain and not arguments.json:
         rows = [{key: value for key, value in row.items() if key != "name"} for row in rows]

@@ -317,7 +317,7 @@ def _look_flags(verbs: Any) -> None:
 
 
 def _data_info(arguments: Namespace) -> None:
-    from tipl.store import data_info
+    from tipl.catalog.listing import data_info
 
     facts = data_info(arguments.store)
     if arguments.plot is not None:
