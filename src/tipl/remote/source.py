@@ -41,7 +41,9 @@ class Source:
         except ValueError as error:
             raise TiplError(f"{address[:60]} is no address ({error}); give SCHEME://PLACE/FOLDER.") from error
         web = parts.scheme in ("http", "https")
-        if "::" in address or parts.query or parts.fragment or (web and "@" in parts.netloc):
+        placed = parts.netloc or parts.scheme == "file"
+        more = "::" in address or parts.query or parts.fragment or (web and "@" in parts.netloc)
+        if more or not placed:
             raise TiplError(
                 f"{address[:60]} is no plain address; give SCHEME://PLACE/FOLDER without a query, a password or `::`."
             )
