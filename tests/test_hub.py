@@ -224,6 +224,12 @@ def test_what_should_not_go_is_refused(hub: Any, walks: Path, tmp_path: Path, sm
         with pytest.raises(TiplError, match=line):
             tipl.hub_push(what, name)
     assert not (tmp_path / "hub").exists()
+    linked = shutil.copytree(walks, tmp_path / "linked")
+    (tmp_path / "secret").write_text("---\nname: x\n---\nsecret")
+    (linked / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(TiplError, match="it is a link, which is not followed"):
+        tipl.hub_push(linked, "me/x")
+    assert not (tmp_path / "hub").exists()
     extra = shutil.copytree(walks, tmp_path / "extra")
     (extra / "notes.txt").write_text("mine")
     (extra / "trials/1/weights/zarr.json.partial").write_text("{")

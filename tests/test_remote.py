@@ -275,10 +275,10 @@ def test_a_cache_that_was_damaged_is_fetched_again(walks: Path, monkeypatch: pyt
     for name in ("zarr.json", "trials/2/zarr.json", "trials/2/weights/zarr.json", "trials/2/weights/c/0/0"):
         file = store.path / name
         file.write_bytes(file.read_bytes()[:-9] + b"\0" * 9)
+        found = None
         for _ in range(2):
             try:
                 found = tipl.Store.open("hf://me/walks").trial(2).weights()
             except TiplError as error:
                 assert "damaged" in str(error)
-        assert np.array_equal(found, expected)
-        found = None
+        assert found is not None and np.array_equal(found, expected)

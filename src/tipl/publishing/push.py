@@ -3,6 +3,7 @@
 In: a folder or file that this program wrote.  Out: a revision on the hub, whose files are verified before they go.
 """
 
+import dataclasses
 import datetime
 import os
 import re
@@ -10,18 +11,17 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import safetensors.numpy
 
 from tipl.bundle import bundled
 from tipl.catalog.card import CARD, made_card
 from tipl.catalog.manifest import MANIFEST, Collection
 from tipl.checks import AnyPath, Count, Whole, checked_arguments
-from tipl.config.env_spec import env_id_of, import_named
+from tipl.config.env_spec import import_named
 from tipl.errors import TiplError
-from tipl.files import SEAL, sealed, to_json
+from tipl.files import SEAL, file_size, sealed, to_json
 from tipl.models import CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE, CausalTIPL, load, read_record, read_training
-from tipl.pictures.shown import of_file
+from tipl.pictures.shown import Shown, of_file
 from tipl.pictures.video import film_to
 from tipl.progress import console
 from tipl.publishing.cards import collection_card, model_card, policy_card
@@ -29,11 +29,10 @@ from tipl.remote.hub import hub
 from tipl.remote.listing import LISTING, Sort, make_listing
 from tipl.remote.names import Kind, Name
 from tipl.rl.env_described import why_other
-from tipl.rl.returns import Policies, policy_returns
 from tipl.store import Store, data_verify
 from tipl.store.arrays import MADE
 from tipl.store.layout import ARRAYS
-from tipl.store.policy import OBS_CLIP, POLICY_FILE, read_policy
+from tipl.store.policy import POLICY_FILE, read_policy
 
 REPLAY = "replay.mp4"
 _TRIAL = rf"(?:zarr\.json|(?:{'|'.join(ARRAYS)})/(?:{MADE})|resume/(?:zarr\.json|\d+\.safetensors))"
@@ -94,6 +93,9 @@ def hub_push(
         raise TiplError(f"{path} {there}; give a store, a collection, a model, or a policy's .safetensors file.")
     if asked.kind not in (None, made.kind):
         raise TiplError(f"{path} is a {made.sort}, which goes to {made.kind}/{asked.name}; leave {asked.kind}/ out.")
+    for each in made.files.values():
+        if isinstance(each, Path):
+            file_size(each)  # refuses a link, which could lead to a secret
     before = _state(made)
     made.files[LISTING] = make_listing(made.sort, made.files)
     if _state(made) != before:
@@ -153,21 +155,15 @@ def _model(path: Path, name: str) -> _Made:
 
 
 def _policy(path: Path, name: str, episodes: int, seed: int, video: bool, trust: bool) -> _Made:
-    """A policy's file, what it is, and what it earned."""
+    """A policy's file, what it is, and what it earned in Gymnasium."""
     policy, facts = read_policy(path)
-    env_id = env_id_of(facts["env_id"], facts["config"])
+    shown = dataclasses.replace(of_file(path), label=name)
     if trust:
-        import_named([env_id])
-    reason = env_id.spec.get("not_run") or why_other(env_id)
-    if reason is not None or "backend" not in facts["config"]:
-        raise TiplError(f"The policy in {path} cannot be run, so its reward is not known: {reason or 'no backend'}.")
-    weights = np.concatenate([tensor.reshape(-1) for tensor in policy.tensors.values()])
-    config = facts["config"]
-    earned = policy_returns(
-        Policies(weights[None], policy.obs_mean[None], policy.obs_var[None]), env_id, config["hidden_sizes"], episodes,
-        seed=seed, activation=config.get("activation", "tanh"), backend=config["backend"],
-        obs_clip=config.get("obs_clip", OBS_CLIP),
-    )[0]  # fmt: skip
+        import_named([shown.env_id])
+    reason = shown.env_id.spec.get("not_run") or why_other(shown.env_id)
+    if reason is not None:
+        raise TiplError(f"The policy in {path} cannot be run, so its reward is not known: {reason}.")
+    earned = shown.returns(episodes, seed)
     results = {
         "mean_reward": float(earned.mean()),
         "std_reward": float(earned.std()),
@@ -177,7 +173,9 @@ def _policy(path: Path, name: str, episodes: int, seed: int, video: bool, trust:
         "eval_datetime": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     told = {each: facts[each] for each in _TOLD if each in facts}
-    told["model"] = Path(str(facts.get("model", "unknown"))).name
+    if "model" in facts:
+        told["model"] = Path(str(facts["model"])).name
+    made_by = f"forecast by {told['model']}" if "model" in told else "as it was in its run"
     files: dict[str, Path | bytes] = {
         POLICY_FILE: bundled(
             {**policy.tensors, "obs_mean": policy.obs_mean, "obs_var": policy.obs_var}, told, safetensors.numpy
@@ -185,17 +183,17 @@ def _policy(path: Path, name: str, episodes: int, seed: int, video: bool, trust:
         CONFIG_FILE: _sealed({"format": "tipl-policy", "version": 1, **told}),
         "results.json": _sealed(results),
     }
-    replay = _replay(path, seed) if video else None
+    replay = _replay(shown, episodes, seed) if video else None
     files |= {} if replay is None else {REPLAY: replay}
-    files[CARD] = policy_card(name, str(env_id), results, f"forecast by {told['model']}", replay is not None)
+    files[CARD] = policy_card(name, str(shown.env_id), results, made_by, replay is not None)
     return _Made("policy", "models", files)
 
 
-def _replay(path: Path, seed: int) -> bytes | None:
+def _replay(shown: Shown, episodes: int, seed: int) -> bytes | None:
     """One episode of a policy as mp4; None, and a line, where it cannot be filmed here."""
     with tempfile.TemporaryDirectory(prefix="tipl-") as scratch:
         try:
-            film_to([of_file(path)], Path(scratch) / REPLAY, episodes=1, seed=seed)
+            film_to([shown], Path(scratch) / REPLAY, episodes=episodes, seed=seed)
         except TiplError as error:
             console.print(f"hub push: without {REPLAY}: {error}")
             return None
