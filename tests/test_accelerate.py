@@ -21,7 +21,7 @@ import torch
 from torch.distributions import Categorical, Normal, kl_divergence
 
 import tipl.acceleration.arms as module
-from tipl.acceleration.arms import Arm, batch_judge, run_arms
+from tipl.acceleration.arms import Arm, batch_judge, run_arms, run_part
 from tipl.acceleration.compare import accelerate, compare, measures, thresholds
 from tipl.acceleration.jump import KINDS
 from tipl.cli.main import main
@@ -349,3 +349,11 @@ def test_the_autoregression_of_the_package_follows_a_steady_path_and_falls_short
 def test_jump_settings_are_refused_by_name() -> None:
     with pytest.raises(TiplError, match="--full-trust"):
         JumpConfig(full_trust=1.5)
+
+
+def test_no_run_is_accelerated_by_what_has_learned_from_it(small_store: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, total_steps=2 * 2048, trials=1)
+    with pytest.raises(TiplError, match=r"seed 1 is one that the forecaster autoregression has learned from.*--seed"):
+        run_part(Arm(config, "autoregression", JumpConfig(horizon=2), small_store), tmp_path / "part", [1])
+    run_part(Arm(config, "autoregression", JumpConfig(horizon=2), small_store), tmp_path / "part", [71])
+    run_part(Arm(config, "autoregression", JumpConfig(horizon=2)), tmp_path / "another part", [1])

@@ -164,3 +164,15 @@ def test_no_field_of_any_settings_takes_what_has_no_meaning_there(settings: Any,
         else:
             meant = value == default or (name == "ent_coef" and value == -1)
             assert made == value and meant and isinstance(made, type(default))
+
+
+def test_networks_that_no_memory_holds_are_refused_before_they_are_made():
+    with pytest.raises(TiplError, match="networks of 199,999,998 weights or more; up to 100,000,000"):
+        CollectConfig(hidden_sizes=(99_999_999,))
+
+
+@pytest.mark.parametrize("basis", ["full", "pooled"])
+def test_a_window_is_for_the_bases_that_have_one(basis: Any):
+    with pytest.raises(TiplError, match=f"--window has no effect on the basis {basis}"):
+        SVDConfig(basis=basis, window=7)
+    assert SVDConfig(basis="window", window=7).window == 7

@@ -342,3 +342,14 @@ def test_exit_codes(capsys):
 def test_a_bug_is_not_hidden(bug: Exception):
     with pytest.raises(type(bug)):
         exit_code(ends(bug))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [(["g=1", "g=2"], "--env-kwargs has g twice"), (['{"g": ' + 5000 * "["], "nested too deep")],
+)
+def test_keyword_arguments_of_an_environment_that_nobody_can_mean(
+    given: list[str], words: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["collect", "--env-id", "Pendulum-v1", "--env-kwargs", *given, "--out", "nothing"]) == 2
+    assert words in capsys.readouterr().err

@@ -255,3 +255,12 @@ def test_a_module_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(TiplError, match=r"'broken_module_of_a_test' .* fails to import \(RuntimeError: no\)"):
         import_named([EnvId("broken_module_of_a_test:X-v0")])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"float": "x"}, {"array": [1, "a"], "dtype": "f8"}, {"array": [[1], [1, 2]], "dtype": "f8"}, {"dtype": "no such"}],
+)
+def test_an_argument_that_is_not_what_it_says_is_one_line(value: Any) -> None:
+    with pytest.raises(TiplError, match=r"An argument of an environment is .* which is none"):
+        from_json(value)

@@ -544,3 +544,25 @@ def test_engine_versions_name_the_mujoco_that_steps() -> None:
     assert re.fullmatch(r"3\.\d+\.\d+", versions["mujoco"])
     library = Path(envpool.__file__).parent / "mujoco" / "mujoco_gym_envpool.so"
     assert b"\0" + versions["mujoco"].encode() + b"\0" in library.read_bytes()
+
+
+class Failing(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (1,)), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return np.zeros(1, np.float32), 1.0 / (3 - self.steps), False, False, {}
+
+
+def test_an_environment_that_fails_is_said_in_one_line() -> None:
+    gymnasium.register("Failing-v0", Failing)
+    env = make_env("Failing-v0", [0], "gymnasium")
+    env.reset(np.arange(1))
+    for _ in range(2):
+        env.step(np.zeros((1, 1)))
+    with pytest.raises(TiplError, match=r"Failing-v0 failed in its step \(ZeroDivisionError: .*mend the environment"):
+        env.step(np.zeros((1, 1)))

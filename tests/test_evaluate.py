@@ -250,6 +250,9 @@ def test_no_model_is_judged_on_what_it_learned_whatever_the_folders_are_called(t
     made_up_store(other, {seed: walk(seed + 50, 110, 4) for seed in range(11, 15)})
     everything = replace(config, all=True)
     evaluate(other, tmp_path / "other", everything, models=[model], returns=False)
+    again = made_up_store(tmp_path / "again", {seed: walk(seed, 110, 4) for seed in range(11, 15)})
+    with pytest.raises(TiplError, match=rf"model has learned from trials 11, 12.* of {again}"):  # the same runs
+        evaluate(again, tmp_path / "refused", everything, models=[model], returns=False)
     renamed = store.rename(tmp_path / "renamed")
     shutil.copytree(renamed, tmp_path / "elsewhere" / "copy")
     small_one = compact(renamed, tmp_path / "small")

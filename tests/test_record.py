@@ -3,6 +3,7 @@
 In: small torch loops, and the single-file example on its real environment.  Out: failures.
 """
 
+import copy
 import importlib.util
 import json
 import multiprocessing
@@ -607,3 +608,30 @@ def test_a_run_that_diverges_is_recorded_and_said_once(tmp_path: Path, capfd: py
     assert np.isnan(Store.open(tmp_path).trial(3).weights()[2:]).all()
     said = capfd.readouterr().err
     assert said.count("not finite") == 1 and "weight of" in said and "from snapshot 2 on" in said
+
+
+class Method(nn.Module):
+    """An agent that is asked for actions by another method than CleanRL's."""
+
+    def __init__(self, name: str, act: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.actor_mean, self.actor_logstd = network(3, (4,), 2), nn.Parameter(torch.full((1, 2), -0.5))
+        setattr(self, name, lambda x: act(self.drawn(x)))
+
+    def drawn(self, x: torch.Tensor) -> torch.Tensor:
+        mean = self.actor_mean(x)
+        return torch.distributions.Normal(mean, self.actor_logstd.exp().expand_as(mean)).sample()
+
+
+@pytest.mark.parametrize("name", ["forward", "act", "get_action"])
+def test_an_actor_is_held_against_every_method_that_acts(tmp_path: Path, name: str):
+    assert hidden_sizes_of(tmp_path / "as it is", Method(name, lambda action: action)) == [4]
+    assert hidden_sizes_of(tmp_path / "clipped", Method(name, lambda action: action.clamp(-1, 1))) == [4]
+    assert hidden_sizes_of(tmp_path / "squashed", Method(name, torch.tanh)) is None
+    assert hidden_sizes_of(tmp_path / "scaled", Method(name, lambda action: 2 * action)) is None
+
+
+def test_a_recorder_is_not_copied(tmp_path: Path):
+    loop = Loop()
+    with loop.recorder(tmp_path / "store") as recorder, pytest.raises(TiplError, match="not copied or pickled"):
+        copy.deepcopy(recorder)

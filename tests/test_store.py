@@ -30,7 +30,17 @@ from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 
 from tipl.errors import TiplError
 from tipl.rl.policies import policy_spec
-from tipl.store import FORMAT_VERSION, Split, Store, TrialWriter, create_store, data_info, data_verify, plan_trials
+from tipl.store import (
+    FORMAT_VERSION,
+    Split,
+    Store,
+    TrialWriter,
+    create_store,
+    data_info,
+    data_verify,
+    plan_trials,
+    write,
+)
 from tipl.store.root import given_parts
 from tipl.store.spec import ParamSpec
 
@@ -829,3 +839,18 @@ def _main(mode: str, path: Path, *arguments: str) -> None:
 
 if __name__ == "__main__":
     _main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
+
+
+def test_a_store_that_another_process_makes_at_the_same_time_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, asked = tmp_path / "store", []
+
+    def made_meanwhile(folder: Path) -> bool:
+        if not asked:
+            asked.append(folder)
+            create_store(folder)
+        return False
+
+    path.mkdir()
+    begun = write._is_begun
+    monkeypatch.setattr(write, "_is_begun", lambda folder: begun(folder) if asked else made_meanwhile(folder))
+    assert create_store(path).id == Store.open(path).id and asked

@@ -28,7 +28,7 @@ from tipl.config.presets import CollectConfig, JumpConfig
 from tipl.errors import TiplError
 from tipl.executors.run import PATIENCE_SECONDS, Executor, executor
 from tipl.forecasting.forecaster import Forecaster
-from tipl.forecasting.named import forecaster_digest, load_forecaster
+from tipl.forecasting.named import beginnings, forecaster_digest, load_forecaster
 from tipl.parts import ENDING, claimed, keep_part, kept_part
 from tipl.processes import Parent
 from tipl.progress import console, steps_progress
@@ -36,6 +36,7 @@ from tipl.rl.envs import chosen_backend, engine_versions
 from tipl.rl.kernels import FASTMATH, forward_batch, kernel
 from tipl.rl.ppo import categorical_log_probs, gaussian_log_prob
 from tipl.rl.trial_batch import Abandoned, TrialBatch
+from tipl.store import beginning_of
 
 _TOGETHER = 5  # seeds that are run, and written when they are done, together
 
@@ -220,12 +221,15 @@ def run_part(
     _compile(arm, seeds[0])
     began = time.perf_counter()
     jumpers = _jumpers(arm, batch)
+    first = np.array(batch.policies)
     for at in range(arm.config.num_iterations):
         try:
             result = batch.iterate()
         except Abandoned:
             return
         _check_finite(arm, batch, result.episodes, at)
+        if at == 0:
+            _check_unseen(arm, seeds, np.concatenate([first[:, None], result.snapshots], axis=1))
         for n, episodes in enumerate(result.episodes):
             found["returns"][n, at] = episodes[:, 1].mean() if len(episodes) else found["returns"][n, max(at - 1, 0)]
         jump_began = time.perf_counter()
@@ -249,6 +253,21 @@ def _check_finite(arm: Arm, batch: TrialBatch, episodes: Sequence[np.ndarray], i
                 f"Seed {seed} of {arm.config.env_id}, trained {'plainly' if arm.forecaster is None else 'with jumps'}, "
                 f"diverged in iteration {iteration + 1}: its weights or returns are not finite. A comparison without "
                 "it would favor what diverges; give a lower --ppo.learning-rate, or other seeds to all arms."
+            )
+
+
+def _check_unseen(arm: Arm, seeds: Sequence[int], snapshots_NTP: np.ndarray) -> None:
+    """Hold the runs' first snapshots against how those began that the forecaster has learned from.
+
+    Raises:
+        TiplError: one is the same run.
+    """
+    known = beginnings(arm.forecaster, arm.fit)
+    for seed, snapshots_TP in zip(seeds, snapshots_NTP, strict=True):
+        if beginning_of(snapshots_TP) in known:
+            raise TiplError(
+                f"The run of seed {seed} is one that the forecaster {arm.forecaster} has learned from; give others by "
+                "--seed."
             )
 
 

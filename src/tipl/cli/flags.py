@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from tipl.checks import AnyPath, Place, checked, is_address
+from tipl.checks import AnyPath, Place, checked, is_address, require
 from tipl.errors import TiplError
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def _arguments(text: str) -> dict[str, Any]:
         return {name: _json_or_text(value)}
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is no JSON ({error})") from error
+    except RecursionError as error:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is nested too deep") from error
 
 
 def _json_or_text(text: str) -> Any:
@@ -149,12 +151,15 @@ def with_flags(settings: Settings, given: Mapping[str, Any], prefix: str = "") -
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             changes[field.name] = with_flags(value, given, prefix=f"{name}.")
         elif name in given:
-            changes[field.name] = _joined(given[name], value)
+            changes[field.name] = _joined(name, given[name], value)
     return dataclasses.replace(settings, **changes)
 
 
-def _joined(given: Any, value: Any) -> Any:
+def _joined(name: str, given: Any, value: Any) -> Any:
     """What the command line gave for a setting, as the type of its `value`."""
     if isinstance(value, dict):
-        return {name: each for some in given for name, each in some.items()}
+        keys = [key for some in given for key in some]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        require(twice is None, f"--{name.replace('_', '-')} has {twice} twice; give it once.")
+        return {key: each for some in given for key, each in some.items()}
     return tuple(given) if isinstance(value, tuple) else given

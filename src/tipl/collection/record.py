@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 from weakref import WeakSet
 
 import numpy as np
@@ -251,6 +251,16 @@ class WeightRecorder:
                     "it already; run it as long as before, or remove that folder."
                 )
             writer.commit({}, complete=True)
+
+    def __getstate__(self) -> NoReturn:
+        """Refused: a copy would write the same trial.
+
+        Raises:
+            TiplError: always.
+        """
+        raise TiplError(
+            "A WeightRecorder belongs to its trial and is not copied or pickled; make one for another seed."
+        )
 
     def __enter__(self) -> Self:
         return self

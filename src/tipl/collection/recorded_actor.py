@@ -21,6 +21,8 @@ from tipl.rl.policies import policy_spec
 from tipl.store.spec import ParamSpec
 
 _TRIED = 16  # observations at which a network is held against what the kernels make of it
+_METHODS = ("forward", "act", "get_action")  # that loops ask for actions, beside CleanRL's
+_NO_NOISE = -20.0  # a log-std with which what is drawn is the mean
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "elu": nn.functional.elu}
 
 
@@ -105,8 +107,15 @@ def _computes(
     """
     parameters = [*network.parameters(), *log_stds]
     whole = policy if isinstance(policy, nn.Module) else None
-    with undisturbed(parameters, whole), tried(parameters, large_weights(spec.size)):
-        return _computes_now(policy, network, log_stds, spec, activation, discrete=discrete)
+    weights = large_weights(spec.size)
+    without_noise = weights.copy()
+    without_noise[spec.size - sum(each.numel() for each in log_stds) :] = _NO_NOISE
+    with undisturbed(parameters, whole):
+        with tried(parameters, weights):
+            if not _computes_now(policy, network, log_stds, spec, activation, discrete=discrete):
+                return False
+        with tried(parameters, without_noise):
+            return discrete or _acts_so(policy, network, spec.shapes[0][1])
 
 
 def large_weights(size: int) -> np.ndarray:
@@ -141,6 +150,25 @@ def _computes_now(
     except Exception:  # no such method, or one of another kind under that name
         return True
     return _alike(said.reshape(-1), law.log_prob(actions).reshape(_TRIED, -1).sum(dim=1))
+
+
+def _acts_so(policy: Any, network: nn.Sequential, obs_dim: int) -> bool:
+    """Whether what other methods of an agent give as actions are the network's means, clipped to bounds or not."""
+    like = next(network.parameters())
+    drawn = np.random.default_rng(1).standard_normal((_TRIED, obs_dim))
+    observations = torch.tensor(drawn, dtype=like.dtype, device=like.device)
+    expected = network(observations)
+    for name in _METHODS:
+        try:
+            found = getattr(policy, name)(observations)
+        except Exception:  # no such method, or one of another kind under that name
+            continue
+        found = next(iter(found), None) if isinstance(found, tuple | list) else found
+        if isinstance(found, Tensor) and found.shape == expected.shape:
+            clipped = (found == found.amin(dim=0)) | (found == found.amax(dim=0))
+            if not _alike(torch.where(clipped, expected, found), expected):
+                return False
+    return True
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -305,20 +305,31 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """What `to_json` was given, or plain JSON of the user's."""
+    """What `to_json` was given, or plain JSON of the user's.
+
+    Raises:
+        TiplError: it says that it is a number or an array, and is none.
+    """
+    try:
+        return _from_json(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TiplError(f"An argument of an environment is {str(value)[:60]}, which is none ({error}).") from error
+
+
+def _from_json(value: Any) -> Any:
     if isinstance(value, list):
-        return [from_json(each) for each in value]
+        return [_from_json(each) for each in value]
     if not isinstance(value, dict):
         return value
     match value:
         case {"float": str(text)}:
             return float(text)
         case {"array": content, "dtype": str(dtype)} if np.dtype(dtype).kind in "biuf":
-            return np.array(from_json(content), dtype)
+            return np.array(_from_json(content), dtype)
         case {"dtype": str(dtype)}:
             return np.dtype(dtype).type
         case {"tuple": list(content)}:
-            return tuple(from_json(each) for each in content)
+            return tuple(_from_json(each) for each in content)
         case {"dict": dict(content)}:
-            return {name: from_json(each) for name, each in content.items()}
-    return {name: from_json(each) for name, each in value.items()}
+            return {name: _from_json(each) for name, each in content.items()}
+    return {name: _from_json(each) for name, each in value.items()}

@@ -5,6 +5,7 @@ In: nothing.  Out: frozen dataclasses that the functions of the package take and
 A field's annotation says which values it takes (checks.py); `__post_init__` adds what hangs on several fields.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -25,6 +26,9 @@ from tipl.checks import (
     require,
 )
 from tipl.errors import TiplError
+
+MOST_WEIGHTS = 100_000_000
+"""Of a network that is collected: some copies of them are held in memory."""
 
 Backend = Literal["auto", "envpool", "gymnasium"]
 Activation = Literal["tanh", "relu", "elu"]
@@ -129,6 +133,11 @@ class CollectConfig:
         )
         require_json(self.env_kwargs)
         require(len(self.hidden_sizes) >= 1, "--hidden-sizes is empty; give one or more widths.")
+        weights = sum(a * b for a, b in itertools.pairwise((1, *self.hidden_sizes, 1)))
+        require(
+            weights <= MOST_WEIGHTS,
+            f"--hidden-sizes gives networks of {weights:,} weights or more; up to {MOST_WEIGHTS:,} can be collected.",
+        )
         require(
             self.ppo.update_epochs % self.snapshot_every_epochs == 0,
             f"--snapshot-every-epochs is {self.snapshot_every_epochs}; give a divisor of {self.ppo.update_epochs}.",
@@ -189,13 +198,17 @@ class SVDConfig:
     centered: bool = False
     """Subtract the trial's first snapshot before the SVD; the paper does not."""
     window: Count = 50
-    """K of the basis window; of prefix, how many codes of an origin are kept. Unused by the others."""
+    """K of the basis window; of prefix, how many codes of an origin are kept."""
     by_tensor: bool = False
     """A full or pooled basis for each tensor of the policy, of min(d, its weights) directions; a code is theirs end to
     end."""
 
     def __post_init__(self) -> None:
         check_settings(self)
+        require(
+            self.basis in ("window", "prefix") or self.window == type(self).window,
+            f"--window has no effect on the basis {self.basis}; leave it out, or fit window or prefix.",
+        )
         require(
             not self.by_tensor or self.basis in ("full", "pooled"),
             f"--by-tensor has no effect on the basis {self.basis}; leave it out, or fit full or pooled.",

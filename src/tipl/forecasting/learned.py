@@ -28,10 +28,16 @@ class Learned:
     env_id: str | None
     seeds: tuple[int, ...]
     """Of the trials learned from or chosen by."""
+    beginnings: frozenset[str]
+    """How they begin; empty where the model is older than that."""
 
-    def of(self, data: Store) -> list[int]:
-        """The trials of this store that are among them."""
-        return sorted(seed for seed in set(self.seeds) & set(data.seeds) if self.ids & data.known_as(seed))
+    def of(self, data: Store, seeds: Sequence[int]) -> list[int]:
+        """Those of these trials of a store that are among them, or the same runs made again."""
+        return sorted(
+            seed for seed in seeds
+            if (seed in self.seeds and self.ids & data.known_as(seed))
+            or (self.beginnings and data.trial(seed).beginning in self.beginnings)
+        )  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
         """For metrics.json."""
@@ -52,7 +58,7 @@ def learned_by(model: Path | str) -> tuple[Learned, ...] | None:
         return tuple(
             Learned(
                 frozenset([each["id"]] if each["id"] else ()), each["name"], each.get("env_id"),
-                tuple(sorted({*each["train"], *each["validation"]})),
+                tuple(sorted({*each["train"], *each["validation"]})), frozenset(each.get("beginnings", ())),
             )
             for each in trials["stores"]
         ) if "stores" in trials else None  # fmt: skip
@@ -71,7 +77,7 @@ def require_unseen(
     Raises:
         TiplError: the model has learned from one of these trials.
     """
-    both = sorted({seed for part in learned or () for seed in part.of(data)} & set(seeds))
+    both = sorted({seed for part in learned or () for seed in part.of(data, seeds)})
     if both:
         raise TiplError(f"{model} has learned from {named_trials(both)} of {data.path}; {advice}.")
 

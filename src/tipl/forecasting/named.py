@@ -18,6 +18,7 @@ from tipl.errors import TiplError
 from tipl.forecasting.autoregression import AUTOREGRESSION, fit_autoregression, shipped_autoregression, store_digest
 from tipl.forecasting.baselines import FixedSum, RandomDisplacement, equal_shares, line
 from tipl.forecasting.forecaster import Forecaster
+from tipl.forecasting.learned import learned_by
 from tipl.forecasting.shipped import SHIPPED, model_digest, model_folder, model_name
 from tipl.forecasting.trained import CausalForecaster, ModelForecaster
 from tipl.models import CONFIG_FILE, CausalTIPL, load, read_record
@@ -125,6 +126,16 @@ def forecaster_digest(name: str, fit: Path | None = None) -> str | None:
         return store_digest(Store.open(fit)) if fit else hashlib.sha256(AUTOREGRESSION.read_bytes()).hexdigest()[:16]
     folder = model_folder(name)
     return model_digest(folder) if name == SHIPPED or name not in get_args(ForecasterName) else None
+
+
+def beginnings(forecaster: str | None, fit: Path | None = None) -> frozenset[str]:
+    """Return how the runs begin that a forecaster has learned from, as far as that is known (`beginning_of`)."""
+    if fit is not None:
+        data = Store.open(fit)
+        return frozenset(found for seed in data.split().train if (found := data.trial(seed).beginning))
+    if forecaster is None or (forecaster != SHIPPED and forecaster in get_args(ForecasterName)):
+        return frozenset()
+    return frozenset().union(*(part.beginnings for part in learned_by(model_folder(forecaster)) or ()))
 
 
 def lookahead(count: int) -> FixedSum:

@@ -43,7 +43,17 @@ _TRAINING = {
         "basis": Maybe(dict),
         "trials": {
             "codes": Maybe(str),
-            "stores": Maybe([{"id": (str, None), "name": str, "train": [Whole()], "validation": [Whole()]}]),
+            "stores": Maybe(
+                [
+                    {
+                        "id": (str, None),
+                        "name": str,
+                        "train": [Whole()],
+                        "validation": [Whole()],
+                        "beginnings": Maybe([str]),
+                    }
+                ]
+            ),
         },
     },
     "precision": str,

@@ -124,7 +124,7 @@ class GymnasiumEnv(VectorEnv):
     """Gymnasium's own environments, stepped one after another: any registered id, and the reference in tests."""
 
     def __init__(self, env_id: EnvId, seeds: Sequence[int], render_mode: str | None = None) -> None:
-        self.num_envs = len(seeds)
+        self.num_envs, self._env_id = len(seeds), env_id
         self._envs = [made(env_id, render_mode) for _ in seeds]
         self._seeds: list[int | None] = [int(seed) for seed in seeds]
         self._take_spaces(self._envs[0].observation_space, self._envs[0].action_space, env_id)
@@ -140,7 +140,10 @@ class GymnasiumEnv(VectorEnv):
 
     def reset(self, ids: np.ndarray) -> np.ndarray:
         for i in ids:
-            obs, _ = self._envs[i].reset(seed=self._seeds[i])
+            try:
+                obs, _ = self._envs[i].reset(seed=self._seeds[i])
+            except Exception as error:  # whatever an environment of the user's does
+                raise self._failed("reset", error) from error
             self._seeds[i] = None  # later resets go on with the same random stream
             self._seen[i, : -self._obs_size] = 0
             self._seen[i, -self._obs_size :] = self._flat(obs)
@@ -156,11 +159,20 @@ class GymnasiumEnv(VectorEnv):
         reward, terminated = np.empty(len(which)), np.empty(len(which), np.bool_)
         truncated = np.empty(len(which), np.bool_)
         for row, i in enumerate(which):
-            obs, reward[row], terminated[row], truncated[row], _ = self._envs[i].step(taken[row])
+            try:
+                obs, reward[row], terminated[row], truncated[row], _ = self._envs[i].step(taken[row])
+            except Exception as error:
+                raise self._failed("step", error) from error
             if self.obs_dim != self._obs_size:
                 self._seen[i, : -self._obs_size] = self._seen[i, self._obs_size :]
             self._seen[i, -self._obs_size :] = self._flat(obs)
         return self._seen[which], reward, terminated, truncated
+
+    def _failed(self, method: str, error: Exception) -> TiplError:
+        reason = (str(error).splitlines() or [""])[0]
+        return TiplError(
+            f"{self._env_id} failed in its {method} ({type(error).__name__}: {reason}); mend the environment."
+        )
 
     @property
     def copies(self) -> list[Any]:

@@ -30,7 +30,7 @@ Shapes: T snapshots, P weights, E episodes, obs the size of an observation.
 """
 
 from tipl.store.arrays import CODEC
-from tipl.store.history import History, epoch_indices
+from tipl.store.history import History, beginning_of, epoch_indices
 from tipl.store.inspect import data_info, data_verify
 from tipl.store.layout import EPISODE_ARRAYS, FORMAT_VERSION, SNAPSHOT_ARRAYS
 from tipl.store.read import Episodes, Split, Store, Trial
@@ -48,6 +48,7 @@ __all__ = [
     "Store",
     "Trial",
     "TrialWriter",
+    "beginning_of",
     "create_store",
     "data_info",
     "data_verify",

@@ -1,16 +1,20 @@
 """What a forecaster is shown of one run: its snapshots up to an origin, and the origin's index in its iteration.
 
-In: snapshots as an array, or the iterations of a trial.  Out: a `History`; epoch indices.
+In: snapshots as an array, or the iterations of a trial.  Out: a `History`; epoch indices; what a run is known by.
 
 Shapes: n snapshots, T snapshots of a whole trial, P weights.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from tipl.checks import Count, checked
 from tipl.errors import TiplError
+
+BEGINNING = 16
+"""Snapshots among which `beginning_of` looks for the first that has moved."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +79,17 @@ def epoch_indices(iteration_T: np.ndarray) -> np.ndarray:
     index_T = np.arange(len(iteration_T)) - np.repeat(starts, np.diff(np.r_[starts, len(iteration_T)]))
     index_T[0] = index_T.max()
     return index_T
+
+
+def beginning_of(weights_TP: np.ndarray) -> str | None:
+    """Return what a run is known by wherever it is made again: a digest of φ_0 and of the first snapshot that is
+    another; None where none of the first is.
+
+    Args:
+        weights_TP: the run's first snapshots.
+    """
+    first_P = weights_TP[0]
+    moved_P = next((each for each in weights_TP[1:BEGINNING] if not np.array_equal(each, first_P)), None)
+    if moved_P is None:
+        return None
+    return hashlib.blake2b(np.stack([first_P, moved_P]).astype("<f4").tobytes(), digest_size=8).hexdigest()

@@ -21,7 +21,7 @@ from tipl.files import Absent, Damaged
 from tipl.progress import console
 from tipl.remote.mirror import bring, drop, located, mirror_of, original, refresh, told_by_address
 from tipl.store.arrays import ArrayReader
-from tipl.store.history import History, epoch_indices
+from tipl.store.history import BEGINNING, History, beginning_of, epoch_indices
 from tipl.store.layout import (
     ARRAYS,
     EPISODE_ARRAYS,
@@ -339,6 +339,11 @@ class Trial:
         weights_1P = self.weights(t, t + 1)
         what = f"trial {self.seed}'s policies"
         return policy_of(self.config, self.spec.unflatten(weights_1P[0]), self.obs_mean[t], self.obs_var[t], what)
+
+    @cached_property
+    def beginning(self) -> str | None:
+        """What this run is known by wherever it is made again, see `beginning_of`."""
+        return beginning_of(self.weights(0, min(self.committed, BEGINNING)))
 
     @cached_property
     def env_id(self) -> EnvId:

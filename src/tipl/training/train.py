@@ -143,7 +143,8 @@ def _check_lengths(store: Path, split: Split) -> None:
 
 def _learned_from(store: Path, split: Split) -> list[dict[str, Any]]:
     """What a model remembers of a store, so that it is never judged on trials that it has seen: these, by the ids of
-    the stores that they were made in, which are others where trials were compacted, merged or exported.
+    the stores that they were made in, which are others where trials were compacted, merged or exported, and by how they
+    begin, which is the same where a run is made again.
     """
     data = Store.open(store)
     env_id = str(data.trial(split.train[0]).env_id)
@@ -155,6 +156,11 @@ def _learned_from(store: Path, split: Split) -> list[dict[str, Any]]:
             "env_id": env_id,
             "train": [seed for seed in split.train if one in data.origins(seed)],
             "validation": [seed for seed in split.validation if one in data.origins(seed)],
+            "beginnings": sorted(
+                beginning
+                for seed in (*split.train, *split.validation)
+                if one in data.origins(seed) and (beginning := data.trial(seed).beginning)
+            ),
         }
         for one in made_in
     ]
