@@ -349,7 +349,7 @@ def test_a_bug_is_not_hidden(bug: Exception):
     [(["g=1", "g=2"], "--env-kwargs has g twice"), (['{"g": ' + 5000 * "["], "nested too deep")],
 )
 def test_keyword_arguments_of_an_environment_that_nobody_can_mean(
-    given: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    given: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert main(["collect", "--env-id", "Pendulum-v1", "--env-kwargs", *given, "--out", "nothing"]) == 2
+    assert main(["collect", "--env-id", "Pendulum-v1", "--env-kwargs", *given, "--out", str(tmp_path / "store")]) == 2
     assert words in capsys.readouterr().err
