@@ -58,7 +58,7 @@ def _earned(view: View) -> str:
 
 def amount(value: float) -> str:
     """A return in few letters: no decimals where it is whole or large."""
-    return f"{value:,.{0 if value == round(value) or abs(value) >= 1000 else 1}f}".replace("-", "−")
+    return f"{value:,.{0 if value == round(value) or abs(value) >= 100 else 1}f}".replace("-", "−")
 
 
 def _even(pixels: int) -> int:
