@@ -30,7 +30,7 @@ from tipl.training.lessons import lessons
 from tipl.training.loop import Training
 
 CONFIG = CausalTrainConfig(steps=100, validate_every=100, warmup_steps=10)
-ROUNDS, STEPS, HELD_STORES = 7, 15, 2
+ROUNDS, STEPS, HELD_STORES = 11, 15, 2
 
 
 def peak() -> float:

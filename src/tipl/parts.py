@@ -4,6 +4,7 @@ In: arrays, under a name that says what made them.  Out: the same; a damaged par
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,10 @@ def claimed(path: Path) -> Iterator[bool]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            ours = os.path.samestat(os.fstat(descriptor), os.stat(lock))  # whoever had it has removed it else
+        except OSError as error:  # on a file system without locks nobody can be kept away
+            ours = error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+        if not ours:
             yield False
             return
         yield True

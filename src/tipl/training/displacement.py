@@ -10,6 +10,7 @@ Shapes: B windows, J tokens, H horizons, F facts of a window.
 """
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -35,6 +36,33 @@ _HELD = {"cpu": 1 << 30, "cuda": 16 << 30}  # bytes of windows up to which they 
 
 Lessons = TrainingWindows | WindowFiles
 """Windows of one store."""
+
+
+class _Batch(NamedTuple):
+    """Windows of one store or of several."""
+
+    token_BJF: Tensor
+    fact_BF: Tensor
+    epoch_index_B: Tensor
+    own_BJJ: Tensor
+    toward_BJH: Tensor
+    moved_BH: Tensor
+    weight_BH: Tensor
+    often_B: Tensor
+    """How often a window is drawn, beside one drawn evenly."""
+
+    @property
+    def features(self) -> Features:
+        return Features(self.token_BJF, self.fact_BF, self.epoch_index_B)
+
+    def error(self, outlook: Outlook) -> Tensor:
+        """[B, H] squared errors of the weighted sums of tokens, in the windows' units."""
+        a_BHJ = outlook.coefficients_BHJ
+        crossed_BH = torch.einsum("bhj,bjh->bh", a_BHJ, self.toward_BJH)
+        return self.moved_BH - 2 * crossed_BH + (a_BHJ @ self.own_BJJ * a_BHJ).sum(2)
+
+
+_reader = ThreadPoolExecutor(1, "windows")
 
 
 class Displacements:
@@ -71,23 +99,40 @@ class Displacements:
         chance_W = torch.cat([share * each.chance_B for each, (_, share) in zip(self.train, parts, strict=True)])
         self.until_W = chance_W.cumsum(0) / chance_W.sum()
         """Of the windows of all parts, end to end: the chance of these and those before."""
+        self.streams = any(isinstance(each, _Streamed) for each in self.train)
+        self.ahead: list[tuple[Tensor, Future[_Batch]]] = []
+        """Batches that were drawn ahead, by their index."""
         self.ahead_H = torch.tensor(HORIZONS, dtype=torch.float32, device=worker.device)
         self.validation = [_read(each, worker.device, few) for each in validation]
         if any(not each.moves for each in self.validation):
             raise TiplError("The weights of the validation trials never change: there is nothing to forecast.")
 
     def draw(self, batches: torch.Generator) -> Tensor:
+        index_B = self._drawn(batches)
+        if self.streams:  # the next batch is read while this one is learned from
+            ahead = torch.Generator()
+            ahead.set_state(batches.get_state())
+            next_B = self._drawn(ahead)
+            self.ahead = [*self.ahead[-1:], (next_B, _reader.submit(self._batch, next_B))]
+        return index_B
+
+    def _drawn(self, batches: torch.Generator) -> Tensor:
         at_B = torch.rand(self.batch_size, generator=batches, dtype=torch.float64)
         return torch.searchsorted(self.until_W, at_B).clamp(max=len(self.until_W) - 1)
 
-    def loss(self, index_B: Tensor) -> Tensor:
+    def _batch(self, index_B: Tensor) -> _Batch:
+        """This process's share of a batch."""
         mine_B, first, drawn = self.worker.share(index_B), 0, []
         for data in self.train:
             of_these_B = mine_B[(mine_B >= first) & (mine_B < first + len(data))]
             if len(of_these_B):
                 drawn.append(data.batch(of_these_B - first))
             first += len(data)
-        batch = _Batch(*map(torch.cat, zip(*drawn, strict=True)))
+        return _Batch(*map(torch.cat, zip(*drawn, strict=True)))
+
+    def loss(self, index_B: Tensor) -> Tensor:
+        read = next((read for which_B, read in self.ahead if torch.equal(which_B, index_B)), None)
+        batch = read.result() if read else self._batch(index_B)
         outlook = self.model(batch.features)
         with torch.autocast(self.worker.device.type, enabled=False):
             error_BH = batch.error(outlook)
@@ -109,30 +154,6 @@ class Displacements:
 
     def save(self, out: Path) -> None:
         self.model.save(out)
-
-
-class _Batch(NamedTuple):
-    """Windows of one store or of several."""
-
-    token_BJF: Tensor
-    fact_BF: Tensor
-    epoch_index_B: Tensor
-    own_BJJ: Tensor
-    toward_BJH: Tensor
-    moved_BH: Tensor
-    weight_BH: Tensor
-    often_B: Tensor
-    """How often a window is drawn, beside one drawn evenly."""
-
-    @property
-    def features(self) -> Features:
-        return Features(self.token_BJF, self.fact_BF, self.epoch_index_B)
-
-    def error(self, outlook: Outlook) -> Tensor:
-        """[B, H] squared errors of the weighted sums of tokens, in the windows' units."""
-        a_BHJ = outlook.coefficients_BHJ
-        crossed_BH = torch.einsum("bhj,bjh->bh", a_BHJ, self.toward_BJH)
-        return self.moved_BH - 2 * crossed_BH + (a_BHJ @ self.own_BJJ * a_BHJ).sum(2)
 
 
 class _Read:
