@@ -128,6 +128,7 @@ def data_verify(path: Place) -> dict[str, Any]:
     path = located(path)
     with told_by_address(path):
         fetch_root(path)
+        bring([path / "trials" / "zarr.json"])
         root = Root.read(path)
     readings: dict[int | None, list[_Reading]] = {
         None: [*_readings_of_folders(path)],

@@ -211,7 +211,7 @@ def fetch_root(store: Path) -> None:
         refresh(store / "zarr.json", MOST_BYTES)
     except Absent:
         raise TiplError(f"{original(store)} is not a tipl store: it has no zarr.json; look at the address.") from None
-    bring([store / "trials" / "zarr.json"], MOST_BYTES)
+    (store / "trials").mkdir(exist_ok=True)
     for seed in Root.read(store).trials:
         trial_path(store, seed).mkdir(parents=True, exist_ok=True)
 
