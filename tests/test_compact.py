@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_store_damage import lie
 
 from tipl.cli.main import main
 from tipl.collection.collect import collect
@@ -239,6 +240,30 @@ def test_version_2_is_not_rounded_again_nor_added_to(version_2: Path, store: Pat
     with pytest.raises(TiplError, match="is a compact store of format version 2; give another --out"):
         compact(store, version_2, CompactConfig(0.05))
     assert not (tmp_path / "new").exists()
+
+
+LIES = {
+    "array": {
+        "grid": lambda metadata: metadata["attributes"].update(grid=0.5),
+        "offset": lambda metadata: metadata["attributes"].update(offset=0),
+        "floats": lambda metadata: metadata.update(data_type="float32"),
+        "a filter": lambda metadata: metadata["codecs"].insert(1, {"name": "numcodecs.delta", "configuration": {}}),
+    },
+    "record": {
+        "version": lambda metadata: metadata["attributes"].update(format_version=2),
+        "no grid": lambda metadata: metadata["attributes"].update(grid=None),
+        "another grid": lambda metadata: metadata["attributes"].update(grid=0.5),
+    },
+}
+
+
+@pytest.mark.parametrize(("where", "what"), [(where, what) for where, lies in LIES.items() for what in lies])
+def test_metadata_that_lie_about_the_grid_are_refused(store: Path, tmp_path: Path, where: str, what: str) -> None:
+    out = compact(store, tmp_path / "compact")
+    lie(out / "trials/3" / ("weights/zarr.json" if where == "array" else "zarr.json"), LIES[where][what])
+    with pytest.raises(TiplError):
+        Store.open(out).trial(3).weights()
+    assert not data_verify(out)["ok"]
 
 
 # What rounding costs.

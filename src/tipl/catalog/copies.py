@@ -219,7 +219,7 @@ def _require_alike(first: Store, other: Store) -> None:
         words = ["not compact" if each is None else f"compact, error {each}" for each in
                  (first.compact_error, other.compact_error)]  # fmt: skip
         raise TiplError(
-            f"{first.path} is {words[0]} and {other.path} is {words[1]}; `tipl data compact` those that are not first."
+            f"{first.path} is {words[0]} and {other.path} is {words[1]}; run `tipl data compact` on the other first."
         )
     if first.root.configuration and other.root.configuration:
         require_same(first.path, first.root.configuration, other.root.configuration)
