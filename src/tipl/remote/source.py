@@ -94,7 +94,8 @@ class Source:
                 self._scheme, client_kwargs={"timeout": timeout, "trust_env": True, "headers": self._headers}
             )
         except ImportError as error:
-            raise TiplError(f"{self.address} takes a library that is missing; pip install 'tipl[remote]'.") from error
+            extra = "gcsfs" if self._scheme == "gs" else "'tipl[remote]'"
+            raise TiplError(f"{self.address} takes a library that is missing; pip install {extra}.") from error
         except ValueError as error:  # fsspec's, of a scheme that it does not know
             raise TiplError(
                 f"{self._scheme}:// is no place that stores are read from; give s3://, hf://, https:// or a path."
