@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from tipl.checks import Count, Whole
 from tipl.cli.flags import add_settings, with_flags
-from tipl.cli.parser import add_number, add_path, add_verb, wrote
+from tipl.cli.parser import add_number, add_path, add_place, add_verb, wrote
 from tipl.cli.show import show
 from tipl.config.presets import Activation, CompactConfig
 from tipl.errors import TiplError
@@ -29,7 +29,7 @@ def catalog_flags(data: Any) -> None:
 
 def _list_flags(verbs: Any) -> None:
     verb = add_verb(verbs, "list", _list, "list the stores in a folder: environment, trials, size, return")
-    add_path(verb, "address", "ADDRESS", "a store, a collection, or a folder of stores [.]", nargs="?", default=".")
+    add_place(verb, "address", "ADDRESS", "a store, a collection, or a folder of stores [.]", nargs="?", default=".")
     verb.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -70,7 +70,7 @@ def _index(arguments: Namespace) -> None:
 
 def _merge_flags(verbs: Any) -> None:
     verb = add_verb(verbs, "merge", _merge, "make one store of the trials of several that differ in their seeds alone")
-    add_path(verb, "stores", "STORE", nargs="+")
+    add_place(verb, "stores", "STORE", nargs="+")
     add_path(verb, "--out", "STORE", "a new store", required=True)
     verb.add_argument("--license", metavar="TEXT", help=f"{_GIVEN['license']} [the stores']")
 
@@ -83,7 +83,7 @@ def _merge(arguments: Namespace) -> None:
 
 def _export_flags(verbs: Any) -> None:
     verb = add_verb(verbs, "export", _export, "write some trials, environments or snapshots as a new store")
-    add_path(verb, "address", "ADDRESS", "a store, or a collection")
+    add_place(verb, "address", "ADDRESS", "a store, or a collection")
     add_path(verb, "--out", "STORE", "a new store; of a collection a new collection", required=True)
     add_number(verb, "--trials", Whole, "N", "seeds of the trials to take [all]", nargs="+", default=[])
     verb.add_argument("--environments", metavar="ID", nargs="+", default=[], help="to take [all]")

@@ -48,7 +48,16 @@ class Autoregression(WeightedSum):
 
     @classmethod
     def fit(cls, horizons: Sequence[int], equations: "NormalEquations", ridge: float) -> "Autoregression":
-        """For epoch indices that no training trial has: of all together."""
+        """For epoch indices that no training trial has: of all together.
+
+        Raises:
+            TiplError: no trial is long enough for one origin.
+        """
+        if not equations:
+            raise TiplError(
+                f"No training trial is long enough to fit an autoregression {max(horizons)} snapshots ahead; "
+                "give a store with longer ones."
+            )
         everywhere = tuple(sum(parts) for parts in zip(*equations.values(), strict=True))
         parts = {**equations, None: everywhere}.items()
         return cls(horizons, {epoch_index: solve_ridge(gram, target, ridge).T for epoch_index, (gram, target) in parts})
