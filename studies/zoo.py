@@ -4,7 +4,7 @@
     python studies/zoo.py collect --preset small                  makes it, or goes on with it
     python studies/zoo.py collect --preset full --shard 3/16      one of 16 jobs; after the last one: finish
     python studies/zoo.py table --preset small --json FILE        what was learned, by store
-    python studies/zoo.py measure                                 steps/s of every run, anew
+    python studies/zoo.py measure                                 seconds of every run, where not known
 
 `zoo.toml` says which runs there are, and which environments nobody may learn from. Each run is one store: collected,
 rounded (compact), read once more (verified), given a card; then the exact store goes, unless --keep-exact. A store is
