@@ -153,7 +153,7 @@ def test_networks_that_cannot_be_run_are_judged_by_weights(
         model.save(tmp_path / f"run/step_{step}")
     out = data_import([tmp_path / "run"] * 3, tmp_path / "store", env_id="Pendulum-v1")
     trial = Store.open(out).trial(2)
-    assert {name.removeprefix("actor.").split(".")[0] for name in trial.spec.names} == set(names)
+    assert {name.split(".")[0] for name in trial.spec.names} == set(names)
     assert trial.config["hidden_sizes"] is None and why in capsys.readouterr().err
     config = EvaluateConfig(horizons=(1,), return_horizons=(1,), origins=2, spectrum_trials=0)
     evaluate(out, tmp_path / "eval", config, returns=False)
@@ -289,6 +289,17 @@ def _sb3_said(path: Path, steps: int) -> None:
     path.with_suffix(".tmp").unlink()
 
 
+def _broken_array(path: Path) -> None:
+    np.savez(path, w=np.arange(1000.0))
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+
+
+def _normalized(path: Path, size: int) -> None:
+    np.savez(path, obs_mean=np.zeros(size), obs_var=np.ones(size))
+
+
 def _another_zip(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("../policy.pth", "x")
@@ -327,6 +338,12 @@ REFUSED: dict[str, tuple[list[tuple[str, Any]], str]] = {
     "cut short": ([("a_1.pt", lambda p: (_save(p), p.write_bytes(p.read_bytes()[:700])))], "cannot be read as"),
     "pickled arrays": ([("a_1.npz", _pickled_arrays)], "holds pickled objects, which can run code and are not opened"),
     "another zip": ([("a_1.zip", _another_zip)], "is no model that Stable-Baselines3 saved: it has no policy.pth"),
+    "other bits": ([("a_1.npz", _broken_array)], r"a_1\.npz cannot be read as a checkpoint \(Bad CRC-32"),
+    "normalizers of two sizes": (
+        [("a_1.pt", _save), ("a_2.pt", _save), ("normalizer_1.npz", lambda p: _normalized(p, 3)),
+         ("normalizer_2.npz", lambda p: _normalized(p, 4))],
+        "Step 2 has no normalizer like the others'",
+    ),
     "a name outside": ([("a_1.safetensors", _named_outside)], r"a tensor called '\.\./\.\./w', which is no name"),
     "a link": ([("a_1.pt", _link)], r"a_1\.pt is a link, which is not followed"),
     "half a normalizer": (

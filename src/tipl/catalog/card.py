@@ -14,6 +14,7 @@ from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import Absent, read_file, write_file
 from tipl.progress import console
+from tipl.remote.mirror import bring
 from tipl.store import data_info
 
 CARD = "README.md"
@@ -82,11 +83,12 @@ def say_missing(store: Path, missing: Sequence[str]) -> None:
 
 
 def read_card(store: Path) -> dict[str, Any]:
-    """Return the front matter of a store's card; empty where there is none.
+    """Return the front matter of a store's card, here or elsewhere; empty where there is none.
 
     Raises:
         TiplError: it cannot be read, or is no YAML of plain values.
     """
+    bring([store / CARD])
     return _read(store / CARD)[0]
 
 

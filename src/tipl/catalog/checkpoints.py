@@ -16,7 +16,7 @@ import io
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,28 +53,31 @@ def opened(path: Path) -> Iterator[Checkpoint]:
         TiplError: it holds no tensors by name that can be read without running anything.
     """
     with contextlib.ExitStack() as stack:
-        try:
+        with _told(path):
             found = _open(path, stack)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            RuntimeError,
-            EOFError,
-            zipfile.BadZipFile,
-            NotImplementedError,
-        ) as error:
-            if isinstance(error, TiplError):
-                raise
-            raise TiplError(f"{path} cannot be read as a checkpoint ({_short(error)}); {_ADVICE}.") from error
-        except Exception as error:  # pickle.UnpicklingError, safetensors' and zlib's own
-            raise TiplError(f"{path} cannot be read as a checkpoint ({_short(error)}); {_ADVICE}.") from error
         if not found.shapes:
             raise TiplError(f"{path} holds no tensors of real numbers; {_ADVICE}.")
         for name in found.shapes:
             if not name.isprintable() or len(name) > 300 or ".." in name.split("/"):
                 raise TiplError(f"{path} has a tensor called {name[:60]!r}, which is no name; {_ADVICE}.")
-        yield found
+
+        def read(name: str) -> np.ndarray:
+            with _told(path):
+                return found.read(name)
+
+        yield replace(found, read=read)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Make one line of whatever a library says of a file."""
+    try:
+        yield
+    except TiplError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
+        raise TiplError(f"{path} cannot be read as a checkpoint ({text[:120]}); {_ADVICE}.") from error
 
 
 def _open(path: Path, stack: contextlib.ExitStack) -> Checkpoint:
@@ -183,9 +186,3 @@ def _float32(tensor: Any) -> np.ndarray:
     import torch
 
     return tensor.to(torch.float32).numpy()
-
-
-def _short(error: Exception) -> str:
-    """The first sentence of what a library says."""
-    text = " ".join(str(error).split()).split(". ")[0]
-    return (text or type(error).__name__)[:120]

@@ -11,7 +11,7 @@ Shapes: P weights.
 import contextlib
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,8 +138,10 @@ class _Run:
                 env_steps.append(_env_step(checkpoint.facts, step, env_steps, place))
                 normalizers.append(_normalizer(checkpoint, beside, place))
         assert subject is not None
-        if len({each is None for each in normalizers}) > 1 or len({each.clip for each in normalizers if each}) > 1:
-            step = found.steps[next((i for i, each in enumerate(normalizers) if each is None), -1)]
+        kinds = [each and (len(each.mean), each.clip) for each in normalizers]
+        if len(set(kinds)) > 1:
+            odd = None if None in kinds else next(kind for kind in kinds if kind != kinds[0])
+            step = found.steps[kinds.index(odd)]
             raise TiplError(
                 f"Step {step} has no normalizer like the others' of {first.parent}; give each step its own."
             )
@@ -184,7 +186,7 @@ class _Run:
             "run": ({"algorithm": known} if known else {}) | said,
         }
 
-    def written(self, store: Path, seed: int, env_id: EnvId, config: dict[str, Any]):
+    def written(self, store: Path, seed: int, env_id: EnvId, config: dict[str, Any]) -> Iterator[int]:
         """Write the trial; yields the step of each snapshot."""
         subject, rate = self.subject, self.facts.get("learning_rate")
         versions = {"tipl": tipl.__version__, "python": platform.python_version(), "numpy": np.__version__}

@@ -6,12 +6,12 @@ In: a store, a folder of stores, or a collection with a manifest.  Out: rows; wh
 from collections.abc import Sequence
 from typing import Any
 
-from tipl.catalog.card import CARD, GIVEN, read_card
+from tipl.catalog.card import GIVEN, read_card
 from tipl.catalog.manifest import MANIFEST, Collection, has_manifest, is_store, store_names, summary, trial_rows
 from tipl.checks import Place, checked_arguments
 from tipl.errors import TiplError
 from tipl.progress import console
-from tipl.remote.mirror import bring, located, mirror_of, original
+from tipl.remote.mirror import located, mirror_of, original
 from tipl.store import Store
 from tipl.store import data_info as store_info
 
@@ -32,7 +32,6 @@ def data_info(path: Place) -> dict[str, Any]:
         TiplError: there is no readable store, or its card cannot be read.
     """
     facts, folder = store_info(path), located(path)
-    bring([folder / CARD])
     card = read_card(folder)
     known = {key: card[key] for key in GIVEN if key in card}
     return {"store": facts.pop("store"), **({"card": known} if known else {}), **facts}

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from tipl.catalog.card import CARD, algorithm_of, read_card
+from tipl.catalog.card import algorithm_of, read_card
 from tipl.checks import AnyPath, Place, checked, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import SEAL, Absent, Damaged, check_seal, parse_json, read_file, require, sealed, to_json, write_file
 from tipl.progress import steps_progress
-from tipl.remote.mirror import bring, located, mirror_of, original, refresh, told_by_address
+from tipl.remote.mirror import located, mirror_of, original, refresh, told_by_address
 from tipl.shapes import Each, Maybe, OneOf, Whole
 from tipl.store import Store, data_info
 
@@ -180,7 +180,6 @@ def manifest(id: str, rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def trial_rows(store: Store, name: str) -> list[dict[str, Any]]:
     """The manifest's rows of a store's trials."""
-    bring([store.path / CARD])
     called = read_card(store.path).get("name") or store.name
     return [
         {

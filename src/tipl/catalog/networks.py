@@ -75,8 +75,12 @@ def subject_of(
         return _sb3(bare, shapes, facts, activation)
     if any(name.startswith(("actor_mean.", "actor.0.")) for name in bare):
         return _cleanrl(bare, shapes, activation)
-    names = [bare[name] for name in bare if name.startswith(_SB3_ACTORS)] if facts else []
-    return _as_it_is(names or list(shapes), shapes, "its network is none that is known here")
+    acting = [name for name in bare if name.startswith(_SB3_ACTORS)] if facts else []
+    why_not = "its network is none that is known here"
+    if not acting:
+        return _as_it_is(list(shapes), shapes, why_not)
+    spec = ParamSpec(tuple(name.partition(".")[2] for name in acting), tuple(shapes[bare[name]] for name in acting))
+    return Subject(tuple(bare[name] for name in acting), spec, why_not=why_not)  # named as SB3Recorder names them
 
 
 def _as_it_is(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], why_not: str) -> Subject:
