@@ -8,7 +8,7 @@
 
 `zoo.toml` says which runs there are, and which environments nobody may learn from. Each run is one store: collected,
 rounded (compact), read once more (verified), given a card; then the exact store goes, unless --keep-exact. A store is
-finished once it stands in --out; what stands in --out/work goes on. `collect` ends by writing the manifest of the whole
+finished once it stands in --out; what stands in OUT.work goes on. `collect` ends by writing the manifest of the whole
 collection (`tipl data list runs/zoo-small`).
 """
 
@@ -109,13 +109,13 @@ def finish(run: Run, out: Path, keep_exact: bool) -> str:
     import tipl
     from tipl.catalog.card import put_card
 
-    done, work = out / run.name, out / "work" / run.name
+    done, work = out / run.name, work_of(out) / run.name
     if done.exists():
         return "there already"
     store = tipl.Store.open(work)
     if set(store.seeds) - set(store.incomplete) != set(run.seeds):
         return "not complete yet"
-    rounded = out / "work" / f"{run.name}.compact"
+    rounded = work_of(out) / f"{run.name}.compact"
     tipl.compact(work, rounded)
     if not tipl.data_verify(rounded)["ok"]:
         raise tipl.TiplError(f"{rounded} is damaged; remove it, and run the same command again.")
@@ -155,26 +155,32 @@ def collect(runs: Sequence[Run], out: Path, workers: int, keep_exact: bool, exec
     """Make every run that is not there, the long ones first; then finish those that are whole."""
     from tipl.catalog.manifest import data_index
     from tipl.collection.collect import collect_many
+    from tipl.errors import TiplError
 
-    (out / "work").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    work_of(out).mkdir(exist_ok=True)
     seconds = rates()
     left = sorted((run for run in runs if not (out / run.name).exists()), key=lambda run: -takes(run, seconds)[0])
     ppo, others = ([run for run in left if (run.algorithm == "PPO") == is_ppo] for is_ppo in (True, False))
     mine = execution.mine([takes(run, seconds)[0] for run in others])
-    failed = in_processes(record_all, [(others[i], out / "work" / others[i].name) for i in mine], workers)
+    failed = in_processes(record_all, [(others[i], work_of(out) / others[i].name) for i in mine], workers)
     whole = execution.parts == 1
     groups = [ppo[i : i + AT_ONCE] for i in range(0, len(ppo), AT_ONCE)] if whole else [ppo]
     for group in filter(None, groups):
-        pairs = [(config_of(run), out / "work" / run.name) for run in group]
-        collect_many(pairs, workers=workers, execution=execution)
+        pairs = [(config_of(run), work_of(out) / run.name) for run in group]
+        try:
+            collect_many(pairs, workers=workers, execution=execution)
+        except TiplError as error:  # of single trials, whose stores stay in work
+            failed.append(str(error))
         if whole:
             failed += in_processes(finish, [(run, out, keep_exact) for run in group], workers)
     if whole:
         failed += in_processes(finish, [(run, out, keep_exact) for run in others if run.name not in failed], workers)
-        if not any((out / "work").iterdir()):
-            (out / "work").rmdir()
-        data_index(out)
         print(f"zoo: {sum((out / run.name).exists() for run in runs)} of {len(runs)} stores, {size(out) / 1e9:.2f} GB")
+        if not any(work_of(out).iterdir()):
+            work_of(out).rmdir()
+        if any(out.iterdir()):
+            data_index(out)
     if failed:
         raise SystemExit(f"zoo: failed: {', '.join(failed)}; the same command tries these again")
 
@@ -190,6 +196,11 @@ def in_processes(work: Any, tasks: Sequence[tuple[Any, ...]], workers: int) -> l
                 failed.append(run.name)
                 print(f"zoo: {run.name}: {type(error).__name__}: {error}", flush=True)
     return failed
+
+
+def work_of(out: Path) -> Path:
+    """Where stores lie that are not finished, and exact ones that are kept: beside the collection."""
+    return out.with_name(f"{out.name}.work")
 
 
 def size(folder: Path) -> int:
@@ -295,7 +306,7 @@ def main() -> None:
     parser.add_argument("--executor", choices=("local", "ray"), default="local")
     parser.add_argument("--part", choices=("train", "validation", "held out"), help="stores of one part alone")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
-    parser.add_argument("--keep-exact", action="store_true", help="keep the stores that are not rounded, in DIR/work")
+    parser.add_argument("--keep-exact", action="store_true", help="keep the stores that are not rounded, in DIR.work")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     out = arguments.out or Path(f"runs/zoo-{arguments.preset}")

@@ -54,11 +54,13 @@ def test_a_shard_is_a_part_of_the_whole_and_runs_have_names_of_their_own() -> No
 
 def test_a_store_is_made_once_and_stands_whole(tmp_path: Path) -> None:
     run = zoo.Run("CartPole-v1", "classic control", "train", 1024, 3, (4,), "tanh", 1e-3)
-    tipl.collect(zoo.config_of(run), tmp_path / "work" / run.name, workers=1)
+    out = tmp_path / "zoo"
+    out.mkdir()
+    tipl.collect(zoo.config_of(run), zoo.work_of(out) / run.name, workers=1)
     more = dataclasses.replace(run, trials=4)
-    assert zoo.finish(more, tmp_path, keep_exact=False) == "not complete yet"
-    assert zoo.finish(run, tmp_path, keep_exact=False).endswith("MB")
-    store = tipl.Store.open(tmp_path / run.name)
+    assert zoo.finish(more, out, keep_exact=False) == "not complete yet"
+    assert zoo.finish(run, out, keep_exact=False).endswith("MB")
+    store = tipl.Store.open(out / run.name)
     assert store.seeds == [1, 2, 3] and not store.incomplete and store.compact_error
-    assert (tmp_path / run.name / "README.md").is_file() and not any((tmp_path / "work").iterdir())
-    assert zoo.finish(run, tmp_path, keep_exact=False) == "there already"
+    assert (out / run.name / "README.md").is_file() and not any(zoo.work_of(out).iterdir())
+    assert zoo.finish(run, out, keep_exact=False) == "there already"
