@@ -173,6 +173,35 @@ def test_an_environment_that_draws_nothing(cartpole: Path, tmp_path: Path):
         film_to([blind], tmp_path / "x.gif", episodes=1)
 
 
+def test_the_camera_follows_what_walks():
+    """By the model's own camera; where there is none it stands further back, and one that was asked for is kept."""
+    import gymnasium
+
+    from tipl.config.env_spec import quiet_making
+    from tipl.pictures.episodes import keep_in_view
+
+    def renderer(env_id: str, **given: Any) -> Any:
+        with quiet_making():
+            env = gymnasium.make(env_id, **given)
+        keep_in_view(env, 100)
+        return env.unwrapped.mujoco_renderer  # pyright: ignore[reportAttributeAccessIssue]
+
+    assert renderer("HalfCheetah-v5").camera_id == 0 and renderer("Hopper-v5").camera_id == 0
+    assert renderer("Humanoid-v5", camera_id=1).camera_id == 1
+    pendulum = renderer("InvertedPendulum-v5")
+    assert pendulum.camera_id == -1 and pendulum.default_cam_config["distance"] == pytest.approx(1.4 * 2.04)
+    assert (pendulum.width, pendulum.height) == (100, 100)
+
+
+def test_an_environment_of_envpool_alone():
+    from tipl.config.env_spec import EnvId
+    from tipl.pictures.shown import require_gymnasium
+
+    with pytest.raises(TiplError, match="EnvPool alone"):
+        require_gymnasium(EnvId("CheetahRun-v1", {"backend": "envpool"}))
+    require_gymnasium(EnvId("CartPole-v1", {"backend": "envpool"}))
+
+
 def test_without_opengl_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     class Env:
         mujoco_renderer = None

@@ -23,6 +23,7 @@ from tipl.rl.returns import MAX_EPISODE_STEPS, act_frozen, episode_seeds
 
 _MODE = "rgb_array"
 _USUAL_FPS = 30  # of an environment that does not say
+_FREE_CAMERA, _BACK = -1, 1.4  # as Gymnasium numbers it; times as far away as it stands by default
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,7 @@ class _Run:
         if _MODE not in (metadata.get("render_modes") or ()):
             raise TiplError(blind)
         draw_without_display(self._gym)
-        renderer = getattr(self._gym.unwrapped, "mujoco_renderer", None)
-        if renderer is not None:
-            renderer.width = renderer.height = size
+        keep_in_view(self._gym, size)
         self.fps = float(metadata.get("render_fps") or _USUAL_FPS)
         self.earned, self.steps, self.over = 0.0, 0, False
         self._sizes = layer_sizes(self._env.obs_dim, shown.config["hidden_sizes"], self._env.policy_outputs)
@@ -149,6 +148,25 @@ class _Run:
     def close(self) -> None:
         with _told(self._shown):
             self._gym.close()
+
+
+def keep_in_view(env: Any, size: int) -> None:
+    """Let MuJoCo's camera follow what walks, by the model's own camera, unless the environment asks for another; stand
+    further back where there is none."""
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is None:
+        return
+    renderer.width = renderer.height = size
+    if renderer.camera_id != _FREE_CAMERA:
+        return
+    import mujoco
+
+    track: int = mujoco.mj_name2id(env.unwrapped.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")  # pyright: ignore
+    if track >= 0:
+        renderer.camera_id = track
+    elif "distance" in (renderer.default_cam_config or {}):
+        distance = _BACK * renderer.default_cam_config["distance"]
+        renderer.default_cam_config = {**renderer.default_cam_config, "distance": distance}
 
 
 @contextmanager

@@ -128,6 +128,18 @@ def require_runs(trial: Trial) -> None:
         raise TiplError(f"The policies of trial {trial.seed} {reason}.")
 
 
+def require_gymnasium(env_id: EnvId) -> None:
+    """
+    Raises:
+        TiplError: the environment is EnvPool's alone, whose own drawing ends the process without a display.
+    """
+    import gymnasium
+
+    name = env_id.spec.get("id") or env_id.rpartition(":")[2]
+    if env_id.spec.get("backend") == "envpool" and name not in gymnasium.registry:
+        raise TiplError(f"{env_id} is an environment of EnvPool alone; only Gymnasium's are drawn here.")
+
+
 def of_file(path: AnyPath) -> Shown:
     """The policy in a file that `tipl forecast` wrote.
 

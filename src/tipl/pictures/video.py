@@ -15,7 +15,7 @@ from tipl.files import write_file
 from tipl.forecasting.shipped import SHIPPED
 from tipl.pictures.episodes import filmed
 from tipl.pictures.frames import amount, as_gif, as_mp4, composed, require_av
-from tipl.pictures.shown import FILE, Shown, chosen_trial, of_file, of_trial, require_file
+from tipl.pictures.shown import FILE, Shown, chosen_trial, of_file, of_trial, require_file, require_gymnasium
 from tipl.progress import steps_progress
 from tipl.store import Store
 
@@ -121,6 +121,7 @@ def film_to(
     kinds = dict.fromkeys(each.env_id.label for each in shown)
     if len(kinds) > 1:
         raise TiplError(f"The policies are for {' and '.join(kinds)}; show those of one environment together.")
+    require_gymnasium(shown[0].env_id)
     means = [float(each.returns(episodes, seed).mean()) for each in shown]
     limit = shown[0].env_id.spec.get("max_episode_steps") or _USUAL_STEPS
     with steps_progress("video: steps", len(shown) * limit) as advance:
