@@ -4,6 +4,7 @@ In: rotating codes and a small real store.  Out: failures against naive loops, c
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
@@ -689,6 +690,9 @@ def test_train_learns_from_training_trials_chooses_by_validation_trials_and_neve
     record = json.loads((out / CURVE_FILE).read_text())
     (learned_from,) = record["codes"]["trials"]["stores"]
     assert learned_from.pop("env_id") == "InvertedPendulum-v4"
+    begun = [Store.open(store).trial(seed).weights(0, 2) for seed in (1, 2, 3, 4)]
+    digests = [hashlib.blake2b(each.astype("<f4").tobytes(), digest_size=8).hexdigest() for each in begun]
+    assert learned_from.pop("beginnings") == sorted(digests)
     assert learned_from == {"id": Store.open(store).id, "name": "store", "train": [1, 2, 3], "validation": [4]}
     assert record["codes"]["basis"] == dataclasses.asdict(SVDConfig(dim=4))
     model = load(out)
