@@ -566,3 +566,9 @@ def test_an_environment_that_fails_is_said_in_one_line() -> None:
         env.step(np.zeros((1, 1)))
     with pytest.raises(TiplError, match=r"Failing-v0 failed in its step \(ZeroDivisionError: .*mend the environment"):
         env.step(np.zeros((1, 1)))
+
+
+@pytest.mark.parametrize("env_id", ["a:b:c", "../x:Y-v0"])
+def test_an_id_that_is_none_is_said_to_be(env_id: str) -> None:
+    with pytest.raises(TiplError, match=r"cannot be made.*check its id, which is NAME or MODULE:NAME"):
+        make_env(env_id, [0], "gymnasium")

@@ -988,6 +988,8 @@ def test_a_page_that_cannot_be_written_is_refused(tmp_path: Path):
         report([folder], folder / "metrics.json" / "report.html")
     with pytest.raises(TiplError, match="Nothing to report"):
         report([], tmp_path / "report.html")
+    with pytest.raises(TiplError, match=r"what is written is a page, give it the ending \.html"):
+        report([tmp_path], tmp_path / "page.pdf")
 
 
 @pytest.mark.parametrize(

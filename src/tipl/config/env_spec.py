@@ -178,7 +178,8 @@ def made(env_id: EnvId, render_mode: str | None = None) -> Any:
         raise TiplError(f"Gymnasium cannot make {env_id!r}: {reason}") from error
     except Exception as error:  # an environment of the user's, or keyword arguments that it does not take
         reason = (str(error).splitlines() or [""])[0]
-        raise TiplError(f"{env_id} cannot be made ({type(error).__name__}: {reason}); check --env-kwargs.") from error
+        advice = "--env-kwargs" if kwargs else "its id, which is NAME or MODULE:NAME"
+        raise TiplError(f"{env_id} cannot be made ({type(error).__name__}: {reason}); check {advice}.") from error
 
 
 def wrapped(env: Any, spec: Mapping[str, Any]) -> Any:

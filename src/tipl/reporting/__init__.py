@@ -57,6 +57,8 @@ def report(evals: AnyPath | Sequence[AnyPath], out: AnyPath, *, show: Sequence[A
     require_no_store_above(out)
     if out.is_dir():
         raise TiplError(f"{out} is a folder; give a file to write, such as {out / 'report.html'}.")
+    if out.suffix not in (".html", ".htm"):
+        raise TiplError(f"--out is {out}; what is written is a page, give it the ending .html.")
     shown = [_shown(Path(path)) for path in show]
     accelerated = [folder for folder in evals if is_acceleration(folder)]
     runs = _with_own_titles([read_acceleration(folder) for folder in accelerated], accelerated)
