@@ -38,7 +38,7 @@ PATHS = (
 SMALL = "--total-steps 128 --ppo.num-steps 64 --ppo.num-minibatches 2 --ppo.update-epochs 2 --hidden-sizes 2"
 BASES = {
     "collect": f"--out c --trials 1 --workers 1 {SMALL}",
-    "fit-svd": "s --out new --dim 2 --window 3",
+    "fit-svd": "s --out new --dim 2 --basis window --window 3",
     "train": "s --out new --dim 2 --width 4 --context 3 --steps 2 --batch-size 2 --warmup-steps 1 --validate-every 1",
     "evaluate": "s --out new --no-returns --horizons 1 --return-horizons 1 --origins 2 --spectrum-trials 0",
     "ceiling": "s --out new --horizons 1 --futures 2 --origins 1 --trials 1 --workers 1",
