@@ -27,8 +27,8 @@ from tipl.reporting.read import METRICS_BYTES, read_metrics
 from tipl.reporting.wording import ahead, duration, interval_note, listing, score
 
 SCHEMA, KIND = 1, "ceiling"
-_MOST_LINES = 5  # of forecasters, models first and then the best baselines
-_LOWEST = -1.0  # where the axis of skill ends
+_MOST_BASELINES = 2  # that are drawn, those of the best direction
+_BELOW = 0.5  # of the ceiling's height, as far as the axis of skill goes below doing nothing
 _NAME = "The ceiling"
 _NOTHING = Rule("Doing nothing", 0.0)
 
@@ -91,19 +91,20 @@ def _section(metrics: Mapping[str, Any]) -> Section:
 
 
 def _ranked(forecasters: Mapping[str, Any], horizons: Sequence[int]) -> list[tuple[str, Any]]:
-    """Models first, then by how much of the ceiling they know, at all horizons together."""
+    """Models first, then by how good the direction is, at all horizons together."""
 
-    def known_of(entry: Mapping[str, Any]) -> float:
-        return sum(max(-1.0, entry["share"][str(h)] or 0.0) for h in horizons)
+    def direction(entry: Mapping[str, Any]) -> float:
+        return sum(entry["cosine"][str(h)] or 0.0 for h in horizons)
 
-    return sorted(forecasters.items(), key=lambda item: (not item[1]["model"], -known_of(item[1])))
+    return sorted(forecasters.items(), key=lambda item: (not item[1]["model"], -direction(item[1])))
 
 
 def _sentence(metrics: Mapping[str, Any], ranked: Sequence[tuple[str, Any]], horizons: Sequence[int]) -> str:
     whole = listing([f"{score(metrics['ceiling'][str(h)])} at {ahead([h])}" for h in horizons])
     said = f"The best forecast that anybody could make has a skill of {whole}; the rest is noise that is yet to come."
     for _, entry in ranked[:1]:
-        shares = [f"{100 * entry['share'][str(h)]:.0f}%" for h in horizons if entry["share"][str(h)] is not None]
+        known_shares = [entry["share"][str(h)] for h in horizons if entry["share"][str(h)] is not None]
+        shares = [f"{100 * share:.0f}%" if share > 0 else "nothing" for share in known_shares]
         said += f" {entry['label']} knows {listing(shares)} of that."
     return said
 
@@ -114,7 +115,7 @@ def _cell(entry: Mapping[str, Any], key: str, horizon: int) -> Cell | None:
 
 
 def _figure(metrics: Mapping[str, Any], ranked: Sequence[tuple[str, Any]], horizons: Sequence[int]) -> Figure:
-    def line(entry: Mapping[str, Any], key: str, label: str, color: int, dash: int = 0, turn: int = 0) -> Series:
+    def curve(entry: Mapping[str, Any], key: str, label: str, color: int, dash: int = 0, turn: int = 0) -> Series:
         there = [h for h in horizons if entry[key][str(h)] is not None]
         bounds = [entry[f"{key}_ci"][str(h)] or (None, None) for h in there]
         low, high = (tuple(pair[side] for pair in bounds) for side in (0, 1))
@@ -122,13 +123,15 @@ def _figure(metrics: Mapping[str, Any], ranked: Sequence[tuple[str, Any]], horiz
         marker = MARKERS[turn % len(MARKERS)]
         return Series(label, label, color, tuple(map(float, there)), values, low, high, dash=dash, marker=marker)
 
-    drawn = [*enumerate(ranked[:_MOST_LINES])]
-    skills = [line(metrics, "ceiling", _NAME, NEUTRAL, dash=2)]
-    skills += [line(entry, "skill", entry["label"], turn, turn=turn + 1) for turn, (_, entry) in drawn]
-    cosines = [line(entry, "cosine", entry["label"], turn, turn=turn + 1) for turn, (_, entry) in drawn]
+    models = sum(bool(entry["model"]) for _, entry in ranked)
+    drawn = [*enumerate(ranked[: models + _MOST_BASELINES])]
+    skills = [curve(metrics, "ceiling", _NAME, NEUTRAL, dash=2)]
+    skills += [curve(entry, "skill", entry["label"], turn, turn=turn + 1) for turn, (_, entry) in drawn]
+    cosines = [curve(entry, "cosine", entry["label"], turn, turn=turn + 1) for turn, (_, entry) in drawn]
+    highest = max([0.02, *known(*skills[0].y, *skills[0].high)])
     panels = []
     for title, label, lines, least in (
-        ("What can be known, and what is", "Skill over all futures", skills, _LOWEST),
+        ("What can be known, and what is", "Skill over all futures", skills, -_BELOW * highest),
         ("How good is the direction?", "Cosine with the mean future", cosines, -1.0),
     ):
         lines = [each for each in lines if each.x]
@@ -143,6 +146,8 @@ def _figure(metrics: Mapping[str, Any], ranked: Sequence[tuple[str, Any]], horiz
     )
     caption += "their mean, without the luck of a few branches. Skill is over all these futures; the cosine is with "
     caption += "their mean." + interval_note(len(metrics["test_trials"]), "Shaded")
-    if len(ranked) > _MOST_LINES:
-        caption += f" Not drawn: {len(ranked) - _MOST_LINES} baselines that know less."
+    if any(value < -_BELOW * highest for line in skills for value in line.y):
+        caption += " Lower skills are off the scale."
+    if len(ranked) > len(drawn):
+        caption += f" Not drawn: {len(ranked) - len(drawn)} baselines of worse directions."
     return Figure("ceiling", "The ceiling", caption, tuple(panels))
