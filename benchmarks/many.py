@@ -4,20 +4,23 @@ In: a part.  Out: a line of JSON on standard output.
 
 zoo: several environments, each alone and all together. `beside` is the time of all together over the sum of the times
 of each alone (below 1: together is faster). Rounds in turn; the median counts.
-ray: the same trials by `--executor ray` on a cluster that runs already, and by processes. `beside` is Ray's seconds
-over the processes', rounds in turn.
+ray: the same trials on a Ray cluster of one node of two cores, and in two processes. `beside` is Ray's processor time
+over the processes', that of all its own processes included; rounds in turn. Processor time, since Ray needs the same
+cores for its own.
 
     python benchmarks/many.py zoo --trials 8 --steps 40000
-    python benchmarks/many.py ray --steps 400000
+    python benchmarks/many.py ray --trials 4 --steps 60000
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tipl import CollectConfig, Execution, collect_many
 from tipl.collection.settings import default_config
@@ -25,10 +28,27 @@ from tipl.collection.settings import default_config
 ZOO = "CartPole-v1", "InvertedPendulum-v4", "Hopper-v4", "HalfCheetah-v4"
 
 
-def seconds(runs: list[tuple[CollectConfig, Path]], execution: Execution) -> float:
-    began = time.perf_counter()
-    collect_many(runs, execution=execution)
-    return time.perf_counter() - began
+def processor_seconds() -> float:
+    """Of this process and all that it has started, those that have ended among them."""
+    parents, times = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            parents[int(entry.name)], times[int(entry.name)] = int(fields[1]), sum(map(int, fields[11:15]))
+    ours = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return sum(times.get(pid, 0) for pid in ours) / os.sysconf("SC_CLK_TCK")
+
+
+def taken(runs: list[tuple[CollectConfig, Path]], execution: Execution) -> dict[str, float]:
+    began, used = time.perf_counter(), processor_seconds()
+    collect_many(runs, workers=2, execution=execution)
+    time.sleep(3)  # until what has ended is counted by whoever started it
+    return {"seconds": time.perf_counter() - began - 3, "processor": processor_seconds() - used}
 
 
 def main() -> None:
@@ -38,23 +58,34 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
-    folder, rows = Path(tempfile.mkdtemp(prefix="tipl-many-")), []
+    folder = Path(tempfile.mkdtemp(prefix="tipl-many-"))
     names = ZOO if asked.part == "zoo" else ("CartPole-v1", "HalfCheetah-v4")
     configs = [
         dataclasses.replace(default_config(name), trials=asked.trials, total_steps=asked.steps, hidden_sizes=(64, 64))
         for name in names
     ]
-    for number in range(-1, asked.rounds):  # the first one compiles
+    there, cluster = Execution(), None
+    if asked.part == "ray":
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80_000_000})
+        cluster.wait_for_nodes()
+        there = Execution(executor="ray", ray_address=str(cluster.address))
+    rows: list[dict[str, Any]] = []
+    for number in range(asked.rounds):
         here = [(config, folder / f"{number}-{config.env_id}") for config in configs]
         again = [(config, out.with_name(f"{out.name}-again")) for config, out in here]
         if asked.part == "zoo":
-            alone = [seconds([run], Execution()) for run in here]
-            rows.append({"alone": sum(alone), "together": seconds(again, Execution())})
+            alone = [taken([run], Execution()) for run in here]
+            first = {name: sum(each[name] for each in alone) for name in alone[0]}
         else:
-            rows.append({"here": seconds(here, Execution()), "ray": seconds(again, Execution(executor="ray"))})
-    first, second = rows[0]
-    beside = statistics.median(row[second] / row[first] for row in rows[1:])
-    print(json.dumps({"part": asked.part, "beside": beside, "rounds": rows[1:]}))
+            first = taken(here, Execution())
+        rows.append({"first": first, "second": taken(again, there)})
+    measure = "seconds" if asked.part == "zoo" else "processor"
+    beside = statistics.median(row["second"][measure] / row["first"][measure] for row in rows)
+    print(json.dumps({"part": asked.part, "beside": beside, "rounds": rows}))
+    if cluster is not None:
+        cluster.shutdown()
 
 
 if __name__ == "__main__":
