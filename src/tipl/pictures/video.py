@@ -126,7 +126,8 @@ def film_to(
     limit = shown[0].env_id.spec.get("max_episode_steps") or _USUAL_STEPS
     with steps_progress("video: steps", len(shown) * limit) as advance:
         film = filmed(shown, seed, size, seconds, _FPS[out.suffix], advance)
-    second = [f"mean return {amount(mean)} ({episodes} episodes)" for mean in means]
+    count = "1 episode" if episodes == 1 else f"{episodes} episodes"
+    second = [f"mean return {amount(mean)} ({count})" for mean in means]
     pace = f"{film.speed:.3g} × real time" if round(film.speed, 2) != 1 else "real time"
     note = " · ".join([str(shown[0].env_id), *notes, f"episodes of seed {seed}", pace])
     frames = [*composed(film, shown, second, note)]
