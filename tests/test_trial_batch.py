@@ -5,7 +5,9 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import gymnasium
 import numpy as np
 import plain_discrete_ppo
 import plain_ppo
@@ -543,3 +545,47 @@ def test_discrete_trials_reach_the_bar(env_id: str, least: float) -> None:
     """Mean return between 200k and 500k steps over 10 seeds. Measured: 481 and −84.5."""
     config = DiscreteCollectConfig(env_id=env_id)
     assert training_returns(range(1, 11), 200_000, 500_000, config).mean() >= least
+
+
+class Noisy(gymnasium.Env):
+    """Rewards of a source of noise that the seed decides, of none that the seed decides, or that counts all steps."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-9, 9, (1,)), gymnasium.spaces.Discrete(2)
+
+    def __init__(self, source: str) -> None:
+        self.source, self.steps = source, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if seed is not None:
+            self.own = np.random.default_rng(seed)
+        self.at = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.at, self.steps = self.at + 1, self.steps + 1
+        reward = {"own": self.own.random, "global": np.random.random, "count": lambda: np.sin(self.steps)}[
+            self.source
+        ]()
+        return np.full(1, self.at / 37, np.float32), float(reward), False, self.at == 37, {}
+
+
+gymnasium.register("Noisy-v0", Noisy)
+
+
+@pytest.mark.parametrize("source", ["own", "count", "global"])
+def test_what_the_generator_of_an_environment_does_not_say_is_kept_or_said(source: str) -> None:
+    ppo = DiscretePPOConfig(num_envs=2, num_steps=100, num_minibatches=2, update_epochs=2)
+    config = DiscreteCollectConfig(
+        "Noisy-v0", {"source": source}, total_steps=800, hidden_sizes=(2,), ppo=ppo, backend="gymnasium"
+    )
+    whole, cut = TrialBatch(config, [3]), TrialBatch(config, [3])
+    for batch in (whole, cut):
+        batch.iterate(), batch.iterate()
+    again = TrialBatch(config, [3])
+    if source == "global":
+        with pytest.raises(TiplError, match="cannot go on to the same bits"):
+            again.restore([cut.state(0)])
+        return
+    again.restore([cut.state(0)])
+    np.testing.assert_array_equal(whole.iterate().snapshots, again.iterate().snapshots)
+    np.testing.assert_array_equal(whole.rewards, again.rewards)

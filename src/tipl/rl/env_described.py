@@ -290,7 +290,7 @@ def probed(env: Any) -> dict[str, Any]:
             action = action_space.sample()
         obs, reward, terminated, truncated, _ = env.step(action)
         observations.append(_weighed(space, obs))
-        rewards.append(float(reward))
+        rewards.append(float(np.nan_to_num(float(reward), posinf=1e9, neginf=-1e9)))
         ends.append(2 * int(terminated) + int(truncated))
         if terminated or truncated:
             obs, _ = env.reset()

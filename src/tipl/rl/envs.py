@@ -6,6 +6,7 @@ In: an environment id and one seed a copy.  Out: a `VectorEnv`; which backend, a
 import ctypes
 import importlib.metadata
 import json
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from tipl.rl.vector_env import VectorEnv, by_name, flattened, is_box, leaves
 
 _MAX_ENVPOOL_SEED = 2**31 - 1  # EnvPool's seeds are C ints
 _TRIED_EPISODES, _TRIED_STEPS = 4, 300  # to find out whether an environment draws in its steps
+_TRIED_SECONDS = 2.0  # after which it is taken to: that is always safe, and costs memory
 
 
 class EnvPoolEnv(VectorEnv):
@@ -67,7 +69,7 @@ class EnvPoolEnv(VectorEnv):
 
     @property
     def draws_in_steps(self) -> bool:
-        return _draws_in_steps(str(self._env_id), json.dumps(self._env_id.spec.get("kwargs", {}), sort_keys=True))
+        return _draws_in_steps(str(self._env_id), json.dumps(self._env_id.spec, sort_keys=True), EnvPoolEnv)
 
     def _observed(self, state: list[Any]) -> np.ndarray:
         if self._flat_at is not None:
@@ -89,26 +91,32 @@ class EnvPoolEnv(VectorEnv):
 
 
 @cache
-def _draws_in_steps(env_id: str, kwargs: str) -> bool:
-    """Whether two copies of one seed depart from each other in their second episode, if one has acted in its first.
+def _draws_in_steps(env_id: str, spec: str, kind: "type[EnvPoolEnv] | type[GymnasiumEnv]", typed: bool = True) -> bool:
+    """Whether two copies of one seed depart from each other in their second episode, if one has acted in its first;
+    both begin it with the same generator's state, where the environment says that.
 
     Found out by a few episodes of drawn actions, of which the second are the same for both.
     """
     rng, both, acting = np.random.default_rng(0), np.arange(2), np.arange(1)
+    until = time.monotonic() + _TRIED_SECONDS
     for seed in range(_TRIED_EPISODES):
-        env = EnvPoolEnv(EnvId(env_id, {"kwargs": json.loads(kwargs)}), [seed, seed])
+        env = kind(EnvId(env_id, json.loads(spec), typed=typed), [seed, seed])
         env.reset(both)
         for _ in range(_TRIED_STEPS):
             _, _, terminated, truncated = env.step(_drawn_action(env, rng), acting)
             if terminated[0] or truncated[0]:
                 break
-        seen, done = env.reset(both), np.zeros(2, np.bool_)
+            if time.monotonic() > until:
+                return True
+        env.bring_back_random(both, env.random_state(acting) * 2)
+        seen, reward, done = env.reset(both), np.zeros(2), np.zeros(2, np.bool_)
         for _ in range(_TRIED_STEPS):
-            if not np.array_equal(seen[0], seen[1], equal_nan=True) or done[0] != done[1]:
+            told = np.c_[seen, reward, done]
+            if not np.array_equal(told[0], told[1], equal_nan=True):
                 return True
             if done.any():
                 break
-            seen, _, terminated, truncated = env.step(np.repeat(_drawn_action(env, rng), 2, axis=0))
+            seen, reward, terminated, truncated = env.step(np.repeat(_drawn_action(env, rng), 2, axis=0))
             done = terminated | truncated
     return False
 
@@ -142,11 +150,11 @@ class GymnasiumEnv(VectorEnv):
         for i in ids:
             try:
                 obs, _ = self._envs[i].reset(seed=self._seeds[i])
+                self._seen[i, : -self._obs_size] = 0
+                self._seen[i, -self._obs_size :] = self._flat(obs)
             except Exception as error:  # whatever an environment of the user's does
                 raise self._failed("reset", error) from error
             self._seeds[i] = None  # later resets go on with the same random stream
-            self._seen[i, : -self._obs_size] = 0
-            self._seen[i, -self._obs_size :] = self._flat(obs)
         return self._seen[ids]
 
     def step(
@@ -161,11 +169,11 @@ class GymnasiumEnv(VectorEnv):
         for row, i in enumerate(which):
             try:
                 obs, reward[row], terminated[row], truncated[row], _ = self._envs[i].step(taken[row])
+                if self.obs_dim != self._obs_size:
+                    self._seen[i, : -self._obs_size] = self._seen[i, self._obs_size :]
+                self._seen[i, -self._obs_size :] = self._flat(obs)
             except Exception as error:
                 raise self._failed("step", error) from error
-            if self.obs_dim != self._obs_size:
-                self._seen[i, : -self._obs_size] = self._seen[i, self._obs_size :]
-            self._seen[i, -self._obs_size :] = self._flat(obs)
         return self._seen[which], reward, terminated, truncated
 
     def _failed(self, method: str, error: Exception) -> TiplError:
@@ -185,7 +193,12 @@ class GymnasiumEnv(VectorEnv):
         generators = [getattr(each, "bit_generator", None) for each in states]
         return [each.state if isinstance(each, np.random.PCG64) else None for each in generators]
 
-    def _bring_back_random(self, ids: np.ndarray, random: Sequence[Any]) -> None:
+    @property
+    def draws_in_steps(self) -> bool:
+        spec = json.dumps(self._env_id.spec, sort_keys=True)
+        return _draws_in_steps(str(self._env_id), spec, GymnasiumEnv, self._env_id.typed)
+
+    def bring_back_random(self, ids: np.ndarray, random: Sequence[Any]) -> None:
         for i in ids:
             if random[i] is not None:
                 self._envs[i].unwrapped.np_random.bit_generator.state = random[i]

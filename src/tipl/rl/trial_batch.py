@@ -215,6 +215,7 @@ class TrialBatch:
             deviation = np.sqrt(self.obs_var[trial] + VAR_EPSILON)
             seen = np.clip((seen - self.obs_mean[trial]) / deviation, -OBS_CLIP, OBS_CLIP)
         same = np.isclose(seen, self.next_obs[begun], rtol=1e-5, atol=1e-6).all(axis=1)
+        same &= np.isclose(self.env.earned[begun], self.episode_return[begun], rtol=1e-5, atol=1e-5)
         if not same.all():
             seed = self.seeds[begun[~same][0] // self.config.ppo.num_envs]
             raise TiplError(

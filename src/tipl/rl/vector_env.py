@@ -34,6 +34,8 @@ class VectorEnv(ABC):
     obs_dim: int
     action_low: np.ndarray
     action_high: np.ndarray
+    earned: np.ndarray
+    """[copies], after `replay`."""
     num_actions: int | None = None
     """Of discrete actions; None where they are continuous."""
     first_action: int = 0
@@ -140,7 +142,7 @@ class VectorEnv(ABC):
             random: what `random_state` said when the current episodes began; None: nothing.
 
         Returns:
-            The last observation of each copy [copies, obs_dim].
+            The last observation of each copy [copies, obs_dim]; `earned` then has what each earned since its reset.
         """
         forgotten = [count - len(kept) for count, kept in zip(resets, episodes, strict=True)]
         # Of each copy how long its episodes are, after one of no steps that stands for the time before the first reset.
@@ -149,19 +151,21 @@ class VectorEnv(ABC):
         final = np.array([len(each) - 1 for each in lengths])
         episode, within, taken, length = np.zeros((4, len(lengths)), np.int64)
         last = np.zeros((len(lengths), self.obs_dim))
+        self.earned = np.zeros(len(lengths))
         while True:
             due = np.flatnonzero((within == length) & (episode < final))
             if len(due):
                 episode[due], within[due] = episode[due] + 1, 0
                 length[due] = [lengths[i][episode[i]] for i in due]
                 if random is not None:
-                    self._bring_back_random(due[episode[due] == final[due]], random)
-                last[due] = self.reset(due)
+                    self.bring_back_random(due[episode[due] == final[due]], random)
+                last[due], self.earned[due] = self.reset(due), 0
                 continue
             going = np.flatnonzero(within < length)
             if not len(going):
                 return last
-            last[going] = self.step(np.stack([steps[i][taken[i]] for i in going]), going)[0]
+            last[going], reward, _, _ = self.step(np.stack([steps[i][taken[i]] for i in going]), going)
+            self.earned[going] += reward
             within[going] += 1
             taken[going] += 1
 
@@ -169,7 +173,7 @@ class VectorEnv(ABC):
         """What these copies draw from, as JSON, to be given to `replay`; None for a copy that does not say."""
         return [None] * len(ids)
 
-    def _bring_back_random(self, ids: np.ndarray, random: Sequence[Any]) -> None:
+    def bring_back_random(self, ids: np.ndarray, random: Sequence[Any]) -> None:
         """Let these copies draw from `random[i]` on, where `random_state` said something."""
         return
 
