@@ -3,6 +3,7 @@
 In: a store, and in it a trial and an origin; or policies in files.  Out: FILE.mp4 or FILE.gif, and what they earned.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,12 @@ def video(
     require_file(out, _FPS)
     if out.suffix == ".mp4":
         require_av()
+    asked = {"model": model, "stretch": stretch, "adapt": adapt, "seen": seen}
+    idle = {**asked, "origin": origin, "horizon": horizon} if snapshots else {}
+    usual = inspect.signature(video).parameters
+    spare = next((name for name, value in idle.items() if value != usual[name].default), None)
+    if spare:
+        raise TiplError(f"--{spare} has no effect on --snapshots, which shows no forecast; leave one of them out.")
     shown, notes = [], []
     for source in [sources] if isinstance(sources, str) or not isinstance(sources, Sequence) else sources:
         if Path(source).suffix == FILE:
@@ -105,7 +112,6 @@ def video(
         run = chosen_trial(data, trial)
         if trust:
             import_named([run.env_id])
-        asked = {"model": model, "stretch": stretch, "adapt": adapt, "seen": seen}
         more, note = of_trial(data, run, origin, horizon, snapshots, **asked)
         shown, notes = [*shown, *more], [*notes, note]
     return film_to(shown, out, notes=notes, episodes=episodes, seed=seed, seconds=seconds, size=size)
