@@ -7,12 +7,14 @@ import contextlib
 import inspect
 import io
 import math
+import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -69,6 +71,12 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Trial.history": (trial.history, {"origin": 5, "context": 3}),
         "data_info": (tipl.data_info, {"path": "s"}),
         "data_verify": (tipl.data_verify, {"path": "s"}),
+        "hub_list": (tipl.hub_list, {"user": "me"}),
+        "hub_pull": (tipl.hub_pull, {"name": "me/x", "out": "pulled", "revision": None}),
+        "hub_push": (
+            tipl.hub_push,
+            {"what": "s", "name": "me/x", "private": False, "episodes": 1, "seed": 0, "video": False, "trust": False},
+        ),
         "data_list": (tipl.data_list, {"address": "s"}),
         "write_card": (tipl.write_card, dict.fromkeys(("path", "name", "license", "citation", "made_by"), "s")),
         "data_index": (tipl.data_index, {"folder": "."}),
@@ -315,7 +323,8 @@ def _fault(function: Callable[..., Any], given: dict[str, Any]) -> str | None:
     quiet = io.StringIO()
     with tempfile.TemporaryDirectory() as place, contextlib.redirect_stderr(quiet), _at_most(SECONDS):
         _link(Path.cwd(), Path(place))
-        with _working_in(Path(place)):
+        places = {"TIPL_HUB": f"file://{place}/hub", "TIPL_CACHE": f"{place}/cache"}
+        with mock.patch.dict(os.environ, places), _working_in(Path(place)):
             try:
                 function(**given)
             except TiplError:
