@@ -161,7 +161,7 @@ def _export(
     if compact and store.compact_error is not None:
         raise TiplError(f"{store.path} is compact already; leave --compact out.")
     trials = [EveryNth(store.trial(seed), every) if every > 1 else store.trial(seed) for seed in seeds]
-    parts, origins = ({seed: of(seed) for seed in seeds} for of in (store.root.parts.__getitem__, store.origins))
+    parts, origins = {seed: store.root.parts[seed] for seed in seeds}, {seed: store.origins(seed) for seed in seeds}
     _copy(trials, out, parts, origins, compact.error if compact else store.compact_error, f"export {store.name}")
     card = read_card(store.path)
     kept = {key: card.get(key) for key in ("license", "citation")}

@@ -126,14 +126,15 @@ class _Run:
     def of(
         cls, found: Checkpoints, *, tensors: Sequence[str], activation: Activation | None, weights_only: bool
     ) -> "_Run":
-        subject, shapes, facts, first, env_steps = None, {}, {}, None, []
-        normalizers = []
+        subject, shapes, facts, first = None, {}, {}, found.places[0]
+        env_steps: list[int] = []
+        normalizers: list[_Normalizer | None] = []
         for step, place in zip(found.steps, found.places, strict=True):
             with opened(place) as checkpoint, _beside(found, step) as beside:
                 own = {name: shape for name, shape in checkpoint.shapes.items() if name not in _STATISTICS}
                 if subject is None:
                     subject = subject_of(own, checkpoint.facts, tensors, activation)
-                    shapes, facts, first = own, checkpoint.facts, place
+                    shapes, facts = own, checkpoint.facts
                 _require_alike(subject.names, shapes, own, first, place)
                 env_steps.append(_env_step(checkpoint.facts, step, env_steps, place))
                 normalizers.append(_normalizer(checkpoint, beside, place))
@@ -243,7 +244,7 @@ def _normalizer(checkpoint: Checkpoint, beside: Checkpoint | None, place: Path) 
 
 
 def _require_alike(
-    names: Sequence[str], shapes: Mapping[str, Any], own: Mapping[str, Any], first: Path | None, place: Path
+    names: Sequence[str], shapes: Mapping[str, Any], own: Mapping[str, Any], first: Path, place: Path
 ) -> None:
     """
     Raises:

@@ -168,7 +168,7 @@ def data_index(folder: AnyPath) -> Path:
     return path / MANIFEST
 
 
-def manifest(id: str, rows: Sequence[Mapping[str, Any]]) -> bytes:
+def manifest(id: str, rows: Sequence[dict[str, Any]]) -> bytes:
     """Return the content of a manifest of these rows, whose `config` is a mapping."""
     configs = {to_json(row["config"], MANIFEST, indent=None): row["config"] for row in rows}
     names = {text: f"{number}" for number, text in enumerate(configs)}

@@ -108,8 +108,7 @@ def copy_trial(trial: Trial, out: Path, error: float | None = None) -> Iterator[
     Args:
         error: round the weights, unless they are rounded already; None: keep them as they are.
     """
-    rounding = error is not None and trial.grid is None
-    if rounding:
+    if error is not None and trial.grid is None:
         grids = Grids.of(trial, error)
         grid, costs, chunks = grids.base, Costs(grids.step_T, trial.spec.size), rounded(trial, grids)
     else:

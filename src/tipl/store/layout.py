@@ -136,11 +136,11 @@ class Record:
 
     def layouts(self) -> dict[str, Layout]:
         spec = ParamSpec.from_json(self.param_spec)
-        on_grid = {"grid": self.grid, "filters": self.grid is not None and self.format_version < COMPACT_VERSION}
+        filters = self.grid is not None and self.format_version < COMPACT_VERSION
         return {
             name: Layout(
-                name, dtype, row, self.chunk_rows[name], store=self.store, seed=self.seed,
-                **(on_grid if name == "weights" else {"grid": None}),
+                name, dtype, row, self.chunk_rows[name], self.grid if name == "weights" else None, self.store,
+                self.seed, filters=filters and name == "weights",
             )
             for name, (dtype, row) in array_layout(spec.size, self.obs_dim).items()
         }  # fmt: skip
