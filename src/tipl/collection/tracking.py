@@ -17,7 +17,6 @@ Write = Callable[[str, float, int], None]
 KINDS = ("tensorboard", "wandb", "trackio")
 _PLACES = {"tensorboard": "runs/tensorboard", "wandb": "tipl", "trackio": "tipl"}
 """Where curves go if nothing is said: a folder, or a project."""
-_INSTALL = {"wandb": "'tipl[wandb]'", "trackio": "trackio"}
 
 
 @contextlib.contextmanager
@@ -73,7 +72,7 @@ def _project(kind: str, project: str, run: str, facts: dict[str, Any]) -> Callab
     try:
         module: Any = importlib.import_module(kind)
     except ImportError as error:
-        raise TiplError(f"{kind} is not installed; pip install {_INSTALL[kind]} or drop --track.") from error
+        raise TiplError(f"{kind} is not installed; pip install {kind} or drop --track.") from error
     # A process has several runs at once: Weights & Biases has to be told.
     more = {"reinit": "create_new"} if kind == "wandb" else {}
 
