@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-MOUNTED = ["*.md", "LICENSE", "CITATION.cff", "results/**/*", "examples/*.py", "docs/pictures/*"]
+MOUNTED = ["*.md", "LICENSE", "CITATION.cff", "results/**/*", "examples/*.py", "examples/slurm/*", "docs/pictures/*"]
 NOTEBOOKS = "examples/*.ipynb"
 LINK = re.compile(r'(\]\(|<img src=")([^)"\s#]+)')
 
