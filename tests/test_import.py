@@ -208,7 +208,7 @@ def test_state_dicts(tmp_path: Path, kind: str, discrete: bool, capsys: Any) -> 
     np.testing.assert_array_equal(trial.weights(), np.stack([acting(agent(step, discrete)) for step in (9, 20, 100)]))
     observations = torch.randn(5, 3)
     with torch.no_grad():
-        network = agent(20, discrete)
+        network: Any = agent(20, discrete)
         heads = (network.actor if discrete else network.actor_mean)(observations)
     expected = heads.argmax(1) if discrete else heads
     np.testing.assert_allclose(trial.policy(1)(observations.numpy()), expected.numpy(), rtol=1e-4, atol=1e-5)
