@@ -4,9 +4,8 @@ In: a part.  Out: a line of JSON on standard output.
 
 zoo: several environments, each alone and all together. `beside` is the time of all together over the sum of the times
 of each alone (below 1: together is faster). Rounds in turn; the median counts.
-ray: the same trials on a Ray cluster of one node of two cores, and in two processes. `beside` is Ray's processor time
-over the processes', that of all its own processes included; rounds in turn. Processor time, since Ray needs the same
-cores for its own.
+ray: the same trials on a Ray cluster of one node of two cores, and in two processes. `beside` is Ray's time over the
+processes', joining the cluster included; rounds in turn.
 
     python benchmarks/many.py zoo --trials 8 --steps 40000
     python benchmarks/many.py ray --trials 4 --steps 60000
@@ -15,12 +14,10 @@ cores for its own.
 import argparse
 import dataclasses
 import json
-import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from tipl import CollectConfig, Execution, collect_many
 from tipl.collection.settings import default_config
@@ -28,27 +25,10 @@ from tipl.collection.settings import default_config
 ZOO = "CartPole-v1", "InvertedPendulum-v4", "Hopper-v4", "HalfCheetah-v4"
 
 
-def processor_seconds() -> float:
-    """Of this process and all that it has started, those that have ended among them."""
-    parents, times = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            parents[int(entry.name)], times[int(entry.name)] = int(fields[1]), sum(map(int, fields[11:15]))
-    ours = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-        ours |= more
-    return sum(times.get(pid, 0) for pid in ours) / os.sysconf("SC_CLK_TCK")
-
-
-def taken(runs: list[tuple[CollectConfig, Path]], execution: Execution) -> dict[str, float]:
-    began, used = time.perf_counter(), processor_seconds()
+def seconds(runs: list[tuple[CollectConfig, Path]], execution: Execution) -> float:
+    began = time.perf_counter()
     collect_many(runs, workers=2, execution=execution)
-    time.sleep(3)  # until what has ended is counted by whoever started it
-    return {"seconds": time.perf_counter() - began - 3, "processor": processor_seconds() - used}
+    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -71,18 +51,13 @@ def main() -> None:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80_000_000})
         cluster.wait_for_nodes()
         there = Execution(executor="ray", ray_address=str(cluster.address))
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, float]] = []
     for number in range(asked.rounds):
         here = [(config, folder / f"{number}-{config.env_id}") for config in configs]
         again = [(config, out.with_name(f"{out.name}-again")) for config, out in here]
-        if asked.part == "zoo":
-            alone = [taken([run], Execution()) for run in here]
-            first = {name: sum(each[name] for each in alone) for name in alone[0]}
-        else:
-            first = taken(here, Execution())
-        rows.append({"first": first, "second": taken(again, there)})
-    measure = "seconds" if asked.part == "zoo" else "processor"
-    beside = statistics.median(row["second"][measure] / row["first"][measure] for row in rows)
+        first = sum(seconds([run], Execution()) for run in here) if asked.part == "zoo" else seconds(here, Execution())
+        rows.append({"first": first, "second": seconds(again, there)})
+    beside = statistics.median(row["second"] / row["first"] for row in rows)
     print(json.dumps({"part": asked.part, "beside": beside, "rounds": rows}))
     if cluster is not None:
         cluster.shutdown()
