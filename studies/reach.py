@@ -58,7 +58,7 @@ def tried(env_id: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--family", nargs="+", default=[])
     parser.add_argument("--every", type=int, default=1, metavar="N", help="try every Nth environment of a family alone")

@@ -37,7 +37,8 @@ def judge(
     """The model and the autoregression of `source` on the trials of `target`."""
     data = Store.open(target)
     learned = learned_by(model)
-    seen = learned is None or any(part.of(data) for part in learned) or target.resolve() == source.resolve()
+    of_these = target.resolve() == source.resolve()
+    seen = of_these or learned is None or any(part.of(data, data.seeds) for part in learned)
     seeds = data.split().test if seen or held_out else data.seeds
     trials = [data.trial(seed) for seed in seeds]
     config = EvaluateConfig(horizons=HORIZONS, return_horizons=(1,), origins=origins)

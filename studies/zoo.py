@@ -298,7 +298,7 @@ def table(out: Path, file: Path | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("plan", "collect", "finish", "table", "measure"))
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--out", type=Path, metavar="DIR", help="[runs/zoo-PRESET]")

@@ -559,7 +559,7 @@ class Failing(gymnasium.Env):
 
 
 def test_an_environment_that_fails_is_said_in_one_line() -> None:
-    gymnasium.register("Failing-v0", Failing)
+    gymnasium.register("Failing-v0", lambda **_: Failing())
     env = make_env("Failing-v0", [0], "gymnasium")
     env.reset(np.arange(1))
     for _ in range(2):

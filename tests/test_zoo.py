@@ -10,7 +10,7 @@ import pytest
 import tipl
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
-import zoo
+import zoo  # pyright: ignore[reportMissingImports]
 
 
 @pytest.mark.parametrize("preset", ["small", "full"])
