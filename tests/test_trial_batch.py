@@ -569,7 +569,7 @@ class Noisy(gymnasium.Env):
         return np.full(1, self.at / 37, np.float32), float(reward), False, self.at == 37, {}
 
 
-gymnasium.register("Noisy-v0", Noisy)
+gymnasium.register("Noisy-v0", lambda **given: Noisy(**given))
 
 
 @pytest.mark.parametrize("source", ["own", "count", "global"])

@@ -174,7 +174,7 @@ def manifest(id: str, rows: Sequence[dict[str, Any]]) -> bytes:
     names = {text: f"{number}" for number, text in enumerate(configs)}
     head = {"format": "tipl collection", "version": 1, "id": id, "trials": len(rows), "seal": SEAL,
             "configs": {names[text]: config for text, config in configs.items()}}  # fmt: skip
-    lines = [head, *(row | {"config": names[to_json(row["config"], MANIFEST, indent=None)]} for row in rows)]
+    lines = [head, *({**row, "config": names[to_json(row["config"], MANIFEST, indent=None)]} for row in rows)]
     return sealed("".join(to_json(line, MANIFEST, indent=None) + "\n" for line in lines).encode())
 
 

@@ -135,7 +135,8 @@ def beginnings(forecaster: str | None, fit: Path | None = None) -> frozenset[str
         return frozenset(found for seed in data.split().train if (found := data.trial(seed).beginning))
     if forecaster is None or (forecaster != SHIPPED and forecaster in get_args(ForecasterName)):
         return frozenset()
-    return frozenset().union(*(part.beginnings for part in learned_by(model_folder(forecaster)) or ()))
+    learned = learned_by(model_folder(forecaster)) or ()
+    return frozenset(each for part in learned for each in part.beginnings)
 
 
 def lookahead(count: int) -> FixedSum:
