@@ -129,6 +129,7 @@ def test_the_verb_goes_on_and_says_what_is_known(store: Path, tmp_path: Path, mo
     assert list(found["origins"][0]["ceiling"].values()) == pytest.approx(expected.tolist(), rel=1e-4)
 
     page = tipl.report(out, tmp_path / "page.html").read_text()
+    assert "<h1>How much of what comes can be known?</h1>" in page
     assert "The best forecast that anybody could make has a skill of" in page and "Cosine with the mean future" in page
     (tmp_path / "metrics.json").write_text(json.dumps({**found, "horizons": [1, 7]}))
     with pytest.raises(TiplError, match="is not of a ceiling"):

@@ -134,4 +134,6 @@ class _LaterEpisodes(VectorEnv):
         return whole[0], whole[1], whole[2], whole[3]
 
     def replay(self, resets: Sequence[int], episodes: Sequence[Sequence[np.ndarray]], random: Any = None) -> np.ndarray:
-        return self._now.replay(resets, episodes, random)
+        last = self._now.replay(resets, episodes, random)
+        self.earned = self._now.earned
+        return last

@@ -14,8 +14,12 @@ from tipl.reporting.drawing import draw_entry, draw_panel, entries_of
 from tipl.reporting.parts import DARK, LIGHT, Cell, Figure, Row, Section, Shown
 from tipl.reporting.wording import GLOSSARY, ahead, listing, slug
 
-QUESTION = "Better than doing nothing? Better than a line?"
-QUESTION_OF_RUNS = "Do forecasts inside a live run save environment steps?"
+QUESTIONS = {
+    "": "Better than doing nothing? Better than a line?",
+    "accelerated": "Do forecasts inside a live run save environment steps?",
+    "ceiling": "How much of what comes can be known?",
+}
+"""By the kind of a section; of several kinds, the first here."""
 SIGNS = {"better": "▲", "worse": "▼", "no better": "≈"}
 NOTHING = '<td class="none" data-label="{}"><span title="not measured or not defined">–</span></td>'
 PAGE = """<!doctype html>
@@ -63,7 +67,7 @@ def page(sections: Sequence[Section], folder: str, shown: Sequence[Shown] = ()) 
         style=palette + resources.joinpath("page.css").read_text(encoding="utf-8"),
         script=resources.joinpath("page.js").read_text(encoding="utf-8"),
         navigation="".join(f'<a href="#{part.anchor}">{escape(part.heading)}</a>' for part in sections),
-        question=QUESTION if any(not part.kind for part in sections) else QUESTION_OF_RUNS,
+        question=next(question for kind, question in QUESTIONS.items() if any(part.kind == kind for part in sections)),
         answer="".join(_answer(section, len(sections) > 1) for section in sections),
         look=_look(shown),
         look_link='<a href="#look">Look</a>' if shown else "",
