@@ -53,9 +53,11 @@ def claimed(path: Path) -> Iterator[bool]:
         if not ours:
             yield False
             return
-        yield True
-        with contextlib.suppress(OSError):
-            lock.unlink()
+        try:
+            yield True
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
     finally:
         os.close(descriptor)
 
