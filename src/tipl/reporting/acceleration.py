@@ -26,7 +26,7 @@ from tipl.reporting.parts import (
     linear_axis,
     rows_panel,
 )
-from tipl.reporting.read import METRICS_BYTES, read_metrics
+from tipl.reporting.read import METRICS_BYTES, peeked, section_from
 from tipl.reporting.wording import duration, interval_note, listing, number, number_interval, too_few
 
 SCHEMA = 1
@@ -48,28 +48,12 @@ _NO_GAIN = (
 
 def is_acceleration(folder: Path) -> bool:
     """Whether a folder's metrics.json is of `tipl accelerate`; one that cannot be read is not."""
-    try:
-        return "arms" in read_json(folder / "metrics.json", dict, METRICS_BYTES, finite=False)
-    except TiplError:
-        return False
+    return "arms" in peeked(folder)
 
 
 def read_acceleration(folder: Path) -> Section:
-    """Read FOLDER/metrics.json.
-
-    Raises:
-        TiplError: it has another schema, or holds something that is no acceleration.
-    """
-    path = folder / "metrics.json"
-    metrics = read_metrics(folder, "accelerate again")
-    if metrics.get("schema") != SCHEMA:
-        raise TiplError(
-            f"{path} has schema {metrics.get('schema')!r}, this version reads {SCHEMA}; accelerate again with it."
-        )
-    try:
-        return _acceleration(metrics)
-    except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
-        raise TiplError(f"{path} is not an acceleration ({error!r}); accelerate again with this version.") from error
+    """Read FOLDER/metrics.json; raises as `section_from`."""
+    return section_from(folder, SCHEMA, "accelerate again", "an acceleration", _acceleration)
 
 
 def _acceleration(metrics: Mapping[str, Any]) -> Section:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tipl.errors import TiplError
-from tipl.files import read_json
 from tipl.reporting.parts import (
     MARKERS,
     NEUTRAL,
@@ -23,7 +21,7 @@ from tipl.reporting.parts import (
     linear_axis,
     steps_axis,
 )
-from tipl.reporting.read import METRICS_BYTES, read_metrics
+from tipl.reporting.read import peeked, section_from
 from tipl.reporting.wording import ahead, duration, interval_note, listing, score
 
 SCHEMA, KIND = 1, "ceiling"
@@ -35,26 +33,12 @@ _NOTHING = Rule("Doing nothing", 0.0)
 
 def is_ceiling(folder: Path) -> bool:
     """Whether a folder's metrics.json is of `tipl ceiling`; one that cannot be read is not."""
-    try:
-        return read_json(folder / "metrics.json", dict, METRICS_BYTES, finite=False).get("kind") == KIND
-    except TiplError:
-        return False
+    return peeked(folder).get("kind") == KIND
 
 
 def read_ceiling(folder: Path) -> Section:
-    """Read FOLDER/metrics.json.
-
-    Raises:
-        TiplError: it has another schema, or holds something that is no ceiling.
-    """
-    path = folder / "metrics.json"
-    metrics = read_metrics(folder, "run tipl ceiling again")
-    if metrics.get("schema") != SCHEMA:
-        raise TiplError(f"{path} has schema {metrics.get('schema')!r}, this version reads {SCHEMA}; make it again.")
-    try:
-        return _section(metrics)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise TiplError(f"{path} is not of a ceiling ({error!r}); run tipl ceiling again with this version.") from error
+    """Read FOLDER/metrics.json; raises as `section_from`."""
+    return section_from(folder, SCHEMA, "run tipl ceiling again", "of a ceiling", _section)
 
 
 def _section(metrics: Mapping[str, Any]) -> Section:

@@ -7,13 +7,14 @@ Out: an `Evaluation`, in which what is null or not finite is absent; or what the
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tipl.errors import TiplError
-from tipl.files import Absent, Damaged, changed_since_sealed, parse_json, read_file, require
+from tipl.files import Absent, Damaged, changed_since_sealed, parse_json, read_file, read_json, require
 from tipl.progress import console
+from tipl.reporting.parts import Section
 from tipl.reporting.wording import ahead
 from tipl.shapes import Maybe, OneOf, Whole
 
@@ -203,6 +204,35 @@ def read_metrics(folder: Path, again: str, finite: bool = True) -> dict[str, Any
     if changed_since_sealed(content):
         console.print(f"report: {path} is not as it was written: it was changed or damaged since; {again} to be sure.")
     return found
+
+
+def peeked(folder: Path) -> dict[str, Any]:
+    """Return what FOLDER/metrics.json says, to tell what it is of; of one that cannot be read nothing."""
+    try:
+        return read_json(folder / "metrics.json", dict, METRICS_BYTES, finite=False)
+    except TiplError:
+        return {}
+
+
+def section_from(
+    folder: Path, schema: int, again: str, what: str, section: Callable[[dict[str, Any]], Section]
+) -> Section:
+    """Make a section of FOLDER/metrics.json.
+
+    Args:
+        again: what to do where it cannot be used, as the end of a sentence.
+        what: it is, or is of: `an acceleration`, `of a ceiling`.
+
+    Raises:
+        TiplError: it has another schema, or holds something else.
+    """
+    path, metrics = folder / "metrics.json", read_metrics(folder, again)
+    if metrics.get("schema") != schema:
+        raise TiplError(f"{path} has schema {metrics.get('schema')!r}, this version reads {schema}; {again} with it.")
+    try:
+        return section(metrics)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, StopIteration) as error:
+        raise TiplError(f"{path} is not {what} ({error!r}); {again} with this version.") from error
 
 
 def _largest(value: Any) -> float:
