@@ -162,9 +162,7 @@ def collect(runs: Sequence[Run], out: Path, workers: int, keep_exact: bool, exec
     seconds = rates()
     left = sorted((run for run in runs if not (out / run.name).exists()), key=lambda run: -takes(run, seconds)[0])
     ppo, others = ([run for run in left if (run.algorithm == "PPO") == is_ppo] for is_ppo in (True, False))
-    mine = execution.mine([takes(run, seconds)[0] for run in others])
-    failed = in_processes(record_all, [(others[i], work_of(out) / others[i].name) for i in mine], workers)
-    whole = execution.parts == 1
+    failed, whole = [], execution.parts == 1
     groups = [ppo[i : i + AT_ONCE] for i in range(0, len(ppo), AT_ONCE)] if whole else [ppo]
     for group in filter(None, groups):
         pairs = [(config_of(run), work_of(out) / run.name) for run in group]
@@ -174,6 +172,8 @@ def collect(runs: Sequence[Run], out: Path, workers: int, keep_exact: bool, exec
             failed.append(str(error))
         if whole:
             failed += in_processes(finish, [(run, out, keep_exact) for run in group], workers)
+    mine = execution.mine([takes(run, seconds)[0] for run in others])
+    failed += in_processes(record_all, [(others[i], work_of(out) / others[i].name) for i in mine], workers)
     if whole:
         failed += in_processes(finish, [(run, out, keep_exact) for run in others if run.name not in failed], workers)
         print(f"zoo: {sum((out / run.name).exists() for run in runs)} of {len(runs)} stores, {size(out) / 1e9:.2f} GB")
