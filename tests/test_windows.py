@@ -44,7 +44,7 @@ from tipl.representation.windows import (
 from tipl.rl.returns import Policies, policy_returns
 from tipl.store import History, Store, TrialWriter, create_store
 from tipl.store.spec import ParamSpec
-from tipl.training import CHECKPOINT_FILE, Displacements, displacement, fit_causal, train
+from tipl.training import CHECKPOINT_FILE, CURVE_FILE, Displacements, displacement, fit_causal, train
 
 SHAPES = ((3, 2), (3,))
 SIZES = (6, 3)
@@ -412,6 +412,19 @@ def test_stopped_and_resumed_is_never_stopped_to_the_bit(store: Path, tmp_path: 
     for name in (CHECKPOINT_FILE, "model.safetensors"):
         one, other = (safetensors.torch.load_file(folder / name) for folder in (whole, tmp_path / "parts"))
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_chosen_on_stores_of_others_it_learns_from_all_but_the_test_trials(store: Path, tmp_path: Path):
+    other = write_store(tmp_path / "other", 2, 160)
+    out = train([store], tmp_path / "model", SMALL, validation=[other])
+    home, away = json.loads((out / CURVE_FILE).read_text())["codes"]["trials"]["stores"]
+    split = Store.open(store).split()
+    assert (home["train"], home["validation"]) == ([*split.train, *split.validation], [])
+    assert (away["train"], away["validation"]) == ([], Store.open(other).seeds)
+    with pytest.raises(TiplError, match="again, or a copy of it"):
+        train([store], tmp_path / "same", SMALL, validation=[store])
+    with pytest.raises(TiplError, match="--validation is for --model causal"):
+        train(store, tmp_path / "paper", validation=other)
 
 
 def test_what_it_cannot_learn_from_is_refused(store: Path, small_store: Path, tmp_path: Path):

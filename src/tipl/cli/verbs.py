@@ -168,6 +168,8 @@ def _train_flags(verbs: Any) -> None:
     add_place(verb, "store", "STORE", "several with --model causal", nargs="+")
     add_path(verb, "--out", "MODEL", required=True)
     add_path(verb, "--codes", "CODES", "what fit-svd wrote [fit anew]")
+    other = "choose the causal model on all trials of these, of other environments [validation trials of STORE]"
+    add_place(verb, "--validation", "STORE", other, nargs="+", default=[])
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in MODEL")
     add_track(verb)
     verb.add_argument("--device", choices=get_args(Device), default="cpu", help="that trains [cpu]")
@@ -184,7 +186,7 @@ def _train(arguments: Namespace) -> None:
         raise TiplError(f"--{spare[0]} has no effect on --model causal, which takes no codes; leave it out")
     config = with_flags(CausalTrainConfig() if causal else TrainConfig(), vars(arguments))
     svd = with_flags(SVDConfig(), vars(arguments))
-    how = {name: getattr(arguments, name) for name in ("codes", "resume", "track", "device")}
+    how = {name: getattr(arguments, name) for name in ("codes", "validation", "resume", "track", "device")}
     from tipl.training import kept, started_first, train
 
     out = train(arguments.store, arguments.out, config, svd, **how)

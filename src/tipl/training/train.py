@@ -36,6 +36,7 @@ def train(
     svd: SVDConfig = SVDConfig(),
     *,
     codes: AnyPath | None = None,
+    validation: Place | Sequence[Place] = (),
     resume: bool = False,
     track: str | None = None,
     device: Device = "cpu",
@@ -62,7 +63,7 @@ def train(
         TiplError: the store, the codes, `out` or the device cannot be used as they are, nothing was overwritten; or
             what tracks the curves is not installed.
     """
-    stores = [located(each) for each in ([store] if isinstance(store, str | os.PathLike) else store)]
+    stores, choosing = _located(store), _located(validation)
     out = Path(out)
     codes = None if codes is None else Path(codes)
     if not stores:
@@ -76,7 +77,11 @@ def train(
                     raise TiplError(
                         "--codes has no effect on the causal model, which learns from weights; leave it out."
                     )
-                _train_causal(stores, out, config, resume, write, device)
+                _train_causal(stores, choosing, out, config, resume, write, device)
+            elif choosing:
+                raise TiplError(
+                    "--validation is for --model causal; the others are chosen on their own store's trials."
+                )
             elif len(stores) > 1:
                 raise TiplError(f"--model {config.model} learns from one store; only --model causal takes several.")
             else:
@@ -84,18 +89,34 @@ def train(
     return out
 
 
+def _located(places: Place | Sequence[Place]) -> list[Path]:
+    return [located(each) for each in ([places] if isinstance(places, str | os.PathLike) else places)]
+
+
 def _train_causal(
-    stores: Sequence[Path], out: Path, config: TrainConfig, resume: bool, write: Write, device: Device
+    stores: Sequence[Path],
+    choosing: Sequence[Path],
+    out: Path,
+    config: TrainConfig,
+    resume: bool,
+    write: Write,
+    device: Device,
 ) -> None:
-    splits = [_split(store) for store in stores]
-    _require_different(stores)
-    pairs = [*zip(stores, splits, strict=True)]
+    """Learn from `stores`; choose on `choosing`, or, without any, on the validation trials of `stores`."""
+    if choosing:
+        splits = {store: Store.open(store).split() for store in stores}
+        parts = {store: Split((*split.train, *split.validation), (), ()) for store, split in splits.items()}
+        parts |= {store: Split((), tuple(Store.open(store).seeds), ()) for store in choosing}
+    else:
+        parts = {store: _split(store) for store in stores}
+    _require_different([*stores, *choosing])
     worker = Worker.of(device, config.batch_size)
     few = min(config.windows, VALIDATED)
-    learned = {store: split.train for store, split in pairs}
+    learned = {store: part.train for store, part in parts.items() if part.train}
+    chosen = {store: part.validation for store, part in parts.items() if part.validation}
     train = lessons(learned, config.windows, config, worker, noise=config.noise > 0)
-    validation = lessons({store: split.validation for store, split in pairs}, few, config, worker)
-    trials = {"stores": [row for store, split in pairs for row in _learned_from(store, split)]}
+    validation = lessons(chosen, few, config, worker)
+    trials = {"stores": [row for store, part in parts.items() for row in _learned_from(store, part)]}
     fit_causal(train, validation, config, out, resume=resume, trials=trials, write=write, device=device)
 
 
@@ -147,7 +168,7 @@ def _learned_from(store: Path, split: Split) -> list[dict[str, Any]]:
     begin, which is the same where a run is made again.
     """
     data = Store.open(store)
-    env_id = str(data.trial(split.train[0]).env_id)
+    env_id = str(data.trial((*split.train, *split.validation)[0]).env_id)
     made_in = dict.fromkeys(one for seed in (*split.train, *split.validation) for one in data.origins(seed))
     return [
         {
