@@ -51,6 +51,8 @@ def train(
         config, svd: the model and its training, and the basis of its codes.
         codes: what `fit-svd` wrote for this store; without it the SVD `svd` is fitted to `out`/codes. The causal
             model takes none.
+        validation: stores of other environments, on all of whose trials the causal model is chosen. It then learns from
+            the validation trials of `store`, too.
         resume: go on from the checkpoint in `out`, to more steps than it was begun with if `config` says so and its
             learning rate does not depend on their number (`cosine`).
         track: where the curves go, as in `collect`.
