@@ -130,6 +130,8 @@ class Accelerator:
             TiplError: the settings, the forecaster or the policy cannot be used.
         """
         config = jumps_for(forecaster, checked("`jump`", jump, JumpConfig | None))
+        if config.critic:
+            raise TiplError("critic has no effect on an Accelerator, which knows the actor alone; leave it as it is.")
         count = checked("`snapshots_per_iteration`", snapshots_per_iteration, Count)
         inner = unwrapped(policy)
         named = acting_parameters(inner)
@@ -146,7 +148,7 @@ class Accelerator:
         elif fit is not None:
             raise TiplError("fit has no effect on a forecaster that is made already; leave it out.")
         names, sizes = [name for name, _ in named], [p.numel() for p in self._parameters]
-        self._moves_P = may_jump(names, sizes)
+        self._moves_P = may_jump(names, sizes, config.log_std)
         self._is_network = np.repeat([not is_log_std(name) for name in names], sizes)
         self._jumper = Jumper(forecaster, config, self._moves_P)
         self._acted: np.ndarray | None = _flat(self._parameters)  # with the weights that the next batch is made with

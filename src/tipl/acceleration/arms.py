@@ -1,4 +1,4 @@
-"""Arms: ways to train, plainly or with jumps to forecast weights, run on the same seeds.
+"""Arms: ways to train, plainly, with jumps to forecast weights or as a rival of jumps does, run on the same seeds.
 
 In: arms.  Out: of every seed and iteration the return, what came of a jump, and the seconds, kept in parts on disk.
 
@@ -7,24 +7,28 @@ environment steps, and their time is measured apart. Shapes: N seeds, I iteratio
 """
 
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import tipl
-from tipl.acceleration.jump import KINDS, Judgment, Jumper, may_jump
+from tipl.acceleration.judging import batch_judge
+from tipl.acceleration.jump import KINDS, Jumper, may_jump
+from tipl.acceleration.rivals import batch_of
 from tipl.collection.settings import trial_config
 from tipl.config.execution import LOCAL, Execution, dealt
 from tipl.config.presets import CollectConfig, JumpConfig
+from tipl.config.rivals import Rival, parts_of_arm
 from tipl.errors import TiplError
 from tipl.executors.run import PATIENCE_SECONDS, Executor, executor
 from tipl.forecasting.forecaster import Forecaster
@@ -33,8 +37,6 @@ from tipl.parts import ENDING, claimed, keep_part, kept_part
 from tipl.processes import Parent
 from tipl.progress import console, steps_progress
 from tipl.rl.envs import chosen_backend, engine_versions
-from tipl.rl.kernels import FASTMATH, forward_batch, kernel
-from tipl.rl.ppo import categorical_log_probs, gaussian_log_prob
 from tipl.rl.trial_batch import Abandoned, TrialBatch
 from tipl.store import beginning_of
 
@@ -43,20 +45,41 @@ _TOGETHER = 5  # seeds that are run, and written when they are done, together
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: PPO's settings, and a forecaster to jump with, or none."""
+    """One way to train: PPO's settings, and a forecaster to jump with, a rival of jumps, both, or none."""
 
     config: CollectConfig
     forecaster: str | None = None
-    """A `ForecasterName`, or the folder of a causal model; None: plain PPO."""
+    """A `ForecasterName`, the folder of a causal model, a rival as in `config/rivals.py`, or `RIVAL+FORECASTER`; None:
+    plain PPO."""
     jump: JumpConfig = JumpConfig()
     fit: Path | None = None
     """The store that the autoregression is fitted on; None: the package's own."""
 
+    own: Callable[[TrialBatch], Forecaster] | None = None
+    """Makes the forecaster instead, which `forecaster` then only names; to run in other processes, a module's."""
+
+    @property
+    def rival(self) -> Rival | None:
+        return None if self.forecaster is None else parts_of_arm(self.forecaster)[0]
+
+    @property
+    def jumps_with(self) -> str | None:
+        """The forecaster alone."""
+        return None if self.forecaster is None else parts_of_arm(self.forecaster)[1]
+
+    def batch(self, seeds: Sequence[int]) -> TrialBatch:
+        """Trials that train so; their jumps apart."""
+        made = batch_of(self.config, seeds, self.rival)
+        if self.jumps_with is not None and self.jump.critic:
+            made.snapshot_size = made.theta.shape[1]
+        return made
+
     def facts(self) -> dict[str, Any]:
         """What makes its results, as JSON."""
-        jumps = {} if self.forecaster is None else {"jump": dataclasses.asdict(self.jump)}
+        forecaster = self.jumps_with
+        jumps = {} if forecaster is None else {"jump": dataclasses.asdict(self.jump)}
         fit = {} if self.fit is None else {"fit": Path(self.fit).name}
-        made = None if self.forecaster is None else forecaster_digest(self.forecaster, self.fit)
+        made = None if forecaster is None or self.own is not None else forecaster_digest(forecaster, self.fit)
         of = {} if made is None else {"forecaster_digest": made}
         return {"config": trial_config(self.config), "forecaster": self.forecaster, **jumps, **fit, **of}
 
@@ -66,9 +89,10 @@ class Arm:
         facts = self.facts() | {"versions": versions(self.config)}
         if facts.pop("forecaster_digest", None) is not None:  # then neither its place nor its store's name counts
             facts = {name: value for name, value in facts.items() if name not in ("forecaster", "fit")}
-            assert self.forecaster is not None
-            facts["forecaster"] = forecaster_digest(self.forecaster, self.fit)
-        if self.forecaster == "noise":
+            assert self.forecaster is not None and self.jumps_with is not None
+            made = forecaster_digest(self.jumps_with, self.fit)
+            facts["forecaster"] = f"{self.forecaster.removesuffix(self.jumps_with)}{made}"
+        if self.jumps_with == "noise":
             facts["noise"] = self.config.seed
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -98,7 +122,7 @@ def run_arms(
         while other shards have parts to do.
     """
     for arm in arms.values():
-        batch = TrialBatch(arm.config, arm.config.seeds[:1])  # what cannot be run is told before there is a folder
+        batch = arm.batch(arm.config.seeds[:1])  # what cannot be run is told before there is a folder
         _jumpers(arm, batch)
     out = Path(out)
     parts: dict[str, list[tuple[Path, list[int]]]] = {}
@@ -212,7 +236,7 @@ def run_part(
         stopped: asked again and again; once true, the call returns and nothing is written.
         on_iteration: told after every iteration how many steps all seeds together have done.
     """
-    batch = TrialBatch(arm.config, seeds)
+    batch = arm.batch(seeds)
     batch.abandon = stopped
     shape = len(seeds), arm.config.num_iterations
     found: dict[str, np.ndarray] = {name: np.zeros(shape) for name in ("shares", "kl", "trust")}
@@ -229,14 +253,15 @@ def run_part(
             return
         _check_finite(arm, batch, result.episodes, at)
         if at == 0:
-            _check_unseen(arm, seeds, np.concatenate([first[:, None], result.snapshots], axis=1))
+            own = result.snapshots[:, :, : first.shape[1]]
+            _check_unseen(arm, seeds, np.concatenate([first[:, None], own], axis=1))
         for n, episodes in enumerate(result.episodes):
             found["returns"][n, at] = episodes[:, 1].mean() if len(episodes) else found["returns"][n, max(at - 1, 0)]
         jump_began = time.perf_counter()
         for n, jumper in enumerate(jumpers):
             jump = jumper.step(result.snapshots[n], batch_judge(batch, n), result.episodes[n][:, 1].tolist())
             if jump.displacement is not None:
-                batch.policies[n] += jump.displacement
+                batch.theta[n, : len(jump.displacement)] += jump.displacement
             found["kinds"][n, at] = KINDS.index(jump.kind)
             found["shares"][n, at], found["kl"][n, at], found["trust"][n, at] = jump.share, jump.kl, jump.trust
         jumping += time.perf_counter() - jump_began
@@ -262,7 +287,7 @@ def _check_unseen(arm: Arm, seeds: Sequence[int], snapshots_NTP: np.ndarray) -> 
     Raises:
         TiplError: one is the same run.
     """
-    known = beginnings(arm.forecaster, arm.fit)
+    known = frozenset() if arm.own is not None else beginnings(arm.jumps_with, arm.fit)
     for seed, snapshots_TP in zip(seeds, snapshots_NTP, strict=True):
         if beginning_of(snapshots_TP) in known:
             raise TiplError(
@@ -273,87 +298,32 @@ def _check_unseen(arm: Arm, seeds: Sequence[int], snapshots_NTP: np.ndarray) -> 
 
 def _compile(arm: Arm, seed: int) -> None:
     """Run every kernel once: compiling them, once on a machine, is no part of what the first arm takes."""
-    batch = TrialBatch(arm.config, [seed])
+    batch = arm.batch([seed])
     batch.iterate()
-    if arm.forecaster is not None:
+    if arm.jumps_with is not None:
         batch_judge(batch, 0)(np.array(batch.policies[0]) * np.float32(0.5))
 
 
 def _jumpers(arm: Arm, batch: TrialBatch) -> list[Jumper]:
-    if arm.forecaster is None:
+    if arm.jumps_with is None:
         return []
-    moves = may_jump(batch.spec.names, batch.spec.sizes)
-    forecaster = _arm_forecaster(arm, batch)  # knows of no trial but what it is handed
+    names, shapes = list(batch.spec.names), list(batch.spec.shapes)
+    if arm.jump.critic:
+        for layer, (fan_in, fan_out) in enumerate(pairwise(batch.critic_sizes.tolist())):
+            names += [f"critic.{2 * layer}.weight", f"critic.{2 * layer}.bias"]
+            shapes += [(fan_out, fan_in), (fan_out,)]
+    moves = may_jump(names, [math.prod(shape) for shape in shapes], arm.jump.log_std)
+    forecaster = _arm_forecaster(arm, batch, shapes)  # knows of no trial but what it is handed
     jumpers = [Jumper(forecaster, arm.jump, moves, seed) for seed in batch.seeds]
-    for jumper, weights in zip(jumpers, batch.policies, strict=True):
-        jumper.begin(weights)
+    for jumper, theta in zip(jumpers, batch.theta, strict=True):
+        jumper.begin(theta[: batch.snapshot_size].copy())
     return jumpers
 
 
-def _arm_forecaster(arm: Arm, batch: TrialBatch) -> Forecaster:
-    assert arm.forecaster is not None
+def _arm_forecaster(arm: Arm, batch: TrialBatch, shapes: Sequence[tuple[int, ...]]) -> Forecaster:
+    """The forecaster of the tensors that jump, of these shapes."""
+    if arm.own is not None:
+        return arm.own(batch)
+    assert arm.jumps_with is not None
     count = arm.config.snapshots_per_iteration
-    return load_forecaster(arm.forecaster, batch.spec.shapes, arm.jump.horizon, count, arm.fit, seed=arm.config.seed)
-
-
-def batch_judge(batch: TrialBatch, trial: int) -> Callable[[np.ndarray], Judgment]:
-    """What a trial's last rollout says of weights [P]."""
-    mine, samples = batch.copies(trial), batch.config.ppo.batch_size
-    obs = batch.obs[mine].reshape(samples, -1)
-    actions = batch.actions[mine].reshape(samples, -1)
-    old_log_prob, advantages = batch.log_probs[mine].reshape(-1), batch.advantages[mine].reshape(-1)
-    advantages = advantages - advantages.mean()
-    now, sizes = np.array(batch.policies[trial]), batch.policy_sizes
-    log_stds = slice(int(((sizes[:-1] + 1) * sizes[1:]).sum()), None)  # the network's weights lie before them
-    head = functools.cache(lambda: heads_of(now, sizes, obs, batch.activation))  # not if nobody asks
-
-    def judge(weights_P: np.ndarray) -> Judgment:
-        other = head() if np.array_equal(weights_P, now) else heads_of(weights_P, sizes, obs, batch.activation)
-        return Judgment(*judge_batch(head(), now[log_stds], other, weights_P[log_stds], actions, old_log_prob,
-                                     advantages))  # fmt: skip
-
-    return judge
-
-
-@kernel(fastmath=FASTMATH)
-def heads_of(weights, sizes, obs, activation):
-    """[S, outputs] of a policy's network, whose weights are the first of `weights` [P], at observations [S, O]."""
-    samples = len(obs)
-    heads = np.empty((samples, sizes[-1]), np.float32)
-    block = 256  # rows at once, to stay in the cache
-    acts = np.empty(block * sizes[1:].sum(), np.float32)
-    for start in range(0, samples, block):
-        stop = min(start + block, samples)
-        heads[start:stop] = forward_batch(weights, 0, sizes, obs[start:stop], acts, activation)
-    return heads
-
-
-@kernel(fastmath=FASTMATH)
-def judge_batch(head, log_std, other_head, other_log_std, actions, old_log_prob, advantages):
-    """Mean KL(π_now ‖ π_other), mean of (π_other / π_old) × advantage, and KL(π_old ‖ π_other) over a batch.
-
-    Args:
-        head, other_head: [S, outputs] of the networks; log_std, other_log_std: [outputs], or [0]: categorical.
-        actions: [S, A]; old_log_prob, advantages: [S].
-    """
-    samples, outputs = head.shape
-    log_probs, other_log_probs = np.empty(outputs, np.float32), np.empty(outputs, np.float32)
-    spread, narrow = np.exp(np.float32(2) * (log_std - other_log_std)), np.exp(-other_log_std)
-    kl, surrogate, change = 0.0, 0.0, 0.0
-    for i in range(samples):
-        if len(log_std) == 0:
-            categorical_log_probs(head[i], log_probs)
-            categorical_log_probs(other_head[i], other_log_probs)
-            for k in range(outputs):
-                kl += np.exp(log_probs[k]) * (log_probs[k] - other_log_probs[k])
-            log_prob = other_log_probs[int(actions[i, 0])]
-        else:
-            for k in range(outputs):
-                moved = (other_head[i, k] - head[i, k]) * narrow[k]
-                kl += 0.5 * (spread[k] + moved * moved - 1) + other_log_std[k] - log_std[k]
-            log_prob = gaussian_log_prob(actions[i], other_head[i], other_log_std)
-        log_ratio = log_prob - old_log_prob[i]
-        ratio = np.exp(log_ratio)
-        surrogate += ratio * advantages[i]
-        change += ratio - 1 - log_ratio  # its mean is KL(π_old ‖ π_other), and no term is negative
-    return kl / samples, surrogate / samples, change / samples
+    return load_forecaster(arm.jumps_with, shapes, arm.jump.horizon, count, arm.fit, seed=arm.config.seed)

@@ -52,7 +52,8 @@ def accelerate(
     Args:
         config: the trials; its learning rate is that of the accelerated ones.
         out: a folder, new or of an earlier call, which goes on: seeds that are done are not run again.
-        forecaster: a `ForecasterName`, or the folder of a causal model.
+        forecaster: a `ForecasterName`, the folder of a causal model, or a rival of jumps: `outer`, `adaptive`, `reuse`
+            or `pptb-like`, with settings as in `outer:sigma=1.5`, alone or before a `+` and a forecaster.
         jump: when and how far; default: `jumps_of` the forecaster.
         plain_learning_rate: of the plain trials; default: the same.
         fit: the store whose training trials the autoregression is fitted on; default: the package's own.
@@ -148,7 +149,7 @@ def compare(
                 measure: _beside(values, measured[names[0]][measure][0], measure.startswith("steps"))
                 for measure, (values, _) in measured[name].items()
             }
-        if arms[name].forecaster is not None:
+        if arms[name].jumps_with is not None:
             entry["jumps"] = {
                 "counts": {kind: sum(row[kind] for row in counts) for kind in KINDS},
                 "by_iteration": {kind: (run["kinds"] == k).mean(axis=0).tolist() for k, kind in enumerate(KINDS)},

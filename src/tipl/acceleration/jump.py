@@ -15,6 +15,7 @@ import numpy as np
 
 from tipl.checks import Place
 from tipl.config.presets import JumpConfig, jumps_of
+from tipl.config.rivals import parts_of_arm
 from tipl.errors import TiplError
 from tipl.forecasting.autoregression import Autoregression
 from tipl.forecasting.forecaster import Forecaster, LiveRun, usable
@@ -84,6 +85,8 @@ def jumps_for(forecaster: Forecaster | Place, jump: JumpConfig | None = None) ->
             usual = jumps_of(as_name(forecaster))
     if jump is None:
         return usual
+    if not isinstance(forecaster, Forecaster) and parts_of_arm(as_name(forecaster))[1] is None and jump != usual:
+        raise TiplError(f"Settings of jumps have no effect on {forecaster}, which makes none; leave them out.")
     if jump.horizon != usual.horizon and not isinstance(forecaster, Forecaster) and as_name(forecaster) in _NO_HORIZON:
         raise TiplError(
             f"horizon has no effect on {forecaster}, which goes to the same place whatever the horizon; leave it out."
@@ -91,14 +94,16 @@ def jumps_for(forecaster: Forecaster | Place, jump: JumpConfig | None = None) ->
     return jump
 
 
-def may_jump(names: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
-    """Return which weights may jump, all but log standard deviations: [P] bool, for tensors of these names and sizes
-    that lie end to end.
+def may_jump(names: Sequence[str], sizes: Sequence[int], log_std: bool = False) -> np.ndarray:
+    """Return which weights may jump, all but log standard deviations unless `log_std`: [P] bool, for tensors of these
+    names and sizes that lie end to end.
 
     Raises:
-        TiplError: none may.
+        TiplError: none may, or there is no log standard deviation that could.
     """
-    jump = [not is_log_std(name) for name in names]
+    if log_std and not any(map(is_log_std, names)):
+        raise TiplError("--log-std has no effect: this policy has no log standard deviations; leave it out.")
+    jump = [log_std or not is_log_std(name) for name in names]
     if not any(jump):
         raise TiplError("This policy has nothing but log standard deviations, which do not jump; give its network too.")
     return np.repeat(jump, sizes)

@@ -19,7 +19,7 @@ from tipl.errors import TiplError
 from tipl.forecasting.forecaster import Forecaster
 from tipl.forecasting.named import load_forecaster
 
-_OF_POLICIES = ("max_kl", "max_change", "hindsight", "fall")
+_OF_POLICIES = ("max_kl", "max_change", "hindsight", "fall", "log_std", "critic")
 """Options of jumps that take a policy or its episodes."""
 _USUAL = JumpConfig(horizon=1)
 

@@ -48,6 +48,7 @@ from tipl.config.presets import (
     TrainConfig,
     jumps_of,
 )
+from tipl.config.rivals import RIVALS
 from tipl.errors import TiplError
 from tipl.files import read_json
 
@@ -269,7 +270,8 @@ def _forecast(arguments: Namespace) -> None:
 def _accelerate_flags(verbs: Any) -> None:
     verb = add_verb(verbs, "accelerate", _accelerate, "train with jumps to forecast weights, and plainly, and compare")
     add_path(verb, "--out", "DIR", "a new folder, or one to go on with", required=True)
-    names = f"{', '.join(get_args(ForecasterName))} or the folder of a causal model [line]"
+    names = f"{', '.join(get_args(ForecasterName))}, the folder of a causal model [line], or a rival of jumps, as in "
+    names += f"outer:sigma=1.5 or outer+causal: {', '.join(RIVALS)}"
     verb.add_argument("--forecaster", type=reader(str), metavar="NAME", default="line", help=names)
     add_place(verb, "--fit", "STORE", "to fit the autoregression on [the package's own]")
     add_number(verb, "--plain-learning-rate", Positive, "X", "of the plain runs [--ppo.learning-rate]")

@@ -56,7 +56,7 @@ def made_again(trial: Trial, iterations: Sequence[int], abandon: Abandon = lambd
         TiplError: the run does not come to the stored snapshots, as on another processor or with other libraries.
     """
     config = settings_of(trial)
-    batch = TrialBatch(config, [trial.seed], _env(trial, config, [trial.seed]))
+    batch = TrialBatch(config, [trial.seed], _env(trial.env_id, config, [trial.seed]))
     batch.abandon = abandon
     rounding = trial.compact or {}  # of a compact store's weights, for which the record has its largest error
     most = 1.001 * (rounding.get("max_error") or 0.0) * (rounding.get("mean_step") or 0.0)
@@ -81,16 +81,22 @@ def branches(
     Args:
         seeds: what each future draws from, R of them, of 31 bits; None: one future that draws what the run drew.
     """
-    config = settings_of(trial)
-    count = 1 if seeds is None else len(seeds)
-    env = _env(trial, config, [trial.seed] * count)
-    if seeds is not None:
-        env = _LaterEpisodes(env, _env(trial, config, seeds))
-    batch = TrialBatch(config, [trial.seed] * count, env)
-    batch.restore([state] * count)
-    batch.seeds, batch.abandon = list(seeds or batch.seeds), abandon
-    while batch.iteration < config.num_iterations:
+    batch = branched(settings_of(trial), trial.env_id, trial.seed, state, seeds)
+    batch.abandon = abandon
+    while batch.iteration < batch.config.num_iterations:
         yield batch.iterate().snapshots
+
+
+def branched(config: CollectConfig, env_id: str, seed: int, state: State, seeds: Sequence[int] | None) -> TrialBatch:
+    """Return R futures of the run of `seed` at a state of it, as trials of one batch; `seeds` as in `branches`."""
+    count = 1 if seeds is None else len(seeds)
+    env = _env(env_id, config, [seed] * count)
+    if seeds is not None:
+        env = _LaterEpisodes(env, _env(env_id, config, seeds))
+    batch = TrialBatch(config, [seed] * count, env)
+    batch.restore([state] * count)
+    batch.seeds = list(seeds or batch.seeds)
+    return batch
 
 
 def branch_seeds(seed: int, trial: int, iteration: int, count: int) -> list[int]:
@@ -98,10 +104,10 @@ def branch_seeds(seed: int, trial: int, iteration: int, count: int) -> list[int]
     return (np.random.SeedSequence([seed, trial, iteration]).generate_state(count) >> 1).tolist()
 
 
-def _env(trial: Trial, config: CollectConfig, seeds: Sequence[int]) -> VectorEnv:
-    """The copies of the trial's environment in a batch of these seeds."""
+def _env(env_id: str, config: CollectConfig, seeds: Sequence[int]) -> VectorEnv:
+    """The copies of an environment in a batch of these seeds."""
     copies = [each for seed in seeds for each in environment_seeds(seed, config.ppo.num_envs)]
-    return make_env(trial.env_id, copies, config.backend)
+    return make_env(env_id, copies, config.backend)
 
 
 class _LaterEpisodes(VectorEnv):

@@ -25,6 +25,7 @@ from tipl.checks import (
     checked_arguments,
     require,
 )
+from tipl.config.rivals import parts_of_arm
 from tipl.errors import TiplError
 
 MOST_WEIGHTS = 100_000_000
@@ -242,8 +243,7 @@ class TrainConfig:
     """Optimizer steps. The paper: 50 iterations of 10k batches."""
     batch_size: Count = 64
     windows: Count = 5000
-    """Origins of each store, about, that the causal model learns from, drawn once; each gives a window for every
-    tensor."""
+    """Origins of each store, about, that the causal model learns from, drawn once; each gives a window a tensor."""
     noise: Part = 0.0
     """Share of the causal model's windows to whose steps noise is added."""
     learning_rate: NotNegative = 1e-4
@@ -315,13 +315,11 @@ class EvaluateConfig:
     stretch: tuple[Positive, ...] = ()
     """Also judge the forecasters whose policies are run with their displacements times these."""
     adapt: bool = False
-    """Also judge every model over weights, the autoregression and persistence, adapted in the run by how their
-    forecasts came out."""
+    """Also judge every model over weights, the autoregression and persistence, adapted by how they came out."""
     episodes: Count = 20
     """Episodes that estimate the return of one policy."""
     oracle_normalizer: bool = True
-    """Also run forecasts, at the last return horizon, under the observation normalizer that the true policy has there:
-    an oracle, for it is not known at the origin."""
+    """Also run forecasts, at the last return horizon, under the true policy's observation normalizer: an oracle."""
     sampled_actions: bool = True
     """Also run true and predicted policies, at the last return horizon, with sampled instead of mean actions."""
     spectrum_trials: Whole = 3
@@ -349,8 +347,7 @@ class JumpConfig:
     """When and how far a live run jumps to forecast weights. `results/accelerate` has what they are worth."""
 
     every: Count = 1
-    """Iterations between two proposals; doubled, up to 16 times, by every jump that is taken back, halved again by one
-    that is not."""
+    """Iterations between two proposals; doubled, up to 16 times, by a jump that is taken back, halved by another."""
     horizon: Count = 4
     """Iterations ahead of the proposal."""
     max_kl: Positive = 0.01
@@ -368,6 +365,10 @@ class JumpConfig:
     policy from before."""
     fall: NotNegative = 2.0
     """Standard errors by which the return has to fall after a jump for it to be taken back; 0: never."""
+    log_std: bool = False
+    """Let the log standard deviations jump too."""
+    critic: bool = False
+    """Let the critic jump too, by the same forecaster on its own path. Adam's moments stay as they are."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -390,9 +391,10 @@ def jumps_of(forecaster: Place) -> JumpConfig:
     """Return how one usually jumps with a forecaster.
 
     Args:
-        forecaster: its name, or the folder of a causal model.
+        forecaster: its name, or the folder of a causal model; of a rival of jumps, what follows its `+`.
 
     Raises:
-        TiplError: it is neither text nor a path.
+        TiplError: it is neither text nor a path, or no settings of a rival.
     """
-    return JUMPS.get(os.fspath(forecaster), JUMPS["causal"])
+    name = os.fspath(forecaster)
+    return JUMPS.get(parts_of_arm(name)[1] or name, JUMPS["causal"])

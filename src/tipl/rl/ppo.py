@@ -191,7 +191,7 @@ def adam_step(theta, grad, m, v, step, learning_rate, eps, max_grad_norm):
 
 @kernel(fastmath=FASTMATH)
 def loss_gradients(head, log_std, value, actions, old_log_prob, advantages, returns, old_value, settings, d_head,
-                   d_value, d_log_std):  # fmt: skip
+                   d_value, d_log_std, bounds=None):  # fmt: skip
     """Gradient of PPO's loss on one minibatch by the outputs of the two networks and the log-std.
 
         L = mean(max(−A r, −A clip(r, 1±ε))) − c_e H + c_v ½ mean(max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²))
@@ -200,6 +200,7 @@ def loss_gradients(head, log_std, value, actions, old_log_prob, advantages, retu
         head: [B, F] means or logits; actions: [B, A]; value, old_log_prob, advantages, returns, old_value: [B].
         log_std: [A] of a Gaussian policy, [0] of a categorical one.
         d_head [B, F], d_value [B], d_log_std as log_std: overwritten.
+        bounds: [2, B], between which a sample's ratio is not clipped; None: 1 ± ε.
     """
     batch, outputs = head.shape
     discrete = len(log_std) == 0
@@ -225,7 +226,10 @@ def loss_gradients(head, log_std, value, actions, old_log_prob, advantages, retu
         else:
             log_prob = gaussian_log_prob(actions[b], head[b], log_std)
         ratio = np.exp(log_prob - old_log_prob[b])
-        clipped = min(max(ratio, one - clip), one + clip)
+        if bounds is None:  # decided when the kernel is compiled
+            clipped = min(max(ratio, one - clip), one + clip)
+        else:
+            clipped = min(max(ratio, bounds[0, b]), bounds[1, b])
         # Inside the clip both branches of the max are one; outside, only the unclipped branch has a gradient.
         flows = clipped == ratio or -advantage * ratio > -advantage * clipped
         d_log_prob = -advantage * ratio * share if flows else np.float32(0)
@@ -249,7 +253,7 @@ def loss_gradients(head, log_std, value, actions, old_log_prob, advantages, retu
 
 
 @kernel(fastmath=FASTMATH)
-def update(learner, adam_steps, samples, order, learning_rate, settings, snapshots):
+def update(learner, adam_steps, samples, order, learning_rate, settings, snapshots, bounds=None):
     """All epochs of one trial's PPO update.
 
     Args:
@@ -258,16 +262,18 @@ def update(learner, adam_steps, samples, order, learning_rate, settings, snapsho
         samples: of the rollout.
         order: [epochs, S] the sample order of every epoch.
         settings: `UpdateSettings`.
-        snapshots: [n, P], overwritten with the policy's weights after every `snapshot_every_epochs`th epoch.
+        snapshots: [n, P], overwritten with the policy's weights after every `snapshot_every_epochs`th epoch; of
+            [n, P + critic], also with the critic's.
+        bounds: [2, S], as in `loss_gradients`.
     """
     theta, adam_m, adam_v, policy_sizes, critic_sizes = learner
     activation = settings.activation
     epochs, count = order.shape
     batch = count // settings.num_minibatches
-    num_weights = snapshots.shape[1]
-    head_end = 0  # where the policy's network ends
+    head_end, num_weights = 0, len(theta)  # where the policy's network ends, and its log standard deviations
     for layer in range(len(policy_sizes) - 1):
         head_end += policy_sizes[layer + 1] * (policy_sizes[layer] + 1)
+        num_weights -= critic_sizes[layer + 1] * (critic_sizes[layer] + 1)
     log_std = theta[head_end:num_weights]
 
     x = np.empty((batch, samples.obs.shape[1]), np.float32)
@@ -291,13 +297,20 @@ def update(learner, adam_steps, samples, order, learning_rate, settings, snapsho
                 picked[1, b] = samples.advantages[i]
                 picked[2, b] = samples.returns[i]
                 picked[3, b] = samples.old_value[i]
+            if bounds is None:
+                picked_bounds = None
+            else:
+                picked_bounds = np.empty((2, batch), np.float32)
+                for b in range(batch):
+                    picked_bounds[0, b] = bounds[0, order[epoch, start + b]]
+                    picked_bounds[1, b] = bounds[1, order[epoch, start + b]]
             head = forward_batch(theta, 0, policy_sizes, x, policy_acts, activation)
             value = forward_batch(theta, num_weights, critic_sizes, x, critic_acts, activation)
             loss_gradients(head, log_std, value[:, 0], a, picked[0], picked[1], picked[2], picked[3], settings,
-                           d_head, d_value[:, 0], d_log_std)  # fmt: skip
+                           d_head, d_value[:, 0], d_log_std, picked_bounds)  # fmt: skip
             backward_batch(theta, 0, policy_sizes, x, policy_acts, d_head, delta, grad, activation)
             backward_batch(theta, num_weights, critic_sizes, x, critic_acts, d_value, delta, grad, activation)
             adam_steps += 1
             adam_step(theta, grad, adam_m, adam_v, adam_steps, learning_rate, settings.adam_eps, settings.max_grad_norm)
         if (epoch + 1) % settings.snapshot_every_epochs == 0:
-            snapshots[(epoch + 1) // settings.snapshot_every_epochs - 1] = theta[:num_weights]
+            snapshots[(epoch + 1) // settings.snapshot_every_epochs - 1] = theta[: snapshots.shape[1]]

@@ -51,7 +51,7 @@ class Iteration:
     """Counts from 1."""
     learning_rate: float
     snapshots: np.ndarray
-    """[N, n, P] float32, in order of epochs."""
+    """[N, n, P] float32, in order of epochs; [N, n, snapshot_size] of a batch that was told to keep more."""
     episodes: list[np.ndarray]
     """For each trial [E, 3] float64: env step at which the episode ended, its raw return, its length."""
 
@@ -104,6 +104,8 @@ class TrialBatch:
 
         self.abandon: Callable[[], bool] = lambda: False
         """Asked within an iteration, which can take long; once true, `iterate` raises Abandoned."""
+        self.snapshot_size = self.spec.size
+        """P, or P and the critic's weights, if these are to be in snapshots too."""
         self.iteration = 0
         self.theta = np.stack([self._initial_theta(seed) for seed in self.seeds])
         self.adam_m, self.adam_v = np.zeros_like(self.theta), np.zeros_like(self.theta)
@@ -151,7 +153,7 @@ class TrialBatch:
         shape = (ppo.num_envs, ppo.num_steps, self.env.policy_outputs)
         noise = np.concatenate([action_noise(rng, shape, discrete=self.env.discrete) for rng in rngs])
         episodes = self._rollout(noise)
-        snapshots = np.empty((len(self.seeds), config.snapshots_per_iteration, self.spec.size), np.float32)
+        snapshots = np.empty((len(self.seeds), config.snapshots_per_iteration, self.snapshot_size), np.float32)
         order = np.tile(np.arange(ppo.batch_size), (ppo.update_epochs, 1))
         self._update([rng.permuted(order, axis=1) for rng in rngs], ppo.learning_rate * fraction, snapshots)
         return Iteration(self.iteration, ppo.learning_rate * fraction, snapshots, episodes)
@@ -344,7 +346,10 @@ class TrialBatch:
                                ppo.gamma, ppo.gae_lambda, self.advantages[copy], returns)  # fmt: skip
 
     def _update_trial(self, trial: int, order: np.ndarray, learning_rate: float, snapshots: np.ndarray) -> None:
-        """The update of a trial on its rollout, whose samples are the steps of one copy after another."""
+        self._learn(trial, self._seen(trial), order, learning_rate, snapshots)
+
+    def _seen(self, trial: int) -> Samples:
+        """A trial's rollout, the steps of one copy after another, judged by its critic; views where there can be."""
         ppo, mine, theta = self.config.ppo, self.copies(trial), self.theta[trial]
         values, returns = np.empty((2, ppo.num_envs, ppo.num_steps), np.float32)
         for row, copy in enumerate(self._all[mine].tolist()):
@@ -352,14 +357,26 @@ class TrialBatch:
                                  self.activation)  # fmt: skip
             values[row] = seen[:-1]
             self._estimate(copy, seen, returns[row])
-
-        steps_before = (self.iteration - 1) * ppo.update_epochs * ppo.num_minibatches
-        learner = Learner(theta, self.adam_m[trial], self.adam_v[trial], self.policy_sizes, self.critic_sizes)
         rollout = self.obs[mine], self.actions[mine], self.log_probs[mine], self.advantages[mine], returns, values
-        # [E, S, ...] to [E·S, ...], views
-        samples = Samples(*(array.reshape(ppo.batch_size, *array.shape[2:]) for array in rollout))
+        return Samples(*(array.reshape(ppo.batch_size, *array.shape[2:]) for array in rollout))
+
+    def _learn(
+        self, trial: int, samples: Samples, order: np.ndarray, learning_rate: float, snapshots: np.ndarray,
+        *bounds: np.ndarray,
+    ) -> None:  # fmt: skip
+        """The update of a trial on samples; what else `update` takes may follow."""
+        ppo = self.config.ppo
         settings = UpdateSettings.of(ppo, self.config.snapshot_every_epochs, self.activation)
-        update(learner, steps_before, samples, order, learning_rate, settings, snapshots)
+        update(self._learner(trial), self._steps_before, samples, order, learning_rate, settings, snapshots, *bounds)
+
+    def _learner(self, trial: int) -> Learner:
+        moments = self.adam_m[trial], self.adam_v[trial]
+        return Learner(self.theta[trial], *moments, self.policy_sizes, self.critic_sizes)
+
+    @property
+    def _steps_before(self) -> int:
+        """Optimizer steps of a trial before this iteration."""
+        return (self.iteration - 1) * self.config.ppo.update_epochs * self.config.ppo.num_minibatches
 
 
 def environment_seeds(seed: int, num_envs: int) -> list[int]:

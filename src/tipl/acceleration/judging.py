@@ -1,0 +1,78 @@
+"""What a batch says of weights: how far they are from those that made it, and whether its advantages are for them.
+
+In: a trial's last rollout, weights.  Out: a `Judgment`. Shapes: S samples, O observation, A action, P weights.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from tipl.acceleration.jump import Judgment
+from tipl.rl.kernels import FASTMATH, forward_batch, kernel
+from tipl.rl.ppo import categorical_log_probs, gaussian_log_prob
+from tipl.rl.trial_batch import TrialBatch
+
+
+def batch_judge(batch: TrialBatch, trial: int) -> Callable[[np.ndarray], Judgment]:
+    """What a trial's last rollout says of weights [P]; of more, of the first P."""
+    mine, samples = batch.copies(trial), batch.config.ppo.batch_size
+    obs = batch.obs[mine].reshape(samples, -1)
+    actions = batch.actions[mine].reshape(samples, -1)
+    old_log_prob, advantages = batch.log_probs[mine].reshape(-1), batch.advantages[mine].reshape(-1)
+    advantages = advantages - advantages.mean()
+    now, sizes = np.array(batch.policies[trial]), batch.policy_sizes
+    log_stds = slice(int(((sizes[:-1] + 1) * sizes[1:]).sum()), None)  # the network's weights lie before them
+    head = functools.cache(lambda: heads_of(now, sizes, obs, batch.activation))  # not if nobody asks
+
+    def judge(weights_P: np.ndarray) -> Judgment:
+        weights_P = weights_P[: len(now)]
+        other = head() if np.array_equal(weights_P, now) else heads_of(weights_P, sizes, obs, batch.activation)
+        return Judgment(*judge_batch(head(), now[log_stds], other, weights_P[log_stds], actions, old_log_prob,
+                                     advantages))  # fmt: skip
+
+    return judge
+
+
+@kernel(fastmath=FASTMATH)
+def heads_of(weights, sizes, obs, activation):
+    """[S, outputs] of a policy's network, whose weights are the first of `weights` [P], at observations [S, O]."""
+    samples = len(obs)
+    heads = np.empty((samples, sizes[-1]), np.float32)
+    block = 256  # rows at once, to stay in the cache
+    acts = np.empty(block * sizes[1:].sum(), np.float32)
+    for start in range(0, samples, block):
+        stop = min(start + block, samples)
+        heads[start:stop] = forward_batch(weights, 0, sizes, obs[start:stop], acts, activation)
+    return heads
+
+
+@kernel(fastmath=FASTMATH)
+def judge_batch(head, log_std, other_head, other_log_std, actions, old_log_prob, advantages):
+    """Mean KL(π_now ‖ π_other), mean of (π_other / π_old) × advantage, and KL(π_old ‖ π_other) over a batch.
+
+    Args:
+        head, other_head: [S, outputs] of the networks; log_std, other_log_std: [outputs], or [0]: categorical.
+        actions: [S, A]; old_log_prob, advantages: [S].
+    """
+    samples, outputs = head.shape
+    log_probs, other_log_probs = np.empty(outputs, np.float32), np.empty(outputs, np.float32)
+    spread, narrow = np.exp(np.float32(2) * (log_std - other_log_std)), np.exp(-other_log_std)
+    kl, surrogate, change = 0.0, 0.0, 0.0
+    for i in range(samples):
+        if len(log_std) == 0:
+            categorical_log_probs(head[i], log_probs)
+            categorical_log_probs(other_head[i], other_log_probs)
+            for k in range(outputs):
+                kl += np.exp(log_probs[k]) * (log_probs[k] - other_log_probs[k])
+            log_prob = other_log_probs[int(actions[i, 0])]
+        else:
+            for k in range(outputs):
+                moved = (other_head[i, k] - head[i, k]) * narrow[k]
+                kl += 0.5 * (spread[k] + moved * moved - 1) + other_log_std[k] - log_std[k]
+            log_prob = gaussian_log_prob(actions[i], other_head[i], other_log_std)
+        log_ratio = log_prob - old_log_prob[i]
+        ratio = np.exp(log_ratio)
+        surrogate += ratio * advantages[i]
+        change += ratio - 1 - log_ratio  # its mean is KL(π_old ‖ π_other), and no term is negative
+    return kl / samples, surrogate / samples, change / samples
