@@ -22,6 +22,7 @@ from tipl.checks import AnyPath, Count, Place, Whole, checked_arguments
 from tipl.config.presets import CompactConfig
 from tipl.errors import TiplError
 from tipl.files import PARTIAL, require_no_store_above, told
+from tipl.parts import claimed
 from tipl.progress import steps_progress
 from tipl.remote.mirror import located
 from tipl.store import SNAPSHOT_ARRAYS, Store, Trial, create_store
@@ -44,7 +45,7 @@ def data_merge(stores: Sequence[Place], out: AnyPath, *, license: str | None = N
     Args:
         stores: two or more; all compact with one error, or none.
         out: the new store.
-        license: of the data; default: that of the stores' cards, if they agree.
+        license: of the data; default: that of the stores' cards, if they agree. So is the citation.
 
     Returns:
         `out`.
@@ -68,9 +69,10 @@ def data_merge(stores: Sequence[Place], out: AnyPath, *, license: str | None = N
             _require_same_trial(having[0], other, seed)
     parts = _parts(chosen)
     cards = [read_card(store.path) for store in opened]
-    licenses = {card.get("license") for card in cards}
-    if license is None and len(licenses) == 1:
-        license = licenses.pop()
+    said = {key: {card.get(key) for card in cards} for key in ("license", "citation")}
+    agreed = {key: each.pop() for key, each in said.items() if len(each) == 1} | (
+        {"license": license} if license else {}
+    )
     origins = {
         seed: tuple(dict.fromkeys(i for s in having for i in s.origins(seed))) for seed, having in chosen.items()
     }
@@ -79,7 +81,7 @@ def data_merge(stores: Sequence[Place], out: AnyPath, *, license: str | None = N
         _copy(trials, partial, parts, origins, opened[0].compact_error, "merge")
         names = " ".join(store.name for store in opened)
         name = Path(out).resolve().name
-        missing = put_card(partial, name=name, license=license, made_by=f"tipl data merge {names}")
+        missing = put_card(partial, name=name, made_by=f"tipl data merge {names}", **agreed)
     say_missing(Path(out), missing)
     return Path(out)
 
@@ -190,7 +192,7 @@ def new_stores(out: Path, names: Sequence[str] = (".",)) -> Iterator[Path]:
     Where that fails nothing is left of it; what a killed one left is removed, if this program made all that is there.
 
     Raises:
-        TiplError: something is at `out`, or in the way.
+        TiplError: something is at `out`, or in the way, or another process makes it.
     """
     if os.path.lexists(out):
         raise TiplError(f"{out} exists already; give another --out.")
@@ -201,16 +203,18 @@ def new_stores(out: Path, names: Sequence[str] = (".",)) -> Iterator[Path]:
         *map(re.escape, above), re.escape(MANIFEST),
         *(MADE_STORE if name == "." else f"{re.escape(name)}/(?:{MADE_STORE})" for name in names),
     ])  # fmt: skip
-    remove_made(partial, made)
-    try:
-        with told(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            os.rename(partial, out)
-    except BaseException:
-        with contextlib.suppress(TiplError, OSError):
-            remove_made(partial, made)
-        raise
+    with claimed(partial) as ours:
+        if not ours:
+            raise TiplError(f"{out} is being made by another process; wait for it, or give another --out.")
+        remove_made(partial, made)
+        try:
+            with told(out):
+                yield partial
+                os.rename(partial, out)
+        except BaseException:
+            with contextlib.suppress(TiplError, OSError):
+                remove_made(partial, made)
+            raise
 
 
 def _require_alike(first: Store, other: Store) -> None:
