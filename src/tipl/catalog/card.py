@@ -2,14 +2,16 @@
 
 In: a store; its name, license, citation and making, which only people know.  Out: STORE/README.md.
 
+A store that `collect` made has no such file, since zarr warns of it: `data card`, and a push, make it from the store.
+
 What a store holds is never read from its card. The front matter is YAML, read as data: no tags, no aliases.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tipl
 from tipl.checks import AnyPath, checked_arguments
 from tipl.errors import TiplError
 from tipl.files import Absent, read_file, write_file
@@ -66,6 +68,7 @@ def made_card(folder: Path, **given: str | None) -> tuple[str, list[str]]:
     """Return what `write_card` writes, and what it does not say."""
     facts = facts_of(data_info(folder))
     front, text = _read(folder / CARD)
+    text = "" if _is_made(front, text) else text
     known = {"name": folder.resolve().name, "made_by": facts.pop("made_by")}
     known |= {key: front[key] for key in GIVEN if key in front} | {key: each for key, each in given.items() if each}
     front = {**{key: known[key] for key in GIVEN if key in known}, **front, **known, **facts}
@@ -137,12 +140,20 @@ The weights that a policy passed through while {who} {where}. Trials: {front["tr
 {front["snapshots"]:,}, of {front["weights"]:,} weights each.
 
 ```python
-import tipl  # {tipl.__version__}
+import tipl
 
 trial = tipl.Store.open("PATH").trial({first})
 print(trial.weights().shape, trial.episodes.episode_return[-100:].mean())
 ```
 """
+
+
+def _is_made(front: Mapping[str, Any], text: str) -> bool:
+    """Whether a card's text is the one that this program wrote, which says what the store held then."""
+    try:
+        return _text(front) == re.sub(r'(?<=Store\.open\(")[^"]*', "PATH", text)
+    except (KeyError, TypeError, ValueError, AttributeError):  # front matter of somebody else
+        return False
 
 
 def _whole(front: Mapping[str, Any], text: str) -> str:

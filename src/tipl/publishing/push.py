@@ -111,8 +111,8 @@ def _state(made: _Made) -> list[tuple[str, int, int]]:
 
 def _store(path: Path, name: str) -> _Made:
     files = _files_of(path)
-    if CARD not in files:
-        files[CARD] = made_card(path, name=name)[0].replace('"PATH"', f'"hf://{name}"').encode()
+    card, _ = made_card(path, name=None if CARD in files else name)  # as the store is now
+    files[CARD] = card.replace('"PATH"', f'"hf://{name}"').encode()
     return _Made("store", "datasets", files)
 
 
