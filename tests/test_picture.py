@@ -25,13 +25,13 @@ from tipl.store import Store
 ORIGIN, HORIZONS, PAST, GRID, EPISODES = 40, [1, 5, 10], 15, 4, 3
 
 
-def measured(store: Path, plane: Any) -> tuple[Any, np.ndarray, Landscape]:
+def measured(store: Path, plane: Any, parts: Path) -> tuple[Any, np.ndarray, Landscape]:
     data = Store.open(store)
     trial = data.trial(2)
     made = foretold(data, trial, ORIGIN, HORIZONS).weights_HP[None].astype(np.float64)
     told: list[int] = []
     found = landscape(
-        trial, [ORIGIN], HORIZONS, made, PAST, plane, GRID, EPISODES, 5, lambda count, note: told.append(count)
+        trial, [ORIGIN], HORIZONS, made, PAST, plane, GRID, EPISODES, 5, parts, lambda count, note: told.append(count)
     )
     assert sum(told) == episodes_of(trial, [ORIGIN], HORIZONS, PAST, GRID, EPISODES) == 3 * (16 + 26 + 3)
     return trial, made, found
@@ -43,8 +43,8 @@ def returns(trial: Any, weights: np.ndarray) -> np.ndarray:
     return policy_returns(Policies(weights, mean, var), trial.env_id, sizes, EPISODES, seed=5)
 
 
-def test_the_plane_of_the_path_is_that_of_its_singular_vectors(small_store: Path):
-    trial, made, found = measured(small_store, "path")
+def test_the_plane_of_the_path_is_that_of_its_singular_vectors(small_store: Path, tmp_path: Path):
+    trial, made, found = measured(small_store, "path", tmp_path)
     np.testing.assert_array_equal(found.snapshots_S, np.arange(25, 51))
     path = trial.weights().astype(np.float64)
     moved = path[25:51] - path[ORIGIN]
@@ -70,8 +70,8 @@ def test_the_plane_of_the_path_is_that_of_its_singular_vectors(small_store: Path
     assert (drawn > found.grid_G2[0]).all() and (drawn < found.grid_G2[-1]).all()
 
 
-def test_the_plane_of_a_forecast_holds_it_and_the_truth(small_store: Path):
-    trial, made, found = measured(small_store, "forecast")
+def test_the_plane_of_a_forecast_holds_it_and_the_truth(small_store: Path, tmp_path: Path):
+    trial, made, found = measured(small_store, "forecast", tmp_path)
     true, forecast = (each - trial.weights()[ORIGIN].astype(np.float64) for each in (trial.weights()[50], made[0, -1]))
     np.testing.assert_allclose(found.path_S2[-1], np.array([np.linalg.norm(true), 0]), atol=1e-6)
     assert found.off_S[-1] < 1e-6 and found.forecasts_off_OH[0, -1] < 1e-6 < found.off_S[0]
@@ -93,6 +93,29 @@ def test_the_files(small_store: Path, tmp_path: Path):
         colors = np.asarray(image.convert("RGB"), np.int64).reshape(-1, 3)
     for color in ((0xD0, 0x45, 0x0C), (0x24, 0x50, 0xC8), (0x11, 0x18, 0x27)):  # forecast, truth, path
         assert (np.abs(colors - color).max(axis=1) < 6).sum() > 100
+
+
+def test_a_picture_that_was_stopped_goes_on(small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of four rows, the forecasts and the path, each is run once; the picture is that of one go."""
+    ran, left = [], [3]
+
+    def stopping(*given: Any, **how: Any) -> np.ndarray:
+        if len(ran) == left[0]:
+            raise KeyboardInterrupt
+        ran.append(1)
+        return policy_returns(*given, **how)
+
+    monkeypatch.setattr("tipl.pictures.landscape.policy_returns", stopping)
+    how: dict[str, Any] = {"trial": 2, "horizon": 5, "past": 3, "grid": 4, "episodes": 1}
+    with pytest.raises(KeyboardInterrupt):
+        picture(small_store, tmp_path / "p.png", **how)
+    assert [each.name for each in tmp_path.iterdir()] == ["p.png.parts"]
+    left[0] = 6
+    picture(small_store, tmp_path / "p.png", **how)
+    left[0] = 12
+    picture(small_store, tmp_path / "again.png", **how)
+    assert {each.name for each in tmp_path.iterdir()} == {"p.png", "again.png"} and len(ran) == 12
+    assert (tmp_path / "p.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
 
 def test_what_cannot_be_drawn_is_said_in_one_line(small_store: Path, tmp_path: Path):

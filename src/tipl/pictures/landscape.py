@@ -6,14 +6,19 @@ The plane goes through φ_t, t the first origin. Its axes are orthonormal, so le
 Shapes: S snapshots of the path, O origins, H horizons, G grid points a side, P weights; 2 coordinates.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from tipl.errors import TiplError
+from tipl.parts import ENDING, keep_part, kept_part
+from tipl.rl.envs import engine_versions
 from tipl.rl.returns import Policies, policy_returns
 from tipl.store import Trial
 from tipl.store.policy import OBS_CLIP
@@ -54,13 +59,15 @@ class Landscape:
 
 def landscape(
     trial: Trial, origins: Sequence[int], horizons: Sequence[int], forecasts_OHP: np.ndarray, past: int,
-    plane: Plane, grid: int, episodes: int, seed: int, advance: Callable[[int, str], None] = lambda steps, note: None,
+    plane: Plane, grid: int, episodes: int, seed: int, parts: Path,
+    advance: Callable[[int, str], None] = lambda steps, note: None,
 ) -> Landscape:  # fmt: skip
     """Project what is drawn on a plane and measure returns; all policies run under the normalizer of φ_t.
 
     Args:
         past: how many snapshots before the first origin are drawn.
         plane: that of the path's two leading directions from φ_t, or of the true and the forecast displacement.
+        parts: the folder of what was run so before.
         advance: told how many episodes have ended, of `episodes_of(…)`.
 
     Raises:
@@ -87,7 +94,7 @@ def landscape(
     grid_G2 = np.linspace((low + high) / 2 - half, (low + high) / 2 + half, grid)
 
     def earned(weights_MP: np.ndarray) -> Earned:
-        return _earned(trial, t, weights_MP, episodes, seed, advance)
+        return _earned(trial, t, weights_MP, episodes, seed, parts, advance)
 
     rows = [
         earned(now_P + np.stack([grid_G2[:, 0], np.full(grid, y)], axis=1) @ axes_2P) for y in grid_G2[:, 1]
@@ -147,14 +154,29 @@ def _off(moved: np.ndarray, projected: np.ndarray) -> np.ndarray:
 
 
 def _earned(
-    trial: Trial, t: int, weights_MP: np.ndarray, episodes: int, seed: int, advance: Callable[[int, str], None]
-) -> Earned:
+    trial: Trial, t: int, weights_MP: np.ndarray, episodes: int, seed: int, parts: Path,
+    advance: Callable[[int, str], None],
+) -> Earned:  # fmt: skip
+    """Read from `parts` where these very policies were run so before, else run and written there."""
+    config = trial.config
     mean, var = (np.repeat(each[t : t + 1], len(weights_MP), axis=0) for each in (trial.obs_mean, trial.obs_var))
-    found = policy_returns(
-        Policies(weights_MP, mean, var), trial.env_id, trial.config["hidden_sizes"], episodes, seed=seed,
-        activation=trial.config.get("activation", "tanh"), backend=trial.config["backend"],
-        obs_clip=trial.config.get("obs_clip", OBS_CLIP), advance=advance,
-    )  # fmt: skip
+    policies = Policies(weights_MP, mean, var)
+    how = {
+        "hidden_sizes": list(config["hidden_sizes"]), "episodes": episodes, "seed": seed, "backend": config["backend"],
+        "activation": config.get("activation", "tanh"), "obs_clip": config.get("obs_clip", OBS_CLIP),
+    }  # fmt: skip
+    made_by = {**how, "env_id": trial.env_id.facts, "engine": engine_versions(config["backend"])}
+    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
+    for array in (policies.weights, policies.obs_mean, policies.obs_var):
+        digest.update(array.data)
+    part = parts / f"{digest.hexdigest()[:24]}{ENDING}"
+    kept = kept_part(part, {"returns": (len(policies), episodes)})
+    if kept is not None:
+        advance(len(policies) * episodes, "")
+    else:
+        kept = {"returns": policy_returns(policies, trial.env_id, advance=advance, **how)}
+        keep_part(part, kept)
+    found = kept["returns"]
     spread = found.std(axis=1, ddof=1) if episodes > 1 else np.zeros(len(found))
     return Earned(found.mean(axis=1), spread / math.sqrt(episodes))
 

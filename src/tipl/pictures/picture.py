@@ -3,6 +3,7 @@
 In: a store, a trial, origins, a model.  Out: FILE.svg, FILE.png or FILE.pdf.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from tipl.errors import TiplError, printable
 from tipl.files import write_file
 from tipl.forecasting.forecast import foretold
 from tipl.forecasting.shipped import SHIPPED
+from tipl.parts import ENDING
 from tipl.pictures.landscape import Landscape, Plane, below, episodes_of, landscape
 from tipl.pictures.shown import chosen_trial, require_file, require_runs
 from tipl.progress import steps_progress
 from tipl.store import Store
+from tipl.store.locks import remove_made
 
 Grid = Annotated[int, Within(3, 101)]
 _ENDINGS = (".svg", ".png", ".pdf")
@@ -61,6 +64,8 @@ def picture(
 ) -> Picture:
     """Draw a plane of weight space with returns as height, and on it the true path and forecasts.
 
+    Returns are kept in OUT.parts until the picture is there, so the same call goes on where one was stopped.
+
     Args:
         store, trial: the data set, and the trial's seed; default: the first test trial, or the first that there is.
         out: an .svg, .png or .pdf.
@@ -91,13 +96,16 @@ def picture(
     horizons = sorted({round(h) for h in np.linspace(1, horizon, min(horizon, _MOST_HORIZONS))})
     asked = {"model": model, "stretch": stretch, "adapt": adapt, "seen": seen}
     forecasts_OHP = np.stack([foretold(data, run, t, horizons, **asked).weights_HP for t in starts])
+    parts = out.with_name(f"{out.name}.parts")
     total = episodes_of(run, starts, horizons, past, grid, episodes)
     with steps_progress("picture: episodes", total) as advance:
         found = landscape(
-            run, starts, horizons, forecasts_OHP.astype(np.float64), past, plane, grid, episodes, seed, advance
-        )
+            run, starts, horizons, forecasts_OHP.astype(np.float64), past, plane, grid, episodes, seed, parts,
+            advance,
+        )  # fmt: skip
     titles = _title(str(run.env_id), run.seed, starts, horizon), _axes(plane, starts[0], horizon)
     write_file(out, _drawn(found, starts, horizons, titles, _note(found, plane, starts[0], episodes, grid), out.suffix))
+    remove_made(parts, rf"[0-9a-f]{{24}}{re.escape(ENDING)}")
     return Picture(
         str(out), run.seed, tuple(starts), horizon, (float(found.share_2[0]), float(found.share_2[1])), grid**2,
         episodes, found.height_error,
