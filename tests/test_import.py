@@ -327,7 +327,9 @@ REFUSED: dict[str, tuple[list[tuple[str, Any]], str]] = {
         [("m_1.zip", lambda p: _sb3_said(p, 200)), ("m_2.zip", lambda p: _sb3_said(p, 100))],
         r"m_2\.zip was saved at 100 environment steps, and the checkpoint before it by name at 200",
     ),
-    "two kinds": ([("a_1.pt", _save), ("optimizer_1.pt", _save)], r"in more than a number; .* --files 'a_\*\.pt'"),
+    "two kinds": (
+        [(name, _save) for name in ("Env-v1.pt", "a_1.pt", "a_2.pt")], r"in more than a number; .* --files 'a_\*\.pt'",
+    ),
     "two numbers": ([("a_1_seed_1.pt", _save), ("a_2_seed_2.pt", _save)], "differ in several numbers"),
     "no number": ([("best.pt", _save)], r"best\.pt has no step in its name"),
     "nothing": ([("a.txt", lambda p: p.write_text("x"))], r"has no checkpoints: files of \.safetensors"),

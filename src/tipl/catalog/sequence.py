@@ -8,6 +8,7 @@ checkpoint if it holds one file that is one, or safetensors files that belong to
 
 import fnmatch
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -97,9 +98,10 @@ def _steps(names: Sequence[str], folder: Path) -> list[int]:
     numbers = [[int(digits) for digits in _NUMBER.findall(name)] for name in names]
     odd = next((i for i, each in enumerate(words) if each != words[0]), None)
     if odd is not None:
+        (usual, _), *_ = Counter(_NUMBER.sub("*", name) for name in names).most_common(1)
         raise TiplError(
             f"{folder} holds {names[0]} and {names[odd]}, whose names differ in more than a number; choose those of "
-            f"one kind by --files, such as --files '{_NUMBER.sub('*', names[0])}'."
+            f"one kind by --files, such as --files '{usual}'."
         )
     differing = [place for place in range(len(numbers[0])) if len({each[place] for each in numbers}) > 1]
     if not numbers[0]:
