@@ -92,6 +92,9 @@ def test_a_card_says_what_the_store_holds_and_keeps_what_people_wrote(tmp_path: 
     assert (front["trials"], front["snapshots"], front["weights"]) == (4, 440, 5)
     assert front["returns"]["mean"] == pytest.approx((1 + 2 + 3 + 2.5) / 3)
     assert front["store"] == Store.open(store).id and front["split"]["test"] == [4]
+    make(store, [6])
+    assert "Trials: 5; snapshots:\n550" in write_card(store).read_text(), "what nobody wrote by hand is written anew"
+    capsys.readouterr()
     text = card.read_text().replace("name: walks", "name: my-walks\nlanguage: en") + "\nTold by hand.\n"
     card.write_text(text)
     make(store, [5])
@@ -99,7 +102,7 @@ def test_a_card_says_what_the_store_holds_and_keeps_what_people_wrote(tmp_path: 
     assert "does not say" not in capsys.readouterr().err
     again = read_card(store)
     assert again["name"] == "my-walks" and again["language"] == "en" and again["license"] == "mit"
-    assert again["trials"] == 5 and card.read_text().endswith("\nTold by hand.\n")
+    assert again["trials"] == 6 and card.read_text().endswith("\nTold by hand.\n")
     assert data_verify(store)["ok"]
 
 
@@ -169,7 +172,11 @@ def test_a_manifest_lists_the_same_and_opens_what_it_was_made_of(zoo: Path, caps
     make(zoo / "c", [1])
     capsys.readouterr()
     assert main(["data", "list", str(zoo)]) == 0
-    assert "is out of date (c); `tipl data index" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "is out of date (c); `tipl data index" in told.err
+    assert any("Other-v0" in line and str(zoo / "deep/b") in line for line in told.out.splitlines()), (
+        "a store is a line"
+    )
     make(zoo / "a", [4])
     with pytest.raises(TiplError, match=r"a is not as .*manifest.jsonl says"):
         collection.store("a")
@@ -276,8 +283,8 @@ def test_a_collection_elsewhere(served: tuple[str, list[str]], zoo: Path, tmp_pa
 
 def test_merged_trials_are_the_same_and_keep_their_parts(tmp_path: Path) -> None:
     a, b = make(tmp_path / "a", [1, 2, 3, 4, 5]), make(tmp_path / "b", [11, 12, 13])
-    write_card(a, license="mit")
-    write_card(b, license="mit")
+    write_card(a, license="mit", citation="me")
+    write_card(b, license="mit", citation="me")
     out = data_merge([a, b], tmp_path / "c")
     merged, sources = Store.open(out), (Store.open(a), Store.open(b))
     assert merged.seeds == [1, 2, 3, 4, 5, 11, 12, 13] and data_verify(out)["ok"]
@@ -287,7 +294,8 @@ def test_merged_trials_are_the_same_and_keep_their_parts(tmp_path: Path) -> None
             assert merged.root.parts[seed] == source.root.parts[seed]
             assert merged.origins(seed) == (source.id,) and merged.known_as(seed) == {merged.id, source.id}
     assert merged.id not in {source.id for source in sources}
-    assert read_card(out)["license"] == "mit" and read_card(out)["made_by"] == "tipl data merge a b"
+    card = read_card(out)
+    assert (card["license"], card["citation"], card["made_by"]) == ("mit", "me", "tipl data merge a b")
     small = Store.open(compact(out, tmp_path / "small"))
     assert small.origins(1) == (sources[0].id,) and small.known_as(1) == {small.id, merged.id, sources[0].id}
 
@@ -383,6 +391,16 @@ def test_a_failed_merge_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(TiplError, match="trials/4/weights is damaged"):
         data_merge([a, b], tmp_path / "c")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_two_that_make_one_store_do_not_harm_each_other(tmp_path: Path) -> None:
+    a, b, out = make(tmp_path / "a", [1, 2, 3]), make(tmp_path / "b", [4]), tmp_path / "c"
+    with copies.new_stores(out) as partial:
+        (partial / "trials").mkdir(parents=True)
+        with pytest.raises(TiplError, match="c is being made by another process"):
+            data_merge([a, b], out)
+        assert (partial / "trials").is_dir()
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c"}
 
 
 # Exporting.

@@ -193,6 +193,8 @@ def test_a_policy_goes_with_its_normalizer_and_what_it_earns(
     for place in (out, out / "policy.safetensors", "hf://me/policy"):
         theirs = tipl.load_policy(place)
         assert np.array_equal(mine(seen), theirs(seen)) and np.array_equal(mine.obs_var, theirs.obs_var)
+    with pytest.raises(TiplError, match=r"me/policy in .* is a model or policy, not a store"):
+        tipl.Store.open("hf://me/policy")
     results = json.loads((out / "results.json").read_text())
     card = front_matter((out / "README.md").read_text())["model-index"][0]["results"][0]
     assert results["n_eval_episodes"] == 3 and results["is_deterministic"]

@@ -62,8 +62,11 @@ def test_no_release_with_a_known_hole_is_asked_for_or_locked(hole: tuple[str, st
 
 
 def test_the_lock_is_within_the_ranges():
-    lock = locked()
-    outside = {name: str(lock[name]) for name, asked in ranges().items() if not asked.specifier.contains(lock[name])}
+    lock, ours = locked(), ranges()
+    assert ours.keys() - lock.keys() == {"wandb"}, "which tests replace, and CI does not install"
+    outside = {
+        name: str(lock[name]) for name in ours.keys() & lock.keys() if not ours[name].specifier.contains(lock[name])
+    }
     assert outside == {}
 
 

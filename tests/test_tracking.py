@@ -109,7 +109,7 @@ def test_what_cannot_be_tracked_is_one_line(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(TiplError, match="give tensorboard, wandb, trackio"), tracked(track):
             pass
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(TiplError, match="pip install wandb"), tracked("wandb"):
+    with pytest.raises(TiplError, match=r"pip install 'tipl\[wandb\]'"), tracked("wandb"):
         pass
     monkeypatch.setitem(sys.modules, "wandb", Offline())
     with pytest.raises(TiplError, match=r"api_key not configured\. WANDB_MODE=offline"), tracked("wandb") as write:

@@ -3,11 +3,15 @@
 In: a mapping of facts.  Out: text on standard output.
 """
 
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tipl.errors import printable
 from tipl.files import to_json
+
+_WIDE = 1000  # characters
 
 
 def show(facts: Mapping[str, Any], as_json: bool) -> None:
@@ -17,7 +21,8 @@ def show(facts: Mapping[str, Any], as_json: bool) -> None:
         return
     from tipl.progress import PlainConsole
 
-    console = PlainConsole()
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE  # a row is a line where a program reads it
+    console = PlainConsole(width=wide)
     for name, value in facts.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             _show_table(console, name, value)
@@ -36,7 +41,7 @@ def _show_table(console: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> 
     names = [name for name in rows[0] if name not in same]
     table = Table(title=_words(title))
     for name in names:
-        table.add_column(_words(name), overflow="fold")
+        table.add_column(_words(name), overflow="fold", no_wrap=all(isinstance(row[name], int | float) for row in rows))
     for row in rows:
         table.add_row(*(Text(printable(_cell(name, row[name]))) for name in names))
     console.print(table)
@@ -156,5 +161,5 @@ def _cell(name: str, value: Any) -> str:
         case dict():
             return ", ".join(f"{key} {item}" for key, item in _leaves(value))
         case list() | tuple():
-            return ", ".join(map(str, value)) or "none"
+            return ", ".join(_cell(name, each) for each in value) or "none"
     return str(value)

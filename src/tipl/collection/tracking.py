@@ -72,7 +72,10 @@ def _project(kind: str, project: str, run: str, facts: dict[str, Any]) -> Callab
     try:
         module: Any = importlib.import_module(kind)
     except ImportError as error:
-        raise TiplError(f"{kind} is not installed; pip install {kind} or drop --track.") from error
+        package = (
+            "trackio" if kind == "trackio" else f"'tipl[{kind}]'"
+        )  # no extra: it and this package disagree on Pillow
+        raise TiplError(f"{kind} is not installed; pip install {package} or drop --track.") from error
     # A process has several runs at once: Weights & Biases has to be told.
     more = {"reinit": "create_new"} if kind == "wandb" else {}
 

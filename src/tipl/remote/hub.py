@@ -11,6 +11,7 @@ from tipl.remote.names import Kind, Name
 from tipl.remote.shelf import Shelf
 
 Hub = HuggingFace | Shelf
+_WHAT: dict[Kind | None, str] = {"datasets": "store", "models": "model or policy"}
 
 
 def hub() -> Hub:
@@ -34,7 +35,8 @@ def resolve(name: Name) -> tuple[Kind, str]:
     """Return the kind and the revision of what is published under a name.
 
     Raises:
-        TiplError: nothing is, or both a data set and a model are and the name does not say which.
+        TiplError: nothing is, or something of another kind; or both a data set and a model are and the name does not
+            say which.
     """
     kinds: tuple[Kind, ...] = ("datasets", "models")
     wanted = kinds if name.kind is None else (name.kind,)
@@ -44,7 +46,12 @@ def resolve(name: Name) -> tuple[Kind, str]:
         if revision is not None:
             found.append((kind, revision))
     if not found:
-        what = {"datasets": "store", "models": "model or policy", None: "store, model or policy"}[name.kind]
+        what = _WHAT.get(name.kind, "store, model or policy")
+        for kind in {*kinds} - {*wanted}:
+            if hub().resolve(kind, name.name, None) is not None:
+                raise TiplError(
+                    f"{name.name} in {shown()} is a {_WHAT[kind]}, not a {what}; give the name of a {what}."
+                )
         raise TiplError(f"No {what} {name.name} is published in {shown()}; `tipl hub list` has what is.")
     if len(found) > 1:
         raise TiplError(f"{name.name} is both a store and a model; say datasets/{name.name} or models/{name.name}.")
