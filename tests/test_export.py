@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -17,6 +18,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from tipl import Policy, Store, TiplError, export, load_policy
+from tipl.collection.random_walk import random_walk
 from tipl.forecasting.forecast import forecast
 from tipl.integrations.sb3 import SB3Recorder
 from tipl.rl.returns import Policies, policy_returns
@@ -134,6 +136,21 @@ def test_without_a_normalizer_there_is_none_to_load(tmp_path: Path):
     policy = Policy(tensors, np.zeros(4), np.full(4, 1 - 1e-8), "tanh", None)
     assert PPO.load(export(policy, tmp_path / "p.zip", env_id="CartPole-v1")).policy is not None
     assert not (tmp_path / "p.vecnormalize.pkl").exists()
+
+
+def test_of_a_network_that_cannot_run_the_tensors_are_written(tmp_path: Path):
+    """As Stable-Baselines3's SAC is recorded; a random walk is such a network as well."""
+    store = Store.open(random_walk(tmp_path / "walk", trials=1, snapshots=4, dim=3))
+    trial = store.trial(1)
+    expected = trial.spec.unflatten(trial.weights(2, 3)[0])
+    written = (
+        torch.load(export(store.path, tmp_path / "p.pt", snapshot=2), weights_only=True),
+        safetensors.numpy.load_file(export(store.path, tmp_path / "p.safetensors", snapshot=2)),
+    )
+    for tensors in written:
+        assert {name: each.tolist() for name, each in tensors.items()} == {k: v.tolist() for k, v in expected.items()}
+    with pytest.raises(TiplError, match=r"cannot act here; `tipl export … --out FILE\.pt` writes its tensors"):
+        export(store.path, tmp_path / "p.onnx")
 
 
 def test_what_cannot_be_exported_is_said_in_one_line(small_store: Path, tmp_path: Path, monkeypatch: Any):

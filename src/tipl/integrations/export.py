@@ -16,7 +16,7 @@ from tipl.checks import AnyPath, Place, Whole, checked_arguments
 from tipl.config.env_spec import EnvId, env_id_of, import_named
 from tipl.errors import TiplError
 from tipl.files import require_no_store_above, write_file
-from tipl.store import Store
+from tipl.store import Store, Trial
 from tipl.store.policy import Policy, read_policy
 
 POLICY_FILE = ".safetensors"
@@ -41,7 +41,7 @@ def export(
             mean actions [N, F] or the most likely ones [N], with the normalizer in it. `.zip` (extra `sb3`): a PPO that
             `PPO.load` takes, and beside it OUT.vecnormalize.pkl for `VecNormalize.load`, where observations are
             normalized; its critic has not learned. `.pt`: the `state_dict` of `policy.to_torch()`. `.safetensors`: what
-            `load_policy` takes.
+            `load_policy` takes. Of a network that is not known here the last two hold its tensors, as they are called.
         trial, snapshot: of a store, where it has several trials; its last snapshot by default.
         env_id: of a `Policy`, which does not know it.
         trust: import the modules that a store names for its environments, which runs their code.
@@ -58,6 +58,11 @@ def export(
     if out.is_dir():
         raise TiplError(f"{out} is a folder; give --out the name of a file.")
     require_no_store_above(out)
+    if out.suffix in _TENSORS and env_id is None and not _is_whole(source):
+        run, t = _snapshot(source, trial, snapshot)
+        if run.config.get("hidden_sizes") is None:
+            write_file(out, _TENSORS[out.suffix](run.spec.unflatten(run.weights(t, t + 1)[0])))
+            return out
     policy, of, config = _policy(source, trial, snapshot, env_id)
     if trust and of is not None:
         import_named([of])
@@ -72,11 +77,7 @@ def export(
             raise TiplError("A policy for Stable-Baselines3 has spaces; give env_id, whose spaces they are.")
         write_ppo(policy, of, out)
     elif out.suffix == ".pt":
-        import torch
-
-        made = io.BytesIO()
-        torch.save(policy.to_torch().state_dict(), made)
-        write_file(out, made.getvalue())
+        write_file(out, _state_dict(policy.to_torch().state_dict()))
     else:
         _write_own(policy, of, config, out)
     return out
@@ -97,6 +98,21 @@ def _policy(
             raise TiplError(f"{source} holds one policy; leave --trial and --snapshot out.")
         policy, facts = read_policy(Path(source))
         return policy, env_id_of(facts["env_id"], facts["config"]), facts["config"]
+    run, t = _snapshot(source, trial, snapshot)
+    return run.policy(t), run.env_id, run.config
+
+
+def _is_whole(source: Any) -> bool:
+    """Whether a source is one policy, and not a store of many."""
+    return isinstance(source, Policy) or Path(source).suffix == POLICY_FILE
+
+
+def _snapshot(source: Place, trial: int | None, snapshot: int | None) -> tuple[Trial, int]:
+    """The trial of a store that is meant, and the number of its snapshot.
+
+    Raises:
+        TiplError: there is none, or it is not said which.
+    """
     data = Store.open(source)
     if trial is None and len(data.seeds) != 1:
         have = ", ".join(map(str, data.seeds[:20])) or "none yet"
@@ -105,7 +121,19 @@ def _policy(
     t = run.committed - 1 if snapshot is None else snapshot
     if t >= run.committed:
         raise TiplError(f"Trial {run.seed} has snapshots 0 to {run.committed - 1}; --snapshot {t} is none of them.")
-    return run.policy(t), run.env_id, run.config
+    return run, t
+
+
+def _state_dict(tensors: Mapping[str, Any]) -> bytes:
+    import torch
+
+    made = io.BytesIO()
+    torch.save({name: torch.as_tensor(each) for name, each in tensors.items()}, made)
+    return made.getvalue()
+
+
+_TENSORS: dict[str, Any] = {".pt": _state_dict, POLICY_FILE: safetensors.numpy.save}
+"""What holds any tensors, also those of a network that is not known here."""
 
 
 def _write_own(policy: Policy, env_id: EnvId | None, config: Mapping[str, Any], out: Path) -> None:

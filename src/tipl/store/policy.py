@@ -174,7 +174,7 @@ def policy_of(
     if not isinstance(config.get("hidden_sizes"), list) or config.get("activation", "tanh") not in _ACTIVATIONS:
         raise TiplError(
             f"The network of {what} is not known (Linear and Tanh, ReLU or ELU in turn, to logits or to means with a "
-            "log-std), so it cannot act here; load its tensors into your own."
+            "log-std), so it cannot act here; `tipl export … --out FILE.pt` writes its tensors, for your own."
         )
     clip = checked("obs_clip", config.get("obs_clip", OBS_CLIP), float | None)
     return Policy(tensors, obs_mean, obs_var, config.get("activation", "tanh"), clip)
