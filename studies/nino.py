@@ -75,8 +75,9 @@ def wnn(parameters: dict[str, Tensor], spec: ParamSpec) -> Network:
     """Return WNN+: five states of one weight to features, plus those of its edge's type, through four layers."""
 
     def layer(name: str) -> nn.Linear:
-        made = nn.utils.skip_init(nn.Linear, *parameters[f"{name}.weight"].shape[::-1])
-        made.load_state_dict({part: parameters[f"{name}.{part}"] for part in ("weight", "bias")})
+        weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+        made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        made.load_state_dict({"weight": weight, "bias": bias}, assign=True)
         return made
 
     project, (first, *others) = layer("edge_proj.fc.0"), [layer(f"edge_mlp.fc.{i}") for i in (0, 2, 4, 6)]
