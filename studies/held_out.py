@@ -1,0 +1,233 @@
+"""How well are stores forecast that nobody learned from? Models, zoo-wide baselines, and what each environment's own
+runs would teach.
+
+In: stores to judge; stores that the baselines are fitted on; models.  Out: OUT/NAME.json, sums of every forecaster by
+trial; `table`: means by environment and over all, differences paired by environment.
+
+    python studies/held_out.py judge STORE … --fit TRAIN_STORE … --choose STORE … --model MODEL … --out OUT
+    python studies/held_out.py table OUT --against zoo-autoregression --json FILE
+
+Beside what `tipl evaluate` has: `zoo-autoregression`, of all stores of --fit; the same adapted in the run; and
+`own-autoregression`, fitted for each trial on the others of its store, which knows more than a zero-shot forecaster
+may. Settings of baselines are chosen on --choose. A forecaster that was judged already is not judged again.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tipl.config.presets import EvaluateConfig
+from tipl.evaluation.origins import choose_origins
+from tipl.evaluation.scores import Comparison
+from tipl.evaluation.statistics import bootstrap_interval
+from tipl.evaluation.weight_errors import compare_weights
+from tipl.forecasting import baselines
+from tipl.forecasting.autoregression import (
+    RIDGES,
+    Autoregression,
+    NormalEquations,
+    difference_features,
+    joined_equations,
+    normal_equations,
+)
+from tipl.forecasting.forecaster import Forecaster
+from tipl.forecasting.learned import learned_by, require_unseen
+from tipl.forecasting.named import load_forecaster
+from tipl.forecasting.online import online_corrected
+from tipl.store import Store
+
+HORIZONS = (1, 2, 5, 10, 20, 50, 100)
+CONFIG = EvaluateConfig(horizons=HORIZONS, return_horizons=(1,), origins=32)
+SUMS = ("error", "dot", "length", "moved")
+ZOO, OWN, CHOSEN = "zoo-autoregression", "own-autoregression", "chosen.json"
+
+
+def equations_of(store: Path, seed: int) -> NormalEquations:
+    return normal_equations([Store.open(store).trial(seed)], difference_features(), HORIZONS)
+
+
+def of_store(path: Path) -> tuple[str, NormalEquations]:
+    """A store's training and validation trials, which count together as one store."""
+    store = Store.open(path)
+    split = store.split()
+    return path.name, normal_equations(
+        [store.trial(seed) for seed in (*split.train, *split.validation)], difference_features(), HORIZONS
+    )
+
+
+def fit(stores: Sequence[Path], choose: Sequence[Path], out: Path, workers: int) -> None:
+    """Fit the autoregression of the zoo, choose its ridge and the damped line on other environments, and keep both."""
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        equations = joined_equations([each for _, each in pool.map(of_store, stores)])
+        candidates = [Autoregression.fit(HORIZONS, equations, ridge) for ridge in RIDGES]
+        lines = [(count, damping) for count in baselines.DAMPED_WINDOWS for damping in baselines.DAMPINGS]
+        skills = np.mean([*pool.map(_try, [(path, candidates, lines) for path in choose])], axis=0)
+    best = candidates[int(np.argmax(skills[: len(candidates)]))]
+    count, damping = lines[int(np.argmax(skills[len(candidates) :]))]
+    slopes = {"any" if index is None else index: beta.tolist() for index, beta in best.slopes.items()}
+    said = {"fitted_on": [path.name for path in stores], "chosen_on": [path.name for path in choose]}
+    (out / CHOSEN).write_text(json.dumps({**said, "damped_line": [count, damping], "slopes": slopes}))
+
+
+def _try(task: tuple[Path, list[Autoregression], list[tuple[int, float]]]) -> np.ndarray:
+    path, autoregressions, lines = task
+    store = Store.open(path)
+    candidates = [*autoregressions, *(baselines.damped_line(*line) for line in lines)]
+    return baselines._skills([candidates], [store.trial(seed) for seed in store.seeds], HORIZONS)
+
+
+def without_a_model(out: Path) -> list[Forecaster]:
+    """All that is judged on every store, but what each store's own trials teach."""
+    found = json.loads((out / CHOSEN).read_text())
+    slopes = {None if index == "any" else int(index): np.array(beta) for index, beta in found["slopes"].items()}
+    zoo = Autoregression(HORIZONS, slopes)
+    zoo.name = ZOO
+    return [*baselines.fitted_baselines([], [], HORIZONS, 0), baselines.damped_line(*found["damped_line"]), zoo]
+
+
+def judge(task: tuple[Path, Sequence[str], Path, bool]) -> str:
+    """Add to OUT/NAME.json what is not there: sums over the origins drawn by time, for each forecaster and trial."""
+    path, models, out, adapt = task
+    store = Store.open(path)
+    for model in models:
+        require_unseen(store, store.seeds, model, learned_by(Path(model)), "judge another store")
+    file = out / f"{path.name}.json"
+    first = store.trial(store.seeds[0])
+    found = json.loads(file.read_text()) if file.exists() else {
+        "store": path.name, "environment": str(first.env_id), "weights": first.spec.size, "seeds": store.seeds,
+        "algorithm": first.config.get("algorithm", "PPO"), "horizons": HORIZONS, "forecasters": {}, "rising": {},
+    }  # fmt: skip
+    asked = without_a_model(out)
+    if adapt:
+        zoo = next(each for each in asked if each.name == ZOO)
+        asked += [online_corrected([each], first) for each in (baselines.persistence(), zoo)]
+    for model in models:
+        forecaster = load_forecaster(model, first.spec.shapes)
+        forecaster.name = Path(model).name
+        asked.append(forecaster)
+    asked = [each for each in asked if each.name not in found["forecasters"]]
+    own = {} if OWN in found["forecasters"] else {seed: equations_of(path, seed) for seed in store.seeds}
+    if asked or own:
+        sums: dict[str, list[Any]] = {}
+        for seed in store.seeds:
+            trial = store.trial(seed)
+            origins = choose_origins(trial, replace(CONFIG, horizons=fitting(trial.committed)))
+            others = [each for other, each in own.items() if other != seed]
+            mine = [] if not others else [Autoregression.fit(HORIZONS, joined_equations(others), RIDGES[1])]
+            for each in mine:
+                each.name = OWN
+            compared = compare_weights([trial], origins, [*asked, *mine], fitting(trial.committed))
+            for name, comparison in compared.items():
+                sums.setdefault(name, []).append(summed(comparison, origins.by_time, origins.rising))
+        found["forecasters"] |= sums
+        file.write_text(json.dumps(found))
+    return path.name
+
+
+def fitting(count: int) -> tuple[int, ...]:
+    """The horizons that fit into half of a trial."""
+    return tuple(h for h in HORIZONS if h <= (count - 2) // 2)
+
+
+def summed(of: Comparison, by_time: np.ndarray, rising: np.ndarray) -> dict[str, Any]:
+    """Sums over the origins drawn by time, and over those of them from which the return still rises."""
+    masks = {"all": by_time, "rising": by_time & rising}
+    return {phase: {name: getattr(of, name)[mask].sum(0).tolist() for name in SUMS} for phase, mask in masks.items()}
+
+
+def skills(found: dict[str, Any], name: str, phase: str = "all") -> np.ndarray:
+    """[trials, H] NaN where nothing moved or a horizon does not fit."""
+    rows = np.full((len(found["seeds"]), len(HORIZONS)), np.nan)
+    for row, trial in zip(rows, found["forecasters"][name], strict=True):
+        error, moved = (np.array(trial[phase][key]) for key in ("error", "moved"))
+        row[: len(error)] = 1 - np.divide(error, moved, out=np.full_like(error, np.nan), where=moved > 0)
+    return rows
+
+
+def _mean(rows: np.ndarray, axis: int) -> np.ndarray:
+    return rows.mean(axis=axis)
+
+
+def table(out: Path, against: Sequence[str], json_file: Path | None, algorithm: str = "PPO") -> dict[str, Any]:
+    """Mean skill over environments of the mean over their stores of the mean over their trials; intervals over
+    environments, and over trials inside one."""
+    files = [json.loads(path.read_text()) for path in sorted(out.glob("*.json")) if path.name != CHOSEN]
+    files = [each for each in files if each["algorithm"] == algorithm]
+    names = [name for name in files[0]["forecasters"] if all(name in each["forecasters"] for each in files)]
+    environments = sorted({each["environment"] for each in files})
+    by: dict[str, dict[str, np.ndarray]] = {
+        name: {
+            env: np.concatenate([skills(each, name) for each in files if each["environment"] == env])
+            for env in environments
+        }
+        for name in names
+    }
+    mean = {name: np.stack([np.nanmean(by[name][env], axis=0) for env in environments]) for name in names}
+    rng = np.random.default_rng
+    rows: dict[str, Any] = {"environments": environments, "horizons": HORIZONS, "skill": {}, "lead": {}, "by": {}}
+    for name in names:
+        found = bootstrap_interval(_mean, mean[name], rng=rng(0))
+        rows["skill"][name] = [[each.value, each.low, each.high] for each in found]
+        rows["by"][name] = {env: mean[name][row].round(4).tolist() for row, env in enumerate(environments)}
+        for other in against:
+            lead = bootstrap_interval(_mean, mean[name] - mean[other], rng=rng(0))
+            ahead = (mean[name] > mean[other]).sum(axis=0).tolist()
+            rows["lead"].setdefault(other, {})[name] = {
+                "lead": [[each.value, each.low, each.high] for each in lead], "environments_ahead": ahead
+            }  # fmt: skip
+    worse = {name: {env: below for env in environments if (below := _below_nothing(by[name][env]))} for name in names}
+    rows["below_nothing"] = {name: found for name, found in worse.items() if found}
+    for name in sorted(names, key=lambda name: -mean[name][:, 0].mean()):
+        print(f"{name:32}", "  ".join(f"{value:7.3f}" for value in mean[name].mean(axis=0)))
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1))
+    return rows
+
+
+def _below_nothing(rows: np.ndarray) -> list[int]:
+    """The horizons at which the whole interval over trials lies below zero."""
+    kept = rows[np.isfinite(rows).all(axis=1)]
+    if len(kept) < 5:
+        return []
+    found = bootstrap_interval(_mean, kept, rng=np.random.default_rng(0))
+    return [h for h, each in zip(HORIZONS, found, strict=True) if each.high is not None and each.high < 0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("judge")
+    verb.add_argument("stores", type=Path, nargs="+")
+    verb.add_argument("--fit", type=Path, nargs="*", default=[])
+    verb.add_argument("--choose", type=Path, nargs="*", default=[])
+    verb.add_argument("--model", nargs="*", default=[])
+    verb.add_argument("--no-adapt", dest="adapt", action="store_false", help="nothing that is adapted in the run")
+    verb.add_argument("--out", type=Path, required=True)
+    verb.add_argument("--workers", type=int, default=2)
+    verb = verbs.add_parser("table")
+    verb.add_argument("out", type=Path)
+    verb.add_argument("--against", nargs="*", default=[ZOO, OWN])
+    verb.add_argument("--algorithm", default="PPO")
+    verb.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    if asked.verb == "table":
+        table(asked.out, asked.against, asked.json, asked.algorithm)
+        return
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if not (asked.out / CHOSEN).exists():
+        fit(asked.fit, asked.choose, asked.out, asked.workers)
+    tasks = [(path, asked.model, asked.out, asked.adapt) for path in asked.stores]
+    with ProcessPoolExecutor(asked.workers, get_context("spawn")) as pool:
+        for name in pool.map(judge, tasks):
+            print("judged", name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What are more environments worth to the causal model, and more windows, width, layers, noise?
+
+In: the zoo (`studies/zoo.py collect`).  Out: OUT/NAME, a model for each variant and seed; `table`: its best validation
+skill, on environments that it did not learn from (those whose part is `validation`), by horizon.
+
+    python studies/scaling.py train runs/zoo-small --out runs/scaling --steps 2000 --seeds 1 [--only envs-2 envs-32]
+    python studies/scaling.py table runs/scaling --json FILE
+
+Every variant has the same number of steps. Of 32 environments the 2, 4, 8 and 16 are the first of one shuffled order,
+so that each set holds the smaller ones. What was trained is not trained again; what was begun goes on.
+"""
+
+import argparse
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from zoo import Run, runs_of
+
+import tipl
+from tipl.config.presets import CausalTrainConfig
+from tipl.training import CHECKPOINT_FILE, CURVE_FILE, kept
+
+COUNTS = (2, 4, 8, 16, 32)
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{f"envs-{count}": {} for count in COUNTS},
+    "windows-100": {"windows": 100},
+    "windows-300": {"windows": 300},
+    "noise": {"noise": 0.5},
+    "wide-128": {"width": 128},
+    "layers-4": {"num_layers": 4},
+    "large": {"width": 128, "num_layers": 4},
+}
+
+
+def stores_of(zoo: Path, part: str) -> list[Run]:
+    return [
+        run for run in runs_of("small") if run.part == part and run.algorithm == "PPO" and (zoo / run.name).exists()
+    ]
+
+
+def chosen(zoo: Path, count: int) -> list[Path]:
+    """The stores of the first `count` of the training environments, in one shuffled order."""
+    runs = stores_of(zoo, "train")
+    environments = [*dict.fromkeys(run.env_id for run in runs)]
+    random.Random(0).shuffle(environments)
+    return [zoo / run.name for run in runs if run.env_id in environments[:count]]
+
+
+def train(zoo: Path, out: Path, name: str, seed: int, steps: int, windows: int) -> None:
+    folder = out / f"{name}-seed-{seed}"
+    if (folder / CURVE_FILE).exists() and json.loads((folder / CURVE_FILE).read_text())["curve"][-1]["step"] >= steps:
+        return
+    count = int(name.removeprefix("envs-")) if name.startswith("envs-") else max(COUNTS)
+    settings = {"windows": windows, **VARIANTS[name]}
+    config = dataclasses.replace(CausalTrainConfig(), steps=steps, seed=seed, **settings)
+    validation = [zoo / run.name for run in stores_of(zoo, "validation")]
+    resume = (folder / CHECKPOINT_FILE).exists()
+    tipl.train(chosen(zoo, count), folder, config, validation=validation, resume=resume)
+    print(folder.name, kept(folder), flush=True)
+
+
+def table(out: Path, file: Path | None) -> None:
+    rows = []
+    for folder in sorted(path.parent for path in out.glob(f"*/{CURVE_FILE}")):
+        curve = json.loads((folder / CURVE_FILE).read_text())["curve"]
+        best = max(curve, key=lambda point: point["skill"]["10"])
+        name, _, seed = folder.name.rpartition("-seed-")
+        rows.append({"variant": name, "seed": int(seed), "steps": curve[-1]["step"], "best_step": best["step"],
+                     "loss": best["validation_loss"], "skill": best["skill"]})  # fmt: skip
+        print(f"{folder.name:24}", "  ".join(f"{value:7.4f}" for value in best["skill"].values()))
+    if file:
+        file.write_text(json.dumps(rows, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("train", "table"))
+    parser.add_argument("folder", type=Path, help="the zoo; of a table what was trained")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--windows", type=int, default=800, help="origins of each store")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    if asked.verb == "table":
+        table(asked.folder, asked.json)
+        return
+    for seed in range(asked.seeds):
+        for name in asked.only:
+            train(asked.folder, asked.out, name, seed, asked.steps, asked.windows)
+
+
+if __name__ == "__main__":
+    main()
