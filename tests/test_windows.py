@@ -202,6 +202,19 @@ def test_noisy_windows_are_those_of_a_path_with_noise(time: float, tmp_path: Pat
     np.testing.assert_allclose(made.moved[late], expected.moved[late], rtol=0.1)
 
 
+def test_noise_leaves_a_tensor_that_stands_still_without_weight(store: Path):
+    windows = made_windows(store, 1)
+    still = np.arange(len(windows)) % 3 == 0
+    zero = {"unit": 0.0, "share": 0.0, "weight": np.float32(0)}
+    mask = {name: still.reshape(-1, *[1] * (getattr(windows, name).ndim - 1)) for name in zero}
+    windows = dataclasses.replace(
+        windows, **{name: np.where(mask[name], value, getattr(windows, name)) for name, value in zero.items()}
+    )
+    made = noisy(windows, np.random.default_rng(0))
+    assert (made.weight[still] == 0).all() and (made.weight[~still] > 0).all()
+    assert all(np.isfinite(getattr(made, name)).all() for name in ("own", "toward", "moved", "weight"))
+
+
 def test_a_live_run_is_forecast_as_its_history_and_goes_on_to_the_bit(model: CausalTIPL):
     forecaster, path = CausalForecaster(model, [(80, 50), (200,)]), path_of(321, 6, 4200)
     run, restored = forecaster.follow(1, path[0]), forecaster.follow(1, path[0])

@@ -244,8 +244,9 @@ def noisy(windows: TrainingWindows, rng: np.random.Generator) -> TrainingWindows
         for name, products in ("own", seen), ("whole", seen), ("toward", toward), ("moved", moved):
             each = (-1, *[1] * (products.ndim - 1))
             made[name][of] = (made[name][of] + variance_B[of].reshape(each) * products) / unit_B[of].reshape(each)
-        added = variance_B[of, None] * moved / share_B[of, None]
-        made["weight"][of] *= unit_B[of, None] / (1 + added * windows.weight[of])
+        # The quotient first: of a tensor that stood still both are 0, and 0 times what is infinite would be NaN.
+        added = variance_B[of, None] * moved * (windows.weight[of] / share_B[of, None])
+        made["weight"][of] *= unit_B[of, None] / (1 + added)
     return replace(windows, **made)
 
 

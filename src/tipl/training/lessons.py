@@ -29,6 +29,7 @@ from tipl.store import Store
 from tipl.training.devices import Worker
 
 _VERSION = 1  # of what makes windows
+_NOISE_VERSION = 2  # of the noise
 _IN_PROCESSES = 64 << 20  # bytes of weights from which windows are made in processes of their own
 
 
@@ -46,7 +47,8 @@ class _Asked(NamedTuple):
 
     @property
     def path(self) -> Path:
-        made_by = [_VERSION, EDGES, HORIZONS, self.seal, self.trial, self.origins, self.seed, self.noise]
+        noise = self.noise and _NOISE_VERSION
+        made_by = [_VERSION, EDGES, HORIZONS, self.seal, self.trial, self.origins, self.seed, noise]
         digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:24]
         return cache() / "windows" / f"{digest}.safetensors"
 
