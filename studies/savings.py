@@ -1,0 +1,249 @@
+"""What do jumps save, beside plain PPO and beside the rivals of jumps, each tuned with as many tries?
+
+In: `savings.toml`.  Out: OUT/ENVIRONMENT/judgment.json, which `tipl report` reads, and a table of all of them.
+
+    python studies/savings.py plan                      what there is to run
+    python studies/savings.py tune                      every try of every arm on the tuning seeds
+    python studies/savings.py judge                     on fresh seeds: what was chosen, and all tries of some arms
+    python studies/savings.py table --json FILE         steps to 90% of plain PPO's gain, final returns, seconds
+    python studies/savings.py run                       tune, judge and table
+
+Each part may be stopped and begun again. With --shard I/N it does the I-th of N parts; all shards of `tune` come before
+those of `judge`. A try that diverges is out: in tuning it is not chosen; an arm that diverges in judging has no figure.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from oracle import oracle
+
+from tipl.acceleration.across import environment, paired
+from tipl.acceleration.arms import Arm, run_arms
+from tipl.acceleration.compare import compare, measures, thresholds
+from tipl.collection.settings import default_config
+from tipl.config.execution import Execution
+from tipl.config.presets import CollectConfig, JumpConfig, jumps_of
+from tipl.errors import TiplError
+from tipl.files import write_json
+
+MANIFEST = Path(__file__).with_name("savings.toml")
+MEASURE, RETURN = "steps to 90%", "final return"
+DEAR = 50e-6  # seconds of a step from which the saving in seconds is told
+Runs = dict[str, dict[str, np.ndarray]]
+
+
+class Place:
+    """One environment of the manifest: the tries of every arm, and what they did on some seeds."""
+
+    def __init__(self, entry: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], out: Path) -> None:
+        found = default_config(entry["id"])
+        sizes = tuple(entry.get("hidden_sizes", (64, 64)))
+        self.config = dataclasses.replace(found, hidden_sizes=sizes, total_steps=entry["steps"])
+        self.name = f"{entry['id']} {'-'.join(map(str, sizes))}"
+        self.out = out / self.name.replace("/", "-").replace(" ", "-").lower()
+        mine = [arm for arm in arms if self.name in arm.get("environments", [self.name])]
+        self.tries = {arm["name"]: tries_of(arm, self.config) for arm in mine}
+        self.all_judged = [arm["name"] for arm in mine if arm.get("hindsight")]
+
+    def run(self, name: str, arm: Arm, seeds: Mapping[str, int], workers: int | None) -> Runs | None:
+        """One try, on so many seeds; None where it diverged, which is kept in mind. What is there is read."""
+        config = dataclasses.replace(arm.config, seed=seeds["first_seed"], trials=seeds["seeds"])
+        arm = dataclasses.replace(arm, config=config)
+        said = self.out / "diverged" / f"{arm.digest()}-{config.seed}-{config.trials}"
+        if said.exists():
+            return None
+        try:
+            return run_arms({name: arm}, self.out, workers)
+        except TiplError as error:
+            if "diverged" not in str(error):
+                raise
+            print(f"{self.name}: {name}: {error}", flush=True)
+            said.parent.mkdir(exist_ok=True)
+            said.write_text(f"{error}\n")
+            return None
+
+    def chosen(self, seeds: Mapping[str, int], workers: int | None) -> dict[str, str]:
+        """By arm the try with the fewest mean steps to 90% of plain PPO's gain; of equals, the highest return."""
+        best, levels = {}, {}
+        for arm, tries in self.tries.items():
+            if len(tries) == 1:
+                best[arm] = next(iter(tries))
+                continue
+            ran = {name: found[name] for name, each in tries.items() if (found := self.run(name, each, seeds, workers))}
+            levels = levels or thresholds(ran[next(iter(tries))]["returns"], ())
+            scores = {name: measures(self.config, run["returns"], levels) for name, run in ran.items()}
+            if scores:
+                best[arm] = min(
+                    scores, key=lambda name: (scores[name][MEASURE][0].mean(), -scores[name][RETURN][0].mean())
+                )
+        return best
+
+    def judged(self, best: Mapping[str, str]) -> dict[str, Arm]:
+        """The tries to judge, plain PPO at its default rate first."""
+        names = [name for arm in self.all_judged for name in self.tries[arm]]
+        every = {name: arm for tries in self.tries.values() for name, arm in tries.items()}
+        return {name: every[name] for name in dict.fromkeys([next(iter(every)), *names, *best.values()])}
+
+
+def tries_of(entry: Mapping[str, Any], config: CollectConfig) -> dict[str, Arm]:
+    """The tries of an arm, by name."""
+    found = {}
+    for kind in entry.get("kinds", [None]):
+        for factor in entry.get("rates", [1]):
+            rate = float(f"{factor * config.ppo.learning_rate:.3g}")
+            of = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, learning_rate=rate))
+            futures = (kind or "").partition(":futures=")[2]
+            usual = JumpConfig() if kind is None or futures else jumps_of(kind)
+            jump = dataclasses.replace(usual, **entry.get("jump", {}))
+            own = functools.partial(oracle, futures=int(futures)) if futures else None
+            label = entry["name"] if kind in (None, entry["name"]) else f"{entry['name']}: {kind}"
+            found[f"{label}, {rate:g}"] = Arm(of, kind, jump, own=own)
+    return found
+
+
+def tune(places: Sequence[Place], manifest: Mapping[str, Any], execution: Execution, workers: int | None) -> None:
+    tasks = [(place, name, arm) for place in places for tries in place.tries.values() if len(tries) > 1
+             for name, arm in tries.items()]  # fmt: skip
+    for index in execution.mine([steps_of(arm) for _, _, arm in tasks]):
+        place, name, arm = tasks[index]
+        print(f"{place.name}: {name}", flush=True)
+        place.run(name, arm, manifest["tuning"], workers)
+
+
+def judge(places: Sequence[Place], manifest: Mapping[str, Any], execution: Execution, workers: int | None) -> None:
+    seeds = manifest["judging"]
+    bests = [place.chosen(manifest["tuning"], workers) for place in places]
+    tasks = [(place, name, arm) for place, best in zip(places, bests, strict=True)
+             for name, arm in place.judged(best).items()]  # fmt: skip
+    for index in execution.mine([steps_of(arm) for _, _, arm in tasks]):
+        place, name, arm = tasks[index]
+        print(f"{place.name}: {name}", flush=True)
+        place.run(name, arm, seeds, workers)
+    if execution.parts > 1:
+        return print("once all shards are done, judge without --shard compares")
+    for place, best in zip(places, bests, strict=True):
+        arms, runs = place.judged(best), {}
+        for name, arm in arms.items():
+            runs |= place.run(name, arm, seeds, workers) or {}
+        config = {"seed": seeds["first_seed"], "trials": seeds["seeds"]}
+        arms = {name: dataclasses.replace(arm, config=dataclasses.replace(arm.config, **config))
+                for name, arm in arms.items() if name in runs}  # fmt: skip
+        hindsight = {arm: [name for name in place.tries[arm] if name in runs] for arm in place.all_judged}
+        found = compare(arms, runs) | {"best": {arm: name for arm, name in best.items() if name in runs}}
+        write_json(place.out / "judgment.json", found | {"hindsight": hindsight}, seal=True)
+
+
+def steps_of(arm: Arm) -> int:
+    return arm.config.total_steps
+
+
+def rows_of(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[str | None]]]:
+    """Every arm as it was chosen and, where all its tries were judged, as it is best on the judged seeds: its name in
+    each environment; None where it has none."""
+    for arm in dict.fromkeys(arm for each in found for arm in each["best"]):
+        yield arm, [each["best"].get(arm) for each in found]
+        if any(each["hindsight"].get(arm) for each in found):
+            yield f"{arm}, best in hindsight", [fewest(each, each["hindsight"].get(arm, ())) for each in found]
+
+
+def fewest(found: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Which of these arms takes the fewest steps in an environment."""
+    return min(names, key=lambda name: np.mean(found["arms"][name][MEASURE]["by_seed"]), default=None)
+
+
+def table(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Every arm beside plain PPO at its default rate, and beside plain PPO and its strongest rivals as they were chosen
+    and in hindsight, over the environments that have both: ratio of steps, difference of final returns in units of
+    plain PPO's gain, ratio of seconds a step; and of seconds to 90% in each environment whose steps are dear."""
+    found = [json.loads(path.read_text()) for path in files]
+    rows = dict(rows_of(found))
+    references = {"plain, default rate": [next(iter(each["arms"])) for each in found]}
+    references |= {name: rows[name] for name in rows if name.startswith(("plain", "outer", "reuse", "adaptive"))}
+    made = []
+    for reference, theirs in references.items():
+        for arm, mine in rows.items():
+            both = [i for i in range(len(found)) if mine[i] and theirs[i]]
+            if arm == reference or not both:
+                continue
+            some = [found[i] for i in both]
+            pairs = [(found[i]["arms"][mine[i]], found[i]["arms"][theirs[i]]) for i in both]
+            seeds = min(len(each["seeds"]) for each in some)
+            steps, final = (paired(measure, pairs, some, seeds) for measure in (MEASURE, RETURN))
+            dear = [seconds_of(one, each) >= DEAR for each, (_, one) in zip(some, pairs, strict=True)]
+            cost = [a["seconds"] / b["seconds"] for a, b in pairs]
+            ratios = [one["value"] for one in steps["by_environment"]]
+            made.append({
+                "beside": reference, "arm": arm, "steps": steps, "final": final,
+                "seconds_a_step": float(np.exp(np.log(cost).mean())),
+                "seconds_where_dear": [r * c for r, c, so in zip(ratios, cost, dear, strict=True) if so and r],
+                "environments": [environment(each) for each in some],
+            })  # fmt: skip
+    return made
+
+
+def seconds_of(entry: Mapping[str, Any], found: Mapping[str, Any]) -> float:
+    """A step's, of an arm in an environment."""
+    iterations = len(entry["curve"]["iqm"]) * len(found["seeds"])
+    return entry["seconds"] / (iterations * found["steps_per_iteration"])
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    print(
+        "| beside | arm | steps to 90% | final return | seconds a step | saved in seconds, dear steps | environments |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        dear = f"{np.mean(row['seconds_where_dear']):.3f}" if row["seconds_where_dear"] else ""
+        print(f"| {row['beside']} | {row['arm']} | {_text(row['steps'])} | {_text(row['final'])} "
+              f"| {row['seconds_a_step']:.2f} | {dear} | {len(row['environments'])} |")  # fmt: skip
+
+
+def _text(one: Mapping[str, Any]) -> str:
+    if one["value"] is None:
+        return "no gain to reach"
+    return f"{one['value']:.3f}" + (f" [{one['ci'][0]:.3f}, {one['ci'][1]:.3f}]" if one["ci"] else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("plan", "tune", "judge", "table", "run"))
+    parser.add_argument("--manifest", type=Path, default=MANIFEST)
+    parser.add_argument("--environments", nargs="+", metavar="NAME", help="as in `plan`: HalfCheetah-v4 64-64 [all]")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="beside plain PPO [all]")
+    parser.add_argument("--shard", default="1/1", metavar="I/N")
+    parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes [one a core]")
+    parser.add_argument("--out", type=Path, default=Path("runs/savings"), metavar="DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    asked = parser.parse_args()
+    manifest = tomllib.loads(asked.manifest.read_text())
+    first, *others = manifest["arm"]
+    arms = [first, *(arm for arm in others if asked.arms is None or arm["name"] in asked.arms)]
+    asked.out.mkdir(parents=True, exist_ok=True)
+    places = [Place(entry, arms, asked.out) for entry in manifest["environment"]]
+    places = [place for place in places if asked.environments is None or place.name in asked.environments]
+    execution = Execution(shard=asked.shard)
+    if asked.what == "plan":
+        for place in places:
+            print(f"{place.name}: {place.config.total_steps:,} steps")
+            for arm, tries in place.tries.items():
+                print(f"    {arm}: {len(tries)} tries: {'; '.join(tries)}")
+    if asked.what in ("tune", "run"):
+        tune(places, manifest, execution, asked.workers)
+    if asked.what in ("judge", "run"):
+        judge(places, manifest, execution, asked.workers)
+    if asked.what in ("table", "run") and execution.parts == 1:
+        rows = table([place.out / "judgment.json" for place in places if (place.out / "judgment.json").exists()])
+        show(rows)
+        if asked.json:
+            write_json(asked.json, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

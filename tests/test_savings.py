@@ -1,0 +1,109 @@
+"""The study of savings: what it chooses, judges and says, on made-up runs; the oracle on a real one."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tipl.config.presets import CollectConfig, PPOConfig
+from tipl.errors import TiplError
+from tipl.rl.trial_batch import TrialBatch
+
+STUDIES = Path(__file__).parents[1] / "studies"
+MANIFEST = """
+tuning = { first_seed = 1101, seeds = 5 }
+judging = { first_seed = 301, seeds = 6 }
+environment = [{ id = "InvertedPendulum-v4", steps = 20480, hidden_sizes = [8, 8] }]
+
+[[arm]]
+name = "plain"
+rates = [1, 2, 4]
+hindsight = true
+
+[[arm]]
+name = "outer"
+kinds = ["outer:sigma=2", "outer:sigma=9"]
+
+[[arm]]
+name = "oracle"
+kinds = ["oracle:futures=2"]
+jump = { full_trust = 0.0 }
+"""
+
+
+def study(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(STUDIES))
+    spec = importlib.util.spec_from_file_location(name, STUDIES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_chosen_and_what_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Returns rise from 1 to 10 in as many iterations as the arm is slow; σ = 9 diverges."""
+    savings = study("savings", monkeypatch)
+    ran = []
+
+    def run_arms(arms, out, workers):
+        (name, arm), *_ = arms.items()
+        ran.append((name, arm.config.seed, arm.config.trials))
+        if arm.forecaster == "outer:sigma=9":
+            raise TiplError("Seed 1101 diverged in iteration 2")
+        tuning = arm.config.seed == 1101
+        speed = {"plain, 0.0003": 1, "plain, 0.0006": 3 if tuning else 1.5, "plain, 0.0012": 2 if tuning else 4.5,
+                 "outer: outer:sigma=2, 0.0003": 9, "oracle: oracle:futures=2, 0.0003": 9}[name]  # fmt: skip
+        returns = np.tile(np.minimum(10.0, 1 + speed * np.arange(10)), (arm.config.trials, 1))
+        seeds = np.full(arm.config.trials, 2048e-3 * (2 if arm.rival else 1))  # 10 iterations at 0.1 ms a step, or 0.2
+        nothing = {key: np.zeros_like(returns) for key in ("kinds", "shares", "kl", "trust")}
+        (out / "parts").mkdir(parents=True, exist_ok=True)
+        return {name: {"returns": returns, "seconds": seeds, "jump_seconds": 0 * seeds, **nothing}}
+
+    monkeypatch.setattr(savings, "run_arms", run_arms)
+    (tmp_path / "manifest.toml").write_text(MANIFEST)
+    command = ["savings", "--manifest", str(tmp_path / "manifest.toml"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*command, "run", "--json", str(tmp_path / "table.json")])
+    savings.main()
+    found = json.loads((tmp_path / "out" / "invertedpendulum-v4-8-8" / "judgment.json").read_text())
+    assert found["best"] == {
+        "plain": "plain, 0.0006", "outer": "outer: outer:sigma=2, 0.0003", "oracle": "oracle: oracle:futures=2, 0.0003"
+    }  # fmt: skip
+    assert len(found["arms"]) == 5 and found["seeds"] == list(range(301, 307))
+    assert sum(name == "outer: outer:sigma=9, 0.0003" for name, *_ in ran) == 1  # and is not tried again
+    rows = {(row["beside"], row["arm"]): row for row in json.loads((tmp_path / "table.json").read_text())["rows"]}
+    # 9.1 ≤ 1 + speed · (iterations − 1): 10 iterations at a speed of 1, 7 at 1.5, 3 at 4.5, 2 at 9.
+    for (beside, arm), ratio in {
+        ("plain, default rate", "plain"): 7 / 10,
+        ("plain, default rate", "plain, best in hindsight"): 3 / 10,
+        ("plain", "outer"): 2 / 7,
+        ("plain, best in hindsight", "outer"): 2 / 3,
+        ("outer", "oracle"): 1,
+    }.items():
+        assert rows[beside, arm]["steps"]["value"] == pytest.approx(ratio)
+    assert rows["plain", "outer"]["seconds_a_step"] == pytest.approx(2)
+    assert rows["plain", "outer"]["seconds_where_dear"] == pytest.approx([2 * 2 / 7])
+    assert "| plain | outer | 0.286 [0.286, 0.286] |" in capsys.readouterr().out
+
+
+def test_the_oracle_is_the_mean_of_futures_and_leaves_the_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = study("oracle", monkeypatch)
+    config = CollectConfig(total_steps=4 * 256, ppo=PPOConfig(num_steps=256, num_minibatches=4, update_epochs=2))
+    run, plain = TrialBatch(config, [5, 6]), TrialBatch(config, [5, 6])
+    for batch in (run, plain):
+        batch.iterate()
+    follower = oracle.oracle(run, futures=2).follow(6, run.policies[1])
+    made = follower.forecast(0, (1, 3, 9))  # one snapshot an iteration; three iterations are left
+    seeds = oracle.branch_seeds(0, 6, 1, 2)
+    paths = []
+    for seed in seeds:
+        batch = oracle.branched(config, "InvertedPendulum-v4", 6, run.state(1), [seed])
+        paths.append([batch.iterate().snapshots[0, -1] for _ in range(3)])
+    expected = np.mean(paths, axis=0)
+    np.testing.assert_allclose(made[0], expected[[0, 2, 2]], rtol=0, atol=1e-6)
+    assert np.abs(paths[0][0] - paths[1][0]).max() > 1e-4
+    np.testing.assert_array_equal(run.iterate().snapshots, plain.iterate().snapshots)
