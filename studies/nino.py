@@ -10,6 +10,7 @@ it is imported from a checkout of their repository, and needs torch_geometric, s
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -99,7 +100,15 @@ def graph_network(checkpoint: dict[str, Any], spec: ParamSpec, code: Path) -> Ne
     A log standard deviation stands as a second bias of the output's neurons. The eigenvectors that are the neurons'
     features have arbitrary signs, drawn once. In training mode the network gives all steps in one pass; it has no
     dropout, so that the mode changes no value.
+
+    Raises:
+        TiplError: the layers are no chain, which alone their graph can be made of, or the code cannot be used.
     """
+    layers = [shape for name, shape in _tensors(spec) if _is_layer(name, shape)]
+    if any(n_out != n_in for (n_out, _), (_, n_in) in pairwise(layers)):
+        raise TiplError(
+            "This network is no chain of layers, of which NiNo's graph is made; leave the graph network out here."
+        )
     model_class, graph_class = _from(code, "optim.model").NiNoModel, _from(code, "graph.graph").NeuralGraph
     eigenvectors = importlib.import_module("torch_geometric.transforms").AddLaplacianEigenvectorPE
     eigenvectors.SPARSE_THRESHOLD = sys.maxsize  # its sparse solver begins at random, and no two calls agree

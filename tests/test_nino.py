@@ -67,10 +67,12 @@ def test_a_forecast_is_that_of_a_loop_over_weights(checkpoint: Path, monkeypatch
 def test_what_cannot_be_used_is_refused_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
     graph = tmp_path / "graph.pt"
     torch.save({"state_dict": {}, "model_args": {}}, graph)
-    for path, code, why in (
-        (Path(__file__), None, "no checkpoint of NiNo"),
-        (graph, None, "the folder of NiNo's repository"),
-        (graph, tmp_path, "cannot be used"),
+    two_heads = ParamSpec(("mean.weight", "log_std.weight"), ((2, 3), (2, 3)))
+    for path, spec, code, why in (
+        (Path(__file__), SPEC, None, "no checkpoint of NiNo"),
+        (graph, SPEC, None, "the folder of NiNo's repository"),
+        (graph, SPEC, tmp_path, "cannot be used"),
+        (graph, two_heads, tmp_path, "no chain"),
     ):
         with pytest.raises(TiplError, match=why):
-            nino.nowcasts(path, SPEC, code)
+            nino.nowcasts(path, spec, code)
