@@ -118,8 +118,8 @@ def run_arms(
 
     Returns:
         For each arm `returns` [N, I] (the mean of the episodes that ended in an iteration; NaN before the first),
-        `kinds` [N, I] (numbers of `KINDS`), `shares`, `kl`, `trust` [N, I], `seconds` and `jump_seconds` [N]. None
-        while other shards have parts to do.
+        `kinds` [N, I] (numbers of `KINDS`), `shares`, `kl`, `trust` [N, I], `seconds` and `jump_seconds` [N] of the
+        processor. None while other shards have parts to do.
     """
     for arm in arms.values():
         batch = arm.batch(arm.config.seeds[:1])  # what cannot be run is told before there is a folder
@@ -243,7 +243,7 @@ def run_part(
     found |= {"returns": np.full(shape, np.nan), "kinds": np.zeros(shape, np.int8)}
     jumping = 0.0
     _compile(arm, seeds[0])
-    began = time.perf_counter()
+    began = time.process_time()
     jumpers = _jumpers(arm, batch)
     first = np.array(batch.policies)
     for at in range(arm.config.num_iterations):
@@ -257,17 +257,17 @@ def run_part(
             _check_unseen(arm, seeds, np.concatenate([first[:, None], own], axis=1))
         for n, episodes in enumerate(result.episodes):
             found["returns"][n, at] = episodes[:, 1].mean() if len(episodes) else found["returns"][n, max(at - 1, 0)]
-        jump_began = time.perf_counter()
+        jump_began = time.process_time()
         for n, jumper in enumerate(jumpers):
             jump = jumper.step(result.snapshots[n], batch_judge(batch, n), result.episodes[n][:, 1].tolist())
             if jump.displacement is not None:
                 batch.theta[n, : len(jump.displacement)] += jump.displacement
             found["kinds"][n, at] = KINDS.index(jump.kind)
             found["shares"][n, at], found["kl"][n, at], found["trust"][n, at] = jump.share, jump.kl, jump.trust
-        jumping += time.perf_counter() - jump_began
+        jumping += time.process_time() - jump_began
         on_iteration((at + 1) * arm.config.ppo.batch_size * len(seeds))
     each = np.full(len(seeds), 1 / len(seeds))
-    found |= {"seconds": (time.perf_counter() - began) * each, "jump_seconds": jumping * each}
+    found |= {"seconds": (time.process_time() - began) * each, "jump_seconds": jumping * each}
     keep_part(path, found)
 
 
@@ -299,7 +299,8 @@ def _check_unseen(arm: Arm, seeds: Sequence[int], snapshots_NTP: np.ndarray) -> 
 def _compile(arm: Arm, seed: int) -> None:
     """Run every kernel once: compiling them, once on a machine, is no part of what the first arm takes."""
     batch = arm.batch([seed])
-    batch.iterate()
+    for _ in range(min(2, arm.config.num_iterations)):  # the second may be of another kind
+        batch.iterate()
     if arm.jumps_with is not None:
         batch_judge(batch, 0)(np.array(batch.policies[0]) * np.float32(0.5))
 
