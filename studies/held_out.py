@@ -9,7 +9,8 @@ trial; `table`: means by environment and over all, differences paired by environ
 
 Beside what `tipl evaluate` has: `zoo-autoregression`, of all stores of --fit; the same adapted in the run; and
 `own-autoregression`, fitted for each trial on the others of its store, which knows more than a zero-shot forecaster
-may. Settings of baselines are chosen on --choose. A forecaster that was judged already is not judged again.
+may. `--nino` adds the pretrained networks of `nino.py`. Settings of baselines are chosen on --choose. A forecaster that
+was judged already is not judged again.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import nino
 import numpy as np
 
 from tipl.config.presets import EvaluateConfig
@@ -92,9 +94,9 @@ def without_a_model(out: Path) -> list[Forecaster]:
     return [*baselines.fitted_baselines([], [], HORIZONS, 0), baselines.damped_line(*found["damped_line"]), zoo]
 
 
-def judge(task: tuple[Path, Sequence[str], Path, bool]) -> str:
+def judge(task: tuple[Path, Sequence[str], Path, bool, Sequence[Path], Path | None]) -> str:
     """Add to OUT/NAME.json what is not there: sums over the origins drawn by time, for each forecaster and trial."""
-    path, models, out, adapt = task
+    path, models, out, adapt, checkpoints, code = task
     store = Store.open(path)
     for model in models:
         require_unseen(store, store.seeds, model, learned_by(Path(model)), "judge another store")
@@ -112,6 +114,7 @@ def judge(task: tuple[Path, Sequence[str], Path, bool]) -> str:
         forecaster = load_forecaster(model, first.spec.shapes)
         forecaster.name = Path(model).name
         asked.append(forecaster)
+    asked += [each for checkpoint in checkpoints for each in nino.nowcasts(checkpoint, first.spec, code)]
     asked = [each for each in asked if each.name not in found["forecasters"]]
     own = {} if OWN in found["forecasters"] else {seed: equations_of(path, seed) for seed in store.seeds}
     if asked or own:
@@ -208,6 +211,8 @@ def main() -> None:
     verb.add_argument("--fit", type=Path, nargs="*", default=[])
     verb.add_argument("--choose", type=Path, nargs="*", default=[])
     verb.add_argument("--model", nargs="*", default=[])
+    verb.add_argument("--nino", type=Path, nargs="*", default=[], help="checkpoints of NiNo, one of each kind")
+    verb.add_argument("--nino-code", type=Path, help="a checkout of its repository, for the graph network")
     verb.add_argument("--no-adapt", dest="adapt", action="store_false", help="nothing that is adapted in the run")
     verb.add_argument("--out", type=Path, required=True)
     verb.add_argument("--workers", type=int, default=2)
@@ -223,7 +228,7 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     if not (asked.out / CHOSEN).exists():
         fit(asked.fit, asked.choose, asked.out, asked.workers)
-    tasks = [(path, asked.model, asked.out, asked.adapt) for path in asked.stores]
+    tasks = [(path, asked.model, asked.out, asked.adapt, asked.nino, asked.nino_code) for path in asked.stores]
     with ProcessPoolExecutor(asked.workers, get_context("spawn")) as pool:
         for name in pool.map(judge, tasks):
             print("judged", name, flush=True)
