@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from torch.distributions import Categorical
 
 from tipl import Accelerator, JumpConfig, OnlineCorrected
 from tipl.acceleration.jump import jumps_for
-from tipl.config.presets import EvaluateConfig, SVDConfig, TrainConfig
+from tipl.config.presets import EvaluateConfig, ForecasterName, SVDConfig, TrainConfig
 from tipl.errors import TiplError
 from tipl.evaluation.evaluate import evaluate
 from tipl.forecasting.autoregression import fit_autoregression
@@ -236,7 +236,7 @@ def test_every_forecaster_of_the_package_keeps_the_contract(small_store: Path):
         assert usable(forecaster) is forecaster
         usable(Stretched(forecaster, 2.0))
         usable(OnlineCorrected([forecaster]))
-    for name in ("line", "lookahead", "average", "noise", "autoregression", "causal"):
+    for name in get_args(ForecasterName):
         usable(load_forecaster(name, [(9,)], 20, 5))
 
 

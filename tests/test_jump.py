@@ -160,6 +160,19 @@ def test_forecasters_see_the_path_less_the_jumps() -> None:
     np.testing.assert_allclose(last.weights, start + np.arange(26)[:, None] * run.drift, rtol=1e-4, atol=1e-4)
 
 
+def test_tokens_are_made_for_a_forecaster_that_takes_them_when_a_proposal_is_due() -> None:
+    for takes in (False, True):
+        spy, made = Spy(), []
+        spy.takes_tokens = takes
+        jumper, path = Jumper(spy, JumpConfig(every=2), everything()), np.zeros((1, P), np.float32)
+        jumper.begin(path[0])
+        for _ in range(4):
+            jumper.step(path, free, tokens=lambda made=made: made.append(len(made)) or np.full((3, P), made[-1]))
+        assert len(made) == 2 * takes
+        tokens = [each.tokens for each in spy.seen]
+        assert [None if each is None else each[0, 0] for each in tokens] == ([0, 1] if takes else [None, None])
+
+
 class Broken(Forecaster):
     """Foresees what it is told to, of any kind."""
 

@@ -36,6 +36,7 @@ from tipl.forecasting.named import beginnings, forecaster_digest, load_forecaste
 from tipl.parts import ENDING, claimed, keep_part, kept_part
 from tipl.processes import Parent
 from tipl.progress import console, steps_progress
+from tipl.rl.context import Memory
 from tipl.rl.envs import chosen_backend, engine_versions
 from tipl.rl.trial_batch import Abandoned, TrialBatch
 from tipl.store import beginning_of
@@ -245,6 +246,7 @@ def run_part(
     _compile(arm, seeds[0])
     began = time.process_time()
     jumpers = _jumpers(arm, batch)
+    memories = [Memory() for jumper in jumpers if jumper.forecaster.takes_tokens]
     first = np.array(batch.policies)
     for at in range(arm.config.num_iterations):
         try:
@@ -258,8 +260,12 @@ def run_part(
         for n, episodes in enumerate(result.episodes):
             found["returns"][n, at] = episodes[:, 1].mean() if len(episodes) else found["returns"][n, max(at - 1, 0)]
         jump_began = time.process_time()
+        for n, memory in enumerate(memories):
+            memory.add(batch, n)
         for n, jumper in enumerate(jumpers):
-            jump = jumper.step(result.snapshots[n], batch_judge(batch, n), result.episodes[n][:, 1].tolist())
+            tokens = functools.partial(memories[n].tokens, batch, n) if memories else None
+            returns = result.episodes[n][:, 1].tolist()
+            jump = jumper.step(result.snapshots[n], batch_judge(batch, n), returns, tokens)
             if jump.displacement is not None:
                 batch.theta[n, : len(jump.displacement)] += jump.displacement
             found["kinds"][n, at] = KINDS.index(jump.kind)
@@ -303,6 +309,10 @@ def _compile(arm: Arm, seed: int) -> None:
         batch.iterate()
     if arm.jumps_with is not None:
         batch_judge(batch, 0)(np.array(batch.policies[0]) * np.float32(0.5))
+        if _arm_forecaster(arm, batch).takes_tokens:
+            memory = Memory()
+            memory.add(batch, 0)
+            memory.tokens(batch, 0)
 
 
 def _jumpers(arm: Arm, batch: TrialBatch) -> list[Jumper]:

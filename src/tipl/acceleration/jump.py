@@ -18,6 +18,7 @@ from tipl.config.presets import JumpConfig, jumps_of
 from tipl.config.rivals import parts_of_arm
 from tipl.errors import TiplError
 from tipl.forecasting.autoregression import Autoregression
+from tipl.forecasting.context import CONTEXT, ContextSum
 from tipl.forecasting.forecaster import Forecaster, LiveRun, usable
 from tipl.forecasting.named import as_name
 from tipl.forecasting.trained import CausalForecaster
@@ -77,6 +78,8 @@ def jumps_for(forecaster: Forecaster | Place, jump: JumpConfig | None = None) ->
     match forecaster:
         case CausalForecaster():
             usual = jumps_of("causal")
+        case ContextSum():
+            usual = jumps_of(CONTEXT)
         case Autoregression():
             usual = jumps_of("autoregression")
         case Forecaster():
@@ -148,13 +151,20 @@ class Jumper:
         """The weights before the first iteration, φ_0."""
         self._run = self.forecaster.follow(self._trial, weights_P)
 
-    def step(self, snapshots: np.ndarray, judge: Judge, returns: Sequence[float] = ()) -> Jump:
+    def step(
+        self,
+        snapshots: np.ndarray,
+        judge: Judge,
+        returns: Sequence[float] = (),
+        tokens: Callable[[], np.ndarray] | None = None,
+    ) -> Jump:
         """One iteration has passed: what to add to the weights.
 
         Args:
             snapshots: [n, P] of the iteration, the last are the weights now.
             judge: of weights [P] on the iteration's batch.
             returns: of the episodes that ended in the iteration.
+            tokens: makes context tokens [J, P], asked where the forecaster takes them and a proposal is due.
         """
         now = self._record(snapshots)
         self._learn(now)
@@ -170,7 +180,8 @@ class Jumper:
         if self._waited < self._config.every * self._patience:
             return Jump("waited", trust=trust)
         self._waited = 0
-        proposal = self._propose(now, len(snapshots))
+        made = tokens() if tokens is not None and self.forecaster.takes_tokens else None
+        proposal = self._propose(now, len(snapshots), made)
         if proposal is None:
             return Jump("invalid", trust=trust)
         full = self._config.full_trust
@@ -219,10 +230,10 @@ class Jumper:
         error = np.sqrt(np.var(before, ddof=1) / len(before) + np.var(after, ddof=1) / len(after))
         return bool(np.mean(before) - np.mean(after) > self._config.fall * error)
 
-    def _propose(self, now: np.ndarray, count: int) -> np.ndarray | None:
+    def _propose(self, now: np.ndarray, count: int, tokens: np.ndarray | None) -> np.ndarray | None:
         """The forecast displacement [P]; None if it cannot be used. What it says of the next iteration is kept."""
         assert self._run is not None
-        made = self._run.forecast(count - 1, (count, count * self._config.horizon))
+        made = self._run.forecast(count - 1, (count, count * self._config.horizon), tokens)
         if made.shape != (1, 2, len(now)) or not np.isfinite(made).all():
             return None
         with np.errstate(over="ignore"):

@@ -38,7 +38,7 @@ ModelName = Literal["paper", "gru", "mlp", "causal"]
 LossName = Literal["weights", "standardized", "codes"]
 Precision = Literal["float32", "bfloat16", "fast"]
 Device = Literal["cpu", "cuda"]
-ForecasterName = Literal["line", "lookahead", "average", "noise", "autoregression", "causal"]
+ForecasterName = Literal["line", "lookahead", "average", "noise", "autoregression", "causal", "context"]
 
 
 @dataclass(frozen=True)
@@ -382,6 +382,7 @@ JUMPS = {
     "average": _UNGUARDED,
     "autoregression": JumpConfig(horizon=20, max_kl=0.02, max_change=0.02),
     "causal": JumpConfig(horizon=20, max_change=0.02, hindsight=True),
+    "context": JumpConfig(horizon=10, max_change=0.02, hindsight=True),
 }
 """How to jump with each `ForecasterName`, as `results/accelerate` has chosen."""
 

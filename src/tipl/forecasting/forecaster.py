@@ -47,6 +47,8 @@ class Forecaster(ABC):
     """Trained by train/; all others are baselines."""
     codes: Codes | None = None
     """What it forecasts in, where it forecasts codes."""
+    takes_tokens: bool = False
+    """Whether its histories have to have `tokens`, which cost a live run time."""
 
     @abstractmethod
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
@@ -105,9 +107,9 @@ class LiveRun:
         self._end += len(snapshots)
         self.origin += len(snapshots)
 
-    def forecast(self, epoch_index: int, horizons: Sequence[int]) -> np.ndarray:
+    def forecast(self, epoch_index: int, horizons: Sequence[int], tokens: np.ndarray | None = None) -> np.ndarray:
         """[1, H, P]"""
-        history = History(self._trial, self.origin, self.window, epoch_index, epoch_index + 1 or None)
+        history = History(self._trial, self.origin, self.window, epoch_index, epoch_index + 1 or None, tokens)
         return np.asarray(self._forecaster.forecast([history], horizons))
 
     def state(self) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from tipl.config.presets import ForecasterName
 from tipl.errors import TiplError
 from tipl.forecasting.autoregression import AUTOREGRESSION, fit_autoregression, shipped_autoregression, store_digest
 from tipl.forecasting.baselines import FixedSum, RandomDisplacement, equal_shares, line
+from tipl.forecasting.context import COEFFICIENTS, CONTEXT, ContextSum, fitted_beginnings
 from tipl.forecasting.forecaster import Forecaster
 from tipl.forecasting.learned import learned_by
 from tipl.forecasting.shipped import SHIPPED, model_digest, model_folder, model_name
@@ -70,7 +71,7 @@ def load_forecaster(
     if fit is not None and name != "autoregression":
         raise TiplError(f"--fit is for the autoregression and has no effect on {name}; leave it out.")
     if horizon is not None:
-        rule = _rule(name, horizon, snapshots_per_iteration, fit, seed)
+        rule = _rule(name, horizon, snapshots_per_iteration, fit, seed, shapes)
         if rule is not None:
             return rule
         if not (model_folder(forecaster) / CONFIG_FILE).exists():
@@ -86,7 +87,9 @@ def load_forecaster(
     return made
 
 
-def _rule(name: str, horizon: int, count: int, fit: Place | None, seed: int) -> Forecaster | None:
+def _rule(
+    name: str, horizon: int, count: int, fit: Place | None, seed: int, shapes: Sequence[Sequence[int]] | None
+) -> Forecaster | None:
     """The forecaster of this name that is no trained model, of `count` snapshots an iteration; None: there is none."""
     horizons = tuple(sorted({count, count * horizon}))
     match name:
@@ -102,6 +105,8 @@ def _rule(name: str, horizon: int, count: int, fit: Place | None, seed: int) -> 
             if fit is None:
                 return shipped_autoregression(count, horizons)
             return fit_autoregression(located(fit), count, horizons)
+        case "context":
+            return ContextSum(shapes, count)
         case _:
             return None
 
@@ -124,6 +129,8 @@ def forecaster_digest(name: str, fit: Path | None = None) -> str | None:
     of those that are rules."""
     if name == "autoregression":
         return store_digest(Store.open(fit)) if fit else hashlib.sha256(AUTOREGRESSION.read_bytes()).hexdigest()[:16]
+    if name == CONTEXT:
+        return hashlib.sha256(COEFFICIENTS.read_bytes() + model_digest(model_folder(SHIPPED)).encode()).hexdigest()[:16]
     folder = model_folder(name)
     return model_digest(folder) if name == SHIPPED or name not in get_args(ForecasterName) else None
 
@@ -133,6 +140,8 @@ def beginnings(forecaster: str | None, fit: Path | None = None) -> frozenset[str
     if fit is not None:
         data = Store.open(fit)
         return frozenset(found for seed in data.split().train if (found := data.trial(seed).beginning))
+    if forecaster == CONTEXT:
+        return beginnings(SHIPPED) | fitted_beginnings()
     if forecaster is None or (forecaster != SHIPPED and forecaster in get_args(ForecasterName)):
         return frozenset()
     learned = learned_by(model_folder(forecaster)) or ()

@@ -21,8 +21,8 @@ import numpy as np
 from tipl.checks import Count, checked_arguments
 from tipl.errors import TiplError
 from tipl.forecasting.forecaster import Forecaster, asked, usable
-from tipl.forecasting.seen import Seen
 from tipl.store import History, Trial
+from tipl.store.history import Seen
 
 LAGS = (1, 2, 3, 5, 10, 20, 50, 100)
 FORGETTING = 0.997  # a snapshot

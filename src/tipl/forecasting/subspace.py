@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from tipl.forecasting.forecaster import Forecaster
-from tipl.forecasting.seen import Seen
 from tipl.forecasting.trained import known_codes
 from tipl.representation import Codes, Gram, prefix_bases
 from tipl.store import History
+from tipl.store.history import Seen
 
 _BLOCK = 2**24  # numbers of a block of columns that products are taken of
 

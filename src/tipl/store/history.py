@@ -25,6 +25,7 @@ class History:
     epoch_index: how many snapshots of the same PPO iteration come before φ_t; -1 where the run has no iterations.
     snapshots_per_iteration: where that is known. Without it a forecaster that knows iterations of one length holds
         `epoch_index` against the origin: of 5 an iteration, φ_299 is the fourth, index 3.
+    tokens: other vectors [J, weights] known at the origin, in a live run that makes them (`tipl.rl.context`).
 
     Raises:
         TiplError: there are no such weights, or no snapshot can have this index.
@@ -35,6 +36,7 @@ class History:
     weights: np.ndarray
     epoch_index: int
     snapshots_per_iteration: int | None = None
+    tokens: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name in ("trial", "origin", "epoch_index"):
@@ -93,3 +95,29 @@ def beginning_of(weights_TP: np.ndarray) -> str | None:
     if moved_P is None:
         return None
     return hashlib.blake2b(np.stack([first_P, moved_P]).astype("<f4").tobytes(), digest_size=8).hexdigest()
+
+
+class Seen:
+    """The snapshots of one run by their digests, so that no other run is taken for it: of a run's number and its φ_0
+    there may be several."""
+
+    def __init__(self) -> None:
+        self._digests: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def is_of(self, weights_TP: np.ndarray) -> bool:
+        """Whether a run [T, P] from φ_0 on is this one, as far as both go: its first snapshot, the last that both
+        know, and those 1, 2, 4, … before that."""
+        both = min(len(self), len(weights_TP))
+        looked_at = {0, *(both - 2**k for k in range(both.bit_length()))} if both else set()
+        return all(_digest(weights_TP[at]) == self._digests[at] for at in looked_at)
+
+    def extend(self, weights_TP: np.ndarray) -> None:
+        """The run has come to the last of these."""
+        self._digests += map(_digest, weights_TP[len(self) :])
+
+
+def _digest(weights_P: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(weights_P).data, digest_size=8).digest()

@@ -1,0 +1,314 @@
+"""Which vectors in weight space point where a run goes: path tokens, gradients on past rollouts, the causal model?
+
+In: environments, seeds.  Out: of every iteration the tokens' inner products with each other and with what came, by
+tensor (`tokens`); their cosines² beside the causal model's (`report`); the coefficients of `context` (`ship`).
+
+    python studies/direction.py tokens OUT HalfCheetah-v4 … --seeds 901 902     # resumable, one process
+    python studies/direction.py report OUT --json results/direction/direction.json
+    python studies/direction.py ship OUT
+
+f·(φ_{t+h} − φ_t) is f·μ on average, so that the ratio of two forecasts' cosines² with the mean future takes no
+branches. Coefficients come from the other environments, those of `ship` from all. Log standard deviations are left
+out, or forecast by the causal model alone (whole ratio): on HalfCheetah half of what it knows is theirs.
+"""
+
+import argparse
+import json
+from collections import deque
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from tipl.config.presets import CollectConfig, DiscreteCollectConfig
+from tipl.forecasting.context import COEFFICIENTS
+from tipl.forecasting.named import load_forecaster
+from tipl.representation.windows import TOKENS, WINDOW, windows_of
+from tipl.rl.context import Rollout, surrogate_gradient
+from tipl.rl.ppo import BETA1, BETA2, Learner, Samples, UpdateSettings, advantages_and_returns, update
+from tipl.rl.rollout import critic_values
+from tipl.rl.trial_batch import TrialBatch
+from tipl.store import History, beginning_of
+
+FULL = (0, 1), (1, 5), (5, 10), (10, 20)
+QUARTER = (0, 1), (1, 5), (5, 10), (10, 20), (20, 40)
+QUARTERS = tuple(f"quarter {a}-{b}" for a, b in QUARTER[:-1])
+NAMES = (
+    *(f"path {j}" for j in range(TOKENS)), "causal 5", "causal 50",
+    *(f"gradient {a}-{b}" for a, b in FULL), *(f"raw {a}-{b}" for a, b in FULL),
+    *(f"quarter {a}-{b}" for a, b in QUARTER), "Adam", "simulated update",
+)  # fmt: skip
+FIRST = 2  # origins before are left out
+DISCRETE = ("CartPole-v1", "Acrobot-v1", "LunarLander-v2", "LunarLander-v3")
+
+
+def config_of(env_id, seed):
+    kind = DiscreteCollectConfig if env_id in DISCRETE else CollectConfig
+    steps = {"total_steps": 200_000 if env_id not in DISCRETE else 60_000, "hidden_sizes": (64, 64)}
+    every = {} if env_id in DISCRETE else {"snapshot_every_epochs": 2}
+    return kind(env_id=env_id, trials=1, seed=seed, **steps, **every)
+
+
+def bands(parts, spans):
+    """[len(spans), P] means of gradients, the newest first; zeros where there are none."""
+    size = len(parts[0])
+    return np.stack([np.mean(parts[a:b], axis=0) if len(parts) > a else np.zeros(size, np.float32) for a, b in spans])
+
+
+def simulated(batch, full, rng):
+    """The displacement of one more update, on steps of the last ten rollouts as if they were of now."""
+    ppo, size = batch.config.ppo, batch.spec.size
+    theta = batch.theta[0].copy()
+    got = []
+    for r in list(full)[:10]:
+        for e in range(len(r.rewards)):
+            advantages, returns = np.empty((2, ppo.num_steps), np.float32)
+            values = critic_values(theta, size, batch.critic_sizes, r.obs[e], r.last_obs[e], batch.activation)
+            advantages_and_returns(r.rewards[e], values[:-1], r.dones[e], values[-1], r.last_done[e], ppo.gamma,
+                                   ppo.gae_lambda, advantages, returns)  # fmt: skip
+            got.append((r.obs[e], r.actions[e], r.log_probs[e], advantages, returns, values[:-1]))
+    samples = [np.concatenate(each) for each in zip(*got, strict=True)]
+    chosen = rng.choice(len(samples[0]), ppo.batch_size, replace=False)
+    samples = Samples(*(each[chosen] for each in samples))
+    settings = UpdateSettings.of(ppo, batch.config.snapshot_every_epochs, batch.activation)
+    learner = Learner(theta, batch.adam_m[0].copy(), batch.adam_v[0].copy(), batch.policy_sizes, batch.critic_sizes)
+    order = rng.permuted(np.tile(np.arange(ppo.batch_size), (ppo.update_epochs, 1)), axis=1)
+    steps = batch.iteration * ppo.update_epochs * ppo.num_minibatches
+    snapshots = np.empty((batch.config.snapshots_per_iteration, size), np.float32)
+    update(learner, steps, samples, order, rate(batch), settings, snapshots)
+    return snapshots[-1] - batch.policies[0]
+
+
+def rate(batch):
+    fraction = 1 - batch.iteration / batch.config.num_iterations if batch.config.ppo.anneal_lr else 1.0
+    return batch.config.ppo.learning_rate * max(fraction, 1e-3)
+
+
+def tokens_now(batch, path, full, quarter, forecaster, rng):
+    """[J, P] in the order of NAMES."""
+    ppo, size, n = batch.config.ppo, batch.spec.size, batch.config.snapshots_per_iteration
+    window = np.stack(path)[-WINDOW:]
+    tokens, _ = windows_of(window, batch.spec.sizes, n - 1, len(path) - 1)
+    made = forecaster.forecast([History(0, len(path) - 1, window, n - 1, n)], (n, 10 * n))[0] - window[-1]
+    t = batch.iteration * ppo.update_epochs * ppo.num_minibatches
+    root = np.sqrt(batch.adam_v[0, :size] / (1 - BETA2**t)) + ppo.adam_eps
+    far = np.float32(rate(batch) * ppo.update_epochs * ppo.num_minibatches)
+    gradients = bands([surrogate_gradient(batch, 0, r) for r in full], FULL)
+    quarters = bands([surrogate_gradient(batch, 0, r) for r in quarter], QUARTER)
+    moment = batch.adam_m[0, :size] / (1 - BETA1**t)
+    rows = tokens, made, -far * gradients / root, -far * gradients / root.mean(), -far * quarters / root
+    return np.concatenate([*rows, [-far * moment / root, simulated(batch, full, rng)]]).astype(np.float32)
+
+
+def collect(out, env_id, seed, iterations):
+    path = out / f"{env_id}-{seed}.npz"
+    if path.exists():
+        return
+    config = config_of(env_id, seed)
+    batch, n = TrialBatch(config, [seed]), config.snapshots_per_iteration
+    forecaster = load_forecaster("causal", batch.spec.shapes)
+    rng, snapshots = np.random.default_rng(seed), [batch.policies[0].copy()]
+    full, quarter = deque(maxlen=20), deque(maxlen=40)
+    ends = np.cumsum([0, *batch.spec.sizes])
+    waiting, toward, moved, grams, returns = [], {}, {}, [], []
+    for i in range(1, min(iterations, config.num_iterations) + 1):
+        result = batch.iterate()
+        returns.append(result.episodes[0][:, 1].mean() if len(result.episodes[0]) else np.nan)
+        snapshots.extend(result.snapshots[0])
+        full.appendleft(Rollout.of(batch, 0))
+        steps = config.ppo.num_steps
+        part = steps // 4 * (i % 4)
+        quarter.appendleft(Rollout.of(batch, 0, part, part + steps // 4))
+        rows = tokens_now(batch, snapshots, full, quarter, forecaster, rng)
+        grams.append(np.stack([rows[:, a:b] @ rows[:, a:b].T for a, b in pairwise(ends)]))
+        waiting.append(rows)
+        for h, ahead in enumerate((1, 10)):
+            if i > ahead:
+                came, x = snapshots[-1] - snapshots[-1 - ahead * n], waiting[i - 1 - ahead]
+                toward[i - ahead, h] = np.stack([x[:, a:b] @ came[a:b] for a, b in pairwise(ends)])
+                moved[i - ahead, h] = [came[a:b] @ came[a:b] for a, b in pairwise(ends)]
+        if i > 10:
+            waiting[i - 11] = None
+    count = len(grams)
+    none = np.full(grams[0].shape[:2], np.nan), np.full(len(ends) - 1, np.nan)
+    kept = {
+        "gram": np.stack(grams).astype(np.float32),
+        "toward": np.stack([[toward.get((i, h), none[0]) for h in (0, 1)] for i in range(1, count + 1)]),
+        "moved": np.stack([[moved.get((i, h), none[1]) for h in (0, 1)] for i in range(1, count + 1)]),
+        "returns": np.array(returns),
+    }
+    np.savez(path, **kept)
+    print(env_id, seed, count, "iterations", flush=True)
+
+
+SETS = {  # single tokens and combinations
+    "causal": ("causal",), "last iteration's path": tuple(f"path {j}" for j in range(5)), "path": ("path",),
+    "Adam's moment": ("Adam",), "simulated update": ("simulated",), "gradient, last rollout": ("gradient 0-1",),
+    "mean gradient, last 20": ("mean",), "mean gradient, less noise": ("shrunk",), "gradients": ("gradient",),
+    "gradients, not over √v": ("raw",), "gradients, a quarter of each": QUARTERS,
+    "path, gradients": ("path", "gradient"), "causal, gradients": ("causal", "gradient"),
+    "causal, gradients, Adam": ("causal", "gradient", "Adam"),
+    "causal, gradients, Adam, simulated": ("causal", "gradient", "Adam", "simulated"),
+}  # fmt: skip
+
+
+SHIPPED = ("causal", "all quarters", "Adam"), ("causal", *QUARTERS, "Adam")  # by horizon, as `context` has them
+COLUMNS = ["ratio", "ratio with log standard deviations", "ratio of coefficients fitted here", "skill"]
+
+
+def derived(run):
+    """Yield, an iteration at a time, three more tokens as sums of those that the run has [G, 3, J]: the mean of the
+    gradients on the last 20 rollouts; the same of each tensor times the share of its square that is not noise, by the
+    products of different spans; the mean of those on a quarter of each."""
+    gram = run["gram"].astype(np.float64)
+    mine, quarters = ([NAMES.index(f"{kind} {a}-{b}") for a, b in FULL] for kind in ("gradient", "quarter"))
+    for i in range(len(gram)):
+        counts = np.array([max(0, min(b, i + 1) - a) for a, b in FULL])
+        share = counts / counts.sum()
+        products, pairs = gram[i][:, mine][:, :, mine], np.outer(share, share)
+        square = (pairs * products).sum((1, 2))
+        apart = pairs * (1 - np.eye(len(share)))
+        signal = (apart * products).sum((1, 2)) / max(apart.sum(), 1e-9)
+        factor = np.clip(signal / np.maximum(square, 1e-30), 0, 1) if i else np.zeros(len(square))
+        weights = np.zeros((len(square), 3, gram.shape[-1]))
+        weights[:, 0, mine], weights[:, 1, mine], weights[:, 2, quarters] = share, factor[:, None] * share, share
+        yield weights
+
+
+def read(path):
+    """A run with more tokens; the part of a short rollout that is remembered is the whole."""
+    run = dict(np.load(path))
+    if path.stem.rsplit("-", 1)[0] in DISCRETE:
+        source = np.arange(len(NAMES))
+        source[[NAMES.index(name) for name in QUARTERS]] = [NAMES.index(f"gradient {a}-{b}") for a, b in FULL]
+        run["gram"], run["toward"] = run["gram"][:, :, source][:, :, :, source], run["toward"][..., source]
+    weights = np.stack(list(derived(run)))  # [I, G, 2, J]
+    gram = run["gram"].astype(np.float64)
+    cross = weights @ gram
+    lower = np.concatenate([cross, cross @ weights.swapaxes(2, 3)], axis=3)
+    upper = np.concatenate([gram, cross.swapaxes(2, 3)], axis=3)
+    more = np.einsum("igdj,ihgj->ihgd", weights, run["toward"])
+    toward = np.concatenate([run["toward"], more], axis=3)
+    return run | {"gram": np.concatenate([upper, lower], axis=2), "toward": toward}
+
+
+def chosen(kinds, h):
+    """Numbers of the tokens whose names begin so; of the causal model's the one for this horizon."""
+    other = ("causal 50", "causal 5")[h]
+    return [
+        j
+        for j, name in enumerate((*NAMES, "mean", "shrunk", "all quarters"))
+        if name != other and any(f"{name} ".startswith(f"{kind} ") for kind in kinds)
+    ]
+
+
+def sums(runs, h, env_id):
+    """By run Σ over origins of x xᵀ [2, J, J] and x·y [2, J], of the network and of log standard deviations, in units
+    of what the causal model explains in this environment: so that all environments count alike."""
+    found = []
+    for run in runs:
+        y = run["moved"][FIRST:, h].sum(1)
+        known = np.isfinite(y)
+        gram, toward = (each[FIRST:][known].sum(0) / y[known].sum() for each in (run["gram"], run["toward"][:, h]))
+        last = len(gram) if env_id in DISCRETE else -1
+        found.append([np.stack([each[:last].sum(0), each[last:].sum(0)]) for each in (gram, toward)])
+    (causal,) = chosen(("causal",), h)
+    made, _ = explained(found, [causal], np.ones(1), causal)
+    unit = len(found) * made[0] ** 2 / made[1]
+    return [(gram / unit, toward / unit) for gram, toward in found], unit / len(found)
+
+
+def solved(parts, kinds, h, ridge):
+    """Coefficients [J] of least squares over these runs' networks, with a ridge relative to each token's square."""
+    mine = chosen(kinds, h)
+    gram, toward = (sum(each)[0] for each in zip(*parts, strict=True))
+    gram, toward = gram[np.ix_(mine, mine)], toward[mine]
+    size = np.sqrt(np.maximum(np.diag(gram), 1e-30))
+    return np.linalg.solve(gram / np.outer(size, size) + ridge * np.eye(len(mine)), toward / size) / size
+
+
+def explained(parts, mine, a, causal):
+    """f·y and |f|² of coefficients a over tokens, over runs: of the network [2], and with log-stds by `causal` [2]."""
+    gram, toward = (sum(each) / len(parts) for each in zip(*parts, strict=True))
+    network = np.array([a @ toward[0, mine], a @ gram[0][np.ix_(mine, mine)] @ a])
+    return network, network + np.array([toward[1, causal], gram[1, causal, causal]])
+
+
+def all_runs(out):
+    """By environment; of one seed or more."""
+    runs = {}
+    for path in sorted(out.glob("*[0-9].npz")):
+        runs.setdefault(path.stem.rsplit("-", 1)[0], []).append(read(path))
+    return runs
+
+
+def ship(out, ridge):
+    """Fit the coefficients that the forecaster `context` has, on all runs, and write them."""
+    runs, rows, beginnings = all_runs(out), [], []
+    for h, kinds in enumerate(SHIPPED):
+        parts = [part for env, each in runs.items() for part in sums(each, h, env)[0]]
+        causal, *gradients, moment = solved(parts, kinds, h, ridge)
+        if len(gradients) == 1:  # the mean over rollouts, in spans
+            gradients = [gradients[0] * (b - a) / FULL[-1][1] for a, b in FULL]
+        rows.append([round(float(each), 6) for each in (causal, *gradients, moment)])
+    names = sorted(each.stem for each in out.glob("*[0-9].npz"))
+    for env_id, seed in (name.rsplit("-", 1) for name in names):
+        batch = TrialBatch(config_of(env_id, int(seed)), [int(seed)])
+        start = batch.policies.copy()
+        beginnings.append(beginning_of(np.concatenate([start, batch.iterate().snapshots[0]])))
+    made = {"fitted_on": names, "ridge": ridge, "horizons": [1, 10], "coefficients": rows, "beginnings": beginnings}
+    COEFFICIENTS.write_text(json.dumps(made) + "\n")
+
+
+def report(out, path, ridge):
+    """cosine² with what came, over the causal model's, by environment: coefficients are of the other environments."""
+    runs, found = all_runs(out), {}
+    for h, horizon in enumerate(("1 iteration", "10 iterations")):
+        parts = {env: sums(each, h, env) for env, each in runs.items()}
+        (causal,) = chosen(("causal",), h)
+        for name, kinds in (SETS | {"context": SHIPPED[h]}).items():
+            mine, rows = chosen(kinds, h), {}
+            for env, (own, unit) in parts.items():
+                others = [part for other, (each, _) in parts.items() if other != env for part in each]
+                made = explained(own, mine, solved(others, kinds, h, ridge), causal)
+                best = explained(own, mine, solved(own, kinds, h, 1e-3), causal)
+                plain = explained(own, [causal], np.ones(1), causal)
+                square = [np.sign(each[0]) * each[0] ** 2 / each[1] for each in (*made, *plain, *best)]
+                rows[env] = [square[0] / square[2], square[1] / square[3], square[4] / square[2], square[0] * unit]
+            logs = np.log([max(row[0], 1e-2) for row in rows.values()])
+            half = (
+                stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)) if len(logs) > 1 else np.nan
+            )
+            mean = np.exp(logs.mean() + half * np.array([0, -1, 1])).tolist()
+            found.setdefault(horizon, {})[name] = {"mean": mean, **rows}
+            cells = " ".join(f"{row[0]:6.2f} ({row[1]:.2f}, {row[2]:.2f})" for row in rows.values())
+            print(f"{horizon:14} {name:28} {mean[0]:5.2f} [{mean[1]:.2f}, {mean[2]:.2f}]  {cells}")
+    print("ratio of the network (with log-stds, own fit):", *runs)
+    if path:
+        rounded = json.loads(json.dumps(found, default=float), parse_float=lambda each: float(f"{float(each):.3g}"))
+        path.write_text(json.dumps({"columns": COLUMNS, **rounded}) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("tokens", "report", "ship"))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("environments", nargs="*")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[901, 902])
+    parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--ridge", type=float, default=0.03)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.what == "report":
+        report(args.out, args.json, args.ridge)
+    elif args.what == "ship":
+        ship(args.out, args.ridge)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        for env_id in args.environments:
+            collect(args.out, env_id, seed, args.iterations)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Context tokens against autograd, sums of them against their formula.
+
+In: small trials whose memory is looked at with later weights.  Out: failures.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import plain_ppo
+import pytest
+import safetensors.numpy
+import torch
+
+from tipl.acceleration.arms import Arm, run_part
+from tipl.acceleration.jump import KINDS
+from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig, JumpConfig, PPOConfig
+from tipl.errors import TiplError
+from tipl.forecasting.context import CONTEXT, ContextSum
+from tipl.forecasting.named import load_forecaster
+from tipl.rl.context import LARGEST, TOKENS, Memory, Rollout, surrogate_gradient
+from tipl.rl.trial_batch import TrialBatch
+from tipl.store import History
+
+CONFIGS = {
+    "continuous": CollectConfig(
+        env_id="Pendulum-v1", total_steps=4 * 600 * 8, hidden_sizes=(8, 8),
+        ppo=PPOConfig(num_envs=4, num_steps=600, num_minibatches=4, update_epochs=2, learning_rate=0.05),
+    ),
+    "discrete": DiscreteCollectConfig(
+        total_steps=300 * 8, hidden_sizes=(8, 8), activation="relu",
+        ppo=DiscretePPOConfig(num_envs=3, num_steps=100, learning_rate=0.05, norm_adv=False),
+    ),
+}  # fmt: skip
+
+
+def advantages_of(rollout: Rollout, values: np.ndarray, ppo: PPOConfig) -> np.ndarray:
+    """[E, S] by the definition, of values [E, S + 1]."""
+    found, last = np.zeros(rollout.rewards.shape), 0.0
+    ends = np.concatenate([rollout.dones, rollout.last_done[:, None]], axis=1)
+    for t in reversed(range(found.shape[1])):
+        goes_on = 1 - ends[:, t + 1]
+        delta = rollout.rewards[:, t] + ppo.gamma * goes_on * values[:, t + 1] - values[:, t]
+        found[:, t] = last = delta + ppo.gamma * ppo.gae_lambda * goes_on * last
+    return found
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_gradient_on_an_old_rollout_is_autograds(config: CollectConfig) -> None:
+    """Of a part of the first rollout, an update later; some ratios are beyond 3."""
+    batch = TrialBatch(config, [1, 2])
+    batch.iterate()
+    rollout = Rollout.of(batch, 1, 25, 98)
+    np.testing.assert_array_equal(rollout.last_obs, batch.obs[batch.copies(1), 98])
+    rollout = rollout._replace(log_probs=rollout.log_probs - np.linspace(0, 2, 73, dtype=np.float32))
+    batch.iterate()
+    discrete, ppo = isinstance(config, DiscreteCollectConfig), config.ppo
+    sizes, theta = batch.policy_sizes.tolist(), batch.theta[1]
+    agent = plain_ppo.Agent(
+        sizes[0], tuple(sizes[1:-1]), sizes[-1], theta, discrete=discrete, activation=config.activation
+    )
+    seen = np.concatenate([rollout.obs, rollout.last_obs[:, None]], axis=1)
+    values = agent.critic(torch.tensor(seen))[..., 0].detach().numpy()
+    advantages = torch.tensor(advantages_of(rollout, values, ppo), dtype=torch.float32).reshape(-1)
+    if ppo.norm_adv:
+        advantages = (advantages - advantages.mean()) / advantages.std(correction=0)
+    flat = (torch.tensor(each.reshape(len(advantages), -1)) for each in (rollout.obs, rollout.actions))
+    log_probs, entropy = agent.log_prob_and_entropy(*flat)
+    ratio = (log_probs - torch.tensor(rollout.log_probs.reshape(-1))).exp()
+    assert 0 < (ratio > 3).float().mean() < 0.5
+    held = torch.exp(log_probs - log_probs.detach()) * ratio.detach().clamp(max=np.exp(LARGEST).item())
+    (-(advantages * held).mean() - ppo.ent_coef * entropy.mean()).backward()
+    expected = np.concatenate([p.grad.reshape(-1).numpy() for p in agent.policy()])
+    found = surrogate_gradient(batch, 1, rollout)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_token_is_an_iteration_of_adam_along_the_mean_gradient_of_its_span() -> None:
+    config = CONFIGS["continuous"]
+    batch, memory, kept = TrialBatch(config, [3]), Memory(), []
+    for start in (128, 256, 384):  # of 4 copies 128 steps are remembered, others each time
+        batch.iterate()
+        memory.add(batch, 0)
+        kept.insert(0, Rollout.of(batch, 0, start, start + 128))
+    gradients = [surrogate_gradient(batch, 0, each) for each in kept]
+    step = 0.05 * (1 - 3 / 8) * 8 / (np.sqrt(batch.adam_v[0, : batch.spec.size] / (1 - 0.999**24)) + 1e-5)
+    tokens = memory.tokens(batch, 0)
+    assert tokens.shape == (TOKENS, batch.spec.size)
+    np.testing.assert_allclose(tokens[0], -step * gradients[0], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(tokens[1], -step * (gradients[1] + gradients[2]) / 2, rtol=1e-4, atol=1e-7)
+    assert not tokens[2:-1].any()
+    moment = batch.adam_m[0, : batch.spec.size] / (1 - 0.9**24)
+    np.testing.assert_allclose(tokens[-1], -step * moment, rtol=1e-4, atol=1e-7)
+
+
+def test_a_sum_of_tokens_is_the_causal_models_displacement_and_theirs() -> None:
+    fitted = {"horizons": [1, 10], "coefficients": [[0.5, 1.0, 0.0], [2.0, 4.0, -1.0]]}
+    shapes = [(2, 3), (2,), (1, 2)]
+    forecaster = ContextSum(shapes, 5, fitted)
+    found = forecaster.coefficients([1, 5, 50, 100])
+    np.testing.assert_allclose(found, [*2 * [[0.5, 1, 0]], *2 * [[2, 4, -1]]])
+    rng = np.random.default_rng(0)
+    path = np.cumsum(rng.standard_normal((31, 10)).astype(np.float32) + 1, axis=0)
+    tokens = rng.standard_normal((2, 10)).astype(np.float32)
+    made = forecaster.forecast([History(0, 30, path, 4, 5, tokens)], [50])[0, 0] - path[-1]
+    causal = load_forecaster("causal", shapes).forecast([History(0, 30, path, 4, 5)], [50])[0, 0] - path[-1]
+    expected = np.r_[(2 * causal + 4 * tokens[0] - tokens[1])[:8], causal[8:]]  # the last are log standard deviations
+    np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(TiplError, match="takes 2 context tokens"):
+        forecaster.forecast([History(0, 30, path, 4, 5)], [50])
+
+
+def test_a_live_run_makes_the_tokens_that_its_forecaster_takes(tmp_path: Path) -> None:
+    config = CollectConfig(trials=1, total_steps=4 * 256, ppo=PPOConfig(num_steps=256, num_minibatches=4))
+    run_part(Arm(config, CONTEXT, JumpConfig(full_trust=0.0)), tmp_path / "part", [1])
+    kinds = safetensors.numpy.load_file(tmp_path / "part")["kinds"][0]
+    assert set(kinds) <= {KINDS.index(kind) for kind in ("accepted", "shrunk", "rejected", "taken back")}
