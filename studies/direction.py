@@ -39,6 +39,7 @@ NAMES = (
     *(f"gradient {a}-{b}" for a, b in FULL), *(f"raw {a}-{b}" for a, b in FULL),
     *(f"quarter {a}-{b}" for a, b in QUARTER), "Adam", "simulated update",
 )  # fmt: skip
+OWN = 1e-3  # the ridge of coefficients that are fitted where they are judged
 FIRST = 2  # origins before are left out
 DISCRETE = ("CartPole-v1", "Acrobot-v1", "LunarLander-v2", "LunarLander-v3")
 
@@ -205,7 +206,7 @@ def chosen(kinds, h):
 
 def sums(runs, h, env_id):
     """By run Σ over origins of x xᵀ [2, J, J] and x·y [2, J], of the network and of log standard deviations, in units
-    of what the causal model explains in this environment: so that all environments count alike."""
+    of what the tokens of `context` can explain in this environment: so that all environments count alike."""
     found = []
     for run in runs:
         y = run["moved"][FIRST:, h].sum(1)
@@ -213,9 +214,9 @@ def sums(runs, h, env_id):
         gram, toward = (each[FIRST:][known].sum(0) / y[known].sum() for each in (run["gram"], run["toward"][:, h]))
         last = len(gram) if env_id in DISCRETE else -1
         found.append([np.stack([each[:last].sum(0), each[last:].sum(0)]) for each in (gram, toward)])
-    (causal,) = chosen(("causal",), h)
-    made, _ = explained(found, [causal], np.ones(1), causal)
-    unit = len(found) * made[0] ** 2 / made[1]
+    mine = chosen(SHIPPED[h], h)
+    (gained, length), _ = explained(found, mine, solved(found, SHIPPED[h], h, OWN), mine[0])
+    unit = len(found) * gained**2 / length
     return [(gram / unit, toward / unit) for gram, toward in found], unit / len(found)
 
 
@@ -272,7 +273,7 @@ def report(out, path, ridge):
             for env, (own, unit) in parts.items():
                 others = [part for other, (each, _) in parts.items() if other != env for part in each]
                 made = explained(own, mine, solved(others, kinds, h, ridge), causal)
-                best = explained(own, mine, solved(own, kinds, h, 1e-3), causal)
+                best = explained(own, mine, solved(own, kinds, h, OWN), causal)
                 plain = explained(own, [causal], np.ones(1), causal)
                 square = [np.sign(each[0]) * each[0] ** 2 / each[1] for each in (*made, *plain, *best)]
                 rows[env] = [square[0] / square[2], square[1] / square[3], square[4] / square[2], square[0] * unit]

@@ -7,6 +7,7 @@ environment steps, and their time is measured apart. Shapes: N seeds, I iteratio
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
