@@ -310,7 +310,7 @@ def _compile(arm: Arm, seed: int) -> None:
         batch.iterate()
     if arm.jumps_with is not None:
         batch_judge(batch, 0)(np.array(batch.policies[0]) * np.float32(0.5))
-        if _arm_forecaster(arm, batch).takes_tokens:
+        if any(jumper.forecaster.takes_tokens for jumper in _jumpers(arm, batch)):
             memory = Memory()
             memory.add(batch, 0)
             memory.tokens(batch, 0)

@@ -382,7 +382,6 @@ JUMPS = {
     "average": _UNGUARDED,
     "autoregression": JumpConfig(horizon=20, max_kl=0.02, max_change=0.02),
     "causal": JumpConfig(horizon=20, max_change=0.02, hindsight=True),
-    "context": JumpConfig(horizon=10, max_change=0.02, hindsight=True),
 }
 """How to jump with each `ForecasterName`, as `results/accelerate` has chosen."""
 
