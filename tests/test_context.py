@@ -35,7 +35,7 @@ CONFIGS = {
 
 def advantages_of(rollout: Rollout, values: np.ndarray, ppo: PPOConfig) -> np.ndarray:
     """[E, S] by the definition, of values [E, S + 1]."""
-    found, last = np.zeros(rollout.rewards.shape), 0.0
+    found, last = np.zeros_like(rollout.rewards, np.float64), 0.0
     ends = np.concatenate([rollout.dones, rollout.last_done[:, None]], axis=1)
     for t in reversed(range(found.shape[1])):
         goes_on = 1 - ends[:, t + 1]

@@ -60,10 +60,11 @@ class Rollout(NamedTuple):
         """The steps from `start` until `stop` of a trial's last rollout, copied."""
         mine, stop = batch.copies(trial), batch.config.ppo.num_steps if stop is None else stop
         arrays = batch.obs, batch.actions, batch.log_probs, batch.rewards, batch.dones
-        steps = (array[mine, start:stop].copy() for array in arrays)
-        if stop == batch.config.ppo.num_steps:
-            return cls(*steps, batch.next_obs[mine].copy(), batch.next_done[mine].copy())
-        return cls(*steps, batch.obs[mine, stop].copy(), batch.dones[mine, stop].copy())
+        ended = stop == batch.config.ppo.num_steps
+        after = (
+            (batch.next_obs[mine], batch.next_done[mine]) if ended else (batch.obs[mine, stop], batch.dones[mine, stop])
+        )
+        return cls._make(each.copy() for each in (*(array[mine, start:stop] for array in arrays), *after))
 
 
 class Memory:

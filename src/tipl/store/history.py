@@ -111,7 +111,7 @@ class Seen:
         """Whether a run [T, P] from φ_0 on is this one, as far as both go: its first snapshot, the last that both
         know, and those 1, 2, 4, … before that."""
         both = min(len(self), len(weights_TP))
-        looked_at = {0, *(both - 2**k for k in range(both.bit_length()))} if both else set()
+        looked_at: set[int] = {0, *(both - 2**k for k in range(both.bit_length()))} if both else set()
         return all(_digest(weights_TP[at]) == self._digests[at] for at in looked_at)
 
     def extend(self, weights_TP: np.ndarray) -> None:
