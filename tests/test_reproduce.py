@@ -13,7 +13,7 @@ from tipl.config import experiments
 from tipl.config.experiments import Experiment
 from tipl.config.presets import CollectConfig, EvaluateConfig, SVDConfig, TrainConfig
 from tipl.errors import TiplError
-from tipl.forecasting.shipped import PRETRAINED, SHIPPED
+from tipl.forecasting.shipped import PRETRAINED, SHIPPED_NAMES
 from tipl.models import read_training
 
 TINY = Experiment(
@@ -47,7 +47,9 @@ def test_an_experiment_from_collection_to_report(
 
 
 def test_no_shipped_model_has_seen_what_an_experiment_judges():
-    shipped = read_training(PRETRAINED / SHIPPED)["codes"]["trials"]["stores"]
+    shipped = [
+        store for name in SHIPPED_NAMES for store in read_training(PRETRAINED / name)["codes"]["trials"]["stores"]
+    ]
     seen = {seed for store in shipped for seed in (*store["train"], *store["validation"])}
     seen |= set(json.loads((PRETRAINED / "autoregression.json").read_text())["fitted_on"]["seeds"])
     assert len(seen) > 40

@@ -8,7 +8,7 @@ import json
 import math
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,14 +17,14 @@ import safetensors.torch
 import torch
 
 from tipl.collection.random_walk import random_walk
-from tipl.config.presets import CausalTrainConfig, EvaluateConfig
+from tipl.config.presets import CausalTrainConfig, EvaluateConfig, ForecasterName
 from tipl.errors import TiplError
 from tipl.evaluation.evaluate import evaluate
 from tipl.forecasting.autoregression import solve_ridge
 from tipl.forecasting.forecast import forecast
 from tipl.forecasting.named import load_forecaster
 from tipl.forecasting.online import online_corrected
-from tipl.forecasting.shipped import SHIPPED, model_folder
+from tipl.forecasting.shipped import SHIPPED, SHIPPED_NAMES, model_folder
 from tipl.forecasting.trained import CausalForecaster, codes_for
 from tipl.models import CausalTIPL, load
 from tipl.models.causal import EPOCH_INDICES, CausalConfig, Features, described, features
@@ -469,7 +469,11 @@ def test_a_trained_model_is_judged_like_any_forecaster(tmp_path: Path):
 
 
 def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(small_store: Path, tmp_path: Path):
-    assert sum(file.stat().st_size for file in model_folder(SHIPPED).iterdir()) <= 5_000_000
+    names = get_args(ForecasterName)
+    for name in SHIPPED_NAMES:
+        assert sum(file.stat().st_size for file in model_folder(name).iterdir()) <= 5_000_000
+        assert isinstance(load_forecaster(name, [(3,)]), CausalForecaster)
+        assert name == SHIPPED or name not in names  # which live runs would take for a rule
     out = tmp_path / "policy.safetensors"
     made = forecast(small_store, 2, 40, 10, out, episodes=3)
     trial = Store.open(small_store).trial(2)

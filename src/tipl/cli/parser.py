@@ -14,7 +14,8 @@ from tipl.config.execution import Execution
 from tipl.errors import TiplError, printable
 
 SHIPPED = "causal"
-"""The name of the model that comes with the package."""
+SHIPPED_NAMES = (SHIPPED, "zoo")
+"""The names of the models that come with the package, as `forecasting.shipped` has them, which is slow to import."""
 
 
 class Parser(ArgumentParser):
@@ -46,7 +47,8 @@ def add_model(verb: ArgumentParser, told: str, **options: Any) -> None:
     def name_or_path(text: str) -> str | Path:
         """`./causal` is not the model called `causal`; a Path would drop what tells them apart."""
         path = reader(Place)(text)
-        return text if text == SHIPPED or is_address(path) else path.absolute() if str(path) == SHIPPED else path
+        is_name = str(path) in SHIPPED_NAMES
+        return text if text in SHIPPED_NAMES or is_address(path) else path.absolute() if is_name else path
 
     verb.add_argument("--model", type=name_or_path, metavar="MODEL", help=told, **options)
 

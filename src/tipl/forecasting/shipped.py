@@ -18,7 +18,10 @@ from tipl.remote.pull import pulled
 from tipl.training import LAST
 
 SHIPPED = "causal"
-"""The model that comes with the package."""
+"""The model that is taken where none is named."""
+SHIPPED_NAMES = (SHIPPED, "zoo")
+"""The models that come with the package: `causal` learned from five stores of two experiments, `zoo` from 32
+environments (`studies/zoo.py`)."""
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
@@ -34,7 +37,7 @@ def model_folder(name_or_path: Place) -> Path:
         return _fetched(str(name_or_path))
     path = Path(name_or_path)
     is_name = not path.exists() if isinstance(name_or_path, Path) else True
-    return PRETRAINED / SHIPPED if str(name_or_path) == SHIPPED and is_name else path
+    return PRETRAINED / str(name_or_path) if str(name_or_path) in SHIPPED_NAMES and is_name else path
 
 
 def published_folder(name_or_path: Place, revision: str | None = None) -> Path:
