@@ -4,7 +4,9 @@ In: the source of the package.  Out: failures that name the module.
 """
 
 import ast
+import dataclasses
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -15,9 +17,11 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import numpy as np
 import pytest
 
 import tipl
+from tipl.errors import TiplError
 from tipl.representation import Codes
 
 SOURCE = Path(tipl.__file__).parent
@@ -128,12 +132,69 @@ def test_every_public_name_is_there_and_says_so():
 @pytest.mark.parametrize("name", sorted(set(tipl.__all__) - {"EXPERIMENTS", "__version__"}))
 def test_a_public_name_says_what_it_is_for(name: str):
     public = getattr(tipl, name)
-    if inspect.isclass(public):
-        own = [member for member, value in vars(public).items() if callable(value) and not member.startswith("_")]
-        undocumented = [member for member in own if not inspect.getdoc(getattr(public, member))]
-        assert vars(public)["__doc__"] and not undocumented, undocumented
-    else:
-        assert undocumented_parts(public) == []
+    assert vars(public)["__doc__"] if inspect.isclass(public) else undocumented_parts(public) == []
+
+
+def test_public_methods_say_what_they_take_and_give():
+    """Of all classes that the package and its folders export."""
+    places = ["", ".store", ".representation", ".models", ".training"]
+    modules = [importlib.import_module(f"tipl{place}") for place in places]
+    found = [getattr(module, name) for module in modules for name in module.__all__]
+    if importlib.util.find_spec("stable_baselines3"):
+        sb3 = importlib.import_module("tipl.integrations.sb3")
+        found += [sb3.SB3Recorder, sb3.SB3Accelerator]
+    classes = {each for each in found if inspect.isclass(each)}
+    assert len(classes) > 40
+    told = {f"{public.__name__}.{name}": unsaid(*of) for public in classes for name, of in _methods(public)}
+    assert {name: missing for name, missing in told.items() if missing} == {}
+
+
+def _methods(public: type) -> Iterator[tuple[str, tuple[Any, str]]]:
+    """The public methods and properties of a class that are ours, and `__init__` with the words of the class."""
+    for name, member in inspect.getmembers_static(public):
+        bare = next((each for at in ("fget", "func", "__func__") if (each := getattr(member, at, None))), member)
+        ours = (getattr(bare, "__module__", None) or "").startswith("tipl.") and inspect.isfunction(bare)
+        if not ours or bare.__name__ == "<lambda>" or (name.startswith("_") and name not in ("__init__", "__call__")):
+            continue
+        if name != "__init__":
+            yield name, (bare, "")
+        elif public.__name__ not in _OPENED and not dataclasses.is_dataclass(public):
+            yield name, (public.__init__, inspect.getdoc(public) or "")
+
+
+def unsaid(method: Callable[..., Any], of_class: str = "") -> list[str]:
+    """What the docstring of a method leaves out: what it does, an argument, the shape of an array, an error."""
+    text = inspect.getdoc(method) or ""
+    words = re.findall(r"\w+", f"{text} {of_class}")
+    arguments = [
+        name for name in inspect.signature(method).parameters if name not in ("self", "cls", *_OBVIOUS, *words)
+    ]
+    gives = str(inspect.signature(method).return_annotation)
+    raises = "raise TiplError" in inspect.getsource(inspect.unwrap(method))
+    return (
+        ([] if text or of_class else ["the first line"])
+        + arguments
+        + (["a shape"] if re.fullmatch(r".*\b(ndarray|Tensor)'?>?", gives) and "[" not in text else [])
+        + (["Raises"] if raises and "Raises:\n" not in text else [])
+    )
+
+
+_OBVIOUS = ("seed", "name", "path", "store_path")
+
+
+def test_the_reader_of_methods_misses_what_is_missing():
+    def bare(self, path, other) -> np.ndarray:
+        raise TiplError("")
+
+    def whole(self, other) -> np.ndarray:
+        """Return the other, [N].
+
+        Raises:
+            TiplError: always.
+        """
+        raise TiplError("")
+
+    assert unsaid(bare) == ["the first line", "other", "a shape", "Raises"] and unsaid(whole) == []
 
 
 def undocumented_parts(function: Callable[..., Any]) -> list[str]:

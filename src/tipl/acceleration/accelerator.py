@@ -254,7 +254,7 @@ class Accelerator:
         return state | about | {"within": torch.as_tensor(within)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Go on from `state`, which `state_dict` returned.
 
         Raises:
             TiplError: it is of another policy or forecaster.

@@ -147,11 +147,11 @@ class JumpingOptimizer(torch.optim.Optimizer):
         return judge
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients as the other optimizer does."""
+        """Clear the gradients as the other optimizer does; `set_to_none` is torch's."""
         self.optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse further groups once jumps have begun: their weights are known from the start.
+        """Refuse a further `param_group`: which weights jump is known from the start.
 
         Raises:
             TiplError: always, after `__init__`.

@@ -151,10 +151,12 @@ class CollectConfig:
 
     @property
     def num_iterations(self) -> int:
+        """Whole iterations of PPO in `total_steps`."""
         return self.total_steps // self.ppo.batch_size
 
     @property
     def snapshots_per_iteration(self) -> int:
+        """Snapshots that one iteration of PPO gives."""
         return self.ppo.update_epochs // self.snapshot_every_epochs
 
     @property
@@ -164,6 +166,7 @@ class CollectConfig:
 
     @property
     def seeds(self) -> range:
+        """The seed of each trial."""
         return range(self.seed, self.seed + self.trials)
 
 
@@ -327,8 +330,7 @@ class EvaluateConfig:
     seen: bool = False
     """Judge on training trials instead, as many as there are test trials: what is made of what was learned from."""
     all: bool = False
-    """Judge on every trial of the store, which no model may have learned from; baselines that take a fit need other
-    stores for it (--fit) or are left out."""
+    """Judge on every trial of the store, which no model may know; baselines with a fit need other stores (--fit)."""
     seed: Whole = 0
     """Seed of the origins, the episodes, the random baseline, the bootstrap and the walks beside the spectra."""
 

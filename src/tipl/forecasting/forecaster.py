@@ -56,7 +56,7 @@ class Forecaster(ABC):
         origin. All of them have to be finite. What a forecaster keeps between calls may change no forecast."""
 
     def follow(self, trial: int, weights_P: np.ndarray) -> "LiveRun":
-        """Return a live run from φ_0 on."""
+        """Return a live run of the trial `trial` (any number) that begins at φ_0, weights_P [P]."""
         return LiveRun(self, trial, weights_P)
 
 

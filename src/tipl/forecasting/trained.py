@@ -142,9 +142,10 @@ class CausalForecaster(Forecaster):
     def forecast_with_error(
         self, histories: Sequence[History], horizons: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the forecast [B, H, P], and how far from it the model expects φ_{t+h}: root mean square [B, H].
+        """Return the forecast of B `histories` at H `horizons`, [B, H, P], and the error to expect.
 
-        The error is NaN where the model has nothing to go by: beyond `furthest`, and where nothing has moved yet.
+        The error is how far from the forecast the model expects φ_{t+h}: root mean square [B, H].
+        It is NaN where the model has nothing to go by: beyond `furthest`, and where nothing has moved yet.
         """
         horizons = asked(histories, horizons)
         out = np.empty((len(histories), len(horizons), histories[0].weights.shape[1]), np.float32)

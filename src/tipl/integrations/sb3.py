@@ -91,6 +91,9 @@ class SB3Recorder(BaseCallback):
             env_id: default: what the environments' spec says.
             config: what else made the run, as JSON; the algorithm and its settings are taken from the model.
             complete: whether the end of `learn` completes the trial.
+
+        Raises:
+            TiplError: `every` or `unit` is no such thing.
         """
         super().__init__()
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:

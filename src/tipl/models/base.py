@@ -77,6 +77,7 @@ class CodeModel(SavedModel, ABC):
     std_D: Tensor
 
     def __init__(self, config: TIPLConfig) -> None:
+        """Make a model of the shape that `config` says; weights are random."""
         super().__init__()
         self.config = config
         self.register_buffer("mean_D", torch.zeros(config.dim))
@@ -84,14 +85,22 @@ class CodeModel(SavedModel, ABC):
 
     @abstractmethod
     def network(self, codes_BKD: Tensor, timesteps_BK: Tensor, valid_BK: Tensor) -> Tensor:
-        """`predict` before `residual` is heeded. Padded codes are 0. At padded positions it is finite."""
+        """Return what `predict` returns before `residual` is heeded, [B, K, D].
+
+        Args:
+            codes_BKD: standardized, 0 where padded.
+            timesteps_BK, valid_BK: as for `forward`; what is returned for padded positions is finite.
+        """
 
     def standardize(self, codes: Tensor) -> Tensor:
-        """(c - mean) / std, for codes of shape [..., D]; 1 stands for a std of 0."""
+        """Return (codes − mean) / std, [..., D]; 1 stands for a std of 0."""
         return (codes - self.mean_D) / torch.where(self.std_D > 0, self.std_D, 1.0)
 
     def predict(self, codes_BKD: Tensor, timesteps_BK: Tensor, valid_BK: Tensor) -> Tensor:
-        """`forward` on standardized codes, to standardized codes [B, K, D]."""
+        """Return what `forward` does, [B, K, D], of standardized codes_BKD and as standardized codes.
+
+        Args: timesteps_BK and valid_BK as for `forward`.
+        """
         B, K, D = codes_BKD.shape
         assert self.config.dim == D and 1 <= K <= self.config.context, (codes_BKD.shape, self.config)
         assert timesteps_BK.shape == valid_BK.shape == (B, K), (timesteps_BK.shape, valid_BK.shape)
@@ -101,7 +110,7 @@ class CodeModel(SavedModel, ABC):
         return codes_BKD + out_BKD if self.config.residual else out_BKD
 
     def forward(self, codes_BKD: Tensor, timesteps_BK: Tensor, valid_BK: Tensor) -> Tensor:
-        """The code after every position of a window of at most `config.context` positions.
+        """Return the code after every position of a window of at most `config.context` positions.
 
         Args:
             codes_BKD: raw codes in order, the newest last; shorter histories are padded on the left.
@@ -117,9 +126,10 @@ class CodeModel(SavedModel, ABC):
 
     @torch.no_grad()
     def rollout(self, codes_BKD: Tensor, timesteps_BK: Tensor, valid_BK: Tensor, horizon: int) -> Tensor:
-        """The next `horizon` codes, each predicted from the last `config.context` codes, its own predictions included.
+        """Return the next `horizon` codes, each predicted from the last `config.context`, its own predictions included.
 
-        Args: as for `forward`, but of any length K ≥ 1; only the last `config.context` positions are used.
+        Args: codes_BKD, timesteps_BK and valid_BK as for `forward`, but of any length K ≥ 1, of which the last
+            `config.context` positions are used.
 
         Returns:
             [B, horizon, D], without dropout and without gradient; the model's mode is left as it was.
@@ -152,7 +162,7 @@ class EmbeddedCodes(CodeModel):
         self.dropout = Dropout(config.dropout)
 
     def embed(self, codes_BKD: Tensor, timesteps_BK: Tensor) -> Tensor:
-        """[B, K, C], in float32 under autocast too."""
+        """Return what the network goes on with, [B, K, C], of codes_BKD at timesteps_BK; float32 under autocast too."""
         with torch.autocast(codes_BKD.device.type, enabled=False):
             x_BKC = self.embed_code(codes_BKD)
             if self.embed_time is not None:
@@ -177,6 +187,7 @@ class Dropout(nn.Module):
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x [...] with random entries 0 and the others scaled up; outside of training x itself."""
         if not self.training or self.probability == 0:
             return x
         words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)

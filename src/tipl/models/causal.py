@@ -113,6 +113,7 @@ class CausalTIPL(SavedModel):
     title: ClassVar[str] = "TIPL, causal"
 
     def __init__(self, config: CausalConfig = CausalConfig()) -> None:
+        """Make a model of the shape that `config` says, which forecasts no movement until it is trained."""
         super().__init__()
         self.config, width, horizons = config, config.width, len(config.horizons)
         self.embed_token = nn.Linear(2 * TOKENS + 2, width)
@@ -129,6 +130,7 @@ class CausalTIPL(SavedModel):
             nn.init.zeros_(head.bias)
 
     def forward(self, seen: Features) -> Outlook:
+        """Return a weight for each token and horizon, and the error to expect, of what is `seen` of B windows."""
         x_BJC = self.embed_token(seen.token_BJF) + self.embed_fact(seen.fact_BF)[:, None] + self.position
         for block in self.blocks:
             x_BJC = block(x_BJC)

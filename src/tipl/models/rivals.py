@@ -22,6 +22,8 @@ class GRU(EmbeddedCodes):
     """Gated recurrent units (Cho et al. 2014) on the embedding that TIPL has, from h = 0 at the first code it is given.
 
     Dropout lies on the embedding and on the output of every layer; a linear head gives the next code.
+
+    config: its shape; hidden: the width, by default that of as many parameters as TIPL has.
     """
 
     kind, title = "gru", "GRU"
@@ -51,6 +53,8 @@ class MLP(CodeModel):
     """ReLU layers on the last K codes laid end to end, each with a flag that says whether it is one, and on e_t.
 
     Every position is predicted from the K positions that end there, so a window trains it as often as it trains TIPL.
+
+    config, hidden: as of `GRU`.
     """
 
     kind, title = "mlp", "MLP"

@@ -15,7 +15,10 @@ from tipl.models.base import Dropout, EmbeddedCodes, TIPLConfig
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, softmax(q kᵀ / √(C/A) + mask) v, with dropout on the attention weights."""
+    """Multi-head self-attention, softmax(q kᵀ / √(C/A) + mask) v, with dropout on the attention weights.
+
+    Of C = `width` channels in A = `num_heads` heads.
+    """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -25,7 +28,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BKC: Tensor, mask_B1KK: Tensor) -> Tensor:
-        """`mask_B1KK` is added to the logits: 0 where row (query) may see column (key), -inf where it may not."""
+        """Return [B, K, C] of x_BKC; `mask_B1KK` is 0 where row (query) may see column (key), −inf where it may not."""
         qkv_BK3AC = self.qkv(x_BKC).unflatten(-1, (3, self.num_heads, -1))
         q_BAKC, k_BAKC, v_BAKC = qkv_BK3AC.permute(2, 0, 3, 1, 4)
         seen_BAKC = functional.scaled_dot_product_attention(
@@ -56,6 +59,8 @@ class TIPL(EmbeddedCodes):
     x_k = dropout(LayerNorm(E c_k + e_t)), causal pre-LN blocks, LayerNorm, and a linear head onto the next code.
     The paper leaves the rest open; it is as in the Decision Transformer, on which the paper builds: ReLU, dropout on
     the embedding, the attention weights and both branches, and no embedding of the place in the window.
+
+    config: its shape, `TIPLConfig`; weights are random.
     """
 
     kind, title = "paper", "TIPL"
@@ -86,7 +91,8 @@ class TIPL(EmbeddedCodes):
                     nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self.config.num_layers) if joins else 0.02)
 
     def network(self, codes_BKD: Tensor, timesteps_BK: Tensor, valid_BK: Tensor) -> Tensor:
-        """The head's output [B, K, D].
+        """Return the head's output [B, K, D]; the arguments are those of `CodeModel.network`: codes_BKD, timesteps_BK,
+        valid_BK.
 
         Under autocast only the blocks run in low precision: a step between two codes is small beside the codes, so
         what is read, written and carried along the residual stream stays float32.

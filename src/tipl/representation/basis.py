@@ -29,18 +29,18 @@ class Basis:
     """The basis has seen what comes after the snapshots of this trial."""
 
     def encode(self, weights_TP: np.ndarray) -> np.ndarray:
-        """Snapshots [T, P] to float32 codes [T, D]."""
+        """Turn snapshots weights_TP into float32 codes [T, D]."""
         return np.concatenate([code for _, code in self._encoded(weights_TP)]).astype(np.float32)
 
     def decode(self, codes_TD: np.ndarray) -> np.ndarray:
-        """Codes [T, D] to float32 snapshots [T, P]."""
+        """Turn codes_TD into float32 snapshots [T, P]."""
         weights_TP = np.empty((len(codes_TD), len(self.mean_P)), np.float32)
         for rows in row_slices(weights_TP):
             weights_TP[rows] = self.mean_P + np.asarray(codes_TD[rows], np.float64) @ self._scaled_DP
         return weights_TP
 
     def floor(self, weights_TP: np.ndarray) -> float:
-        """Mean over T and P of (φ − decode(encode(φ)))²: no forecast of these snapshots in the basis does better."""
+        """Return the mean over T and P of (φ − decode(encode(φ)))², φ = weights_TP: no forecast does better."""
         squares = 0.0
         for rows, codes in self._encoded(weights_TP):
             squares += float(np.square(weights_TP[rows] - self.mean_P - codes @ self._scaled_DP).sum())

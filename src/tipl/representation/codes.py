@@ -110,7 +110,7 @@ class Codes:
         return Gram(lower_TT + np.tril(lower_TT, -1).T, own["initial"])
 
     def singular_values(self, seed: int) -> np.ndarray:
-        """Return the float64 spectrum.
+        """Return the singular values, float64, largest first.
 
         Returns:
             full: [min(T, P)], of the trial. pooled: of the stacked training trials, as many as were kept.

@@ -34,7 +34,10 @@ class Gram:
 
     @classmethod
     def of(cls, weights_TP: np.ndarray) -> "Gram":
-        """In float64, over blocks of columns: one float64 block and two T×T matrices beyond the weights."""
+        """Return the Gram matrix of snapshots weights_TP, in float64.
+
+        Over blocks of columns: one float64 block and two T×T matrices beyond the weights.
+        """
         count = len(weights_TP)
         displacement_TT, initial_T = np.zeros((count, count)), np.zeros(count)
         initial_P = weights_TP[0].astype(np.float64)
@@ -48,7 +51,10 @@ class Gram:
         return Gram(self.displacement_TT + other.displacement_TT, self.initial_T + other.initial_T)
 
     def inner(self, rows: Any, columns: Any, anchor: int | None) -> np.ndarray:
-        """⟨φ_i − φ_a, φ_j − φ_a⟩ for slices or index arrays i and j; ⟨φ_i, φ_j⟩ where `anchor` is None."""
+        """Return ⟨φ_i − φ_a, φ_j − φ_a⟩ [I, J] for slices or index arrays i, `rows`, and j, `columns`.
+
+        Where the `anchor` a is None: ⟨φ_i, φ_j⟩.
+        """
         index = np.arange(len(self.initial_T))
         rows, columns = index[rows], index[columns]
         gram_NN = self.displacement_TT[np.ix_(rows, columns)]

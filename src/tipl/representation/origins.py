@@ -44,23 +44,26 @@ class OriginBasis:
         return coefficients_DS
 
     def decode(self, codes_ND: np.ndarray, snapshots_SP: np.ndarray) -> np.ndarray:
-        """Codes [N, D] to float64 weights [N, P], given the snapshots `first` … `origin`."""
+        """Turn codes_ND into float64 weights [N, P], given the snapshots `first` … `origin`, snapshots_SP."""
         weights_NP = codes_ND @ (self.coefficients_DS @ snapshots_SP)
         return weights_NP if self.anchor is None else weights_NP + snapshots_SP[self.anchor - self.first]
 
     def encode(self, weights_NP: np.ndarray, snapshots_SP: np.ndarray) -> np.ndarray:
-        """Any weights [N, P] to codes [N, D], given the snapshots `first` … `origin`."""
+        """Turn any weights_NP into codes [N, D], given the snapshots `first` … `origin`, snapshots_SP."""
         anchor_P = 0.0 if self.anchor is None else snapshots_SP[self.anchor - self.first].astype(np.float64)
         scaled_DP = self.coefficients_DS @ snapshots_SP
         return divided((weights_NP - anchor_P) @ scaled_DP.T, np.square(self.scale_D))
 
     def project(self, gram: Gram, snapshots: Any) -> np.ndarray:
-        """The codes [N, D] of snapshots of the same trial, any t, from inner products alone."""
+        """Return the codes [N, D] of snapshots of the same trial, any t, from inner products alone, its `gram`."""
         inner_SN = gram.inner(slice(self.first, self.origin + 1), snapshots, self.anchor)
         return divided(inner_SN.T @ self.codes_SD, np.square(self.scale_D))
 
     def floor(self, gram: Gram, snapshots: Any, size: int) -> np.ndarray:
-        """[N] mean squared error over the `size` = P weights of these snapshots, encoded and decoded."""
+        """Return the mean squared error [N] over the `size` = P weights of these snapshots, encoded and decoded.
+
+        gram: of their trial.
+        """
         square_N = np.diagonal(gram.inner(snapshots, snapshots, self.anchor))
         kept_N = np.square(self.project(gram, snapshots) * self.scale_D).sum(axis=1)
         return np.maximum(square_N - kept_N, 0) / size

@@ -62,7 +62,7 @@ class Policy:
 
     @property
     def layers(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The weight and the bias of each layer."""
+        """The weight [out, in] and the bias [out] of each layer."""
         parts = list(self.tensors.values())
         return list(zip(parts[0::2], parts[1::2], strict=False))
 

@@ -135,7 +135,7 @@ class Store:
         return [seed for seed in self.seeds if not self.is_complete(seed)]
 
     def is_complete(self, seed: int) -> bool:
-        """Whether a trial has all the steps that the store's trials are to have."""
+        """Return whether a trial has all the steps that the store's trials are to have."""
         record, shared = self.records[seed], self.root.configuration
         return record.complete and not (shared and has_grown(record.configuration, shared))
 
@@ -380,6 +380,11 @@ class Trial:
 
     @cached_property
     def episodes(self) -> Episodes:
+        """Steps, returns and lengths [E] of the episodes that ended by the last commit.
+
+        Raises:
+            TiplError: a chunk is damaged.
+        """
         return Episodes(*(self._read(name) for name in EPISODE_ARRAYS))
 
     def _read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:

@@ -159,7 +159,10 @@ class TrialWriter:
         """Begin a trial in an existing store. What an earlier writer left without any commit is removed.
 
         Args:
+            env_id, spec: what its policies act in, and the names and shapes of their tensors.
             config: everything that made the trial, as JSON.
+            versions: of the libraries that made it, by name.
+            obs_dim: numbers of an observation, flat.
             num_snapshots: T where it is known; otherwise arrays grow, and shrink to size when the trial is complete.
             chunk_snapshots: snapshots in a chunk of `weights`; by default up to 5 MiB, at most 512.
             grid: of the weights of a compact store, all of them multiples of this power of two.
@@ -266,7 +269,14 @@ class TrialWriter:
         obs_var: np.ndarray,
         obs_count: np.ndarray,
     ) -> None:
-        """Add n snapshots: weights [n, P], obs_mean and obs_var [n, obs], the others [n]. Full chunks are written.
+        """Add n snapshots. Full chunks are written.
+
+        Args:
+            weights_TP: [n, P], float32.
+            env_step: [n], environment steps of the run when the snapshot was taken.
+            iteration, epoch: [n], of PPO, from 1, after which it was taken; 0 of the initialization.
+            learning_rate: [n], of the steps that led to it.
+            obs_mean, obs_var, obs_count: [n, obs], [n, obs] and [n], of the observation normalizer.
 
         Raises:
             TiplError: the disk is full.
@@ -275,7 +285,12 @@ class TrialWriter:
                      (weights_TP, env_step, iteration, epoch, learning_rate, obs_mean, obs_var, obs_count))  # fmt: skip
 
     def append_episodes(self, step: np.ndarray, episode_return: np.ndarray, length: np.ndarray) -> None:
-        """Add n episodes, [n] each, in the order in which they ended.
+        """Add n episodes in the order in which they ended: [n] each.
+
+        Args:
+            step: environment steps of the run by the end.
+            episode_return: undiscounted sums of raw rewards.
+            length: in environment steps.
 
         Raises:
             TiplError: the disk is full.

@@ -32,7 +32,7 @@ class Worker:
 
     @classmethod
     def of(cls, device: Device, batch_size: int) -> "Worker":
-        """This process, one of torch's process group if there is one.
+        """Return this process, one of torch's process group if there is one; `batch_size` is that of all together.
 
         Raises:
             TiplError: there is no such device, or a batch does not split over the processes.
@@ -48,30 +48,32 @@ class Worker:
 
     @property
     def is_first(self) -> bool:
+        """Whether it is the one that writes and speaks."""
         return self.rank == 0
 
     def seed(self, seed: int) -> None:
-        """Of torch's own generators here."""
+        """Seed torch's own generators here."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
     def share(self, batch: Tensor) -> Tensor:
-        """Every `ranks`-th entry of a batch, on the device."""
+        """Return every `ranks`-th entry of a batch [B, …], on the device."""
         return batch[self.rank :: self.ranks].to(self.device)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.ranks > 1:
             distributed.barrier()
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite `tensors` in every process with those of the first."""
         if self.ranks > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor, 0)
 
     def sum_up(self, gradients: Sequence[Tensor], *numbers: Tensor) -> tuple[Tensor, ...]:
-        """Put the sums over all processes into the gradients; return those of the numbers."""
+        """Put the sums over all processes into the gradients; return those of the numbers, of the same shapes [...]."""
         parts = [*gradients, *numbers]
         flat = torch.cat([part.reshape(-1) for part in parts])
         distributed.all_reduce(flat)

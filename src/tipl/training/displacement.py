@@ -84,7 +84,15 @@ class Displacements:
         config: TrainConfig,
         worker: Worker = ALONE,
     ) -> None:
-        """One of `Lessons` a store."""
+        """
+        Args:
+            train, validation: the windows of each store.
+            config: batch size, noise, the seed of the noise, and the shape of the model.
+            worker: the process that this is.
+
+        Raises:
+            TiplError: the weights of the validation trials never change.
+        """
         self.unit = 1.0
         self.model = CausalTIPL(CausalConfig(config.num_layers, config.num_heads, config.width))
         with torch.no_grad():
@@ -108,6 +116,7 @@ class Displacements:
             raise TiplError("The weights of the validation trials never change: there is nothing to forecast.")
 
     def draw(self, batches: torch.Generator) -> Tensor:
+        """Return a batch as numbers [B] of windows, drawn from `batches`."""
         index_B = self._drawn(batches)
         if self.streams:  # the next batch is read while this one is learned from
             ahead = torch.Generator()
@@ -131,6 +140,7 @@ class Displacements:
         return _Batch(*map(torch.cat, zip(*drawn, strict=True)))
 
     def loss(self, index_B: Tensor) -> Tensor:
+        """Return this process's share [] of the loss of the windows index_B."""
         read = next((read for which_B, read in self.ahead if torch.equal(which_B, index_B)), None)
         batch = read.result() if read else self._batch(index_B)
         outlook = self.model(batch.features)
@@ -153,6 +163,7 @@ class Displacements:
         return Validation(1 - mean_H.mean().item(), at)
 
     def save(self, out: Path) -> None:
+        """Write the model into the folder `out`."""
         self.model.save(out)
 
 

@@ -74,14 +74,16 @@ class Task(Protocol):
     """Whether every batch has the same shapes, as a recording of a step needs."""
 
     @property
-    def model(self) -> SavedModel: ...
+    def model(self) -> SavedModel:
+        """What learns."""
+        ...
 
     def draw(self, batches: torch.Generator) -> Tensor:
-        """A random batch, as numbers [batch_size] of what there is to learn from, on the CPU."""
+        """Return a random batch of `batches`, as numbers [batch_size] of what there is to learn from, on the CPU."""
         ...
 
     def loss(self, index_B: Tensor) -> Tensor:
-        """This process's share of the loss of a batch, in training mode; the shares add up to the loss."""
+        """Return this process's share [] of the loss of the batch index_B; the shares add up to the loss."""
         ...
 
     @property
@@ -89,9 +91,13 @@ class Task(Protocol):
         """What a loss of 1 is, in the task's own measure."""
         ...
 
-    def validate(self) -> Validation: ...
+    def validate(self) -> Validation:
+        """Return how good the model is on the validation trials."""
+        ...
 
-    def save(self, out: Path) -> None: ...
+    def save(self, out: Path) -> None:
+        """Write the model into the folder `out`."""
+        ...
 
 
 class Checkpoint(NamedTuple):

@@ -41,6 +41,8 @@ class Segments:
 
     Trials lie end to end, each with K − 1 rows of padding before its first code, so that the histories at a trial's
     start, shorter than K, are segments like all others and are padded on the left.
+
+    sequences: codes [T, D] of each trial; context: K.
     """
 
     def __init__(self, sequences: Sequence[Tensor], context: int, ahead: int) -> None:
@@ -59,7 +61,7 @@ class Segments:
         self.offsets_L = torch.arange(context + ahead)
 
     def to(self, device: torch.device) -> "Segments":
-        """Itself, on the device."""
+        """Move the tensors to the device; return itself."""
         self.codes_RD, self.timesteps_R, self.starts_S, self.trials_S, self.offsets_L = (
             each.to(device) for each in (self.codes_RD, self.timesteps_R, self.starts_S, self.trials_S, self.offsets_L)
         )
@@ -69,7 +71,7 @@ class Segments:
         return len(self.starts_S)
 
     def gather(self, index_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes [B, L, D], timesteps [B, L], and which rows are codes and not padding [B, L]."""
+        """Return the codes [B, L, D] and timesteps [B, L] of segments index_B, and which are no padding [B, L]."""
         rows_BL = self.starts_S[index_B, None] + self.offsets_L
         timesteps_BL = self.timesteps_R[rows_BL]
         return self.codes_RD[rows_BL], timesteps_BL, timesteps_BL >= 0
@@ -99,7 +101,14 @@ class NextCode:
     ) -> None:
         """
         Args:
+            train, validation: codes [T, D] of each trial.
             scales: the singular values σ [D] of each training trial, then of each validation trial.
+            config: the loss, the batch size and the shape of the model.
+            basis: of the codes: `basis` and `centered`, which the model remembers.
+            worker: the process that this is.
+
+        Raises:
+            TiplError: the codes of the validation trials never change.
         """
         self.model: CodeModel = KINDS[config.model](
             TIPLConfig(
@@ -146,9 +155,11 @@ class NextCode:
             raise TiplError("The codes of the validation trials never change: there is nothing to forecast.")
 
     def draw(self, batches: torch.Generator) -> Tensor:
+        """Return a batch as numbers [B] of segments, drawn from `batches` with replacement."""
         return torch.randint(len(self.train), (self.batch_size,), generator=batches)
 
     def loss(self, index_B: Tensor) -> Tensor:
+        """Return this process's share [] of the loss of the segments index_B."""
         mine_B = self.worker.share(index_B)
         codes_BLD, timesteps_BL, valid_BL = self.train.gather(mine_B)
         predicted_BKD = self.predict(codes_BLD[:, :-1], timesteps_BL[:, :-1], valid_BL[:, :-1])
@@ -161,6 +172,7 @@ class NextCode:
 
     @torch.no_grad()
     def validate(self) -> Validation:
+        """Return the loss and the skill, by horizon, on segments of the validation trials, always the same."""
         self.model.eval()
         codes_BKD, timesteps_BK, valid_BK = self.window
         next_BKD = torch.cat([codes_BKD[:, 1:], self.future_BHD[:, :1]], 1)
@@ -176,6 +188,7 @@ class NextCode:
         return ((self.future_BHD - forecast_BHD) * self.scale_B1D).square().sum((0, 2))
 
     def save(self, out: Path) -> None:
+        """Write the model into the folder `out`."""
         self.model.save(out)
 
 
