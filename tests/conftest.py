@@ -8,9 +8,11 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from here import in_this_process
 
 from tipl.collection.collect import run_stack
 from tipl.config.presets import CollectConfig
@@ -32,6 +34,13 @@ SLOWEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture
+def here() -> Iterator[None]:
+    """No process is started; see here.py."""
+    with in_this_process():
+        yield
 
 
 SMALL = CollectConfig(trials=6, total_steps=16 * 2048)

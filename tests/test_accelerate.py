@@ -72,7 +72,7 @@ def test_the_judge_is_what_torch_says(config: CollectConfig) -> None:
     assert change == pytest.approx(float((ratio - 1 - ratio.log()).mean()), rel=1e-3)
 
 
-def test_runs_are_plain_until_their_first_jump_and_are_not_run_twice(tmp_path: Path) -> None:
+def test_runs_are_plain_until_their_first_jump_and_are_not_run_twice(here: None, tmp_path: Path) -> None:
     arms = {"plain": Arm(SHORT), "line": Arm(SHORT, "line")}
     runs = run_arms(arms, tmp_path, workers=1)
     assert runs is not None
@@ -93,7 +93,7 @@ def test_runs_are_plain_until_their_first_jump_and_are_not_run_twice(tmp_path: P
     np.testing.assert_array_equal(again["line"]["returns"], jumped)
 
 
-def test_noise_costs_nothing(tmp_path: Path) -> None:
+def test_noise_costs_nothing(here: None, tmp_path: Path) -> None:
     """256-256 networks: what is random is at right angles to what comes, so that training ends as plain PPO's, to the
     bit."""
     config = dataclasses.replace(SHORT, trials=1, hidden_sizes=(256, 256))
@@ -237,7 +237,7 @@ def test_the_terminal_says_why_there_is_no_interval() -> None:
     assert enough["beside_plain"][0]["95% interval"] == "0.400 to 0.600"
 
 
-def test_returns_that_never_change(tmp_path: Path) -> None:
+def test_returns_that_never_change(here: None, tmp_path: Path) -> None:
     """MountainCar's run without success earns −200 in every episode."""
     config = DiscreteCollectConfig(env_id="MountainCar-v0", trials=2, total_steps=4096)
     out = accelerate(config, tmp_path / "out", workers=1)
@@ -246,7 +246,7 @@ def test_returns_that_never_change(tmp_path: Path) -> None:
     assert json.loads((out / "metrics.json").read_text())["gain"] == 0
 
 
-def test_the_verb_writes_metrics(tmp_path: Path) -> None:
+def test_the_verb_writes_metrics(here: None, tmp_path: Path) -> None:
     words = "accelerate --trials 2 --total-steps 8192 --targets 50 --forecaster line --horizon 2 --workers 1 --out"
     assert main([*words.split(), str(tmp_path / "out")]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())

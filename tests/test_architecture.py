@@ -151,6 +151,7 @@ def test_public_methods_say_what_they_take_and_give():
 
 def _methods(public: type) -> Iterator[tuple[str, tuple[Any, str]]]:
     """The public methods and properties of a class that are ours, and `__init__` with the words of the class."""
+    is_called = public.__name__ not in _OPENED and not dataclasses.is_dataclass(public)
     for name, member in inspect.getmembers_static(public):
         bare = next((each for at in ("fget", "func", "__func__") if (each := getattr(member, at, None))), member)
         ours = (getattr(bare, "__module__", None) or "").startswith("tipl.") and inspect.isfunction(bare)
@@ -158,7 +159,7 @@ def _methods(public: type) -> Iterator[tuple[str, tuple[Any, str]]]:
             continue
         if name != "__init__":
             yield name, (bare, "")
-        elif public.__name__ not in _OPENED and not dataclasses.is_dataclass(public):
+        elif is_called:
             yield name, (public.__init__, inspect.getdoc(public) or "")
 
 

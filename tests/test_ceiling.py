@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from here import in_this_process
 
 import tipl
 from tipl import CeilingConfig, CollectConfig, DiscreteCollectConfig, DiscretePPOConfig, PPOConfig, Store, TiplError
@@ -18,12 +19,14 @@ from tipl.files import read_json
 
 HORIZONS, DRIFT, DIM = (1, 4), 0.5, 40
 PPO = PPOConfig(num_steps=64, num_minibatches=4, update_epochs=4)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = CollectConfig(env_id="InvertedPendulum-v4", trials=5, total_steps=640, hidden_sizes=(4,), ppo=PPO)
-    return tipl.collect(config, tmp_path_factory.mktemp("ceiling") / "store", workers=1)
+    with in_this_process():
+        return tipl.collect(config, tmp_path_factory.mktemp("ceiling") / "store", workers=1)
 
 
 def walks(rng: np.random.Generator, origins: int, count: int) -> tuple[Futures, np.ndarray]:

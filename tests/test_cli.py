@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 from tipl.cli.flags import with_flags
@@ -51,38 +52,28 @@ def test_keyword_arguments_are_pairs_or_an_object():
             collect_settings(build_parser().parse_args([*line[:6], wrong]))
 
 
-def test_a_module_in_the_users_own_folder(tmp_path: Path):
+def test_a_module_in_the_users_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """Collected by a worker, then run again by `forecast`, where the store's word for the module is not enough."""
     (tmp_path / "my_module.py").write_text(
         "import gymnasium\n"
         "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv', max_episode_steps=50)\n"
     )
-    tipl = Path(sys.executable).parent / "tipl"
-
-    def run(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run([tipl, *words], cwd=tmp_path, capture_output=True, text=True)
-
-    done = run("collect", "--env-id", "my_module:Mine-v0", "--trials", "1", "--total-steps", "1024", "--out", "s")
+    command = [Path(sys.executable).parent / "tipl", "collect", "--env-id", "my_module:Mine-v0", "--trials", "1"]
+    command += ["--total-steps", "1024", "--out", "s"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    forecast = [
-        "forecast",
-        "--store",
-        "s",
-        "--trial",
-        "1",
-        "--origin",
-        "2",
-        "--horizon",
-        "1",
-        "--episodes",
-        "2",
-        "--json",
-    ]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    line = "forecast --store s --trial 1 --origin 2 --horizon 1 --episodes 2 --json"
     for more, known in (([], False), (["--trust"], True), (["--import", "my_module"], True)):
-        done = run(*forecast, "--out", f"{len(more)}{known}.safetensors", *more)
-        assert done.returncode == 0, done.stderr
-        assert (json.loads(done.stdout)["predicted_return"] is not None) == known
-        assert ("pass --trust" in done.stderr) == (not known)
+        assert main([*line.split(), "--out", f"{len(more)}{known}.safetensors", *more]) == 0
+        out, error = capsys.readouterr()
+        assert (json.loads(out)["predicted_return"] is not None) == known
+        assert ("pass --trust" in error) == (not known)
+        assert (sys.modules.pop("my_module", None) is not None) == known == ("Mine-v0" in gymnasium.registry)
+        gymnasium.registry.pop("Mine-v0", None)
 
 
 @pytest.mark.parametrize(

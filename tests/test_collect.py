@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import zarr
 from gymnasium.envs.registration import EnvSpec
+from here import in_this_process
 
 from tipl.collection.collect import collect, run_stack
 from tipl.collection.settings import default_config
@@ -28,17 +29,36 @@ from tipl.store import Store, create_store, data_verify
 
 CONFIG = CollectConfig(trials=3, total_steps=4 * 2048)
 
-# A collecting process that commits after every iteration, to be killed at any moment.
-COLLECT_AND_COMMIT = """
-import sys
+# Collects and commits after every iteration: in one piece, and in another folder killed three times at any moment. The
+# killed ones are forks, which have what it takes to collect at once.
+KILLED = """
+import os, random, signal, sys, time
 from tipl.collection import collect
-from tipl.config.presets import CollectConfig
-from tipl.store import create_store
+from tipl.config.presets import CollectConfig, PPOConfig
+from tipl.store import Store, create_store
 collect.COMMIT_SECONDS = 0
-store = create_store(sys.argv[1])
-config = CollectConfig(trials=2, total_steps=12 * 2048)
-seeds = [seed for seed in config.seeds if seed not in store.seeds or not store.is_complete(seed)]
-collect.run_stack(config, store.path, seeds, lambda *_: print("iteration", flush=True))
+ppo = PPOConfig(num_steps=256, num_minibatches=4)
+config = CollectConfig(trials=2, total_steps=60 * 256, backend="gymnasium", ppo=ppo)
+def run(path, told=lambda: None):
+    store = create_store(path)
+    seeds = [seed for seed in config.seeds if seed not in store.seeds or not store.is_complete(seed)]
+    collect.run_stack(config, store.path, seeds, lambda *_: told())
+whole, broken = sys.argv[1:]
+run(whole)
+rng = random.Random(0)
+for iterations in (1, 3, 2):
+    hear, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        run(broken, lambda: os.write(tell, b"."))
+        os._exit(0)
+    for _ in range(iterations):
+        os.read(hear, 1)
+    time.sleep(rng.uniform(0, 0.05))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(min(Store.open(broken).trial(seed).committed for seed in (1, 2)))
+run(broken)
 """
 
 
@@ -84,19 +104,9 @@ def test_plain_zarr_reads_the_contract(small_store: Path):
 
 def test_killed_at_any_moment_it_ends_with_the_same_trajectory(tmp_path: Path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run([sys.executable, "-c", COLLECT_AND_COMMIT, str(whole)], check=True, stdout=subprocess.DEVNULL)
-    rng = np.random.default_rng(0)
-    for lines in (1, 3, 2):
-        process = subprocess.Popen([sys.executable, "-c", COLLECT_AND_COMMIT, broken], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        for _ in range(lines):
-            process.stdout.readline()
-        time.sleep(rng.uniform(0, 0.05))
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        before = [Store.open(broken).trial(seed).committed for seed in (1, 2)]
-        assert 6 <= min(before) < 61, "the kill came too late to test anything"
-    subprocess.run([sys.executable, "-c", COLLECT_AND_COMMIT, broken], check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, "-c", KILLED, whole, broken], check=True, stdout=subprocess.PIPE, text=True)
+    before = [int(line) for line in done.stdout.split()]
+    assert len(before) == 3 and all(6 <= committed < 301 for committed in before), "too late to test anything"
     for seed in (1, 2):
         once, twice = Store.open(whole).trial(seed), Store.open(broken).trial(seed)
         assert once.complete and twice.complete
@@ -122,7 +132,7 @@ def test_trials_stopped_apart_are_finished_together(tmp_path: Path):
 LEVEL = DiscretePPOConfig(anneal_lr=False)
 
 
-def test_finished_trials_take_more_steps_to_the_bits_of_all_steps_at_once(tmp_path: Path):
+def test_finished_trials_take_more_steps_to_the_bits_of_all_steps_at_once(here: None, tmp_path: Path):
     config = DiscreteCollectConfig("CartPole-v1", trials=3, total_steps=3 * 512, hidden_sizes=(4,), ppo=LEVEL)
     path = collect(config, tmp_path / "store", workers=1)
     record = (path / "trials" / "1" / "zarr.json").read_bytes()
@@ -142,7 +152,7 @@ def test_finished_trials_take_more_steps_to_the_bits_of_all_steps_at_once(tmp_pa
         collect(config, once, workers=1)
 
 
-def test_a_finished_trial_that_cannot_take_more_steps_says_why(tmp_path: Path):
+def test_a_finished_trial_that_cannot_take_more_steps_says_why(here: None, tmp_path: Path):
     config = DiscreteCollectConfig("CartPole-v1", trials=1, total_steps=512, hidden_sizes=(4,))
     longer = {"total_steps": 1024}
     path = collect(config, tmp_path / "annealed", workers=1)
@@ -162,7 +172,7 @@ def test_a_finished_trial_that_cannot_take_more_steps_says_why(tmp_path: Path):
         collect(dataclasses.replace(level, **longer), path, workers=1)
 
 
-def test_more_trials_are_added_and_other_settings_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_more_trials_are_added_and_other_settings_refused(here: None, tmp_path: Path, capsys: pytest.CaptureFixture):
     config = dataclasses.replace(CONFIG, trials=1, total_steps=2048)
     path = collect(config, tmp_path / "store", workers=1)
     collect(dataclasses.replace(config, trials=2), path, workers=1)
@@ -177,7 +187,7 @@ def test_more_trials_are_added_and_other_settings_refused(tmp_path: Path, capsys
     assert not (tmp_path / "never").exists()
 
 
-def test_curves_for_tensorboard_are_the_episodes_of_the_store(tmp_path: Path):
+def test_curves_for_tensorboard_are_the_episodes_of_the_store(here: None, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = CollectConfig(trials=2, total_steps=2 * 2048)
@@ -198,9 +208,9 @@ def test_defaults_are_those_of_the_kind_of_actions():
     assert default_config("InvertedPendulum-v4") == CollectConfig()
 
 
-def test_a_store_of_discrete_actions_holds_what_the_stack_went_through(tmp_path: Path):
+def test_a_store_of_discrete_actions_holds_what_the_stack_went_through(here: None, tmp_path: Path):
     config = DiscreteCollectConfig(trials=2, total_steps=4 * 512 + 511, hidden_sizes=(8,), activation="relu")
-    store = Store.open(collect(config, tmp_path / "store", workers=2))
+    store = Store.open(collect(config, tmp_path / "store", workers=1))
     batch = TrialBatch(config, config.seeds)
     initial = batch.policies.copy()
     results = [batch.iterate() for _ in range(4)]
@@ -313,7 +323,9 @@ def test_ctrl_c_and_a_kill_with_many_trials_in_two_processes_lose_nothing(tmp_pa
     words = "-m tipl collect --env-id CartPole-v1 --hidden-sizes 4 --trials 16 --workers 2 --total-steps 4096"
     command = [sys.executable, *words.split()]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    subprocess.run([*command, "--out", tmp_path / "whole"], check=True, **quiet)
+    config = DiscreteCollectConfig("CartPole-v1", hidden_sizes=(4,), trials=16, total_steps=4096)
+    with in_this_process():
+        collect(config, tmp_path / "whole", workers=1)
     for number, code, line in ((signal.SIGINT, 130, "tipl: interrupted"), (signal.SIGKILL, 2, "tipl: error: process ")):
         process = subprocess.Popen([*command, "--out", tmp_path / "cut"], start_new_session=True, **quiet)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -331,7 +343,8 @@ def test_ctrl_c_and_a_kill_with_many_trials_in_two_processes_lose_nothing(tmp_pa
         while running_of(process.pid):  # multiprocessing's own process sees that the parent has ended
             assert time.monotonic() - began < 10
             time.sleep(0.05)
-    subprocess.run([*command, "--out", tmp_path / "cut"], check=True, **quiet)
+    with in_this_process():
+        collect(config, tmp_path / "cut", workers=1)
     assert trials_of(tmp_path / "cut") == trials_of(tmp_path / "whole")
 
 

@@ -9,6 +9,7 @@ sizes of `QUICK`; `make` is asked what it would do, since .ci/run does it.
 
 import contextlib
 import functools
+import io
 import re
 import shlex
 import shutil
@@ -184,8 +185,10 @@ def test_the_forge_runs_what_everybody_runs() -> None:
 
 @functools.cache
 def _help(*verb: str) -> str:
-    command = [sys.executable, "-m", "tipl", *verb, "--help"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+        main([*verb, "--help"])
+    return said.getvalue()
 
 
 def _blocks(text: str) -> Iterator[tuple[int, str, str]]:

@@ -14,6 +14,7 @@ from tipl.cli.main import main
 from tipl.evaluation.many import table
 
 CONFIG = EvaluateConfig(horizons=(1, 10), origins=8, spectrum_trials=0)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def metrics(folder: Path) -> dict:

@@ -9,15 +9,17 @@ import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from here import in_this_process
 from PIL import Image
 
+import tipl.reporting as reporting
 from tipl.acceleration.across import across
 from tipl.acceleration.compare import accelerate
 from tipl.config.presets import CollectConfig
@@ -337,19 +339,28 @@ def drawn_of(folder: Path) -> dict[str, Any]:
     return drawn(section_of(read_evaluation(folder)))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For pages of which only the words and the numbers are looked at: what draws takes nearly all of the time."""
+    monkeypatch.setattr(reporting, "print_figure", lambda figure, folder: None)
+    points = {"size": [1, 1], "frame": [0, 0, 1, 1], "nearest": "x", "stops": []}
+    monkeypatch.setattr(import_module("tipl.reporting.page"), "draw_panel", lambda panel, keys: ("<svg></svg>", points))
+
+
 NO_NUMBER = re.compile(r"\b(nan|NaN|undefined|None|null|inf|Infinity)\b")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def accelerated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real runs, plain and with jumps."""
     config = CollectConfig(trials=5, total_steps=8 * 2048, hidden_sizes=(8, 8))
-    return accelerate(config, tmp_path_factory.mktemp("accelerated"), targets=[60], workers=1)
+    with in_this_process():
+        return accelerate(config, tmp_path_factory.mktemp("accelerated"), targets=[60], workers=1)
 
 
-def test_an_acceleration_beside_an_evaluation(accelerated: Path, metrics: dict[str, Any], tmp_path: Path):
+def test_an_acceleration_beside_an_evaluation(accelerated: Path, tmp_path: Path):
     found = json.loads((accelerated / "metrics.json").read_text())
-    out = report([accelerated, write(tmp_path / "eval", metrics)], tmp_path / "out.html")
+    out = report([accelerated, write(tmp_path / "eval", smallest())], tmp_path / "out.html")
     document = Page(out)
     assert document.loads == ["data:,"] and "Better than doing nothing?" in document.text
     title = "inverted-pendulum-v4-accelerated"
@@ -382,7 +393,7 @@ def test_an_acceleration_beside_an_evaluation(accelerated: Path, metrics: dict[s
     ],
 )
 def test_the_sentence_on_runs_says_what_the_intervals_say(
-    accelerated: Path, tmp_path: Path, ratio: list[float], difference: list[float], words: list[str]
+    undrawn: None, accelerated: Path, tmp_path: Path, ratio: list[float], difference: list[float], words: list[str]
 ):
     metrics = json.loads((accelerated / "metrics.json").read_text())
     beside = metrics["arms"]["accelerated"]["beside"]
@@ -412,7 +423,7 @@ def test_seconds_are_steps_at_what_they_take(accelerated: Path, tmp_path: Path):
     assert all(len(cells) == len(read.columns) - 1 for cells in rows.values())
 
 
-def test_accelerations_in_several_environments_are_taken_together(accelerated: Path, tmp_path: Path):
+def test_accelerations_in_several_environments_are_taken_together(undrawn: None, accelerated: Path, tmp_path: Path):
     metrics = json.loads((accelerated / "metrics.json").read_text())
     other = metrics | {"env_id": "Elsewhere-v1"}
     expected = across([metrics, other])["beside"]["plain"]["accelerated"]
@@ -430,7 +441,7 @@ def test_accelerations_in_several_environments_are_taken_together(accelerated: P
     assert f"InvertedPendulum-v4 ({accelerated.name})" in text and "InvertedPendulum-v4 (again)" in text
 
 
-def test_where_plain_training_gains_nothing_nothing_is_concluded(accelerated: Path, tmp_path: Path):
+def test_where_plain_training_gains_nothing_nothing_is_concluded(undrawn: None, accelerated: Path, tmp_path: Path):
     """Shares of a gain below 0 are reached at once by everyone."""
     metrics = json.loads((accelerated / "metrics.json").read_text()) | {"gain": -1.0}
     worse = write(tmp_path / "worse", metrics)
@@ -441,7 +452,7 @@ def test_where_plain_training_gains_nothing_nothing_is_concluded(accelerated: Pa
     assert "all-environments-accelerated-steps" not in out.read_text()
 
 
-def test_folders_of_one_name_are_numbered(accelerated: Path, tmp_path: Path):
+def test_folders_of_one_name_are_numbered(undrawn: None, accelerated: Path, tmp_path: Path):
     folders = [
         write(tmp_path / which / "runs", json.loads((accelerated / "metrics.json").read_text())) for which in "ab"
     ]
@@ -491,8 +502,9 @@ def test_the_errors_of_single_origins_are_drawn_in_order(page: Path, metrics: di
             assert min(series["y"]) >= panel["y"]["low"] and panel["y"]["log"]
 
 
-def test_too_few_trials_are_said_wherever_an_interval_would_stand(tmp_path: Path):
+def test_too_few_trials_are_said_wherever_an_interval_would_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As `make reproduce` has them: three test trials, every interval null."""
+    monkeypatch.setattr(reporting, "print_figure", lambda figure, folder: None)  # the page draws the same panels
     metrics = evaluation_of_walks("InvertedPendulum-v4", trials=6)
 
     def without(entry: Any) -> Any:
@@ -702,7 +714,7 @@ def test_the_page_loads_nothing_and_its_links_lead_somewhere(page: Path):
     assert "a < b & </script>" in parsed.text
 
 
-def test_videos_and_pictures_are_part_of_the_page(metrics: dict[str, Any], tmp_path: Path):
+def test_videos_and_pictures_are_part_of_the_page(undrawn: None, tmp_path: Path):
     """Byte for byte, as data, under their names; what only calls itself one is refused."""
     files = {
         "film.mp4": b"\0\0\0\x1cftypisom and so on", "moving.gif": b"GIF89a...", "plane.png": b"\x89PNG\r\n...",
@@ -711,7 +723,7 @@ def test_videos_and_pictures_are_part_of_the_page(metrics: dict[str, Any], tmp_p
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     out = tmp_path / "page.html"
-    report(write(tmp_path / "e", metrics), out, show=[tmp_path / name for name in files])
+    report(write(tmp_path / "e", smallest()), out, show=[tmp_path / name for name in files])
     text = out.read_text()
     kinds = ("video/mp4", "image/gif", "image/png", "image/svg+xml")
     for kind, content in zip(kinds, files.values(), strict=True):
@@ -900,7 +912,7 @@ def test_a_causal_model_is_judged_before_one_that_sees_the_future(tmp_path: Path
     assert judged.sentence.startswith("Ours is better than doing nothing 1 step ahead and no better 10 steps ahead. ")
 
 
-def test_the_first_screen_says_what_the_paper_claims_and_what_holds(tmp_path: Path):
+def test_the_first_screen_says_what_the_paper_claims_and_what_holds(undrawn: None, tmp_path: Path):
     """Of three models side by side, and of a model that is not there not a word."""
     shares = {"wpe": {"1": 4.0, "10": 20.0}, "repw": {"1": 5.0, "10": 6.0}}
     scatter = {"horizon": [1, 10], "true": [1.0, 3.0], "predicted": [1.0, 2.0], "origin": [1.0, 3.0]}
@@ -1081,7 +1093,7 @@ def test_a_number_that_is_no_measurement_is_refused(tmp_path: Path, value: float
 
 
 def test_metrics_that_were_changed_since_they_were_written_are_told_of(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folder = tmp_path / "eval"
     write_json(folder / "metrics.json", smallest(), seal=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from here import in_this_process
 
 import tipl
 from tipl import CollectConfig, DiscreteCollectConfig, Execution, Store, TiplError, TrialWriter, collect, collect_many
@@ -45,8 +46,9 @@ def digests(path: Path) -> dict[int, str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CartPole and HalfCheetah collected in one piece."""
     folder = tmp_path_factory.mktemp("whole")
-    collect(CARTPOLE, folder / "cartpole", workers=1)
-    collect(CHEETAH, folder / "cheetah", workers=1)
+    with in_this_process():
+        collect(CARTPOLE, folder / "cartpole", workers=1)
+        collect(CHEETAH, folder / "cheetah", workers=1)
     return folder
 
 
@@ -71,7 +73,7 @@ def test_a_shard_that_is_none_is_refused(shard: str):
         Execution(shard=shard)
 
 
-def test_shards_in_any_order_and_again_make_one_store_to_the_bit(tmp_path: Path, whole: Path):
+def test_shards_in_any_order_and_again_make_one_store_to_the_bit(here: None, tmp_path: Path, whole: Path):
     path = tmp_path / "store"
     for part in (3, 1, 2):
         collect(CARTPOLE, path, workers=1, execution=Execution(shard=f"{part}/3"))
@@ -84,7 +86,7 @@ def test_shards_in_any_order_and_again_make_one_store_to_the_bit(tmp_path: Path,
     assert tipl.data_verify(path)["ok"]
 
 
-def test_shards_in_stores_of_their_own_are_merged_into_the_same(tmp_path: Path, whole: Path):
+def test_shards_in_stores_of_their_own_are_merged_into_the_same(here: None, tmp_path: Path, whole: Path):
     for part in (1, 2):
         collect(CARTPOLE, tmp_path / str(part), workers=1, execution=Execution(shard=f"{part}/2"))
     merged = tipl.data_merge([tmp_path / "1", tmp_path / "2"], tmp_path / "merged")
@@ -92,7 +94,7 @@ def test_shards_in_stores_of_their_own_are_merged_into_the_same(tmp_path: Path, 
     assert Store.open(merged).root.parts == Store.open(whole / "cartpole").root.parts
 
 
-def test_several_data_sets_together_are_those_of_each_alone(tmp_path: Path, whole: Path):
+def test_several_data_sets_together_are_those_of_each_alone(here: None, tmp_path: Path, whole: Path):
     runs = [(CARTPOLE, tmp_path / "cartpole"), (CHEETAH, tmp_path / "cheetah")]
     for part in (1, 2):
         assert collect_many(runs, workers=2, execution=Execution(shard=f"{part}/2")) == [out for _, out in runs]
@@ -115,17 +117,19 @@ def test_a_dry_run_says_who_does_what_and_does_nothing(tmp_path: Path, capsys: p
 
 def test_a_trial_that_another_writes_is_left_to_it_and_said_so(tmp_path: Path):
     path, config = tmp_path / "store", dataclasses.replace(CARTPOLE, trials=2)
-    collect(dataclasses.replace(config, trials=1), path, workers=1)
     more = dataclasses.replace(config, total_steps=4096)
-    collect(dataclasses.replace(more, trials=2), path, workers=1, execution=Execution(shard="2/2"))
+    with in_this_process():
+        collect(dataclasses.replace(config, trials=1), path, workers=1)
+        collect(dataclasses.replace(more, trials=2), path, workers=1, execution=Execution(shard="2/2"))
     with TrialWriter.resume(path, 1)[0], pytest.raises(TiplError, match=r"1 is being written by another process"):
         collect(more, path, workers=1)
     assert Store.open(path).incomplete == [1]
-    collect(more, path, workers=1)
+    with in_this_process():
+        collect(more, path, workers=1)
     assert Store.open(path).incomplete == []
 
 
-def test_shards_of_a_comparison_make_the_comparison(tmp_path: Path):
+def test_shards_of_a_comparison_make_the_comparison(here: None, tmp_path: Path):
     line = ["accelerate", "--env-id", "CartPole-v1", "--trials", "6", "--total-steps", "1024", "--workers", "1"]
     line += ["--hidden-sizes", "8", "8"]
     assert main([*line, "--out", str(tmp_path / "whole")]) == 0
@@ -169,6 +173,7 @@ def test_two_ray_nodes_one_of_which_is_killed_make_the_stores_of_this_process(tm
     for name in ("cartpole", "cheetah"):
         assert digests(tmp_path / name) == digests(whole / name)
     long = dataclasses.replace(CARTPOLE, trials=2, total_steps=250_000)
-    collect(long, tmp_path / "here", workers=1)
+    with in_this_process():
+        collect(long, tmp_path / "here", workers=1)
     assert digests(tmp_path / "long") == digests(tmp_path / "here")
     assert tipl.data_verify(tmp_path / "long")["ok"]

@@ -92,7 +92,7 @@ def test_a_project_has_a_run_for_each_trial(monkeypatch: pytest.MonkeyPatch, tra
     assert points == [({"loss": 0.5}, 10), ({"loss": 0.25}, 20)] and last == "finish"
 
 
-def test_accelerate_writes_the_curve_of_every_arm_and_seed(tmp_path: Path):
+def test_accelerate_writes_the_curve_of_every_arm_and_seed(here: None, tmp_path: Path):
     config = CollectConfig(trials=2, total_steps=3 * 256, hidden_sizes=(4,), ppo=PPOConfig(num_steps=256))
     out = accelerate(config, tmp_path / "a", workers=1, track=f"tensorboard={tmp_path / 'curves'}")
     steps = {step for arm in ("plain", "accelerated") for seed in config.seeds

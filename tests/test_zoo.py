@@ -52,7 +52,7 @@ def test_a_shard_is_a_part_of_the_whole_and_runs_have_names_of_their_own() -> No
     assert all(Path(run.name).name == run.name for run in runs)
 
 
-def test_a_store_is_made_once_and_stands_whole(tmp_path: Path) -> None:
+def test_a_store_is_made_once_and_stands_whole(here: None, tmp_path: Path) -> None:
     run = zoo.Run("CartPole-v1", "classic control", "train", 1024, 3, (4,), "tanh", 1e-3)
     out = tmp_path / "zoo"
     out.mkdir()

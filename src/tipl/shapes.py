@@ -15,6 +15,7 @@ A shape is one of:
 """
 
 import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,3 +138,14 @@ def _name(key: str) -> str:
 
 def _below(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
+
+
+def leaves(value: Mapping[str, Any], prefix: str = "", skip: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield what lies in objects within objects, by its keys joined with dots; nothing under the keys `skip`."""
+    for key, part in value.items():
+        if key in skip:
+            continue
+        if isinstance(part, Mapping):
+            yield from leaves(part, f"{prefix}{key}.", skip)
+        else:
+            yield f"{prefix}{key}", part

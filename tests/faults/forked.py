@@ -19,7 +19,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-SECONDS = 40.0
+SECONDS = 400.0
+OF_PROCESSOR = 40  # seconds, after which a case hangs whatever else the machine does
 ROOM = 3 << 30  # of address space that a case may take beside what is there already
 
 
@@ -116,6 +117,7 @@ def _be_child(do: Callable[[], Any], folder: os.PathLike[str], said: int, value:
         os.dup2(said, 2)
         soft = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + ROOM
         resource.setrlimit(resource.RLIMIT_AS, (soft, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_CPU, (OF_PROCESSOR, OF_PROCESSOR))  # the kernel ends it by SIGKILL
         from tipl.cli.main import exit_code
 
         found: list[Any] = []

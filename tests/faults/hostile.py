@@ -68,8 +68,7 @@ def stores(folder: Path, count: int, number: int, tally: Tally) -> None:
     """Read `count` outputs that lie, in one file or several, by the verbs that read them."""
     documents = [*_documents(folder)]
     random.Random(number).shuffle(documents)
-    _warm(folder)
-    most = functools.cache(lambda name: _run(folder, name).grown + _taken(folder, name, exact=count > _MANY))
+    most = functools.cache(lambda name: _most(folder, name, exact=count > _MANY))
     tried = 0
 
     @seed(number)
@@ -93,29 +92,27 @@ def stores(folder: Path, count: int, number: int, tally: Tally) -> None:
     one()
 
 
-def _taken(folder: Path, reader: str, exact: bool) -> int:
-    """How much memory a reader's own process takes where all is sound; not `exact`: no less than this one does."""
+def _most(folder: Path, reader: str, exact: bool) -> int:
+    """How much memory a reader may take beside what is there: as much as it and its own process take where all is
+    sound; not `exact`: as this process does.
+
+    The reader is run once in this process, so that its forks need not import and compile what it takes.
+    """
+    _clear(folder)
+    os.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        small.READERS[reader]()
+    os.chdir("/")
+    _clear(folder)
     if not exact:
         return resident()
-    _clear(folder)
     program = (
         "import sys\nfrom tipl.cli.main import main\nassert main(sys.argv[1:]) == 0\n"
         "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
     )
     command = [sys.executable, "-c", program, *small.READERS[reader].words]  # type: ignore[attr-defined]
     done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-2]) * 1024
-
-
-def _warm(folder: Path) -> None:
-    """Run every reader once in this process, so that its forks need not import and compile what it takes."""
-    for reader in small.READERS.values():
-        _clear(folder)
-        os.chdir(folder)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            reader()
-        os.chdir("/")
-    _clear(folder)
+    return _run(folder, reader).grown + int(done.stdout.split()[-2]) * 1024
 
 
 def _clear(folder: Path) -> None:

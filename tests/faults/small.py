@@ -44,21 +44,11 @@ def settings() -> Any:
 
 def run_here() -> None:
     """Let what runs in processes of its own run in this one: a kill is then of all that there is."""
+    import tests.here
+
     import tipl.executors.run
 
-    class Parent:
-        def tell(self, *numbers: Any) -> None:
-            pass
-
-        def wants_stop(self) -> bool:
-            return False
-
-    def run(work: Any, tasks: Any, count: int, names: Any, heard: Any = None, ended: Any = lambda task: None) -> None:
-        for index, task in enumerate(tasks):
-            work(Parent(), *task)
-            ended(index)
-
-    tipl.executors.run.run_in_processes = run  # type: ignore[attr-defined]
+    tipl.executors.run.run_in_processes = tests.here.run_here
 
 
 def verb(*arguments: str) -> Callable[[], None]:

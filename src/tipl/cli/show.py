@@ -5,11 +5,12 @@ In: a mapping of facts.  Out: text on standard output.
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tipl.errors import printable
 from tipl.files import to_json
+from tipl.shapes import leaves
 
 _WIDE = 1000  # characters
 
@@ -140,14 +141,6 @@ def _rounded(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
-def _leaves(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _words(name: str) -> str:
     return name.removesuffix("_bytes").replace("_", " ")
 
@@ -159,7 +152,7 @@ def _cell(name: str, value: Any) -> str:
         case float():
             return f"{value:.4g}"
         case dict():
-            return ", ".join(f"{key} {item}" for key, item in _leaves(value))
+            return ", ".join(f"{key} {item}" for key, item in leaves(value))
         case list() | tuple():
             return ", ".join(_cell(name, each) for each in value) or "none"
     return str(value)

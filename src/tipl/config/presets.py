@@ -355,16 +355,14 @@ class JumpConfig:
     max_kl: Positive = 0.01
     """Most that a jump may change the policy: mean KL(π_t ‖ π̃) over the batch, in nats."""
     max_change: Positive = 1e9
-    """Most that an update and the jump after it may change the policy together: mean KL(π_batch ‖ π̃) from the policy
-    that made the batch, in nats; the default never binds."""
+    """Most that update and jump may change the policy that made the batch: mean KL in nats; the default never binds."""
     surrogate: bool = True
     """Also refuse a jump that lowers the surrogate objective, the mean of ratio × advantage, on the batch."""
     full_trust: Share = 0.2
     """Trust from which a forecast is believed in full, and below which in proportion; 0: always in full. Below half of
     the default, 0.1, nothing is proposed unless it is 0."""
     hindsight: bool = False
-    """Take a jump back if the next batch, which the policy after it has made, has a higher surrogate objective for the
-    policy from before."""
+    """Take a jump back if the batch that comes of it has a higher surrogate objective for the policy from before."""
     fall: NotNegative = 2.0
     """Standard errors by which the return has to fall after a jump for it to be taken back; 0: never."""
     log_std: bool = False

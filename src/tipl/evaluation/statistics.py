@@ -164,9 +164,6 @@ def paired_difference(
     second: Sequence[ArrayLike],
     *,
     rng: np.random.Generator,
-    strata: ArrayLike | None = None,
-    resamples: int = 2_000,
-    level: float = 0.95,
 ) -> list[Interval]:
     """Return statistic(*first) − statistic(*second) with its interval, on the same trials in every resample.
 
@@ -179,7 +176,7 @@ def paired_difference(
     def difference(*samples: np.ndarray, axis: int) -> np.ndarray:
         return statistic(*samples[: len(first)], axis=axis) - statistic(*samples[len(first) :], axis=axis)
 
-    return bootstrap_interval(difference, *first, *second, rng=rng, strata=strata, resamples=resamples, level=level)
+    return bootstrap_interval(difference, *first, *second, rng=rng)
 
 
 def p_value(interval: Interval, null: float) -> float | None:

@@ -51,15 +51,8 @@ class _Here:
     def __init__(self, slots: int) -> None:
         self.slots = slots
 
-    def run(
-        self,
-        work: Callable[..., None],
-        tasks: Sequence[tuple[Any, ...]],
-        names: Sequence[str],
-        heard: Callable[[int, Numbers], None] = lambda task, numbers: None,
-        ended: Callable[[int], None] = lambda task: None,
-    ) -> None:
-        run_in_processes(work, tasks, self.slots, names, heard, ended)
+    def run(self, work: Callable[..., None], tasks: Sequence[tuple[Any, ...]], *args: Any, **kwargs: Any) -> None:
+        run_in_processes(work, tasks, self.slots, *args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,6 @@ SCHEMA, KIND = 1, "ceiling"
 _MOST_BASELINES = 2  # that are drawn, those of the best direction
 _BELOW = 0.5  # of the ceiling's height, as far as the axis of skill goes below doing nothing
 _NAME = "The ceiling"
-_NOTHING = Rule("Doing nothing", 0.0)
 
 
 def is_ceiling(folder: Path) -> bool:

@@ -5,7 +5,7 @@ In: the `Section`s of a report.  Out: one HTML document that loads nothing, neit
 
 import json
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from tipl.reporting.drawing import draw_entry, draw_panel, entries_of
 from tipl.reporting.parts import DARK, LIGHT, Cell, Figure, Row, Section, Shown
 from tipl.reporting.wording import GLOSSARY, ahead, listing, slug
+from tipl.shapes import leaves
 
 QUESTIONS = {
     "": "Better than doing nothing? Better than a line?",
@@ -211,21 +212,13 @@ def _capital(text: str) -> str:
 def _provenance(section: Section) -> str:
     parts = [f"<h4>Command</h4><pre>{escape(section.command)}</pre>" if section.command else ""]
     for title, settings in section.settings.items():
-        items = _items(_flat(settings))
+        items = _items((name, _setting(value)) for name, value in leaves(settings))
         parts.append(f'<h4>{escape(title)}</h4><dl class="settings">{items}</dl>' if items else "")
     return f'<details class="provenance"><summary>How these numbers were made</summary>{"".join(parts)}</details>'
 
 
 def _items(items: Iterable[tuple[str, str]]) -> str:
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in items if text)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _setting(value)
 
 
 def _setting(value: Any) -> str:

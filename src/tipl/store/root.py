@@ -18,7 +18,7 @@ import numpy as np
 
 from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, parse_json
-from tipl.shapes import Each, Maybe, Number, OneOf, Whole
+from tipl.shapes import Each, Maybe, Number, OneOf, Whole, leaves
 from tipl.store.layout import (
     COMPACT_VERSION,
     CONFIGURATION,
@@ -269,22 +269,12 @@ def has_grown(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 def settings(configuration: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every setting by its name, such as ppo.learning_rate; seeds are none."""
     yield "env_id", configuration["env_id"]
-    yield from _leaves("", configuration["config"])
+    yield from leaves(configuration["config"], skip=NO_SETTINGS)
     yield "parameters", {row["name"]: row["shape"] for row in configuration["param_spec"]}
 
 
 # Of an environment (env_described.py), what was found out about it, and where.
 NO_SETTINGS = ("seed", "module", "probe")
-
-
-def _leaves(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if name in NO_SETTINGS:
-            continue
-        if isinstance(value, dict):
-            yield from _leaves(f"{prefix}{name}.", value)
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _short(value: Any) -> str:
