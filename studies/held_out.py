@@ -7,7 +7,7 @@ trial; `table`: means by environment and over all, differences paired by environ
     python studies/held_out.py judge STORE … --fit TRAIN_STORE … --choose STORE … --model MODEL … --out OUT
     python studies/held_out.py table OUT --against zoo-autoregression --json FILE
 
-Beside what `tipl evaluate` has: `zoo-autoregression`, of all stores of --fit; the same adapted in the run; and
+Beside what `tipl evaluate` has: `zoo-autoregression`, of all stores of --fit; the same adapted in the run, alone and with each model; and
 `own-autoregression`, fitted for each trial on the others of its store, which knows more than a zero-shot forecaster
 may. `--nino` adds the pretrained networks of `nino.py`. Settings of baselines are chosen on --choose. A forecaster that
 was judged already is not judged again.
@@ -107,13 +107,17 @@ def judge(task: tuple[Path, Sequence[str], Path, bool, Sequence[Path], Path | No
         "algorithm": first.config.get("algorithm", "PPO"), "horizons": HORIZONS, "forecasters": {}, "rising": {},
     }  # fmt: skip
     asked = without_a_model(out)
+    zoo = next(each for each in asked if each.name == ZOO)
     if adapt:
-        zoo = next(each for each in asked if each.name == ZOO)
         asked += [online_corrected([each], first) for each in (baselines.persistence(), zoo)]
     for model in models:
         forecaster = load_forecaster(model, first.spec.shapes)
         forecaster.name = Path(model).name
         asked.append(forecaster)
+        if adapt:
+            corrected = online_corrected([forecaster, zoo], first)
+            corrected.name = f"{forecaster.name}-adapted"
+            asked.append(corrected)
     asked += [each for checkpoint in checkpoints for each in nino.nowcasts(checkpoint, first.spec, code)]
     asked = [each for each in asked if each.name not in found["forecasters"]]
     own = {} if OWN in found["forecasters"] else {seed: equations_of(path, seed) for seed in store.seeds}
