@@ -7,10 +7,10 @@ trial; `table`: means by environment and over all, differences paired by environ
     python studies/held_out.py judge STORE … --fit TRAIN_STORE … --choose STORE … --model MODEL … --out OUT
     python studies/held_out.py table OUT --against zoo-autoregression --json FILE
 
-Beside what `tipl evaluate` has: `zoo-autoregression`, of all stores of --fit; the same adapted in the run, alone and with each model; and
-`own-autoregression`, fitted for each trial on the others of its store, which knows more than a zero-shot forecaster
-may. `--nino` adds the pretrained networks of `nino.py`. Settings of baselines are chosen on --choose. A forecaster that
-was judged already is not judged again.
+Beside what `tipl evaluate` has: `zoo-autoregression`, of all stores of --fit; the same adapted in the run, alone and
+with each model; and `own-autoregression`, fitted for each trial on the others of its store, which knows more than a
+zero-shot forecaster may. Settings of baselines are chosen on --choose. A forecaster that was judged already is not
+judged again.
 """
 
 import argparse
