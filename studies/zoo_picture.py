@@ -85,15 +85,16 @@ def draw_paths(rows: list[dict[str, Any]], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[1, 2])
+    below = np.zeros(max(row["walk"] for row in rows) + 1)
     for part, color in COLORS.items():
-        mine = [row for row in rows if row["part"] == part]
-        left.scatter([row["walk"] for row in mine], [row["directions"] for row in mine], s=14, color=color, label=part)
-    most = max(row["walk"] for row in rows)
-    left.plot([1, most], [1, most], color="#888", linewidth=0.8)
-    left.set_xscale("log")
-    left.set_yscale("log")
-    left.set_xlabel("directions of a random walk of that size")
-    left.set_ylabel("directions that hold 99% of the path")
+        count = np.bincount([row["directions"] for row in rows if row["part"] == part], minlength=len(below))
+        left.bar(np.arange(len(count)), count, bottom=below[: len(count)], color=color, label=part)
+        below[: len(count)] += count
+    walk = float(np.median([row["walk"] for row in rows]))
+    left.axvline(walk, color="#555", linestyle="--", linewidth=1)
+    left.text(walk - 0.2, below.max(), "random walks", ha="right", va="top", rotation=90, fontsize=8)
+    left.set_xlabel("directions that hold 99% of a path's energy")
+    left.set_ylabel("stores")
     left.legend(frameon=False, fontsize=8)
     known: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
