@@ -4,6 +4,7 @@ In: nothing.  Out: fixtures.
 """
 
 import atexit
+import importlib
 import os
 import shutil
 import signal
@@ -41,6 +42,17 @@ def here() -> Iterator[None]:
     """No process is started; see here.py."""
     with in_this_process():
         yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For pages of which only the words and the numbers are looked at: what draws takes nearly all of the time."""
+    import tipl.reporting
+
+    monkeypatch.setattr(tipl.reporting, "print_figure", lambda figure, folder: None)
+    points = {"size": [1, 1], "frame": [0, 0, 1, 1], "nearest": "x", "stops": []}
+    page = importlib.import_module("tipl.reporting.page")
+    monkeypatch.setattr(page, "draw_panel", lambda panel, keys: ("<svg></svg>", points))
 
 
 SMALL = CollectConfig(trials=6, total_steps=16 * 2048)

@@ -114,7 +114,9 @@ def test_other_noise_gives_other_futures_and_equal_noise_equal_ones(store: Path)
     assert min(apart) > 0.01
 
 
-def test_the_verb_goes_on_and_says_what_is_known(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verb_goes_on_and_says_what_is_known(
+    undrawn: None, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = CeilingConfig(horizons=(3, 1), futures=4, trials=5, origins=1, all=True)
     out = tipl.ceiling(store, tmp_path / "ceiling", config, models=["causal"], workers=1)
     found = read_json(out / "metrics.json", dict)

@@ -167,7 +167,7 @@ def test_variants_and_spectra_are_left_out_on_request(small_store: Path, tmp_pat
     assert found["forecasters"]["persistence"]["variants"] == {}
 
 
-def test_seen_trials_are_training_trials_and_called_so(small_store: Path, tmp_path: Path):
+def test_seen_trials_are_training_trials_and_called_so(undrawn: None, small_store: Path, tmp_path: Path):
     config = replace(CONFIG, seen=True, spectrum_trials=0)
     out = evaluate(small_store, tmp_path / "seen", config, returns=False)
     metrics = json.loads((out / "metrics.json").read_text())
@@ -219,7 +219,7 @@ def test_baselines_are_fitted_on_stores_of_any_policies(tmp_path: Path, capsys: 
     assert len({round(each, 6) for each in slopes}) == 3
 
 
-def test_every_trial_is_judged_where_nothing_was_learned_from(small_store: Path, tmp_path: Path, capsys):
+def test_every_trial_is_judged_where_nothing_was_learned_from(undrawn: None, small_store: Path, tmp_path: Path, capsys):
     config = replace(CONFIG, spectrum_trials=0, all=True)
     out = evaluate(small_store, tmp_path / "all", config, models=["causal"], returns=False)
     found = json.loads((out / "metrics.json").read_text())
@@ -607,7 +607,7 @@ def judged(store: Path, horizons: tuple[int, ...] = (1, 2)) -> dict:
 
 
 @pytest.mark.parametrize(("count", "size"), [(6, 2), (6, 1), (30, 3), (12, 300)])
-def test_fewer_snapshots_or_weights_than_a_context(tmp_path: Path, count: int, size: int):
+def test_fewer_snapshots_or_weights_than_a_context(undrawn: None, tmp_path: Path, count: int, size: int):
     store = made_up_store(tmp_path / "small", {seed: walk(seed, count, size) for seed in range(6)})
     found = judged(store)["forecasters"]
     for name, scores in found.items():
@@ -615,7 +615,7 @@ def test_fewer_snapshots_or_weights_than_a_context(tmp_path: Path, count: int, s
         assert all(isinstance(value, float) for value in scores["skill"].values()), name
 
 
-def test_trials_of_unequal_length(tmp_path: Path):
+def test_trials_of_unequal_length(undrawn: None, tmp_path: Path):
     lengths = {0: 60, 1: 25, 2: 40, 3: 33, 4: 90, 5: 21, 6: 50, 7: 28, 8: 70, 9: 45}
     metrics = judged(made_up_store(tmp_path / "uneven", {j: walk(j, n, 4) for j, n in lengths.items()}), (1, 9))
     assert metrics["test_trials"] == [8, 9] and metrics["origins"] == 10
@@ -625,7 +625,7 @@ def test_trials_of_unequal_length(tmp_path: Path):
         evaluate(tmp_path / "uneven", tmp_path / "b", EvaluateConfig(horizons=(10,), return_horizons=(10,)))
 
 
-def test_one_test_trial_has_values_and_no_intervals(tmp_path: Path):
+def test_one_test_trial_has_values_and_no_intervals(undrawn: None, tmp_path: Path):
     metrics = judged(made_up_store(tmp_path / "two", {1: walk(1, 40, 5), 2: walk(2, 40, 5)}))
     assert metrics["train_trials"] == [1] and metrics["validation_trials"] == [] and metrics["test_trials"] == [2]
     for scores in metrics["forecasters"].values():

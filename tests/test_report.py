@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -337,14 +337,6 @@ def drawn(section: Section) -> dict[str, Any]:
 
 def drawn_of(folder: Path) -> dict[str, Any]:
     return drawn(section_of(read_evaluation(folder)))
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For pages of which only the words and the numbers are looked at: what draws takes nearly all of the time."""
-    monkeypatch.setattr(reporting, "print_figure", lambda figure, folder: None)
-    points = {"size": [1, 1], "frame": [0, 0, 1, 1], "nearest": "x", "stops": []}
-    monkeypatch.setattr(import_module("tipl.reporting.page"), "draw_panel", lambda panel, keys: ("<svg></svg>", points))
 
 
 NO_NUMBER = re.compile(r"\b(nan|NaN|undefined|None|null|inf|Infinity)\b")

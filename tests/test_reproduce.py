@@ -25,7 +25,7 @@ TINY = Experiment(
 
 
 def test_an_experiment_from_collection_to_report(
-    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    here: None, undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.setitem(experiments.EXPERIMENTS, "inverted-pendulum", {"quick": TINY})
     out = tmp_path / "run"
