@@ -17,6 +17,7 @@ import json
 from collections import deque
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -46,8 +47,8 @@ DISCRETE = ("CartPole-v1", "Acrobot-v1", "LunarLander-v2", "LunarLander-v3")
 
 def config_of(env_id, seed):
     kind = DiscreteCollectConfig if env_id in DISCRETE else CollectConfig
-    steps = {"total_steps": 200_000 if env_id not in DISCRETE else 60_000, "hidden_sizes": (64, 64)}
-    every = {} if env_id in DISCRETE else {"snapshot_every_epochs": 2}
+    steps: dict[str, Any] = {"total_steps": 200_000 if env_id not in DISCRETE else 60_000, "hidden_sizes": (64, 64)}
+    every: dict[str, Any] = {} if env_id in DISCRETE else {"snapshot_every_epochs": 2}
     return kind(env_id=env_id, trials=1, seed=seed, **steps, **every)
 
 
@@ -223,7 +224,7 @@ def sums(runs, h, env_id):
 def solved(parts, kinds, h, ridge):
     """Coefficients [J] of least squares over these runs' networks, with a ridge relative to each token's square."""
     mine = chosen(kinds, h)
-    gram, toward = (sum(each)[0] for each in zip(*parts, strict=True))
+    gram, toward = (np.sum(each, axis=0)[0] for each in zip(*parts, strict=True))
     gram, toward = gram[np.ix_(mine, mine)], toward[mine]
     size = np.sqrt(np.maximum(np.diag(gram), 1e-30))
     return np.linalg.solve(gram / np.outer(size, size) + ridge * np.eye(len(mine)), toward / size) / size
@@ -231,7 +232,7 @@ def solved(parts, kinds, h, ridge):
 
 def explained(parts, mine, a, causal):
     """f·y and |f|² of coefficients a over tokens, over runs: of the network [2], and with log-stds by `causal` [2]."""
-    gram, toward = (sum(each) / len(parts) for each in zip(*parts, strict=True))
+    gram, toward = (np.sum(each, axis=0) / len(parts) for each in zip(*parts, strict=True))
     network = np.array([a @ toward[0, mine], a @ gram[0][np.ix_(mine, mine)] @ a])
     return network, network + np.array([toward[1, causal], gram[1, causal, causal]])
 

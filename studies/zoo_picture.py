@@ -32,7 +32,12 @@ def measured(zoo: Path, runs: dict[str, Run], judged: Path, seconds: dict[str, A
     for name, run in runs.items():
         if not (zoo / name).exists() or run.algorithm != "PPO":
             continue
-        row = seconds.get(name) or {"store": name, "environment": run.env_id, "family": run.family, "part": run.part}
+        row: dict[str, Any] = seconds.get(name) or {
+            "store": name,
+            "environment": run.env_id,
+            "family": run.family,
+            "part": run.part,
+        }
         if "directions" not in row:
             trial = Store.open(zoo / name).trial(run.seeds[0])
             found = spectra([trial], 0)

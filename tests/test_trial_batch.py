@@ -580,7 +580,8 @@ def test_what_the_generator_of_an_environment_does_not_say_is_kept_or_said(sourc
     )
     whole, cut = TrialBatch(config, [3]), TrialBatch(config, [3])
     for batch in (whole, cut):
-        batch.iterate(), batch.iterate()
+        batch.iterate()
+        batch.iterate()
     again = TrialBatch(config, [3])
     if source == "global":
         with pytest.raises(TiplError, match="cannot go on to the same bits"):

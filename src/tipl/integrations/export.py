@@ -58,7 +58,7 @@ def export(
     if out.is_dir():
         raise TiplError(f"{out} is a folder; give --out the name of a file.")
     require_no_store_above(out)
-    if out.suffix in _TENSORS and env_id is None and not _is_whole(source):
+    if out.suffix in _TENSORS and env_id is None and not isinstance(source, Policy) and not _is_file(source):
         run, t = _snapshot(source, trial, snapshot)
         if run.config.get("hidden_sizes") is None:
             write_file(out, _TENSORS[out.suffix](run.spec.unflatten(run.weights(t, t + 1)[0])))
@@ -102,9 +102,9 @@ def _policy(
     return run.policy(t), run.env_id, run.config
 
 
-def _is_whole(source: Any) -> bool:
-    """Whether a source is one policy, and not a store of many."""
-    return isinstance(source, Policy) or Path(source).suffix == POLICY_FILE
+def _is_file(source: Place) -> bool:
+    """Whether a source is a file of one policy, and not a store of many."""
+    return Path(source).suffix == POLICY_FILE
 
 
 def _snapshot(source: Place, trial: int | None, snapshot: int | None) -> tuple[Trial, int]:

@@ -47,8 +47,8 @@ def resolve(name: Name) -> tuple[Kind, str]:
             found.append((kind, revision))
     if not found:
         what = _WHAT.get(name.kind, "store, model or policy")
-        for kind in (each for each in kinds if each not in wanted):
-            if hub().resolve(kind, name.name, None) is not None:
+        for kind in kinds:
+            if kind not in wanted and hub().resolve(kind, name.name, None) is not None:
                 raise TiplError(
                     f"{name.name} in {shown()} is a {_WHAT[kind]}, not a {what}; give the name of a {what}."
                 )
