@@ -3,9 +3,10 @@
 In: tasks, as run.py has them.  Out: what they tell; the error of one that failed.
 
 Ray starts the processes, finds free cores and runs a task again whose node is lost. What tasks tell, and the order to
-stop, go through one actor on the node of this process (`_Board`). Every task says first which libraries it has: with
-others its bits would be others too. Ray does not heed the limits of Slurm (its issue 28586): each node has to be
-started with as many cores as are its own (`ray start --num-cpus`), and each task asks for one.
+stop, are notes in the cluster's own key-value store: an actor for them would be a process more in each call, for which
+a worker has to wait. Every task says first which libraries it has: with others its bits would be others too. Ray does
+not heed the limits of Slurm (its issue 28586): each node has to be started with as many cores as are its own
+(`ray start --num-cpus`), and each task asks for one.
 """
 
 import contextlib
@@ -14,10 +15,10 @@ import importlib.metadata
 import logging
 import os
 import platform
+import secrets
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ _LOOK_SECONDS = 0.2
 _KNOCK_SECONDS = 10.0
 _RETRIES = 20  # of a task whose node or process is lost
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+_BEGIN = {"env_vars": dict.fromkeys(_THREADS, "1")}
+"""What workers begin with. Ray starts some when it is joined, which a task takes that asks for just this."""
 _COMPUTE = ("tipl", "numpy", "numba", "scipy", "envpool", "gymnasium", "mujoco", "torch", "safetensors")
 
 
@@ -48,9 +51,8 @@ def cluster(address: str, workers: int | None) -> Iterator["Cluster"]:
         try:
             _knock(address)
             ray.init(
-                address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="tipl",
-                runtime_env={"env_vars": dict.fromkeys(_THREADS, "1")},
-            )  # fmt: skip
+                address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="tipl", runtime_env=_BEGIN
+            )
         except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
             raise TiplError(
                 f"No Ray cluster answers at {address} ({str(error).splitlines()[0][:200]}); start one with `ray start "
@@ -99,26 +101,27 @@ class Cluster:
     ) -> None:
         """See `Executor.run`; a task whose node is lost is run again on another."""
         ray = self._ray
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
-        call = ray.remote(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="SPREAD")(_call)
+        run = f"tipl/{secrets.token_hex(8)}"
+        how: Any = {"num_cpus": 1, "max_retries": _RETRIES, "scheduling_strategy": "SPREAD", "runtime_env": _BEGIN}
+        call = ray.remote(**how)(_call)
         waiting = list(enumerate(tasks))[::-1]
         working: dict[Any, int] = {}
+        news: dict[int, bytes | None] = {}
         refusals: list[str] = []
 
         def begin() -> None:
             index, task = waiting.pop()
-            working[call.remote(work, task, index, board, versions())] = index
+            working[call.remote(work, task, f"{run}/{index}", versions())] = index
 
         try:
             for _ in range(min(self.slots, len(tasks))):
                 begin()
             while working:
                 done, _ = ray.wait(list(working), timeout=_LOOK_SECONDS)
-                for index, content in ray.get(board.taken.remote()):
-                    heard(index, struct.unpack(f"{len(content) // 8}d", content))
+                for index in working.values():
+                    before, news[index] = news.get(index), _read(f"{run}/{index}")
+                    if (content := news[index]) and content != before:
+                        heard(index, struct.unpack(f"{len(content) // 8}d", content))
                 for each in done:
                     index = working.pop(each)
                     how, text = self._outcome(each, names[index])
@@ -134,14 +137,14 @@ class Cluster:
                         begin()
         except BaseException:
             with contextlib.suppress(Exception):
-                ray.get(board.stop.remote(), timeout=GRACE_SECONDS)
+                _write(f"{run}/stop", b"stop")
                 ray.wait(list(working), num_returns=len(working), timeout=GRACE_SECONDS)
                 for each in working:
                     ray.cancel(each, force=True)
             raise
         finally:
             with contextlib.suppress(Exception):
-                ray.kill(board)
+                _remove(run)
         if refusals:
             raise TiplError(" ".join(dict.fromkeys(refusals)))
 
@@ -161,73 +164,73 @@ class Cluster:
             ) from error
 
 
-class _Board:
-    """What tasks tell, and whether they are to stop; it lives in a process of its own on the node of the caller."""
+def _read(key: str) -> bytes | None:
+    """Return the note of this name, None where there is none."""
+    return _notes()._internal_kv_get(key, namespace="tipl")
 
-    def __init__(self) -> None:
-        self._news: dict[int, bytes] = {}
-        self._stop = False
 
-    def tell(self, task: int, content: bytes) -> bool:
-        """Take what a task tells (nothing: it only asks), and say whether it is to stop."""
-        if content:
-            self._news[task] = content
-        return self._stop
+def _write(key: str, content: bytes) -> None:
+    _notes()._internal_kv_put(key, content, namespace="tipl")
 
-    def taken(self) -> list[tuple[int, bytes]]:
-        news, self._news = self._news, {}
-        return list(news.items())
 
-    def stop(self) -> None:
-        self._stop = True
+def _remove(prefix: str) -> None:
+    _notes()._internal_kv_del(prefix, del_by_prefix=True, namespace="tipl")
+
+
+def _notes() -> Any:
+    """Ray's own store of small things by name, which every process of a cluster reads and writes."""
+    import ray.experimental.internal_kv as notes
+
+    return notes
 
 
 class _Far(Parent):
     """The caller of a task, as the task knows it."""
 
-    def __init__(self, ray: Any, board: Any, task: int) -> None:
+    def __init__(self, note: str) -> None:
         self._stop, self._change = threading.Event(), threading.Condition()
         self._news, self._working = None, False
-        self._ray, self._board, self._task = ray, board, task
-        self._over = False
-        self._told = threading.Thread(target=self._exchange, daemon=True)
-        self._told.start()
+        self._note, self._over = note, threading.Event()
+        threading.Thread(target=self._exchange, daemon=True).start()
 
     def _exchange(self) -> None:
-        """Tell what is new and ask whether to stop, again and again. A board that is gone says stop."""
-        while not self._over:
-            with self._change:
-                self._change.wait_for(lambda: self._news is not None or self._over, _LOOK_SECONDS)
-                rows, self._news = self._news, None
-                self._change.notify_all()
-            numbers = [number for row in rows or () for number in row]
+        """Tell what is new and ask whether to stop, again and again. Where no one answers any more, that says stop."""
+        over = False
+        while not over:
+            self._over.wait(_LOOK_SECONDS)
+            over = self._over.is_set()
+            rows = self._news
             try:
-                if self._ray.get(self._board.tell.remote(self._task, struct.pack(f"{len(numbers)}d", *numbers))):
+                if rows is not None:
+                    numbers = [number for row in rows for number in row]
+                    _write(self._note, struct.pack(f"{len(numbers)}d", *numbers))
+                if _read(f"{self._note.rpartition('/')[0]}/stop"):
                     self._stop.set()
             except Exception:
                 self._stop.set()
                 return
-            time.sleep(_LOOK_SECONDS)
+            with self._change:
+                if self._news is rows:
+                    self._news = None
+                    self._change.notify_all()
 
     def _settle(self) -> None:
+        self._over.set()
         super()._settle()
-        self._over = True
 
 
-def _call(
-    work: Callable[..., None], task: tuple[Any, ...], index: int, board: Any, theirs: dict[str, str]
-) -> tuple[str, str]:
+def _call(work: Callable[..., None], task: tuple[Any, ...], note: str, theirs: dict[str, str]) -> tuple[str, str]:
     """Call in a process of a node; how it ended, and what it said."""
-    import ray
-
     mine = versions()
     if mine != theirs:
+        import ray
+
         name = next(name for name in theirs if mine.get(name) != theirs[name])
         return "refused", (
             f"the Ray node {ray.util.get_node_ip_address()} has {name} {mine.get(name)}, this machine {theirs[name]}; "
             "install the same on every node (pip install --requirement requirements.lock)."
         )
-    return outcome_of(_Far(ray, board, index), work, task)
+    return outcome_of(_Far(note), work, task)
 
 
 @functools.cache
