@@ -104,7 +104,7 @@ def judge(task: tuple[Path, Sequence[str], Path, bool, Sequence[Path], Path | No
     first = store.trial(store.seeds[0])
     found = json.loads(file.read_text()) if file.exists() else {
         "store": path.name, "environment": str(first.env_id), "weights": first.spec.size, "seeds": store.seeds,
-        "algorithm": first.config.get("algorithm", "PPO"), "horizons": HORIZONS, "forecasters": {}, "rising": {},
+        "algorithm": first.config.get("algorithm", "PPO"), "horizons": HORIZONS, "forecasters": {},
     }  # fmt: skip
     asked = without_a_model(out)
     zoo = next(each for each in asked if each.name == ZOO)
@@ -115,9 +115,7 @@ def judge(task: tuple[Path, Sequence[str], Path, bool, Sequence[Path], Path | No
         forecaster.name = Path(model).name
         asked.append(forecaster)
         if adapt:
-            corrected = online_corrected([forecaster, zoo], first)
-            corrected.name = f"{forecaster.name}-adapted"
-            asked.append(corrected)
+            asked += [online_corrected(each, first) for each in ([forecaster], [forecaster, zoo])]
     asked += [each for checkpoint in checkpoints for each in nino.nowcasts(checkpoint, first.spec, code)]
     asked = [each for each in asked if each.name not in found["forecasters"]]
     own = {} if OWN in found["forecasters"] else {seed: equations_of(path, seed) for seed in store.seeds}
@@ -132,7 +130,7 @@ def judge(task: tuple[Path, Sequence[str], Path, bool, Sequence[Path], Path | No
                 each.name = OWN
             compared = compare_weights([trial], origins, [*asked, *mine], fitting(trial.committed))
             for name, comparison in compared.items():
-                sums.setdefault(name, []).append(summed(comparison, origins.by_time, origins.rising))
+                sums.setdefault(name, []).append(summed(comparison, origins.by_time))
         found["forecasters"] |= sums
         file.write_text(json.dumps(found))
     return path.name
@@ -143,28 +141,23 @@ def fitting(count: int) -> tuple[int, ...]:
     return tuple(h for h in HORIZONS if h <= (count - 2) // 2)
 
 
-def summed(of: Comparison, by_time: np.ndarray, rising: np.ndarray) -> dict[str, Any]:
-    """Sums over the origins drawn by time, and over those of them from which the return still rises."""
-    masks = {"all": by_time, "rising": by_time & rising}
-    return {phase: {name: getattr(of, name)[mask].sum(0).tolist() for name in SUMS} for phase, mask in masks.items()}
+def summed(of: Comparison, by_time: np.ndarray) -> dict[str, list[float]]:
+    """Sums over the origins drawn by time, by horizon."""
+    return {name: getattr(of, name)[by_time].sum(0).tolist() for name in SUMS}
 
 
-def skills(found: dict[str, Any], name: str, phase: str = "all") -> np.ndarray:
+def skills(found: dict[str, Any], name: str) -> np.ndarray:
     """[trials, H] NaN where nothing moved or a horizon does not fit."""
     rows = np.full((len(found["seeds"]), len(HORIZONS)), np.nan)
     for row, trial in zip(rows, found["forecasters"][name], strict=True):
-        error, moved = (np.array(trial[phase][key]) for key in ("error", "moved"))
+        error, moved = (np.array(trial[key]) for key in ("error", "moved"))
         row[: len(error)] = 1 - np.divide(error, moved, out=np.full_like(error, np.nan), where=moved > 0)
     return rows
 
 
-def _mean(rows: np.ndarray, axis: int) -> np.ndarray:
-    return rows.mean(axis=axis)
-
-
 def table(out: Path, against: Sequence[str], json_file: Path | None, algorithm: str = "PPO") -> dict[str, Any]:
     """Mean skill over environments of the mean over their stores of the mean over their trials; intervals over
-    environments, and over trials inside one."""
+    environments."""
     files = [json.loads(path.read_text()) for path in sorted(out.glob("*.json")) if path.name != CHOSEN]
     files = [each for each in files if each["algorithm"] == algorithm]
     names = [name for name in files[0]["forecasters"] if all(name in each["forecasters"] for each in files)]
@@ -180,17 +173,16 @@ def table(out: Path, against: Sequence[str], json_file: Path | None, algorithm: 
     rng = np.random.default_rng
     rows: dict[str, Any] = {"environments": environments, "horizons": HORIZONS, "skill": {}, "lead": {}, "by": {}}
     for name in names:
-        found = bootstrap_interval(_mean, mean[name], rng=rng(0))
+        found = bootstrap_interval(np.mean, mean[name], rng=rng(0))
         rows["skill"][name] = [[each.value, each.low, each.high] for each in found]
         rows["by"][name] = {env: mean[name][row].round(4).tolist() for row, env in enumerate(environments)}
         for other in against:
-            lead = bootstrap_interval(_mean, mean[name] - mean[other], rng=rng(0))
+            lead = bootstrap_interval(np.mean, mean[name] - mean[other], rng=rng(0))
             ahead = (mean[name] > mean[other]).sum(axis=0).tolist()
             rows["lead"].setdefault(other, {})[name] = {
                 "lead": [[each.value, each.low, each.high] for each in lead], "environments_ahead": ahead
             }  # fmt: skip
-    worse = {name: {env: below for env in environments if (below := _below_nothing(by[name][env]))} for name in names}
-    rows["below_nothing"] = {name: found for name, found in worse.items() if found}
+    rows["below_nothing"] = {name: below for name in names if (below := _below_nothing(rows["by"][name]))}
     for name in sorted(names, key=lambda name: -mean[name][:, 0].mean()):
         print(f"{name:32}", "  ".join(f"{value:7.3f}" for value in mean[name].mean(axis=0)))
     if json_file:
@@ -198,13 +190,10 @@ def table(out: Path, against: Sequence[str], json_file: Path | None, algorithm: 
     return rows
 
 
-def _below_nothing(rows: np.ndarray) -> list[int]:
-    """The horizons at which the whole interval over trials lies below zero."""
-    kept = rows[np.isfinite(rows).all(axis=1)]
-    if len(kept) < 5:
-        return []
-    found = bootstrap_interval(_mean, kept, rng=np.random.default_rng(0))
-    return [h for h, each in zip(HORIZONS, found, strict=True) if each.high is not None and each.high < 0]
+def _below_nothing(by: dict[str, list[float]]) -> dict[str, dict[int, float]]:
+    """Means below zero by environment and horizon. Most environments have too few trials for an interval."""
+    found = {env: {h: each for h, each in zip(HORIZONS, row, strict=True) if each < 0} for env, row in by.items()}
+    return {env: row for env, row in found.items() if row}
 
 
 def main() -> None:
