@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from tipl import Accelerator, JumpingOptimizer
 from tipl.acceleration.arms import Arm, run_part
 from tipl.acceleration.jump import KINDS
 from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig, JumpConfig, PPOConfig
@@ -107,6 +108,14 @@ def test_a_sum_of_tokens_is_the_causal_models_displacement_and_theirs() -> None:
     np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(TiplError, match="takes 2 context tokens"):
         forecaster.forecast([History(0, 30, path, 4, 5)], [50])
+
+
+def test_a_loop_that_makes_no_tokens_is_told_before_its_first_step() -> None:
+    policy = torch.nn.Linear(3, 2)
+    with pytest.raises(TiplError, match="which only `tipl accelerate` makes"):
+        Accelerator(policy, CONTEXT, distribution=lambda obs: torch.distributions.Categorical(logits=policy(obs)))
+    with pytest.raises(TiplError, match="which only `tipl accelerate` makes"):
+        JumpingOptimizer(torch.optim.Adam(policy.parameters()), CONTEXT)
 
 
 def test_a_live_run_makes_the_tokens_that_its_forecaster_takes(tmp_path: Path) -> None:

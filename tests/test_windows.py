@@ -16,6 +16,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from tipl.cli import parser
 from tipl.collection.random_walk import random_walk
 from tipl.config.presets import CausalTrainConfig, EvaluateConfig, ForecasterName
 from tipl.errors import TiplError
@@ -436,6 +437,10 @@ def test_chosen_on_stores_of_others_it_learns_from_all_but_the_test_trials(store
     assert (away["train"], away["validation"]) == ([], Store.open(other).seeds)
     with pytest.raises(TiplError, match="again, or a copy of it"):
         train([store], tmp_path / "same", SMALL, validation=[store])
+    create_store(empty := tmp_path / "empty")
+    with pytest.raises(TiplError, match="empty holds no trial to choose the model by"):
+        train([store], tmp_path / "none", SMALL, validation=[empty])
+    assert not (tmp_path / "none").exists()
     with pytest.raises(TiplError, match="--validation is for --model causal"):
         train(store, tmp_path / "paper", validation=other)
 
@@ -469,6 +474,7 @@ def test_a_trained_model_is_judged_like_any_forecaster(tmp_path: Path):
 
 
 def test_the_shipped_model_is_small_and_forecasts_a_policy_that_it_never_saw(small_store: Path, tmp_path: Path):
+    assert (SHIPPED, SHIPPED_NAMES) == (parser.SHIPPED, parser.SHIPPED_NAMES)
     names = get_args(ForecasterName)
     for name in SHIPPED_NAMES:
         assert sum(file.stat().st_size for file in model_folder(name).iterdir()) <= 5_000_000

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from tipl.acceleration.jump import Judgment, Jump, Jumper, is_log_std, jumps_for, may_jump
+from tipl.acceleration.jump import Judgment, Jump, Jumper, is_log_std, jumps_for, may_jump, require_no_tokens
 from tipl.acceleration.jumping import JumpingOptimizer
 from tipl.checks import Count, Place, checked
 from tipl.collection.agent import (
@@ -147,6 +147,7 @@ class Accelerator:
             self._snapshots_per_iteration = count
         elif fit is not None:
             raise TiplError("fit has no effect on a forecaster that is made already; leave it out.")
+        require_no_tokens(forecaster)
         names, sizes = [name for name, _ in named], [p.numel() for p in self._parameters]
         self._moves_P = may_jump(names, sizes, config.log_std)
         self._is_network = np.repeat([not is_log_std(name) for name in names], sizes)

@@ -10,7 +10,8 @@ import numpy as np
 
 from tipl.acceleration.jump import Judgment
 from tipl.rl.kernels import FASTMATH, forward_batch, kernel
-from tipl.rl.ppo import categorical_log_probs, gaussian_log_prob
+from tipl.rl.policies import network_size
+from tipl.rl.ppo import log_probs_of, mean_kl
 from tipl.rl.trial_batch import TrialBatch
 
 
@@ -22,7 +23,7 @@ def batch_judge(batch: TrialBatch, trial: int) -> Callable[[np.ndarray], Judgmen
     old_log_prob, advantages = batch.log_probs[mine].reshape(-1), batch.advantages[mine].reshape(-1)
     advantages = advantages - advantages.mean()
     now, sizes = np.array(batch.policies[trial]), batch.policy_sizes
-    log_stds = slice(int(((sizes[:-1] + 1) * sizes[1:]).sum()), None)  # the network's weights lie before them
+    log_stds = slice(network_size(sizes), None)  # the network's weights lie before them
     head = functools.cache(lambda: heads_of(now, sizes, obs, batch.activation))  # not if nobody asks
 
     def judge(weights_P: np.ndarray) -> Judgment:
@@ -55,24 +56,11 @@ def judge_batch(head, log_std, other_head, other_log_std, actions, old_log_prob,
         head, other_head: [S, outputs] of the networks; log_std, other_log_std: [outputs], or [0]: categorical.
         actions: [S, A]; old_log_prob, advantages: [S].
     """
-    samples, outputs = head.shape
-    log_probs, other_log_probs = np.empty(outputs, np.float32), np.empty(outputs, np.float32)
-    spread, narrow = np.exp(np.float32(2) * (log_std - other_log_std)), np.exp(-other_log_std)
-    kl, surrogate, change = 0.0, 0.0, 0.0
-    for i in range(samples):
-        if len(log_std) == 0:
-            categorical_log_probs(head[i], log_probs)
-            categorical_log_probs(other_head[i], other_log_probs)
-            for k in range(outputs):
-                kl += np.exp(log_probs[k]) * (log_probs[k] - other_log_probs[k])
-            log_prob = other_log_probs[int(actions[i, 0])]
-        else:
-            for k in range(outputs):
-                moved = (other_head[i, k] - head[i, k]) * narrow[k]
-                kl += 0.5 * (spread[k] + moved * moved - 1) + other_log_std[k] - log_std[k]
-            log_prob = gaussian_log_prob(actions[i], other_head[i], other_log_std)
-        log_ratio = log_prob - old_log_prob[i]
-        ratio = np.exp(log_ratio)
+    log_ratios = log_probs_of(other_head, other_log_std, actions) - old_log_prob
+    surrogate, change = 0.0, 0.0
+    for i in range(len(log_ratios)):
+        ratio = np.exp(log_ratios[i])
         surrogate += ratio * advantages[i]
-        change += ratio - 1 - log_ratio  # its mean is KL(π_old ‖ π_other), and no term is negative
-    return kl / samples, surrogate / samples, change / samples
+        change += ratio - 1 - log_ratios[i]  # its mean is KL(π_old ‖ π_other), and no term is negative
+    samples = len(log_ratios)
+    return mean_kl(head, log_std, other_head, other_log_std), surrogate / samples, change / samples

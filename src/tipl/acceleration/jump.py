@@ -18,7 +18,7 @@ from tipl.config.presets import JumpConfig, jumps_of
 from tipl.config.rivals import parts_of_arm
 from tipl.errors import TiplError
 from tipl.forecasting.autoregression import Autoregression
-from tipl.forecasting.context import CONTEXT, ContextSum
+from tipl.forecasting.context import ContextSum
 from tipl.forecasting.forecaster import Forecaster, LiveRun, usable
 from tipl.forecasting.named import as_name
 from tipl.forecasting.trained import CausalForecaster
@@ -76,10 +76,8 @@ def jumps_for(forecaster: Forecaster | Place, jump: JumpConfig | None = None) ->
         TiplError: something in `jump` that is not as usual has no effect on this forecaster.
     """
     match forecaster:
-        case CausalForecaster():
+        case CausalForecaster() | ContextSum():
             usual = jumps_of("causal")
-        case ContextSum():
-            usual = jumps_of(CONTEXT)
         case Autoregression():
             usual = jumps_of("autoregression")
         case Forecaster():
@@ -95,6 +93,18 @@ def jumps_for(forecaster: Forecaster | Place, jump: JumpConfig | None = None) ->
             f"horizon has no effect on {forecaster}, which goes to the same place whatever the horizon; leave it out."
         )
     return jump
+
+
+def require_no_tokens(forecaster: Forecaster) -> None:
+    """
+    Raises:
+        TiplError: it takes context tokens, which only our own PPO makes.
+    """
+    if forecaster.takes_tokens:
+        raise TiplError(
+            f"The forecaster {forecaster.name} takes context tokens, which only `tipl accelerate` makes; take causal, "
+            "which needs none."
+        )
 
 
 def may_jump(names: Sequence[str], sizes: Sequence[int], log_std: bool = False) -> np.ndarray:

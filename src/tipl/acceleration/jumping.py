@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tipl.acceleration.jump import Judgment, Jumper, jumps_for
+from tipl.acceleration.jump import Judgment, Jumper, jumps_for, require_no_tokens
 from tipl.checks import Count, Place, checked
 from tipl.collection.flat import check_apart, check_finite, check_parameters, flat, move, trainable, tried, undisturbed
 from tipl.config.presets import JumpConfig
@@ -83,6 +83,7 @@ class JumpingOptimizer(torch.optim.Optimizer):
         if isinstance(forecaster, str | os.PathLike):
             shapes = [parameter.shape for parameter in self._weights]
             forecaster = load_forecaster(forecaster, shapes, config.horizon, count)
+        require_no_tokens(forecaster)
         size = sum(parameter.numel() for parameter in self._weights)
         self._jumper = Jumper(forecaster, config, np.ones(size, bool))
         self._jumper.begin(flat(self._weights))

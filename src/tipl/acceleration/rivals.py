@@ -17,7 +17,7 @@ from tipl.config.presets import CollectConfig
 from tipl.config.rivals import Adaptive, Outer, Reuse, Rival, TrimAndBoost
 from tipl.rl.kernels import FASTMATH, forward_batch, kernel
 from tipl.rl.policies import network_size
-from tipl.rl.ppo import Samples, UpdateSettings, categorical_log_probs, update
+from tipl.rl.ppo import Samples, UpdateSettings, log_probs_of, mean_kl, update
 from tipl.rl.rollout import critic_values
 from tipl.rl.trial_batch import TrialBatch
 
@@ -98,40 +98,25 @@ def adaptive_update(learner, adam_steps, samples, order, learning_rate, target, 
     theta, sizes, activation = learner.theta, learner.policy_sizes, settings.activation
     epochs, count = order.shape
     batch = count // settings.num_minibatches
-    end, outputs = 0, sizes[-1]
+    end = 0
     for layer in range(len(sizes) - 1):
         end += sizes[layer + 1] * (sizes[layer] + 1)
     num_weights = len(theta)
     for layer in range(len(sizes) - 1):
         num_weights -= learner.critic_sizes[layer + 1] * (learner.critic_sizes[layer] + 1)
-    log_std, discrete = theta[end:num_weights], end == num_weights
+    log_std = theta[end:num_weights]
     old_log_std, scratch = log_std.copy(), np.empty((1, snapshots.shape[1]), np.float32)
     x, acts = np.empty((batch, samples.obs.shape[1]), np.float32), np.empty(batch * sizes[1:].sum(), np.float32)
-    old_head = np.empty((count, outputs), np.float32)
-    for start in range(0, count, batch):
-        x[:] = samples.obs[start : start + batch]
-        old_head[start : start + batch] = forward_batch(theta, 0, sizes, x, acts, activation)
-    old, new = np.empty(outputs, np.float32), np.empty(outputs, np.float32)
+    old_head = heads_of(theta, sizes, samples.obs, activation)
     for epoch in range(epochs):
         for start in range(0, count, batch):
             for b in range(batch):
                 x[b] = samples.obs[order[epoch, start + b]]
-            head, kl = forward_batch(theta, 0, sizes, x, acts, activation), 0.0
-            for b in range(batch):
-                before = old_head[order[epoch, start + b]]
-                if discrete:
-                    categorical_log_probs(before, old)
-                    categorical_log_probs(head[b], new)
-                for k in range(outputs):
-                    if discrete:
-                        kl += np.exp(old[k]) * (old[k] - new[k])
-                    else:
-                        moved = (head[b, k] - before[k]) * np.exp(-log_std[k])
-                        spread = np.exp(np.float32(2) * (old_log_std[k] - log_std[k]))
-                        kl += 0.5 * (spread + moved * moved - 1) + log_std[k] - old_log_std[k]
-            if kl / batch > 2 * target:
+            before = old_head[order[epoch, start : start + batch]]
+            kl = mean_kl(before, old_log_std, forward_batch(theta, 0, sizes, x, acts, activation), log_std)
+            if kl > 2 * target:
                 learning_rate = max(learning_rate / 1.5, LEAST_RATE)
-            elif kl / batch < target / 2:
+            elif kl < target / 2:
                 learning_rate = min(learning_rate * 1.5, MOST_RATE)
             update(learner, adam_steps, samples, order[epoch : epoch + 1, start : start + batch], learning_rate, one,
                    scratch)  # fmt: skip
@@ -192,7 +177,9 @@ class ReuseBatch(TrialBatch):
         ppo, theta = self.config.ppo, self.theta[trial]
         samples = len(past.obs) * ppo.num_steps
         actions, obs = past.actions.reshape(samples, -1), past.obs.reshape(samples, -1)
-        now = log_probs_of(theta[: self.spec.size], self.policy_sizes, obs, actions, self.activation)
+        head = heads_of(theta, self.policy_sizes, obs, self.activation)
+        log_std = theta[network_size(self.policy_sizes) : self.spec.size]
+        now = log_probs_of(head, log_std, actions)
         ratios = np.exp(now.reshape(past.log_probs.shape) - past.log_probs)
         advantages, returns, values = (np.empty_like(ratios) for _ in range(3))
         for e in range(len(ratios)):
@@ -203,18 +190,6 @@ class ReuseBatch(TrialBatch):
                    advantages[e], returns[e])  # fmt: skip
         flat = (each.reshape(-1) for each in (past.log_probs, advantages, returns, values))
         return Samples(obs, actions, *flat), ratios.reshape(-1)
-
-
-def log_probs_of(
-    policy_P: np.ndarray, sizes: np.ndarray, obs: np.ndarray, actions: np.ndarray, activation: int
-) -> np.ndarray:
-    """The log-probability [S] of each action [S, A] at its observation [S, O]."""
-    head, log_std = heads_of(policy_P, sizes, obs, activation), policy_P[network_size(sizes) :]
-    if len(log_std):
-        return -(((actions - head) * np.exp(-log_std)) ** 2 / 2 + log_std + np.log(2 * np.pi) / 2).sum(axis=1)
-    head = head - head.max(axis=1, keepdims=True)
-    chosen = np.take_along_axis(head, actions.astype(int), axis=1)[:, 0]
-    return chosen - np.log(np.exp(head).sum(axis=1))
 
 
 @kernel()

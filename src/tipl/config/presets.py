@@ -383,7 +383,7 @@ JUMPS = {
     "autoregression": JumpConfig(horizon=20, max_kl=0.02, max_change=0.02),
     "causal": JumpConfig(horizon=20, max_change=0.02, hindsight=True),
 }
-"""How to jump with each `ForecasterName`, as `results/accelerate` has chosen."""
+"""How to jump with each `ForecasterName`, as `results/accelerate` has chosen; any other jumps as `causal` does."""
 
 
 @checked_arguments

@@ -23,8 +23,7 @@ from tipl.rl.ppo import (
     UpdateSettings,
     advantages_and_returns,
     backward_batch,
-    categorical_log_probs,
-    gaussian_log_prob,
+    log_probs_of,
     loss_gradients,
 )
 from tipl.rl.rollout import critic_values
@@ -130,20 +129,14 @@ def add_gradient(theta, sizes, obs, actions, old_log_prob, advantages, settings,
         head_end += sizes[layer + 1] * (sizes[layer] + 1)
     log_std = theta[head_end : len(grad)]
     acts = np.empty(block * sizes[1:].sum(), np.float32)
-    delta, part, log_probs = np.empty_like(acts), np.empty_like(grad), np.empty(outputs, np.float32)
+    delta, part = np.empty_like(acts), np.empty_like(grad)
     old, unused = np.empty(block, np.float32), np.zeros(block, np.float32)  # the critic's part is for nothing
     d_head, d_value = np.empty((block, outputs), np.float32), np.empty(block, np.float32)
     for start in range(0, count, block):
         rows = min(block, count - start)
         x, taken = obs[start : start + rows], actions[start : start + rows]
         head = forward_batch(theta, 0, sizes, x, acts, settings.activation)
-        for b in range(rows):
-            if len(log_std) == 0:
-                categorical_log_probs(head[b], log_probs)
-                now = log_probs[int(taken[b, 0])]
-            else:
-                now = gaussian_log_prob(taken[b], head[b], log_std)
-            old[b] = max(old_log_prob[start + b], now - LARGEST)
+        old[:rows] = np.maximum(old_log_prob[start : start + rows], log_probs_of(head, log_std, taken) - LARGEST)
         loss_gradients(head, log_std, unused[:rows], taken, old[:rows], advantages[start : start + rows],
                        unused[:rows], unused[:rows], settings, d_head[:rows], d_value[:rows],
                        part[head_end:])  # fmt: skip

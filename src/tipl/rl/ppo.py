@@ -117,6 +117,40 @@ def categorical_log_probs(logits, out):
 
 
 @kernel(fastmath=FASTMATH)
+def log_probs_of(head, log_std, actions):
+    """[S] log-probabilities of actions [S, A] under networks' outputs [S, F]; log_std [F], or [0]: categorical."""
+    found = np.empty(len(head), np.float32)
+    log_probs = np.empty(head.shape[1], np.float32)
+    for i in range(len(head)):
+        if len(log_std) == 0:
+            categorical_log_probs(head[i], log_probs)
+            found[i] = log_probs[int(actions[i, 0])]
+        else:
+            found[i] = gaussian_log_prob(actions[i], head[i], log_std)
+    return found
+
+
+@kernel(fastmath=FASTMATH)
+def mean_kl(head, log_std, other_head, other_log_std):
+    """Mean KL(π ‖ π_other) in nats over networks' outputs [S, F]; log_std, other_log_std [F], or [0]: categorical."""
+    samples, outputs = head.shape
+    log_probs, other_log_probs = np.empty(outputs, np.float32), np.empty(outputs, np.float32)
+    spread, narrow = np.exp(np.float32(2) * (log_std - other_log_std)), np.exp(-other_log_std)
+    kl = 0.0
+    for i in range(samples):
+        if len(log_std) == 0:
+            categorical_log_probs(head[i], log_probs)
+            categorical_log_probs(other_head[i], other_log_probs)
+            for k in range(outputs):
+                kl += np.exp(log_probs[k]) * (log_probs[k] - other_log_probs[k])
+        else:
+            for k in range(outputs):
+                moved = (other_head[i, k] - head[i, k]) * narrow[k]
+                kl += 0.5 * (spread[k] + moved * moved - 1) + other_log_std[k] - log_std[k]
+    return kl / samples
+
+
+@kernel(fastmath=FASTMATH)
 def backward_batch(theta, offset, sizes, x, acts, delta_out, delta, grad, activation=TANH):
     """Gradient of a network's weights, given the loss's gradient by its output.
 

@@ -28,8 +28,7 @@ from tipl.representation.windows import EDGES, HORIZONS, noisy, training_windows
 from tipl.store import Store
 from tipl.training.devices import Worker
 
-_VERSION = 1  # of what makes windows
-_NOISE_VERSION = 2  # of the noise
+_VERSION = 2  # of what makes windows, and their noise
 _IN_PROCESSES = 64 << 20  # bytes of weights from which windows are made in processes of their own
 
 
@@ -47,8 +46,7 @@ class _Asked(NamedTuple):
 
     @property
     def path(self) -> Path:
-        noise = self.noise and _NOISE_VERSION
-        made_by = [_VERSION, EDGES, HORIZONS, self.seal, self.trial, self.origins, self.seed, noise]
+        made_by = [_VERSION, EDGES, HORIZONS, self.seal, self.trial, self.origins, self.seed, self.noise]
         digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:24]
         return cache() / "windows" / f"{digest}.safetensors"
 

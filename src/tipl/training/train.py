@@ -108,7 +108,7 @@ def _train_causal(
     if choosing:
         splits = {store: Store.open(store).split() for store in stores}
         parts = {store: Split((*split.train, *split.validation), (), ()) for store, split in splits.items()}
-        parts |= {store: Split((), tuple(Store.open(store).seeds), ()) for store in choosing}
+        parts |= {store: Split((), _every_trial(store), ()) for store in choosing}
     else:
         parts = {store: _split(store) for store in stores}
     _require_different([*stores, *choosing])
@@ -149,6 +149,17 @@ def _split(store: Path) -> Split:
     if not split.validation:
         raise TiplError(f"{store} has {len(split.train)} training trial(s) and none to validate; collect 3 or more.")
     return split
+
+
+def _every_trial(store: Path) -> tuple[int, ...]:
+    """
+    Raises:
+        TiplError: it has none.
+    """
+    seeds = tuple(Store.open(store).seeds)
+    if not seeds:
+        raise TiplError(f"{store} holds no trial to choose the model by; collect one, or give another --validation.")
+    return seeds
 
 
 def _check_lengths(store: Path, split: Split) -> None:
