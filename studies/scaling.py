@@ -3,7 +3,7 @@
 In: the zoo (`studies/zoo.py collect`).  Out: OUT/NAME, a model for each variant and seed; `table`: its best validation
 skill, on environments that it did not learn from (those whose part is `validation`), by horizon.
 
-    python studies/scaling.py train runs/zoo-small --out runs/scaling --steps 2000 --seeds 0 [--only envs-2 envs-32]
+    python studies/scaling.py train runs/zoo-first --out runs/scaling --steps 2000 --seeds 0 [--only envs-2 envs-32]
     python studies/scaling.py table runs/scaling --json FILE
 
 Every variant has the same number of steps. Of 32 environments the 2, 4, 8 and 16 are the first of one shuffled order,
@@ -56,7 +56,10 @@ def train(zoo: Path, out: Path, name: str, seed: int, steps: int, windows: int) 
         return
     count = int(name.removeprefix("envs-")) if name.startswith("envs-") else max(COUNTS)
     settings = {"windows": windows, **VARIANTS[name]}
-    how = {"precision": "bfloat16", "validate_every": max(1, steps // 4)}  # half the time of float32, see LOG
+    how = {
+        "precision": "bfloat16",
+        "validate_every": max(1, steps // 4),
+    }  # 0.10 s of the processor a step instead of 0.18
     config = dataclasses.replace(CausalTrainConfig(), steps=steps, seed=seed, **how, **settings)
     validation = [zoo / run.name for run in stores_of(zoo, "validation")]
     resume = (folder / CHECKPOINT_FILE).exists()

@@ -28,7 +28,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RATES = HERE.parent / "results" / "zoo" / "rates.json"
-PRESETS = ("tiny", "small", "full")
+PRESETS = ("tiny", "first", "small", "full")
 LARGE = (256, 256)
 FIRST_SEED = 1
 AT_ONCE = 16  # stores whose exact weights are on the disk together
@@ -84,7 +84,7 @@ def runs_of(preset: str) -> list[Run]:
             runs.append(Run(*kind, steps, trials, hidden, activation, rate))
     for other in manifest["other"]:
         for env_id in other["environments"]:
-            if tiny and f"{other['algorithm']} {env_id}" not in settings["others"]:
+            if "others" in settings and f"{other['algorithm']} {env_id}" not in settings["others"]:
                 continue
             steps = settings.get("other_steps", other["full_steps"] if full else other["steps"])
             trials = settings.get("trials", other["trials"] * (2 if full else 1))

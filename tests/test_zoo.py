@@ -1,6 +1,7 @@
 """The zoo's manifest keeps what it promises, and nobody learns from what is held out."""
 
 import dataclasses
+import json
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -29,6 +30,13 @@ def test_the_manifest_is_as_wide_as_it_says(preset: str) -> None:
     for run in runs:
         others[run.algorithm].add(run.env_id)
     assert all(len(others[name]) >= 4 for name in ("SAC", "TD3", "A2C", "DQN"))
+
+
+def test_what_the_results_are_made_on_is_the_first_run_of_each_environment() -> None:
+    table = json.loads((Path(zoo.RATES).parent / "table.json").read_text())
+    runs = zoo.runs_of("first")
+    assert sorted((run.name, run.trials) for run in runs) == sorted((row["store"], row["trials"]) for row in table)
+    assert len({run.env_id for run in runs}) == len(runs) == 56
 
 
 def test_the_split_is_by_environment() -> None:

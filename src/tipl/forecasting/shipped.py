@@ -20,7 +20,7 @@ from tipl.training import LAST
 SHIPPED = "causal"
 """The model that is taken where none is named."""
 SHIPPED_NAMES = (SHIPPED, "zoo")
-"""The models that come with the package: `causal` learned from five stores of two experiments, `zoo` from 32
+"""The models that come with the package: `causal` learned from five stores of four environments, `zoo` from 32
 environments (`studies/zoo.py`)."""
 PRETRAINED = Path(__file__).parent / "pretrained"
 
