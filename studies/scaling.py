@@ -56,10 +56,8 @@ def train(zoo: Path, out: Path, name: str, seed: int, steps: int, windows: int) 
         return
     count = int(name.removeprefix("envs-")) if name.startswith("envs-") else max(COUNTS)
     settings = {"windows": windows, **VARIANTS[name]}
-    how = {
-        "precision": "bfloat16",
-        "validate_every": max(1, steps // 4),
-    }  # 0.10 s of the processor a step instead of 0.18
+    # bfloat16: 0.10 s of the processor a step instead of 0.18
+    how = {"precision": "bfloat16", "validate_every": max(1, steps // 4)}
     config = dataclasses.replace(CausalTrainConfig(), steps=steps, seed=seed, **how, **settings)
     validation = [zoo / run.name for run in stores_of(zoo, "validation")]
     resume = (folder / CHECKPOINT_FILE).exists()
