@@ -163,7 +163,7 @@ def test_a_folder_of_stores_is_listed(zoo: Path, capsys: Any) -> None:
 def test_a_manifest_lists_the_same_and_opens_what_it_was_made_of(
     zoo: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)  # by which rows are folded, and which other tests may have set
+    monkeypatch.delenv("COLUMNS", raising=False)  # by which rows are folded; pytest-xdist sets it in its workers
     expected = data_list(zoo)
     assert main(["data", "index", str(zoo)]) == 0
     collection = Collection.open(zoo)

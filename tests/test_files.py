@@ -6,6 +6,7 @@ In: files made by hand, each wrong in one way.  Out: failures.
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,22 @@ def test_what_a_file_says_cannot_steer_a_terminal():
     said = "a\x1b[31m\n\x07\x9b\u202e\ud800é [b] :smile:"
     assert printable(said) == r"a\x1b[31m\n\x07\x9b\u202e\ud800é [b] :smile:"
     assert str(TiplError("a\nb  c \x1b[2J")) == r"a b c \x1b[2J"
+
+
+@pytest.mark.parametrize("columns", range(10, 100, 3))
+def test_no_number_is_cut_on_a_narrow_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    from tipl.cli.show import show
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    numbers = {"weights": 71948, "ratio": 0.1235, "seed": 3001}
+    rows = [
+        {"trial": i, "env_id": "InvertedDoublePendulum-v4"} | {n: v + i for n, v in numbers.items()} for i in (0, 1)
+    ]
+    show({"trials": rows}, as_json=False)
+    shown = re.split(r"[^\d.]+", capfd.readouterr().out)
+    assert {"71948", "71949", "0.1235", "1.123", "3001", "3002"} <= {*shown}
 
 
 def test_brackets_and_escapes_are_shown_as_they_are(capfd: pytest.CaptureFixture[str]):

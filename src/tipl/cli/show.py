@@ -33,6 +33,7 @@ def show(facts: Mapping[str, Any], as_json: bool) -> None:
 
 def _show_table(console: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """What is the same in every row is said once, above the table."""
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
@@ -42,10 +43,16 @@ def _show_table(console: Any, title: str, rows: Sequence[Mapping[str, Any]]) -> 
     names = [name for name in rows[0] if name not in same]
     table = Table(title=_words(title))
     for name in names:
-        table.add_column(_words(name), overflow="fold", no_wrap=all(isinstance(row[name], int | float) for row in rows))
+        table.add_column(_words(name), overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(_cell(name, row[name]))) for name in names))
-    console.print(table)
+    if Measurement.get(console, console.options.update(max_width=_WIDE), table).minimum <= console.width:
+        console.print(table)
+        return
+    for row in rows:  # a number that is cut in two is read as another one
+        console.print(
+            ", ".join(f"{_words(name)} {printable(_cell(name, row[name]))}" for name in names), soft_wrap=True
+        )
 
 
 def evaluation_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
