@@ -3,8 +3,10 @@
 In: fresh interpreters.  Out: failures that name what was loaded. benchmarks/startup.py measures the time.
 """
 
+import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,15 @@ def test_a_stored_policy_acts_without_torch_and_numba(small_store: Path) -> None
         "trial.policy(3)(np.zeros((2, 4)))"
     )
     assert loaded(code) <= {"numpy", "rich"}
+
+
+@pytest.mark.parametrize("asked", [None, "active"])
+def test_torchs_threads_wait_without_spinning_unless_asked_to(
+    asked: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where other work has a core, threads that spin take it from the one that they wait for."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", asked or "")  # so that it is as before afterwards
+    if asked is None:
+        del os.environ["OMP_WAIT_POLICY"]
+    monkeypatch.setattr(import_module("tipl.cli.main"), "main", lambda: os.environ["OMP_WAIT_POLICY"])
+    assert import_module("tipl.__main__").main() == (asked or "passive")

@@ -11,6 +11,8 @@ import sys
 
 def main() -> int:
     """Load the command line and run one verb; returns the exit code."""
+    # torch's threads spin while they wait for each other, and where other work has a core, that is most of the time
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         from tipl.cli.main import main
     except KeyboardInterrupt:
