@@ -28,6 +28,10 @@ $(VENV)/installed: requirements.lock pyproject.toml
 reproduce: setup
 	$(VENV)/bin/tipl reproduce inverted-pendulum --preset quick
 
+# One thread a worker, since there is a worker a core. Tests start interpreters by the hundred, so what Python compiles is kept.
+test: export OMP_NUM_THREADS ?= 1
+test pages: export PYTHONDONTWRITEBYTECODE =
+
 test: setup
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
