@@ -87,8 +87,7 @@ def draw_panel(panel: Panel, keys: Sequence[str]) -> tuple[str, dict[str, Any]]:
     with _styled():
         canvas, (axes,) = _canvas([panel], 1)
         _draw(axes, panel, keys)
-        canvas.draw_without_rendering()
-        canvas.set_layout_engine("none")
+        _lay_out(canvas)
         (x0, y0), (x1, y1) = axes.get_window_extent().get_points()
         stops, nearest = _stops(canvas.axes, panel, keys)
         return _svg(canvas), {
@@ -136,8 +135,7 @@ def figure_files(figure: Figure, endings: Sequence[str]) -> dict[str, bytes]:
         if len(entries) > 1:
             lines = _legend(canvas, [handles[key] for key in entries], [part.label for part in entries.values()])
             canvas.set_figheight(canvas.get_figheight() + LEGEND_LINE * lines)
-        canvas.draw_without_rendering()
-        canvas.set_layout_engine("none")
+        _lay_out(canvas)
         return {ending: written(canvas, ending) for ending in endings}
 
 
@@ -166,6 +164,14 @@ def _canvas(panels: Sequence[Panel], across: int, is_wide: bool = False) -> tupl
     for place in places[len(panels) :]:
         place.remove()
     return canvas, places[: len(panels)]
+
+
+def _lay_out(canvas: Canvas) -> None:
+    """Place all axes for good. With an engine that is only told to rest, `savefig` would draw everything twice."""
+    canvas.get_layout_engine().execute(canvas)  # type: ignore[union-attr]
+    for axes in canvas.axes:
+        axes.apply_aspect()
+    canvas.set_layout_engine(None)
 
 
 def _height(panel: Panel) -> float:
