@@ -4,6 +4,7 @@ In: nothing.  Out: fixtures.
 """
 
 import atexit
+import fcntl
 import importlib
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from here import in_this_process
 
 from tipl.collection.collect import run_stack
-from tipl.config.presets import CollectConfig
+from tipl.config.presets import CollectConfig, PPOConfig
 from tipl.store import create_store
 
 os.environ["TIPL_CACHE"] = tempfile.mkdtemp(prefix="tipl-cache-")  # nothing of a test stays at the user's
@@ -55,13 +56,19 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "draw_panel", lambda panel, keys: ("<svg></svg>", points))
 
 
-SMALL = CollectConfig(trials=6, total_steps=16 * 2048)
+SMALL = CollectConfig(trials=6, total_steps=16 * 512, ppo=PPOConfig(num_steps=512, num_minibatches=8))
 
 
 @pytest.fixture(scope="session")
 def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six trials of InvertedPendulum-v4, 16 iterations, 81 snapshots each."""
-    path = tmp_path_factory.mktemp("data") / "store"
-    create_store(path)
-    run_stack(SMALL, path, SMALL.seeds, lambda seeds, result: None)
+    """Six trials of InvertedPendulum-v4, 16 iterations, 81 snapshots each; made once, copied for each worker."""
+    own = tmp_path_factory.getbasetemp()
+    common, path = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own, own / "data" / "store"
+    with (common / "small_store.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (common / "small_store").exists():
+            create_store(common / "begun")
+            run_stack(SMALL, common / "begun", SMALL.seeds, lambda seeds, result: None)
+            (common / "begun").rename(common / "small_store")
+        shutil.copytree(common / "small_store", path)
     return path

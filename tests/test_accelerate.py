@@ -27,7 +27,7 @@ from tipl.acceleration.jump import KINDS
 from tipl.cli.main import main
 from tipl.cli.show import acceleration_facts
 from tipl.collection.collect import run_stack
-from tipl.config.presets import CollectConfig, DiscreteCollectConfig, JumpConfig
+from tipl.config.presets import CollectConfig, DiscreteCollectConfig, JumpConfig, PPOConfig
 from tipl.errors import TiplError
 from tipl.forecasting.baselines import FixedSum
 from tipl.forecasting.named import load_forecaster
@@ -35,7 +35,7 @@ from tipl.forecasting.shipped import model_folder
 from tipl.rl.trial_batch import TrialBatch
 from tipl.store import History, Store, create_store
 
-SHORT = CollectConfig(trials=3, total_steps=6 * 2048)
+SHORT = CollectConfig(trials=3, total_steps=6 * 512, ppo=PPOConfig(num_steps=512, num_minibatches=8))
 
 
 def torch_policy(stack: TrialBatch, weights: np.ndarray, obs: np.ndarray):
@@ -119,9 +119,9 @@ def test_measures_against_a_plain_loop() -> None:
     levels = {"low": 1.0, "never": 100.0}
     found = measures(SHORT, returns, levels)
     for n, row in enumerate(returns):
-        steps = next((i + 1 for i, value in enumerate(row) if value >= 1.0), 6) * 2048
+        steps = next((i + 1 for i, value in enumerate(row) if value >= 1.0), 6) * 512
         assert found["steps to low"][0][n] == steps
-    assert (found["steps to never"][0] == 6 * 2048).all() and not found["steps to never"][1].any()
+    assert (found["steps to never"][0] == 6 * 512).all() and not found["steps to never"][1].any()
     np.testing.assert_allclose(found["final return"][0], returns[:, -1])
     np.testing.assert_allclose(found["mean return"][0], returns.mean(axis=1))
 
@@ -247,8 +247,8 @@ def test_returns_that_never_change(here: None, tmp_path: Path) -> None:
 
 
 def test_the_verb_writes_metrics(here: None, tmp_path: Path) -> None:
-    words = "accelerate --trials 2 --total-steps 8192 --targets 50 --forecaster line --horizon 2 --workers 1 --out"
-    assert main([*words.split(), str(tmp_path / "out")]) == 0
+    words = "accelerate --trials 2 --total-steps 2048 --ppo.num-steps 512 --targets 50 --forecaster line --horizon 2"
+    assert main([*words.split(), "--workers", "1", "--out", str(tmp_path / "out")]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["seeds"] == [1, 2] and set(metrics["arms"]) == {"plain", "accelerated"}
     assert metrics["arms"]["accelerated"]["jump"]["horizon"] == 2
@@ -310,22 +310,21 @@ def test_lookahead_goes_halfway_back() -> None:
         load_forecaster("nothing", [(4,)], 1)
 
 
-def test_an_autoregression_for_one_snapshot_an_iteration_learns_from_every_fifth(
-    small_store: Path, tmp_path: Path
-) -> None:
+def test_an_autoregression_for_one_snapshot_an_iteration_learns_from_every_fifth(tmp_path: Path) -> None:
     """As if the same runs had been recorded once an iteration."""
-    once = CollectConfig(trials=6, total_steps=16 * 2048, snapshot_every_epochs=10)
-    create_store(tmp_path / "once")
-    run_stack(once, tmp_path / "once", once.seeds, lambda seeds, result: None)
+    often = CollectConfig(trials=6, total_steps=16 * 256, ppo=PPOConfig(num_steps=256, num_minibatches=8))
+    for name, config in (("often", often), ("once", dataclasses.replace(often, snapshot_every_epochs=10))):
+        create_store(tmp_path / name)
+        run_stack(config, tmp_path / name, config.seeds, lambda seeds, result: None)
     path = np.random.default_rng(0).standard_normal((101, 122), np.float32).cumsum(axis=0)
     history, shapes = History(1, 100, path, 0), [(122,)]
     made, expected = (
         load_forecaster("autoregression", shapes, 4, 1, fit).forecast([history], (1, 4)) - path[-1]
-        for fit in (small_store, tmp_path / "once")
+        for fit in (tmp_path / "often", tmp_path / "once")
     )
     np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     with pytest.raises(TiplError, match="holds 5 snapshots an iteration, the run 2"):
-        load_forecaster("autoregression", shapes, 4, 2, small_store)
+        load_forecaster("autoregression", shapes, 4, 2, tmp_path / "often")
 
 
 @pytest.mark.parametrize("snapshots_per_iteration", [1, 5])
@@ -352,7 +351,7 @@ def test_jump_settings_are_refused_by_name() -> None:
 
 
 def test_no_run_is_accelerated_by_what_has_learned_from_it(small_store: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(SHORT, total_steps=2 * 2048, trials=1)
+    config = dataclasses.replace(SHORT, total_steps=2 * 512, trials=1)  # a run of the store begins so
     with pytest.raises(TiplError, match=r"seed 1 is one that the forecaster autoregression has learned from.*--seed"):
         run_part(Arm(config, "autoregression", JumpConfig(horizon=2), small_store), tmp_path / "part", [1])
     run_part(Arm(config, "autoregression", JumpConfig(horizon=2), small_store), tmp_path / "part", [71])
