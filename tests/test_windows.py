@@ -6,6 +6,7 @@ In: random paths of two tensors.  Out: failures that name the product, the symme
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -37,7 +38,6 @@ from tipl.representation.windows import (
     TOKENS,
     WINDOW,
     TrainingWindows,
-    joined,
     noisy,
     training_windows,
     windows_of,
@@ -97,6 +97,12 @@ def model() -> CausalTIPL:
         for weights in (drawn.linear, *drawn.to_coefficients.parameters(), *drawn.to_gate.parameters()):
             weights.normal_(std=0.05)
     return drawn.eval()
+
+
+def joined(parts: Sequence[TrainingWindows]) -> TrainingWindows:
+    """The windows of several trials, one after another."""
+    names = [field.name for field in dataclasses.fields(TrainingWindows)]
+    return TrainingWindows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def history_of(weights: np.ndarray, origin: int) -> History:

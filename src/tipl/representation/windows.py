@@ -211,13 +211,6 @@ def _chances(movement: np.ndarray, count: int) -> np.ndarray:
     return np.minimum(1.0, factor * share)
 
 
-def joined(parts: Sequence[TrainingWindows]) -> TrainingWindows:
-    """The windows of several trials, one after another."""
-    return TrainingWindows(
-        **{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(TrainingWindows)}
-    )
-
-
 def noisy(windows: TrainingWindows, rng: np.random.Generator) -> TrainingWindows:
     """The windows of runs that step as these and, besides, at random in directions of their own.
 
