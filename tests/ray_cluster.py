@@ -54,7 +54,7 @@ def main(folder: Path) -> None:
 
     thread = threading.Thread(target=kill)
     thread.start()
-    collect(dataclasses.replace(CARTPOLE, trials=2, total_steps=250_000), long, execution=there)
+    collect(dataclasses.replace(CARTPOLE, trials=2, total_steps=80_000), long, execution=there)
     ended.set()
     thread.join()
     assert not ray.is_initialized()

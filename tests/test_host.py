@@ -23,6 +23,18 @@ advantages_and_returns(ones, ones, ones * 0, np.float32(1), np.float32(0), 0.5, 
 print(_kernels_folder(), sum(advantages_and_returns.stats.cache_hits.values()), returns.tolist())
 """
 
+# The same in a fork for each line that it reads: a process that has imported all and has no kernel yet.
+RUN_IN_FORKS = f"""
+import os, sys
+import tipl.rl.ppo
+for line in sys.stdin:
+    if not os.fork():
+        exec({RUN_A_KERNEL!r})
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+"""
+
 
 @pytest.fixture
 def locked(tmp_path: Path):
@@ -68,19 +80,27 @@ def test_a_folder_of_kernels_that_others_may_write_to_is_not_believed(locked: di
 
 def test_a_damaged_kernel_is_compiled_again(tmp_path: Path):
     """A bit of it may be one of the machine's instructions."""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     compiled, loaded = " 0 [1.75, 1.5]\n", " 1 [1.75, 1.5]\n"
-    assert run(RUN_A_KERNEL, environment).endswith(compiled)
-    files = [*tmp_path.rglob("*advantages_and_returns*.nb[ic]")]
-    assert {path.suffix for path in files} == {".nbi", ".nbc"}
-    for path in files:
-        content = path.read_bytes()
-        middle = len(content) // 2
-        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-        for damaged in (content[:-1], flipped):
-            path.write_bytes(damaged)
-            assert run(RUN_A_KERNEL, environment).endswith(compiled)
-    assert run(RUN_A_KERNEL, environment).endswith(loaded)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", RUN_IN_FORKS], env=environment, text=True, **pipes) as forks:
+
+        def ran() -> str:
+            assert forks.stdin is not None and forks.stdout is not None
+            print(file=forks.stdin, flush=True)
+            return forks.stdout.readline()
+
+        assert ran().endswith(compiled)
+        files = [*tmp_path.rglob("*advantages_and_returns*.nb[ic]")]
+        assert {path.suffix for path in files} == {".nbi", ".nbc"}
+        for path in files:
+            content = path.read_bytes()
+            middle = len(content) // 2
+            flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+            for damaged in (content[:-1], flipped):
+                path.write_bytes(damaged)
+                assert ran().endswith(compiled)
+        assert ran().endswith(loaded)
 
 
 def test_without_opengl_only_mujoco_is_missed():

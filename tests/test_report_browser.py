@@ -110,7 +110,9 @@ def metrics() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def page(metrics: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    return report([write(folder / "eval", metrics)], folder / "report.html")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tipl.reporting.print_figure", lambda figure, folder: None)  # the page does not show the files
+        return report([write(folder / "eval", metrics)], folder / "report.html")
 
 
 @pytest.fixture(scope="module")
