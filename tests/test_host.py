@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,28 @@ def test_a_damaged_kernel_is_compiled_again(tmp_path: Path):
                 path.write_bytes(damaged)
                 assert ran().endswith(compiled)
         assert ran().endswith(loaded)
+
+
+def test_of_processes_that_find_no_kernel_one_compiles(tmp_path: Path):
+    """They begin at the same moment, as workers do."""
+    wait = """
+import sys, time
+from pathlib import Path
+Path(sys.argv[1], "ready-" + sys.argv[2]).touch()
+while not Path(sys.argv[1], "go").exists():
+    time.sleep(0.001)
+"""
+    call = "advantages_and_returns(ones"
+    code = RUN_A_KERNEL.replace(call, wait + call)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    line = [sys.executable, "-c", code, str(tmp_path)]
+    both = [subprocess.Popen([*line, name], env=environment, stdout=subprocess.PIPE, text=True) for name in "ab"]
+    until = time.monotonic() + 60
+    while len([*tmp_path.glob("ready-*")]) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    said = sorted(" ".join(process.communicate(timeout=120)[0].split()[1:]) for process in both)
+    assert said == ["0 [1.75, 1.5]", "1 [1.75, 1.5]"]
 
 
 def test_without_opengl_only_mujoco_is_missed():

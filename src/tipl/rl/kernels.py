@@ -3,12 +3,15 @@
 In: flat float32 weights, layer sizes, inputs.  Out: outputs of the networks, drawn actions.
 """
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import math
 import os
 import pickle
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +28,7 @@ FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 F1 = np.float32(1)
 TANH, RELU, ELU = range(3)  # activations as kernels know them, in the order of `Activation`
+_PATIENCE_SECONDS = 300.0  # for a process that compiles; it may be one that gave up and lives on
 _INLINED = ("kernels.py", "ppo.py")  # the files whose kernels are compiled into kernels of other files
 
 
@@ -61,11 +65,36 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class _KeptKernel(IndexDataCacheFile):
-    """numba's files of one kernel, with a checksum in each: one that is damaged is compiled again."""
+    """numba's files of one kernel, with a checksum in each: one that is damaged is compiled again.
+
+    Of processes that find none, one compiles while the others wait: a kernel is compiled once on a machine.
+    """
+
+    _lock: int | None = None
 
     def load(self, key: Any) -> Any:
+        found = self._kept(key)
+        if found is None and self._lock is None:
+            self._lock = _locked(Path(f"{self._index_path}.lock"))
+            found = self._kept(key)
+            if found is not None:
+                self._unlock()
+        return found
+
+    def save(self, key: Any, data: Any) -> None:
+        try:
+            super().save(key, data)
+        finally:
+            self._unlock()
+
+    def _kept(self, key: Any) -> Any:
         name = self._load_index().get(key)
         return None if name is None else _unpickled(Path(self._data_path(name)))
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _load_index(self) -> dict[Any, str]:
         found = _unpickled(Path(self._index_path), len(pickle.dumps(self._version, protocol=-1)))
@@ -74,6 +103,24 @@ class _KeptKernel(IndexDataCacheFile):
     def _dump(self, obj: Any) -> bytes:
         content = super()._dump(obj)
         return hashlib.sha256(content).digest() + content
+
+
+def _locked(path: Path) -> int | None:
+    """Return the lock on a file, once nobody else has it; None where there are no locks, or it takes too long."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            while time.monotonic() < until:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return descriptor
+                time.sleep(0.05)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    return None
 
 
 def _unpickled(path: Path, start: int = 0) -> Any:
