@@ -27,9 +27,9 @@ from tipl.progress import steps_progress
 from tipl.remote.mirror import located
 from tipl.store import SNAPSHOT_ARRAYS, Store, Trial, create_store
 from tipl.store.compact import EveryNth, copy_trial
+from tipl.store.layout import MADE_STORE
 from tipl.store.locks import remove_made
 from tipl.store.root import adopt_trials, given_parts, require_same
-from tipl.store.write import MADE_STORE
 
 _NAMED = 8  # trials that a line names at most
 _BLOCK = 64  # snapshots that are compared at once

@@ -87,5 +87,5 @@ def execution_of(arguments: Namespace) -> dict[str, Any]:
     return {"execution": with_flags(Execution(), vars(arguments)), "dry_run": arguments.dry_run}
 
 
-def wrote(path: Path, what: str = "") -> None:
+def wrote(path: Path | str, what: str = "") -> None:
     print(f"wrote {printable(path)}{printable(what)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tipl import __version__
-from tipl.checks import Count, NotNegative, Positive, Whole
+from tipl.checks import Count, NotNegative, Positive, Whole, is_address
 from tipl.cli.catalog import catalog_flags
 from tipl.cli.flags import add_settings, reader, with_flags
 from tipl.cli.hub import hub_flags
@@ -102,7 +102,7 @@ def _reproduce(arguments: Namespace) -> None:
 
 def _collect_flags(verbs: Any) -> None:
     verb = add_verb(verbs, "collect", _collect, "run PPO trials and store the weights that they pass through")
-    add_path(verb, "--out", "STORE", "a new store, or one to go on with", required=True)
+    add_place(verb, "--out", "STORE", "a new store, or one to go on with; also s3://BUCKET/NAME", required=True)
     verb.add_argument("--preset", choices=PRESETS, help="start from the experiment with this environment, in this size")
     add_number(verb, "--workers", Count, "N", "processes, or threads [one a core]")
     verb.add_argument("--device", choices=get_args(Device), default="cpu", help="of the policies and updates [cpu]")
@@ -118,7 +118,7 @@ def _collect(arguments: Namespace) -> None:
     how = {name: getattr(arguments, name) for name in ("workers", "track", "device")}
     out = collect(config, arguments.out, **how, **execution_of(arguments))
     if not arguments.dry_run:
-        wrote(out)
+        wrote(arguments.out if is_address(arguments.out) else out)
 
 
 def collect_settings(arguments: Namespace) -> CollectConfig:

@@ -9,6 +9,7 @@ depends on, so the same command goes on after a kill and ends with the trajector
 
 import contextlib
 import functools
+import math
 import os
 import platform
 import time
@@ -19,8 +20,18 @@ from typing import Any
 import numpy as np
 
 import tipl
-from tipl.checks import AnyPath, Count, checked_arguments
-from tipl.collection.runs import Run, check_together, mine, prepared, run_tasks, say_what_runs, show_shares, tasks_of
+from tipl.checks import Count, Place, checked_arguments, is_address
+from tipl.collection.runs import (
+    Run,
+    check_together,
+    mine,
+    name_of,
+    prepared,
+    run_tasks,
+    say_what_runs,
+    show_shares,
+    tasks_of,
+)
 from tipl.collection.settings import trial_config
 from tipl.collection.tracking import tracked
 from tipl.collection.watch import Curves
@@ -31,10 +42,12 @@ from tipl.errors import TiplError
 from tipl.executors.run import PATIENCE_SECONDS, executor
 from tipl.processes import Parent
 from tipl.progress import console
+from tipl.remote.mirror import located
 from tipl.rl.envs import engine_versions, make_env
 from tipl.rl.trial_batch import Abandoned, Iteration, NotFinite, TrialBatch
 from tipl.store import Store, TrialWriter, plan_trials
 from tipl.store.locks import Begun, Complete, Held
+from tipl.store.root import LEASE_SECONDS
 
 COMMIT_SECONDS = 60.0
 MakeTrialBatch = Callable[[CollectConfig, Sequence[int]], TrialBatch]
@@ -43,7 +56,7 @@ MakeTrialBatch = Callable[[CollectConfig, Sequence[int]], TrialBatch]
 @checked_arguments
 def collect(
     config: CollectConfig = CollectConfig(),
-    out: AnyPath = "store",
+    out: Place = "store",
     *,
     workers: Count | None = None,
     track: str | None = None,
@@ -58,7 +71,7 @@ def collect(
 
     Args:
         config: what makes the trials.
-        out: the store's folder; made if missing.
+        out: the store's folder, or s3://BUCKET/NAME; made if missing.
         workers: processes; default: one a core that this process may use, at most one a trial. With "cuda", threads.
             On Ray, tasks at once; default: one a core of the cluster.
         device: that runs the policies and their updates. On "cuda" one process runs all trials together, and
@@ -67,6 +80,9 @@ def collect(
             or `trackio`, or one of them with =WHERE, a folder for the first and a project for the others.
         execution: where the trials run, and which of them are this call's.
         dry_run: only print what each shard would do; nothing is written.
+
+    Returns:
+        The store's folder; of an address, a folder that stands for it.
 
     Raises:
         TiplError: the environment cannot be collected with these settings, or `out` holds something else or trials of
@@ -79,7 +95,7 @@ def collect(
 
 @checked_arguments
 def collect_many(
-    runs: Sequence[tuple[CollectConfig, AnyPath]],
+    runs: Sequence[tuple[CollectConfig, Place]],
     *,
     workers: Count | None = None,
     track: str | None = None,
@@ -97,13 +113,13 @@ def collect_many(
         track: as in `collect`; of several runs each trial's curves have the name of its store, too.
 
     Returns:
-        The stores' folders.
+        The stores' folders; of addresses, folders that stand for them.
 
     Raises:
         TiplError: as `collect`; or two runs are to go into one store.
         KeyboardInterrupt: after every process has committed; the same call goes on.
     """
-    outs = [Path(out) for _, out in runs]
+    outs: list[Path | str] = [out if isinstance(out, str) and is_address(out) else Path(out) for _, out in runs]
     check_together(outs, device, execution)
     with tracked(track):  # what cannot be plotted is told first
         pass
@@ -119,7 +135,7 @@ def collect_many(
         ]
         if dry_run:
             show_shares(ready, execution)
-            return outs
+            return [located(out) for out in outs]
         left = [[seed for seed in seeds if seed in run.begun] for run, seeds in zip(ready, shares, strict=True)]
         asked, waiting = sum(map(len, shares)), sum(map(len, left))
         if execution.parts > 1:
@@ -131,14 +147,16 @@ def collect_many(
             place = "on cuda" if device == "cuda" else where.where.format(min(where.slots, len(tasks)))
             say_what_runs(ready, waiting, place)
             patience = PATIENCE_SECONDS if execution.executor == "ray" else 0.0
+            if any(map(is_address, outs)):  # of a process that was killed elsewhere it is known when it would be late
+                patience = LEASE_SECONDS + 30
             more = device, workers or len(os.sched_getaffinity(0)), track, len(runs) > 1, patience
             run_tasks(_run_share, ready, tasks, where, more)
-    return outs
+    return [located(out) for out in outs]
 
 
 def run_stack(
     config: CollectConfig,
-    out: Path,
+    out: Path | str,
     seeds: Sequence[int],
     on_iteration: Any,
     stopped: Any = lambda: False,
@@ -198,7 +216,7 @@ def run_stack(
 
 
 def _writer(
-    config: CollectConfig, out: Path, seed: int, recorded: bool, make_batch: MakeTrialBatch
+    config: CollectConfig, out: Path | str, seed: int, recorded: bool, make_batch: MakeTrialBatch
 ) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
     """The writer of a trial that goes on or begins, and where it stands. Raises Complete or Held."""
     if not recorded:
@@ -280,7 +298,7 @@ def _append(
 
 
 def _begin_trial(
-    config: CollectConfig, out: Path, seed: int, make_batch: MakeTrialBatch = TrialBatch
+    config: CollectConfig, out: Path | str, seed: int, make_batch: MakeTrialBatch = TrialBatch
 ) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
     """A new trial in the store with φ_0 committed, and the checkpoint of that."""
     batch, settings = make_batch(config, [seed]), trial_config(config)
@@ -313,14 +331,14 @@ def _run_share(
 
     Args:
         several: there are other runs, whose curves stand beside.
-        patience: seconds to wait for a trial that another process is writing: on a lost node, one that is dying.
+        patience: seconds to wait for a trial that another process is writing, perhaps one that is dying.
     """
     config = run.config
     _check_known_here(config)
     with contextlib.ExitStack() as closing:
         traces: dict[int, Curves] = {}
         for seed in seeds:
-            name = f"{run.out.name}/trial-{seed}" if several else f"trial-{seed}"
+            name = f"{name_of(run.out)}/trial-{seed}" if several else f"trial-{seed}"
             write = closing.enter_context(tracked(track, name, {"seed": seed, **trial_config(config)}))
             traces[seed] = Curves(run.begun[seed], write)
 
@@ -331,12 +349,13 @@ def _run_share(
                 for seed, episodes in zip(group, result.episodes, strict=True)
             ))  # fmt: skip
 
-        until, stop = time.monotonic() + patience, parent.wants_stop
+        until, stop = math.inf, parent.wants_stop
         while True:
             try:
                 return run_stack(config, run.out, seeds, on_iteration, stop, _batches(device, threads), stop)
             except Held:
-                if time.monotonic() > until or stop():
+                until = min(until, time.monotonic() + patience)
+                if time.monotonic() >= until or stop():
                     raise
                 time.sleep(1)
 

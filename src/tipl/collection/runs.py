@@ -18,6 +18,7 @@ from tipl.errors import TiplError
 from tipl.executors.run import Executor
 from tipl.processes import Numbers
 from tipl.progress import console, steps_progress
+from tipl.remote.working import is_there
 from tipl.rl.trial_batch import TrialBatch
 from tipl.store import Store, create_store, plan_trials
 
@@ -29,7 +30,7 @@ class Run:
     """Trials of one configuration, and the store that they go to."""
 
     config: CollectConfig
-    out: Path
+    out: Path | str
     size: int
     """P, weights of the policy."""
     begun: Mapping[int, int]
@@ -43,13 +44,19 @@ class Run:
 
     def name(self, seed: int, alone: bool) -> str:
         """What a trial is called; `alone`: there are no other runs."""
-        return f"trial {seed}" if alone else f"{self.out.name}/{seed}"
+        return f"trial {seed}" if alone else f"{name_of(self.out)}/{seed}"
 
 
-def check_together(outs: Sequence[Path], device: Device, execution: Execution) -> None:
+def name_of(out: Path | str) -> str:
+    """What a store is called, at a path or an address."""
+    return out.name if isinstance(out, Path) else out.rstrip("/").rpartition("/")[2]
+
+
+def check_together(outs: Sequence[Path | str], device: Device, execution: Execution) -> None:
     if not outs:
         raise TiplError("There is nothing to collect; give pairs of a config and a store.")
-    twice = next((out for n, out in enumerate(outs) if out.absolute() in [each.absolute() for each in outs[:n]]), None)
+    places = [out.absolute() if isinstance(out, Path) else out.rstrip("/") for out in outs]
+    twice = next((out for n, out in enumerate(outs) if places[n] in places[:n]), None)
     if twice is not None:
         raise TiplError(f"Two runs are to go into {twice}; give each a store of its own.")
     if device == "cuda":
@@ -60,7 +67,7 @@ def check_together(outs: Sequence[Path], device: Device, execution: Execution) -
         require_device(device)
 
 
-def prepared(config: CollectConfig, out: Path, batch: TrialBatch, seeds: Sequence[int] | None) -> Run:
+def prepared(config: CollectConfig, out: Path | str, batch: TrialBatch, seeds: Sequence[int] | None) -> Run:
     """A run whose store knows of all its trials, also those of other shards: the split is of all.
 
     Args:
@@ -72,7 +79,7 @@ def prepared(config: CollectConfig, out: Path, batch: TrialBatch, seeds: Sequenc
             out, config.seeds, env_id=config.env_id, config=trial_config(config), spec=batch.spec,
             may_grow=not config.ppo.anneal_lr,
         )  # fmt: skip
-    store = Store.open(out) if seeds or (seeds is None and out.exists()) else None
+    store = Store.open(out) if seeds or (seeds is None and is_there(out)) else None
     have = {} if store is None else {seed: store.trial(seed) for seed in {*store.seeds} & {*config.seeds}}
     left = [seed for seed in config.seeds if store is None or seed not in have or not store.is_complete(seed)]
     begun = {seed: int(have[seed].env_step[-1]) if seed in have else 0 for seed in left}

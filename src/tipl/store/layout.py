@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,22 @@ from typing import Any
 import google_crc32c
 
 from tipl.errors import TiplError
-from tipl.files import SEAL, Absent, Damaged, check_seal, parse_json, read_file, replace_file, require, seal_of, sealed
+from tipl.files import (
+    PARTIAL,
+    SEAL,
+    Absent,
+    Damaged,
+    check_seal,
+    parse_json,
+    read_file,
+    replace_file,
+    require,
+    seal_of,
+    sealed,
+)
 from tipl.remote.mirror import bring, mirror_of, original
 from tipl.shapes import Each, Maybe, Number, OneOf, Whole
-from tipl.store.arrays import Layout, Sums
+from tipl.store.arrays import MADE, Layout, Sums
 from tipl.store.locks import is_folder
 from tipl.store.spec import ParamSpec
 
@@ -84,6 +96,7 @@ _RECORD = {
     "checkpoint_crc32c": _CHECKSUM,
     "checksums": {name: [_CHECKSUM] for name in ARRAYS},
     "compact": Maybe({"rms_error": (None, float), "max_error": (None, float)}),
+    "writer": Maybe(str),
 }
 
 
@@ -117,11 +130,13 @@ class Record:
     """By array, see arrays.Sums."""
     compact: dict[str, Any] | None = None
     """Of a trial of a compact store: how its weights were rounded and what that costs; see compact.py."""
+    writer: str | None = None
+    """In an object store, what the process is called that goes on with the trial; None: nobody does."""
     seal: str = ""
     """What tells this record from any other; not one of the attributes that are given."""
 
     def attributes(self) -> dict[str, Any]:
-        left_out = {"seal"} | ({"compact"} if self.compact is None else set())
+        left_out = {"seal", *(name for name in ("compact", "writer") if getattr(self, name) is None)}
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def rows(self, array: str) -> int:
@@ -172,6 +187,11 @@ def trial_seeds(store: Path) -> list[int]:
 
 def checkpoint_path(trial: Path, record: Record) -> Path:
     return trial / "resume" / f"{record.commits}.safetensors"
+
+
+def keeps_nothing(trial: Path, record: Record) -> bool:
+    """Whether a trial is complete and may not grow: nothing to go on from is left."""
+    return record.complete and not checkpoint_path(trial, record).exists()
 
 
 # Records.
@@ -260,6 +280,39 @@ def fetch_rows(array: Path, layout: Layout, rows: int, start: int, stop: int) ->
     bring([array / "zarr.json", *([array / "checksums"] if full else [])], 8 * full + (1 << 20))
     (array / "c").mkdir(parents=True, exist_ok=True)
     bring((layout.chunk_path(array, number) for number in layout.chunks(start, stop)), 2 * layout.chunk_bytes + 1024)
+
+
+MADE_TO_RESUME = r"zarr\.json|lock|[0-9]+\.safetensors"
+MADE_STORE = (
+    r"zarr\.json|README\.md|trials|trials/zarr\.json|trials/\d+(?:/(?:zarr\.json|"
+    rf"resume(?:/(?:{MADE_TO_RESUME}))?|(?:{'|'.join(ARRAYS)})(?:/(?:{MADE}))?))?"
+)
+"""Paths in a store's folder that this program makes."""
+
+
+def leftovers(trial: Path, record: Record) -> Iterator[Path]:
+    """What a writer that was killed has left: checkpoints that no record speaks of, and files half written."""
+    made = re.compile(rf"(?:resume/)?(?:{MADE_TO_RESUME})|(?:{'|'.join(ARRAYS)})/(?:{MADE})", re.ASCII)
+    for where, _, files in os.walk(trial):
+        for name in files:
+            path = Path(where, name)
+            half = name.endswith(PARTIAL) and made.fullmatch(path.relative_to(trial).as_posix().removesuffix(PARTIAL))
+            checkpoint = Path(where) == trial / "resume" and re.fullmatch(r"[0-9]+\.safetensors", name)
+            if half or (checkpoint and path != checkpoint_path(trial, record)):
+                yield path
+
+
+def to_resume(record: Record) -> Iterator[str]:
+    """The files of a trial that a writer goes on from, by their names in its folder: no full chunks."""
+    yield from ("resume/zarr.json", f"resume/{record.commits}.safetensors")
+    for name, layout in record.layouts().items():
+        rows = record.rows(name)
+        full = layout.full_chunks(rows)
+        yield f"{name}/zarr.json"
+        if full:
+            yield f"{name}/checksums"
+        for chunk in layout.chunks(full * layout.chunk_rows, rows):
+            yield layout.chunk_path(Path(name), chunk).as_posix()
 
 
 def checksum_of(content: bytes) -> int:

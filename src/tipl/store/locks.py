@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tipl.errors import TiplError
 from tipl.files import PARTIAL
+from tipl.remote.objects import Overtaken
+from tipl.remote.working import address_of
 
 _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what Lustre without -o flock says, and NFS without lockd
@@ -152,8 +154,15 @@ def locked_file(path: Path, content: bytes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with writing `path` into one line, of a working copy about what it stands for."""
     try:
         yield
+    except TiplError as error:
+        address = address_of(path)
+        if address is None:
+            raise
+        kind = Held if isinstance(error, Overtaken) else type(error)
+        raise kind(str(error).replace(str(path), address)) from error
     except OSError as error:
         advice = "free some room and" if error.errno in _OUT_OF_ROOM else "when that is mended,"
         raise TiplError(

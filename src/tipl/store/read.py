@@ -124,8 +124,7 @@ class Store:
         return self.root.origins_of(seed)
 
     def known_as(self, seed: int) -> frozenset[str]:
-        """Return the ids of all stores that a trial may be remembered by; two trials of a seed with one in common are
-        the same trial."""
+        """Return the ids of stores that a trial may be remembered by: with one in common, trials of a seed are one."""
         return frozenset((*self.ids, *self.origins(seed)))
 
     @property
@@ -294,7 +293,8 @@ class Trial:
     @property
     def has_checkpoint(self) -> bool:
         """Whether what it takes to go on with the trial is there."""
-        return checkpoint_path(self._path, self._record).is_file()
+        bring([path := checkpoint_path(self._path, self._record)])
+        return path.is_file()
 
     def weights(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return snapshots start … stop - 1, float32 [n, P]; reads only the chunks that hold them.

@@ -5,10 +5,11 @@ In: a store's path; the settings and seeds of trials that are to be written.  Ou
 The root is changed under a lock, so that any number of processes may write trials of one store.
 """
 
+import contextlib
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,21 +17,27 @@ from typing import Any, Self
 
 import numpy as np
 
+from tipl.checks import AnyPath
 from tipl.errors import TiplError
 from tipl.files import Absent, Damaged, parse_json
+from tipl.remote.working import TrialThere, address_of, bring_root, replaced_there, working_copy
 from tipl.shapes import Each, Maybe, Number, OneOf, Whole, leaves
 from tipl.store.layout import (
     COMPACT_VERSION,
     CONFIGURATION,
     FORMAT_VERSION,
+    MADE_TO_RESUME,
     MOST_SEED,
     Record,
     group,
     is_seed,
+    keeps_nothing,
     read_group,
+    read_record,
+    trial_path,
     write_group,
 )
-from tipl.store.locks import is_folder, locked_file, make_folder
+from tipl.store.locks import Held, is_folder, lock_trial, locked_file, make_folder, remove_made, unlock
 from tipl.store.spec import ParamSpec
 
 PARTS = ("train", "validation", "test")
@@ -38,6 +45,8 @@ _SHARES = {"train": 1 - 1 / 8 - 1 / 5, "validation": 1 / 8, "test": 1 / 5}
 _ID = "[0-9a-f]{32}"
 _GROWS = "total_steps"  # the one setting of a trial that may become larger
 _NAMED = 4  # settings that a refusal names at most
+LEASE_SECONDS = 150.0
+"""After the last commit to an object store, how long its writer is taken to be alive: two commits and some."""
 
 
 _SHAPE = {
@@ -138,26 +147,118 @@ def new_root(compact_error: float | None, made_of: Root | None) -> Root:
     return Root(id=secrets.token_hex(16), compact_error=compact_error, format_version=version, **source)
 
 
+def known_root(store: Path) -> Root:
+    """Return the root as it is now; of a working copy, there.
+
+    Raises:
+        TiplError: there is no store, or its root is damaged.
+    """
+    if address_of(store):
+        with locked(store):
+            bring_root(store / "zarr.json")
+    return Root.read(store)
+
+
+def is_begun(path: Path) -> bool:
+    """Whether a folder holds nothing but what the making of a store leaves when it is killed."""
+    if not path.is_dir() or not {entry.name for entry in path.iterdir()} <= {"zarr.json.partial", "trials"}:
+        return False
+    trials = path / "trials"
+    return not is_folder(trials) or {entry.name for entry in trials.iterdir()} <= {"zarr.json"}
+
+
 def locked(store: Path) -> AbstractContextManager[None]:
     """Keep other writers from a store's root. The lock is on a file that is written once and never replaced."""
     make_folder(store / "trials")
     return locked_file(store / "trials" / "zarr.json", group({}))
 
 
+def change_root(store: Path, change: Callable[["Root"], "Root"]) -> None:
+    """Replace the root by what `change` makes of it, which no other writer replaces meanwhile."""
+
+    def changed() -> bool:
+        root = Root.read(store)
+        new = change(root)
+        if new != root:
+            new.write(store)
+        return new != root
+
+    write_root(store, changed)
+
+
+def write_root(store: Path, change: Callable[[], bool]) -> None:
+    """Call what writes the root, or returns False, while no other writer does; in an object store until it has come to
+    stand there."""
+    with locked(store):
+        replaced_there(store / "zarr.json", change, store / "trials" / "zarr.json", group({}))
+
+
+def make_root(store: Path, root: Root) -> None:
+    """Write the first root of a store, unless another process has."""
+
+    def made() -> bool:
+        missing = not (store / "zarr.json").exists()
+        if missing:
+            root.write(store)
+        return missing
+
+    write_root(store, made)
+
+
 def list_trials(store: Path, records: Iterable[Record]) -> None:
     """Note in the root that these trials have commits, so that it is seen if one gets lost."""
-    with locked(store):
-        root = Root.read(store)
-        trials = {**root.trials, **{record.seed: noted(record) for record in records}}
-        if trials != root.trials:
-            replace(root, trials=trials).write(store)
+    found = {record.seed: noted(record) for record in records}
+    change_root(store, lambda root: replace(root, trials={**root.trials, **found}))
+
+
+def listed(root: Root, records: Mapping[int, Record]) -> Root:
+    """The root that knows of the commits of a store's trials. Of one whose seal it has, it asks for no record."""
+    open_ = [seed for seed in records if root.trials.get(seed) is None]
+    return replace(root, trials={**root.trials, **{seed: noted(records[seed]) for seed in open_}})
 
 
 def adopt_trials(store: Path, parts: Mapping[int, str], origins: Mapping[int, tuple[str, ...]]) -> None:
     """Give trials that are about to be copied from other stores the part of the split that they have there."""
-    with locked(store):
-        root = Root.read(store)
-        replace(root, parts={**root.parts, **parts}, origins={**root.origins, **origins}).write(store)
+    change_root(store, lambda root: replace(root, parts={**root.parts, **parts}, origins={**root.origins, **origins}))
+
+
+def bring_record(store: Path, seed: int, there: TrialThere) -> None:
+    """Bring the record of a trial from an object store; what its root does not know of it, it is told.
+
+    Raises:
+        Held: another process is writing it, or was a moment ago.
+    """
+    path, ours = trial_path(store, seed), None
+    with contextlib.suppress(TiplError):
+        before = read_record(path)
+        ours = before and before.writer  # a process of this machine, which is over: its lock is free
+    there.bring_record()
+    root, record = known_root(store), read_record(path)
+    if record is None:
+        if seed in root.trials:  # all of it was removed there
+            trials = {other: seal for other, seal in root.trials.items() if other != seed}
+            change_root(store, lambda root: replace(root, trials=trials))
+        return
+    if record.writer not in (None, ours) and there.age < LEASE_SECONDS:
+        (path / "zarr.json").unlink()  # so that its writer is not taken for one of this machine the next time
+        raise Held(
+            f"{path} is being written by another process, or by one that was killed {there.age:.0f} s ago; wait, or "
+            f"run the same command again after {LEASE_SECONDS - there.age:.0f} s."
+        )
+    if record.committed and seed not in root.trials:  # its writer was stopped between the two
+        list_trials(store, [record])
+
+
+def tidy(store: Path, record: Record) -> None:
+    """Remove what a writer that was stopped after its last commit left in a complete trial."""
+    path = trial_path(store, record.seed)
+    if keeps_nothing(path, record) and is_folder(path / "resume"):
+        with contextlib.suppress(TiplError, FileNotFoundError):  # its writer is alive, and does it
+            lock = lock_trial(path)
+            try:
+                remove_made(path / "resume", MADE_TO_RESUME)
+            finally:
+                unlock(lock)
 
 
 def noted(record: Record) -> str | None:
@@ -167,15 +268,17 @@ def noted(record: Record) -> str | None:
 
 def forget_trial(store: Path, seed: int) -> None:
     """Take a trial from the root's list whose folder was taken away, so that it may begin anew."""
-    with locked(store):
-        root = Root.read(store)
-        if seed in root.trials and not is_folder(store / "trials" / str(seed)):
-            trials = {other: seal for other, seal in root.trials.items() if other != seed}
-            replace(root, trials=trials).write(store)
+
+    def forgotten(root: Root) -> Root:
+        if is_folder(store / "trials" / str(seed)):
+            return root
+        return replace(root, trials={other: seal for other, seal in root.trials.items() if other != seed})
+
+    change_root(store, forgotten)
 
 
 def plan_trials(
-    store: Path | str, seeds: Iterable[int], *, env_id: str, config: Mapping[str, Any], spec: ParamSpec,
+    store: AnyPath, seeds: Iterable[int], *, env_id: str, config: Mapping[str, Any], spec: ParamSpec,
     may_grow: bool = False,
 ) -> None:  # fmt: skip
     """Say which trials are about to be written, together: a store gives each its part of the split, once and for all.
@@ -190,23 +293,23 @@ def plan_trials(
     Raises:
         TiplError: there is no store, or its trials were made with other settings.
     """
-    store, seeds = Path(store), [*seeds]
+    store, seeds = working_copy(store), [*seeds]
     _require_seeds(seeds)
     wanted = {"env_id": env_id, "config": as_json(config), "param_spec": spec.to_json()}
-    root = Root.read(store)
+    root = known_root(store)
     new = sorted({int(seed) for seed in seeds} - set(root.parts))
     if root.configuration == wanted and not new:
         return
-    with locked(store):
-        root = Root.read(store)
+
+    def planned(root: Root) -> Root:
         configuration = root.configuration or wanted
         if may_grow and has_grown(configuration, wanted):
             configuration = wanted
         require_same(store, configuration, wanted)
         given = given_parts([*root.parts.values()], [seed for seed in new if seed not in root.parts])
-        replaced = replace(root, configuration=configuration, parts={**root.parts, **given})
-        if replaced != root:
-            replaced.write(store)
+        return replace(root, configuration=configuration, parts={**root.parts, **given})
+
+    change_root(store, planned)
 
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,8 @@ Shapes: T snapshots, P weights, obs the size of an observation, n what is append
 import contextlib
 import dataclasses
 import math
-import os
-import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,74 +17,83 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from tipl.checks import AnyPath, Positive, checked_arguments
+from tipl.checks import AnyPath, Place, Positive, checked_arguments, is_address
 from tipl.errors import TiplError
-from tipl.files import PARTIAL, replace_file, require_no_store_above
+from tipl.files import replace_file, require_no_store_above
+from tipl.remote.working import TrialThere, working_copy
 from tipl.store.arrays import MADE, ArrayWriter, create_array, rows_in
 from tipl.store.layout import (
     ARRAYS,
     COMPACT_VERSION,
     EPISODE_ARRAYS,
     FORMAT_VERSION,
+    MADE_TO_RESUME,
     SNAPSHOT_ARRAYS,
     Record,
     array_layout,
     checkpoint_path,
     checksum_of,
+    group,
+    keeps_nothing,
+    leftovers,
     read_checkpoint,
+    to_resume,
     trial_path,
     trials_path,
     write_group,
 )
-from tipl.store.locks import Begun, Complete, is_folder, lock_trial, make_folder, remove_made, unlock, writing
+from tipl.store.locks import Begun, Complete, lock_trial, make_folder, remove_made, unlock, writing
 from tipl.store.read import Store, checked_record
-from tipl.store.root import Root, as_json, forget_trial, has_grown, list_trials, locked, new_root, noted, plan_trials
+from tipl.store.root import (
+    Root,
+    as_json,
+    bring_record,
+    change_root,
+    forget_trial,
+    has_grown,
+    is_begun,
+    list_trials,
+    listed,
+    make_root,
+    new_root,
+    plan_trials,
+    tidy,
+)
 from tipl.store.spec import ParamSpec
 
-_MADE_TO_RESUME = r"zarr\.json|lock|[0-9]+\.safetensors"
-MADE_STORE = (
-    r"zarr\.json|README\.md|trials|trials/zarr\.json|trials/\d+(?:/(?:zarr\.json|"
-    rf"resume(?:/(?:{_MADE_TO_RESUME}))?|(?:{'|'.join(ARRAYS)})(?:/(?:{MADE}))?))?"
-)
-"""Paths in a store's folder that this program makes."""
 _WEIGHTS_CHUNK = 5 << 20, 512  # most bytes and most snapshots in a chunk
 _OTHER_CHUNK_BYTES = 64 << 10  # every commit rewrites an array's last chunk: small
 
 
 @checked_arguments
-def create_store(path: AnyPath, compact_error: Positive | None = None, made_of: Store | None = None) -> Store:
+def create_store(path: Place, compact_error: Positive | None = None, made_of: Store | None = None) -> Store:
     """Return a new store, or the one that is there already.
 
     Args:
-        path: its folder.
+        path: its folder, or s3://BUCKET/NAME.
         compact_error: make a compact store (see compact.py).
         made_of: the store whose trials this one is to hold in another form; they keep their parts of the split.
 
     Raises:
         TiplError: something else is there, a store of the other kind for one, or the disk does not take it.
     """
-    path = Path(path)
+    place, path = path, working_copy(path)
+    elsewhere = is_address(place)
     require_no_store_above(path, itself=False)
     with writing(path):
-        if not ((path / "zarr.json").exists() and (path / "trials" / "zarr.json").exists()):
-            begun = not path.exists() or _is_begun(path)
+        if elsewhere or not ((path / "zarr.json").exists() and (path / "trials" / "zarr.json").exists()):
+            begun = elsewhere or not path.exists() or is_begun(path)
             if not begun and not (path / "zarr.json").exists():  # asked last: another process may be making it
                 raise TiplError(f"{path} exists and is not a tipl store; choose another path or remove it.")
             path.mkdir(parents=True, exist_ok=True)
-            with locked(path):
-                if not (path / "zarr.json").exists():
-                    new_root(compact_error, made_of.root if made_of else None).write(path)
-        store = Store.open(path)
-        for record in store.records.values():
-            _tidy(path, record)
-        trials = {**store.root.trials, **{seed: noted(record) for seed, record in store.records.items()}}
-        if (
-            trials != store.root.trials
-        ):  # a writer was stopped between its commit and the root, or is about to get there
-            with locked(path):
-                store = Store.open(path)
-                trials = {**store.root.trials, **{seed: noted(record) for seed, record in store.records.items()}}
-                dataclasses.replace(store.root, trials=trials).write(path)
+            make_root(path, new_root(compact_error, made_of.root if made_of else None))
+        store = Store.open(place)
+        if not elsewhere:
+            for record in store.records.values():
+                tidy(path, record)
+        if listed(store.root, store.records) != store.root:  # a writer was stopped before the root, or is about there
+            change_root(path, lambda root: listed(root, Store.open(place).records))
+            store = Store.open(place)
         if store.compact_error is not None and compact_error is None:
             raise TiplError(f"{path} is a compact store and takes no new trials; give the path of another store.")
         if store.compact_error != compact_error:
@@ -99,31 +106,6 @@ def create_store(path: AnyPath, compact_error: Positive | None = None, made_of: 
     return store
 
 
-def _keeps_nothing(trial: Path, record: Record) -> bool:
-    """Whether a trial is complete and may not grow: nothing to go on from is left."""
-    return record.complete and not checkpoint_path(trial, record).exists()
-
-
-def _tidy(store: Path, record: Record) -> None:
-    """Remove what a writer that was stopped after its last commit left in a complete trial."""
-    path = trial_path(store, record.seed)
-    if _keeps_nothing(path, record) and is_folder(path / "resume"):
-        with contextlib.suppress(TiplError, FileNotFoundError):  # its writer is alive, and does it
-            lock = lock_trial(path)
-            try:
-                remove_made(path / "resume", _MADE_TO_RESUME)
-            finally:
-                unlock(lock)
-
-
-def _is_begun(path: Path) -> bool:
-    """Whether a folder holds nothing but what the making of a store leaves when it is killed."""
-    if not path.is_dir() or not {entry.name for entry in path.iterdir()} <= {"zarr.json.partial", "trials"}:
-        return False
-    trials = path / "trials"
-    return not is_folder(trials) or {entry.name for entry in trials.iterdir()} <= {"zarr.json"}
-
-
 class TrialWriter:
     """Writes one trial, in commits; nothing that was appended is safe before its commit.
 
@@ -131,9 +113,9 @@ class TrialWriter:
     a `with` block, or `close`, frees the trial for others and commits nothing.
     """
 
-    def __init__(self, store: Path, record: Record, lock: int) -> None:
+    def __init__(self, store: Path, record: Record, lock: int, there: TrialThere | None) -> None:
         self._store, self._path = store, trial_path(store, record.seed)
-        self._record = record
+        self._record, self._there = record, there
         self._listed = False
         layouts = record.layouts()
         self._arrays = {
@@ -170,17 +152,21 @@ class TrialWriter:
         Raises:
             TiplError: no store there, the trial has committed snapshots, another process writes it, or a full disk.
         """
-        store = Path(store_path)
-        plan_trials(store, [seed], env_id=env_id, config=config, spec=spec)
+        plan_trials(store_path, [seed], env_id=env_id, config=config, spec=spec)
+        store = working_copy(store_path)
         path = trial_path(store, seed)
-        _require_no_commits(store, seed)
+        there = TrialThere.of(path)
+        if there is None:
+            _require_no_commits(store, seed)
         with writing(path), contextlib.ExitStack() as on_failure:
-            if seed in Root.read(store).trials:
+            if there is None and seed in Root.read(store).trials:
                 forget_trial(store, seed)
             for folder in (trials_path(store), path, path / "resume"):
                 make_folder(folder)
             lock = lock_trial(path)
             on_failure.callback(unlock, lock)
+            if there:
+                bring_record(store, seed, there)
             _require_no_commits(store, seed)  # now nobody else commits
             for name in ARRAYS:
                 remove_made(path / name, MADE)
@@ -199,11 +185,14 @@ class TrialWriter:
                 seed=int(seed), env_id=env_id, config=as_json(config), param_spec=spec.to_json(), versions=versions,
                 obs_dim=obs_dim, chunk_rows=chunk_rows, grid=grid, committed=0, committed_episodes=0, complete=False,
                 commits=0, checkpoint_crc32c=0, checksums={name: [0, 0] for name in ARRAYS},
+                writer=there.writer if there else None,
             )  # fmt: skip
             for name, layout in record.layouts().items():
                 create_array(path / name, layout, room[name])
             write_group(path, record.attributes())
-            writer = cls(store, record, lock)
+            if there:
+                there.put_record()
+            writer = cls(store, record, lock, there)
             on_failure.pop_all()
             return writer
 
@@ -218,33 +207,39 @@ class TrialWriter:
             TiplError: nothing was committed, the trial is complete and was given no more steps, another process
                 writes it, or what is needed to go on is damaged.
         """
-        store = Path(store_path)
+        store = working_copy(store_path)
         path = trial_path(store, seed)
+        there = TrialThere.of(path)
         with writing(path), contextlib.ExitStack() as on_failure:
-            record = checked_record(store, Root.read(store), seed)
-            if record is None:
-                raise TiplError(f"{path} has no committed snapshots to go on from; begin that trial anew.")
-            shared = Root.read(store).configuration or record.configuration
-            _require_left(path, record, shared)
+            if there:
+                for folder in (store / "trials", path):
+                    make_folder(folder)
+            else:
+                _record_left(store, seed)
             make_folder(path / "resume")
             lock = lock_trial(path)
             on_failure.callback(unlock, lock)
-            record = checked_record(store, Root.read(store), seed)  # now nobody else commits
-            assert record is not None
-            _require_left(path, record, shared)
-            reopened = dataclasses.replace(record, complete=False, config=shared["config"])
+            if there:
+                bring_record(store, seed, there)
+            record, config = _record_left(store, seed)  # now nobody else commits
+            reopened = dataclasses.replace(record, complete=False, config=config, writer=there and there.writer)
             try:
+                if there:
+                    there.bring(to_resume(record))
                 checkpoint = safetensors.numpy.load(read_checkpoint(path, record))
-                for leftover in _leftovers(path, record):
+                for leftover in leftovers(path, record):
                     leftover.unlink()
                 if record.complete:
                     list_trials(store, [reopened])
-                writer = cls(store, reopened, lock)
+                writer = cls(store, reopened, lock, there)
             except (TiplError, safetensors.SafetensorError) as error:
                 raise TiplError(
                     f"{path} cannot be gone on with ({error}); its {record.committed} snapshots stay readable, or "
                     "remove it and begin that trial anew."
                 ) from error
+            if there:  # from now on every other writer fails
+                write_group(path, dataclasses.replace(record, writer=there.writer).attributes())
+                there.put_record()
             on_failure.pop_all()
             return writer, {name: np.array(value) for name, value in checkpoint.items()}
 
@@ -326,17 +321,22 @@ class TrialWriter:
             record = dataclasses.replace(
                 self._record, committed=self.appended, committed_episodes=self._arrays["episode_step"].rows,
                 complete=complete, commits=self._record.commits + 1, checkpoint_crc32c=checksum_of(data),
-                checksums=sums, compact=compact,
+                checksums=sums, compact=compact, writer=None if complete else self._record.writer,
             )  # fmt: skip
             if may_grow or not complete:
                 replace_file(checkpoint_path(self._path, record), data)
             record = dataclasses.replace(record, seal=write_group(self._path, record.attributes()))
+            if self._there:
+                self._there.send()
             before, self._record = self._record, record
             if complete or not self._listed:
                 list_trials(self._store, [record])
                 self._listed = True
             if not complete or may_grow:
                 checkpoint_path(self._path, before).unlink(missing_ok=True)
+            if self._there:
+                ended = ["resume/zarr.json"] if complete and not may_grow else []
+                self._there.forget([f"resume/{before.commits}.safetensors", *ended])
             if complete:
                 self.close()
 
@@ -344,11 +344,21 @@ class TrialWriter:
         """Free the trial for other writers."""
         if self._unlock.alive:
             try:
-                if _keeps_nothing(self._path, self._record):
+                if self._there:
+                    self._leave(self._there)
+                if keeps_nothing(self._path, self._record):
                     with writing(self._path):
-                        remove_made(self._path / "resume", _MADE_TO_RESUME)
+                        remove_made(self._path / "resume", MADE_TO_RESUME)
             finally:
                 self._unlock()
+
+    def _leave(self, there: TrialThere) -> None:
+        """Say there that nobody is writing the trial, unless another is."""
+        if self._record.complete:
+            there.empty()
+        elif not there.lost:
+            with contextlib.suppress(TiplError):  # others wait a little longer then
+                there.put_record(group(dataclasses.replace(self._record, writer=None).attributes()))
 
     def __enter__(self) -> Self:
         return self
@@ -364,10 +374,21 @@ class TrialWriter:
                 self._arrays[name].append(value)
 
 
-def _require_left(trial: Path, record: Record, shared: Mapping[str, Any]) -> None:
-    """Raises Complete where a trial has come to its end and was given no more steps."""
+def _record_left(store: Path, seed: int) -> tuple[Record, dict[str, Any]]:
+    """The record of a trial that is to be gone on with, and the config that it goes on with.
+
+    Raises:
+        Complete: it has come to its end and was given no more steps.
+        TiplError: nothing of it is committed, or it is damaged.
+    """
+    trial, root = trial_path(store, seed), Root.read(store)
+    record = checked_record(store, root, seed)
+    if record is None:
+        raise TiplError(f"{trial} has no committed snapshots to go on from; begin that trial anew.")
+    shared = root.configuration or record.configuration
     if record.complete and not has_grown(record.configuration, shared):
         raise Complete(f"{trial} is complete; there is nothing to go on with.")
+    return record, shared["config"]
 
 
 def _require_no_commits(store: Path, seed: int) -> None:
@@ -376,15 +397,3 @@ def _require_no_commits(store: Path, seed: int) -> None:
         raise Begun(
             f"{trial_path(store, seed)} holds {record.committed} snapshots already; go on with it or remove it."
         )
-
-
-def _leftovers(trial: Path, record: Record) -> Iterator[Path]:
-    """What a writer that was killed has left: checkpoints that no record speaks of, and files half written."""
-    made = re.compile(rf"(?:resume/)?(?:{_MADE_TO_RESUME})|(?:{'|'.join(ARRAYS)})/(?:{MADE})", re.ASCII)
-    for where, _, files in os.walk(trial):
-        for name in files:
-            path = Path(where, name)
-            half = name.endswith(PARTIAL) and made.fullmatch(path.relative_to(trial).as_posix().removesuffix(PARTIAL))
-            checkpoint = Path(where) == trial / "resume" and re.fullmatch(r"[0-9]+\.safetensors", name)
-            if half or (checkpoint and path != checkpoint_path(trial, record)):
-                yield path
