@@ -851,6 +851,6 @@ def test_a_store_that_another_process_makes_at_the_same_time_is_taken(tmp_path: 
         return False
 
     path.mkdir()
-    begun = write._is_begun
-    monkeypatch.setattr(write, "_is_begun", lambda folder: begun(folder) if asked else made_meanwhile(folder))
+    begun = write.is_begun
+    monkeypatch.setattr(write, "is_begun", lambda folder: begun(folder) if asked else made_meanwhile(folder))
     assert create_store(path).id == Store.open(path).id and asked
