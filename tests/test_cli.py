@@ -264,7 +264,7 @@ def test_an_unknown_environment_is_one_line(tmp_path: Path, capsys):
     assert_refused(f"collect --env-id NoSuchThing-v4 --out {tmp_path / 'store'}", capsys, "NoSuchThing-v4")
 
 
-def test_from_collection_to_a_damaged_store(tmp_path: Path, capsys):
+def test_from_collection_to_a_damaged_store(here: None, tmp_path: Path, capsys):
     store = tmp_path / "store"
     tiny = "--workers 1 --trials 2 --seed 7 --total-steps 128 --ppo.num-steps 64 --ppo.num-minibatches 4"
     assert main(f"collect --preset quick {tiny} --out {store}".split()) == 0

@@ -22,12 +22,13 @@ from here import in_this_process
 
 from tipl.collection.collect import collect, run_stack
 from tipl.collection.settings import default_config
-from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig
+from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig, PPOConfig
 from tipl.errors import TiplError
 from tipl.rl.trial_batch import TrialBatch
 from tipl.store import Store, create_store, data_verify
 
-CONFIG = CollectConfig(trials=3, total_steps=4 * 2048)
+STEPS = 512  # an iteration
+CONFIG = CollectConfig(trials=3, total_steps=4 * STEPS, ppo=PPOConfig(num_steps=STEPS, num_minibatches=8))
 
 # Collects and commits after every iteration: in one piece, and in another folder killed three times at any moment. The
 # killed ones are forks, which have what it takes to collect at once.
@@ -76,7 +77,7 @@ def test_a_store_holds_what_the_stack_went_through(tmp_path: Path):
         assert trial.complete and trial.committed == CONFIG.num_snapshots == 21
         weights = np.concatenate([initial[n][None], *(result.snapshots[n] for result, *_ in results)])
         np.testing.assert_array_equal(trial.weights(), weights)
-        np.testing.assert_array_equal(trial.env_step, np.repeat([0, 2048, 4096, 6144, 8192], [1, 5, 5, 5, 5]))
+        np.testing.assert_array_equal(trial.env_step, np.repeat(STEPS * np.arange(5), [1, 5, 5, 5, 5]))
         np.testing.assert_array_equal(trial.iteration, np.repeat([0, 1, 2, 3, 4], [1, 5, 5, 5, 5]))
         np.testing.assert_array_equal(trial.epoch, [0, *[2, 4, 6, 8, 10] * 4])
         np.testing.assert_allclose(trial.learning_rate[[0, 1, 6, 11, 16]], 3e-4 * np.array([1, 1, 0.75, 0.5, 0.25]))
@@ -118,7 +119,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_trajectory(tmp_path: Path):
 def test_trials_stopped_apart_are_finished_together(tmp_path: Path):
     path = tmp_path / "store"
     create_store(path)
-    config = dataclasses.replace(CONFIG, total_steps=3 * 2048)
+    config = dataclasses.replace(CONFIG, total_steps=3 * STEPS)
     run_stack(config, path, [1], lambda *_: None, stopped=lambda: True)
     run_stack(config, path, [1, 2], lambda *_: None)
     alone = TrialBatch(config, [1])
@@ -173,7 +174,7 @@ def test_a_finished_trial_that_cannot_take_more_steps_says_why(here: None, tmp_p
 
 
 def test_more_trials_are_added_and_other_settings_refused(here: None, tmp_path: Path, capsys: pytest.CaptureFixture):
-    config = dataclasses.replace(CONFIG, trials=1, total_steps=2048)
+    config = dataclasses.replace(CONFIG, trials=1, total_steps=STEPS)
     path = collect(config, tmp_path / "store", workers=1)
     collect(dataclasses.replace(config, trials=2), path, workers=1)
     assert Store.open(path).seeds == [1, 2]
@@ -190,7 +191,7 @@ def test_more_trials_are_added_and_other_settings_refused(here: None, tmp_path: 
 def test_curves_for_tensorboard_are_the_episodes_of_the_store(here: None, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = CollectConfig(trials=2, total_steps=2 * 2048)
+    config = dataclasses.replace(CONFIG, trials=2, total_steps=2 * STEPS)
     store = Store.open(collect(config, tmp_path / "store", workers=1, track=f"tensorboard={tmp_path / 'curves'}"))
     for seed in store.seeds:
         curves = EventAccumulator(str(tmp_path / "curves" / f"trial-{seed}"), size_guidance={"scalars": 0}).Reload()
@@ -198,7 +199,7 @@ def test_curves_for_tensorboard_are_the_episodes_of_the_store(here: None, tmp_pa
         points = curves.Scalars("charts/episodic_return")
         np.testing.assert_array_equal([point.step for point in points], step)
         np.testing.assert_allclose([point.value for point in points], episode_return)
-        assert [point.step for point in curves.Scalars("charts/learning_rate")] == [2048, 4096]
+        assert [point.step for point in curves.Scalars("charts/learning_rate")] == [STEPS, 2 * STEPS]
         np.testing.assert_allclose([p.value for p in curves.Scalars("charts/learning_rate")], [3e-4, 1.5e-4])
 
 

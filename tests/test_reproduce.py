@@ -11,13 +11,13 @@ import pytest
 from tipl import reproduction
 from tipl.config import experiments
 from tipl.config.experiments import Experiment
-from tipl.config.presets import CollectConfig, EvaluateConfig, SVDConfig, TrainConfig
+from tipl.config.presets import CollectConfig, EvaluateConfig, PPOConfig, SVDConfig, TrainConfig
 from tipl.errors import TiplError
 from tipl.forecasting.shipped import PRETRAINED, SHIPPED_NAMES
 from tipl.models import read_training
 
 TINY = Experiment(
-    CollectConfig(trials=4, seed=1001, total_steps=16 * 2048),
+    CollectConfig(trials=4, seed=1001, total_steps=16 * 512, ppo=PPOConfig(num_steps=512, num_minibatches=8)),
     SVDConfig(dim=4),
     TrainConfig(context=5, num_layers=1, width=16, steps=6, validate_every=3, warmup_steps=2),
     EvaluateConfig(horizons=(1, 2, 10), return_horizons=(1, 10), origins=5, return_origins=2, episodes=2),

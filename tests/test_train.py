@@ -31,6 +31,7 @@ from tipl.config.presets import (
     CollectConfig,
     LossName,
     ModelName,
+    PPOConfig,
     Precision,
     SVDConfig,
     TrainConfig,
@@ -677,7 +678,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("data") / "store"
     with in_this_process():
-        return collect(CollectConfig(trials=5, total_steps=4 * 2048), path, workers=1)
+        config = CollectConfig(trials=5, total_steps=4 * 512, ppo=PPOConfig(num_steps=512, num_minibatches=8))
+        return collect(config, path, workers=1)
 
 
 def test_train_learns_from_training_trials_chooses_by_validation_trials_and_never_reads_test_trials(
