@@ -122,6 +122,8 @@ def test_a_store_there_is_the_store_here(bucket: str, client: Client, tmp_path: 
     before = client.count
     run(address, SMALL)
     assert client.count <= before + 1, "what is finished is not done again"
+    with pytest.raises(TiplError, match=f"^{address} holds trials with hidden_sizes"):
+        run(address, dataclasses.replace(SMALL, hidden_sizes=(5,)))
 
 
 def killed_at(client: Client, number: int, when: str) -> None:

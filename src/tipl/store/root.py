@@ -37,7 +37,7 @@ from tipl.store.layout import (
     trial_path,
     write_group,
 )
-from tipl.store.locks import Held, is_folder, lock_trial, locked_file, make_folder, remove_made, unlock
+from tipl.store.locks import Held, is_folder, lock_trial, locked_file, make_folder, remove_made, unlock, writing
 from tipl.store.spec import ParamSpec
 
 PARTS = ("train", "validation", "test")
@@ -309,7 +309,8 @@ def plan_trials(
         given = given_parts([*root.parts.values()], [seed for seed in new if seed not in root.parts])
         return replace(root, configuration=configuration, parts={**root.parts, **given})
 
-    change_root(store, planned)
+    with writing(store):
+        change_root(store, planned)
 
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
