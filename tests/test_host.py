@@ -82,9 +82,10 @@ def test_a_folder_of_kernels_that_others_may_write_to_is_not_believed(locked: di
 def test_a_damaged_kernel_is_compiled_again(tmp_path: Path):
     """A bit of it may be one of the machine's instructions."""
     compiled, loaded = " 0 [1.75, 1.5]\n", " 1 [1.75, 1.5]\n"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", RUN_IN_FORKS], env=environment, text=True, **pipes) as forks:
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN_IN_FORKS], env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as forks:  # fmt: skip
 
         def ran() -> str:
             assert forks.stdin is not None and forks.stdout is not None
