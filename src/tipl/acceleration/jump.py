@@ -98,9 +98,9 @@ def jumps_for(forecaster: Forecaster | Place, jump: JumpConfig | None = None) ->
 def require_no_tokens(forecaster: Forecaster) -> None:
     """
     Raises:
-        TiplError: it takes context tokens, which only our own PPO makes.
+        TiplError: it is no forecaster, or takes context tokens, which only our own PPO makes.
     """
-    if forecaster.takes_tokens:
+    if usable(forecaster).takes_tokens:
         raise TiplError(
             f"The forecaster {forecaster.name} takes context tokens, which only `tipl accelerate` makes; take causal, "
             "which needs none."
