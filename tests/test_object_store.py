@@ -22,7 +22,7 @@ import tipl
 from tipl import Execution, Store, TiplError, collect
 from tipl.cli.main import main
 from tipl.collection import collect as collecting
-from tipl.remote import objects
+from tipl.remote import objects, working
 from tipl.store import root as root_of
 
 SMALL = dataclasses.replace(CARTPOLE, trials=2, total_steps=1536)
@@ -218,6 +218,29 @@ def test_a_trial_that_another_machine_writes_is_left_to_it(
     machine(monkeypatch, tmp_path / "one")
     run(address)  # whose process is known to be over
     require_equal(address, whole)
+
+
+def test_a_trial_that_is_gone_there_takes_no_other_from_the_list(
+    bucket: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Which another shard puts on it meanwhile."""
+    machine(monkeypatch, tmp_path / "one")
+    address = f"{bucket}/gone"
+    run(address, SMALL)
+    store = working.working_copy(address)
+    real = root_of.known_root
+
+    def before_the_other(store: Path) -> root_of.Root:
+        found = real(store)
+        return dataclasses.replace(found, trials={1: found.trials[1]})
+
+    monkeypatch.setattr(root_of, "known_root", before_the_other)
+    there = working.TrialThere.of(store / "trials" / "1")
+    assert there is not None
+    there._objects.delete(["zarr.json"])
+    (store / "trials" / "1" / "resume").mkdir(exist_ok=True)
+    root_of.bring_record(store, 1, there)
+    assert [*real(store).trials] == [2]
 
 
 def test_shards_and_more_steps_are_as_here(

@@ -102,8 +102,8 @@ class Cluster:
         """See `Executor.run`; a task whose node is lost is run again on another."""
         ray = self._ray
         run = f"tipl/{secrets.token_hex(8)}"
-        how: Any = {"num_cpus": 1, "max_retries": _RETRIES, "scheduling_strategy": "SPREAD", "runtime_env": _BEGIN}
-        call = ray.remote(**how)(_call)
+        asks: Any = {"num_cpus": 1, "max_retries": _RETRIES, "scheduling_strategy": "SPREAD", "runtime_env": _BEGIN}
+        call = ray.remote(**asks)(_call)
         waiting = list(enumerate(tasks))[::-1]
         working: dict[Any, int] = {}
         news: dict[int, bytes | None] = {}

@@ -236,8 +236,7 @@ def bring_record(store: Path, seed: int, there: TrialThere) -> None:
     root, record = known_root(store), read_record(path)
     if record is None:
         if seed in root.trials:  # all of it was removed there
-            trials = {other: seal for other, seal in root.trials.items() if other != seed}
-            change_root(store, lambda root: replace(root, trials=trials))
+            change_root(store, lambda root: _without(root, seed))
         return
     if record.writer not in (None, ours) and there.age < LEASE_SECONDS:
         (path / "zarr.json").unlink()  # so that its writer is not taken for one of this machine the next time
@@ -270,11 +269,13 @@ def forget_trial(store: Path, seed: int) -> None:
     """Take a trial from the root's list whose folder was taken away, so that it may begin anew."""
 
     def forgotten(root: Root) -> Root:
-        if is_folder(store / "trials" / str(seed)):
-            return root
-        return replace(root, trials={other: seal for other, seal in root.trials.items() if other != seed})
+        return root if is_folder(store / "trials" / str(seed)) else _without(root, seed)
 
     change_root(store, forgotten)
+
+
+def _without(root: Root, seed: int) -> Root:
+    return replace(root, trials={other: seal for other, seal in root.trials.items() if other != seed})
 
 
 def plan_trials(
@@ -296,7 +297,8 @@ def plan_trials(
     store, seeds = working_copy(store), [*seeds]
     _require_seeds(seeds)
     wanted = {"env_id": env_id, "config": as_json(config), "param_spec": spec.to_json()}
-    root = known_root(store)
+    with writing(store):
+        root = known_root(store)
     new = sorted({int(seed) for seed in seeds} - set(root.parts))
     if root.configuration == wanted and not new:
         return
