@@ -8,9 +8,9 @@ trial; `table`: means by environment and over all, differences paired by environ
     python studies/held_out.py table OUT --against zoo-autoregression --json FILE
 
 Beside what `tipl evaluate` has: `zoo-autoregression`, of all stores of --fit; the same adapted in the run, alone and
-with each model; and `own-autoregression`, fitted for each trial on the others of its store, which knows more than a
-zero-shot forecaster may. Settings of baselines are chosen on --choose. A forecaster that was judged already is not
-judged again.
+with each model; and `own-autoregression` and `own-mean`, fitted for each trial on the others of its store, which know
+more than a zero-shot forecaster may. Settings of baselines are chosen on --choose. A forecaster that was judged already
+is not judged again.
 """
 
 import argparse
@@ -48,7 +48,10 @@ from tipl.store import Store
 HORIZONS = (1, 2, 5, 10, 20, 50, 100)
 CONFIG = EvaluateConfig(horizons=HORIZONS, return_horizons=(1,), origins=32)
 SUMS = ("error", "dot", "length", "moved")
-ZOO, OWN, CHOSEN = "zoo-autoregression", "own-autoregression", "chosen.json"
+ZOO, OWN, OWN_MEAN, CHOSEN = "zoo-autoregression", "own-autoregression", "own-mean", "chosen.json"
+LINES = [(count, damping) for count in baselines.DAMPED_WINDOWS for damping in baselines.DAMPINGS]
+PREFIXES = [(rank, count) for rank in baselines.PREFIX_RANKS for count in baselines.PREFIX_WINDOWS]
+MODES = [(rank, count) for rank in baselines.DMD_RANKS for count in baselines.DMD_WINDOWS]
 
 
 def equations_of(store: Path, seed: int) -> NormalEquations:
@@ -65,24 +68,29 @@ def of_store(path: Path) -> tuple[str, NormalEquations]:
 
 
 def fit(stores: Sequence[Path], choose: Sequence[Path], out: Path, workers: int) -> None:
-    """Fit the autoregression of the zoo, choose its ridge and the damped line on other environments, and keep both."""
+    """Fit the autoregression of the zoo, choose its ridge and the other baselines on other environments; keep all."""
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         equations = joined_equations([each for _, each in pool.map(of_store, stores)])
         candidates = [Autoregression.fit(HORIZONS, equations, ridge) for ridge in RIDGES]
-        lines = [(count, damping) for count in baselines.DAMPED_WINDOWS for damping in baselines.DAMPINGS]
-        skills = np.mean([*pool.map(_try, [(path, candidates, lines) for path in choose])], axis=0)
-    best = candidates[int(np.argmax(skills[: len(candidates)]))]
-    count, damping = lines[int(np.argmax(skills[len(candidates) :]))]
-    slopes = {"any" if index is None else index: beta.tolist() for index, beta in best.slopes.items()}
-    said = {"fitted_on": [path.name for path in stores], "chosen_on": [path.name for path in choose]}
-    (out / CHOSEN).write_text(json.dumps({**said, "damped_line": [count, damping], "slopes": slopes}))
+        by_store = [*pool.map(_try, [(path, candidates) for path in choose])]
+    ridge, line, prefix, modes = (int(np.argmax(np.mean(of_kind, axis=0))) for of_kind in zip(*by_store, strict=True))
+    slopes = {"any" if index is None else index: beta.tolist() for index, beta in candidates[ridge].slopes.items()}
+    (out / CHOSEN).write_text(json.dumps({
+        "fitted_on": [path.name for path in stores], "chosen_on": [path.name for path in choose],
+        "damped_line": LINES[line], "prefix_line": PREFIXES[prefix], "dmd": MODES[modes], "slopes": slopes,
+    }))  # fmt: skip
 
 
-def _try(task: tuple[Path, list[Autoregression], list[tuple[int, float]]]) -> np.ndarray:
-    path, autoregressions, lines = task
+def _try(task: tuple[Path, list[Autoregression]]) -> list[np.ndarray]:
+    """Skills on one store of the autoregressions, damped lines, lines in a prefix, and DMDs that there are."""
+    path, autoregressions = task
     store = Store.open(path)
-    candidates = [*autoregressions, *(baselines.damped_line(*line) for line in lines)]
-    return baselines._skills([candidates], [store.trial(seed) for seed in store.seeds], HORIZONS)
+    trials, products = [store.trial(seed) for seed in store.seeds], baselines.PathProducts()
+    sums = [autoregressions, [baselines.damped_line(*line) for line in LINES]]
+    tried = [[baselines.PrefixLine(*each, products) for each in PREFIXES], [baselines.DMD(*each) for each in MODES]]
+    found = [baselines._skills(sums, trials, HORIZONS),
+             baselines._skills_by_trying(tried, trials, HORIZONS, lambda steps, note: None)]  # fmt: skip
+    return [*np.split(found[0], [len(autoregressions)]), *np.split(found[1], [len(PREFIXES)])]
 
 
 def without_a_model(out: Path) -> list[Forecaster]:
@@ -91,7 +99,20 @@ def without_a_model(out: Path) -> list[Forecaster]:
     slopes = {None if index == "any" else int(index): np.array(beta) for index, beta in found["slopes"].items()}
     zoo = Autoregression(HORIZONS, slopes)
     zoo.name = ZOO
-    return [*baselines.fitted_baselines([], [], HORIZONS, 0), baselines.damped_line(*found["damped_line"]), zoo]
+    chosen = [baselines.damped_line(*found["damped_line"]), baselines.PrefixLine(*found["prefix_line"]),
+              baselines.DMD(*found["dmd"])]  # fmt: skip
+    return [*baselines.fitted_baselines([], [], HORIZONS, 0), *chosen, zoo]
+
+
+def of_its_own(store: Store, seed: int, equations: dict[int, NormalEquations]) -> list[Forecaster]:
+    """What the other trials of a store teach about this one."""
+    others = [other for other in store.seeds if other != seed]
+    if not others:
+        return []
+    own = Autoregression.fit(HORIZONS, joined_equations([equations[other] for other in others]), RIDGES[1])
+    mean = baselines.TrainMean([store.trial(other) for other in others])
+    own.name, mean.name = OWN, OWN_MEAN
+    return [own, mean]
 
 
 def judge(task: tuple[Path, Sequence[str], Path, bool, Sequence[Path], Path | None]) -> str:
@@ -118,16 +139,13 @@ def judge(task: tuple[Path, Sequence[str], Path, bool, Sequence[Path], Path | No
             asked += [online_corrected(each, first) for each in ([forecaster], [forecaster, zoo])]
     asked += [each for checkpoint in checkpoints for each in nino.nowcasts(checkpoint, first.spec, code)]
     asked = [each for each in asked if each.name not in found["forecasters"]]
-    own = {} if OWN in found["forecasters"] else {seed: equations_of(path, seed) for seed in store.seeds}
+    own = {} if OWN_MEAN in found["forecasters"] else {seed: equations_of(path, seed) for seed in store.seeds}
     if asked or own:
         sums: dict[str, list[Any]] = {}
         for seed in store.seeds:
             trial = store.trial(seed)
             origins = choose_origins(trial, replace(CONFIG, horizons=fitting(trial.committed)))
-            others = [each for other, each in own.items() if other != seed]
-            mine = [] if not others else [Autoregression.fit(HORIZONS, joined_equations(others), RIDGES[1])]
-            for each in mine:
-                each.name = OWN
+            mine = of_its_own(store, seed, own) if own else []
             compared = compare_weights([trial], origins, [*asked, *mine], fitting(trial.committed))
             for name, comparison in compared.items():
                 sums.setdefault(name, []).append(summed(comparison, origins.by_time))

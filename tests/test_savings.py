@@ -107,3 +107,35 @@ def test_the_oracle_is_the_mean_of_futures_and_leaves_the_run_alone(monkeypatch:
     np.testing.assert_allclose(made[0], expected[[0, 2, 2]], rtol=0, atol=1e-6)
     assert np.abs(paths[0][0] - paths[1][0]).max() > 1e-4
     np.testing.assert_array_equal(run.iterate().snapshots, plain.iterate().snapshots)
+
+
+def test_what_off_policy_runs_cost_and_what_jumps_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the gradient steps where one is taken after every fourth step; jumps as often as they are due."""
+    off_policy = study("off_policy", monkeypatch)
+    monkeypatch.setattr(off_policy, "STEPS", {"Pendulum-v1": 1400})
+    monkeypatch.setattr(off_policy, "MOMENTS", 2)
+    monkeypatch.setattr(off_policy, "EPISODES", 1)
+    monkeypatch.setattr(off_policy, "PERIOD", 20)
+    found = {}
+    for arm in ("plain", "fewer", "fewer, line"):
+        file = tmp_path / f"{len(found)}.json"
+        off_policy.run("TD3", "Pendulum-v1", arm, 1, file)
+        found[arm] = json.loads(file.read_text())
+    assert [each["gradient_steps"] for each in found.values()] == [400, 100, 100]
+    assert sum(found["fewer, line"]["jumps"].values()) == 50 // 20  # TD3's actor learns in every other step
+    assert all(len(each["returns"]) == 2 and np.all(np.array(each["returns"]) < 0) for each in found.values())
+
+
+def test_the_table_of_off_policy_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    off_policy = study("off_policy", monkeypatch)
+    for seed in range(1, 7):
+        for arm, last, steps in (("plain", 10, 400), ("fewer", 7, 100)):
+            said = {"algorithm": "SAC", "environment": "Pendulum-v1", "arm": arm, "seed": seed, "jumps": {}}
+            said |= {"returns": [0, last + seed], "gradient_steps": steps, "seconds": steps / 10 + seed}
+            (tmp_path / f"{arm}-{seed}.json").write_text(json.dumps(said))
+    plain, fewer = off_policy.table(tmp_path, None)
+    assert plain["final"][0] == 0 and plain["seconds"][0] == 1
+    assert fewer["final"][0] == pytest.approx(-3 / 13.5)  # plain gains 10 and the mean seed
+    assert fewer["mean"][0] == pytest.approx(-1.5 / 13.5)
+    assert fewer["gradient_steps"] == pytest.approx([0.25, 0.25, 0.25])
+    assert fewer["seconds"][0] == pytest.approx(13.5 / 43.5)

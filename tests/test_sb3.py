@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ def ppo_actor(policy: Any) -> np.ndarray:
     """SB3's actor as one vector: layer after layer, then the log-std."""
     parts = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters(), policy.log_std]
     return nn.utils.parameters_to_vector(parts).detach().numpy().copy()
+
+
+FREE = JumpConfig(horizon=1, full_trust=0.0, surrogate=False)  # jumps all the way, every time, where no policy is known
 
 
 class Watch(BaseCallback):
@@ -310,9 +314,53 @@ def test_an_accelerator_moves_the_actor_between_update_and_rollout(env_id: str, 
         np.testing.assert_allclose(moved[acts], 4 * came[acts], rtol=1e-2, atol=2e-6)
 
 
+@pytest.mark.parametrize("critic", [False, True])
+@pytest.mark.parametrize("algorithm", [SAC, TD3, DQN])
+def test_an_accelerator_of_a_replay_buffer_jumps_after_so_many_optimizer_steps(algorithm: Any, critic: bool):
+    """Up to the first jump the run is the plain one to the bit; then it is not, and only what may jump has jumped."""
+    if algorithm is DQN and critic:
+        return
+    env_id = "CartPole-v1" if algorithm is DQN else "Pendulum-v1"
+    settings = {"seed": 1, "device": "cpu", "learning_starts": 20, "train_freq": 1, "policy_kwargs": {"net_arch": [8]}}
+    if algorithm is TD3:
+        settings["policy_delay"] = 1
+
+    def run(*callbacks: BaseCallback) -> tuple[Any, np.ndarray]:
+        watch = Watch(lambda policy: nn.utils.parameters_to_vector(policy.parameters()).detach().numpy().copy())
+        model = algorithm("MlpPolicy", env_id, **settings).learn(100, callback=CallbackList([*callbacks, watch]))
+        return model, np.array(watch.weights)
+
+    accelerate = SB3Accelerator("line", jump=replace(FREE, critic=critic), period=20)
+    model, accelerated = run(accelerate)
+    plain = run()[1]
+    assert sum(accelerate.counts.values()) == (2 if critic else 1) * 80 // 20
+    assert accelerate.counts["accepted"] == sum(accelerate.counts.values())
+    differ = np.flatnonzero((accelerated != plain).any(axis=1))
+    first = 20 + 20  # a row a step of the environment, of which the first 20 come without an update
+    np.testing.assert_array_equal(differ, np.arange(first, len(plain)))
+    names = np.concatenate([np.full(p.numel(), name) for name, p in model.policy.named_parameters()])
+    jumped = set(names[accelerated[first] != plain[first]])
+    parts = {part for name in jumped if not (part := name.partition(".")[0]).endswith("_target")}
+    assert parts == ({"q_net"} if algorithm is DQN else {"actor", "critic"} if critic else {"actor"})
+    inner = model.policy.optimizer if algorithm is DQN else model.actor.optimizer
+    assert type(inner) is torch.optim.Adam
+
+
 def test_an_accelerator_of_another_algorithm_is_refused():
-    with pytest.raises(TiplError, match="PPO and A2C, not SAC"):
-        SAC("MlpPolicy", "Pendulum-v1", seed=0, device="cpu").learn(5, callback=SB3Accelerator())
+    refusals: list[tuple[str, Any, SB3Accelerator]] = [
+        ("period has no effect on PPO", PPO, SB3Accelerator(period=10)),
+        ("fit has no effect on SAC", SAC, SB3Accelerator(fit="anywhere")),
+        ("critic has no effect on DQN", DQN, SB3Accelerator(jump=replace(FREE, critic=True))),
+        ("surrogate has no effect on SAC", SAC, SB3Accelerator(jump=JumpConfig(horizon=1))),
+        ("period is 7 and snapshots_per_iteration 5", SAC, SB3Accelerator(period=7)),
+        ("max_kl has no effect", SAC, SB3Accelerator(jump=replace(FREE, max_kl=0.5))),
+    ]
+    for said, algorithm, callback in refusals:
+        env_id = "CartPole-v1" if algorithm is DQN else "Pendulum-v1"
+        with pytest.raises(TiplError, match=said):
+            algorithm("MlpPolicy", env_id, seed=0, device="cpu").learn(5, callback=callback)
+    with pytest.raises(TiplError, match="period"):
+        SB3Accelerator(period=0)
 
 
 def test_without_stable_baselines3_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch):

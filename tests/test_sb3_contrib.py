@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 
-from tipl import Store, TiplError
+from tipl import JumpConfig, Store, TiplError
 from tipl.integrations.sb3 import SB3Accelerator, SB3Recorder
 from tipl.rl.returns import why_not_run
 
@@ -85,6 +84,13 @@ def test_actors_without_optimizer_steps_are_recorded_by_the_rollout(tmp_path: Pa
     assert not (tmp_path / "s").exists()
 
 
-def test_other_algorithms_are_not_accelerated():
-    with pytest.raises(TiplError, match="PPO and A2C, not SAC"):
-        SAC("MlpPolicy", "Pendulum-v1", **OFF_POLICY).learn(5, callback=SB3Accelerator())
+def test_what_has_no_optimizer_is_not_accelerated():
+    with pytest.raises(TiplError, match="a replay buffer, not ARS"):
+        contrib.ARS("LinearPolicy", "CartPole-v1", n_delta=2, device="cpu").learn(5, callback=SB3Accelerator())
+
+
+def test_tqc_jumps_as_sac_does():
+    accelerate = SB3Accelerator("line", jump=JumpConfig(horizon=1, full_trust=0.0, surrogate=False), period=20)
+    model = contrib.TQC("MlpPolicy", "Pendulum-v1", **OFF_POLICY)
+    model.learn(model.learning_starts + 60, callback=accelerate)
+    assert sum(accelerate.counts.values()) == 60 // 20

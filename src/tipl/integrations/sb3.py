@@ -1,7 +1,8 @@
-"""Stable-Baselines3 and sb3-contrib: callbacks that record agents, and accelerate PPO and A2C (extra `sb3`).
+"""Stable-Baselines3 and sb3-contrib: callbacks that record agents, and accelerate them (extra `sb3`).
 
 In: a model that learns.  Out: one trial of a store, with the episodes that Monitor saw and VecNormalize's statistics;
-or the model's actor moved to forecast weights.
+or the model's actor moved to forecast weights: of PPO and A2C with a batch to judge it on, of SAC, TD3, DQN and their
+like after so many optimizer steps.
 
     model.learn(1_000_000, callback=SB3Recorder("store", every=64))
     model.learn(1_000_000, callback=SB3Accelerator("line"))
@@ -17,7 +18,9 @@ rollout.
 import inspect
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +29,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from tipl.acceleration.accelerator import Accelerator, Batch
-from tipl.checks import AnyPath, Place
+from tipl.acceleration.jumping import JumpingOptimizer
+from tipl.checks import AnyPath, Count, Place, checked
 from tipl.collection.record import Normalizer, WeightRecorder
 from tipl.config.env_spec import EnvId
 from tipl.config.presets import JumpConfig
@@ -40,6 +44,7 @@ try:
     from stable_baselines3 import A2C, PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.distributions import TanhBijector
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
     from stable_baselines3.common.policies import ActorCriticPolicy
     from stable_baselines3.common.vec_env import (
         VecCheckNan,
@@ -54,6 +59,7 @@ try:
 except ImportError as error:
     raise TiplError(f"tipl.integrations.sb3 takes Stable-Baselines3 ({error}): pip install 'tipl[sb3]'.") from error
 
+_PERIOD = 100  # optimizer steps between two proposals of a jump
 _SQUASH_EPSILON = 1e-6  # in Stable-Baselines3's TanhBijector
 _NO_SETTINGS = ("verbose", "tensorboard_log", "stats_window_size")  # arguments of an algorithm that change no run
 
@@ -158,26 +164,52 @@ class SB3Recorder(BaseCallback):
 
 
 class SB3Accelerator(BaseCallback):
-    """Jumps to forecast weights between the update of PPO or A2C and the next rollout, where the guard allows it.
+    """Jumps to forecast weights, where the guard allows it: in PPO and A2C between an update and the next rollout; in
+    algorithms that learn from a replay buffer (SAC, TD3, DDPG, TQC; DQN, QRDQN) after `period` steps of an optimizer.
 
     Attributes:
-        accelerator: the Accelerator, from the beginning of the training on; `accelerator.counts` says what it did.
+        accelerator: of PPO and A2C the Accelerator, from the beginning of the training on.
+        optimizers: of the others the JumpingOptimizers: the actor's, and the critic's with `JumpConfig(critic=True)`.
+        counts: how many proposals ended in each of `tipl.acceleration.jump.KINDS`.
     """
 
     def __init__(
-        self, forecaster: Forecaster | Place = "line", *, jump: JumpConfig | None = None, fit: Place | None = None
+        self,
+        forecaster: Forecaster | Place = "line",
+        *,
+        jump: JumpConfig | None = None,
+        fit: Place | None = None,
+        period: int | None = None,
     ) -> None:
         """
         Args:
-            forecaster, jump, fit: as `Accelerator` takes them.
+            forecaster, jump, fit: as `Accelerator` takes them; `fit` is for PPO and A2C alone.
+            period: optimizer steps between two proposals, of algorithms with a replay buffer alone. Default: 100.
         """
         super().__init__()
         self._forecaster, self._jump, self._fit = forecaster, jump, fit
+        self._period = checked("`period`", period, Count | None)
+        self.optimizers: list[JumpingOptimizer] = []
+        self._wrapped: list[Any] = []  # what has them
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Over all optimizers."""
+        own = [self.accelerator.counts] if hasattr(self, "accelerator") else [each.counts for each in self.optimizers]
+        return sum(own, Counter())
 
     def _on_training_start(self) -> None:
         model: Any = self.model
+        if isinstance(model, OffPolicyAlgorithm):
+            return self._wrap(model)
         if not isinstance(model, (PPO, A2C)):
-            raise TiplError(f"SB3Accelerator accelerates PPO and A2C, not {type(model).__name__}.")
+            raise TiplError(
+                f"SB3Accelerator accelerates PPO, A2C and what has a replay buffer, not {type(model).__name__}."
+            )
+        if self._period is not None:
+            raise TiplError(
+                f"period has no effect on {type(model).__name__}, which jumps between update and rollout; leave it out."
+            )
         policy = model.policy
         assert isinstance(policy, ActorCriticPolicy)
         named = acting_parameters(policy)
@@ -197,11 +229,42 @@ class SB3Accelerator(BaseCallback):
         self._batch: Batch | None = None
         self._returns: list[float] = []
 
+    def _wrap(self, model: Any) -> None:
+        """Put an optimizer that jumps in the place of the actor's, and of the critic's where it may jump."""
+        if self._fit is not None:
+            raise TiplError(f"fit has no effect on {type(model).__name__}; leave it out.")
+        has_actor = getattr(model, "actor", None) is not None
+        critic = self._jump is not None and self._jump.critic
+        if critic and not has_actor:
+            raise TiplError(f"critic has no effect on {type(model).__name__}, which is all critic; leave it as it is.")
+        if self._jump is not None and self._jump.surrogate:
+            raise TiplError(
+                f"surrogate has no effect on {type(model).__name__}, whose loss is not told; give "
+                "JumpConfig(surrogate=False)."
+            )
+        jump = self._jump and replace(self._jump, critic=False)
+        self._wrapped = [model.actor, *([model.critic] if critic else [])] if has_actor else [model.policy]
+        own = [part.optimizer for part in self._wrapped]
+        if [each.optimizer for each in self.optimizers] != own:  # a second learn goes on with those of the first
+            self.optimizers = [
+                JumpingOptimizer(each, self._forecaster, jump=jump, period=self._period or _PERIOD) for each in own
+            ]
+        for part, optimizer in zip(self._wrapped, self.optimizers, strict=True):
+            part.optimizer = optimizer
+
+    def _on_training_end(self) -> None:
+        """Leave the model with its own optimizers, as it is saved."""
+        for part, optimizer in zip(self._wrapped, self.optimizers, strict=True):
+            part.optimizer = optimizer.optimizer
+
     def _on_step(self) -> bool:
-        self._returns += [float(info["episode"]["r"]) for info in self.locals["infos"] if "episode" in info]
+        if not self._wrapped:
+            self._returns += [float(info["episode"]["r"]) for info in self.locals["infos"] if "episode" in info]
         return True
 
     def _on_rollout_end(self) -> None:
+        if self._wrapped:
+            return
         model: Any = self.model
         buffer = model.rollout_buffer
         if isinstance(buffer.observations, dict):
@@ -222,7 +285,7 @@ class SB3Accelerator(BaseCallback):
         self._returns = []
 
     def _on_rollout_start(self) -> None:
-        if self._batch is not None:  # the update on it has just ended
+        if not self._wrapped and self._batch is not None:  # the update on it has just ended
             self.accelerator.step(self._batch)
 
 
