@@ -1,66 +1,148 @@
-"""`tipl.collect_many` beside `tipl.collect` of each data set, and a Ray cluster beside the processes of this machine.
+"""How busy `tipl.collect_many` keeps two cores, and what a Ray cluster costs beside the processes of this machine.
 
-In: a part.  Out: a line of JSON on standard output.
+In: a part.  Out: a line of JSON on standard output. Both parts want two free cores, and take about five minutes.
 
-zoo: several environments, each alone and all together. `beside` is the time of all together over the sum of the times
-of each alone (below 1: together is faster). Rounds in turn; the median counts.
-ray: the same trials on a Ray cluster of one node of two cores, and in two processes. `beside` is Ray's time over the
-processes', joining the cluster included; rounds in turn.
+zoo: the 40 environments of the zoo whose steps cost least, 8 trials each, in one call of two processes. `busy` is the
+time that this would take at the rates of each environment alone, over the time that it takes. A rate is that of two
+processes of four trials each, without the first iteration and the last one: what a call needs to start, to make
+environments and to end is no part of it. `preparing` is the seconds of the call before any trial is begun, which do not
+grow with the steps. Rates and calls in turn: rates, call, call, rates.
+ray: the same trials on a Ray cluster of one node of two cores, and in two processes, joining the cluster included; a
+short call and a long one, each in turn: here, there, there, here. `beside` is the time there over that here, of the
+long call, which takes `minutes` here. `more` is the seconds that Ray adds to a call. Where it adds as many to the long
+call as to the short one, a call of N minutes takes 1 + more / (60 N) times as long.
 
-    python benchmarks/many.py zoo --trials 8 --steps 40000
-    python benchmarks/many.py ray --trials 4 --steps 60000
+    python benchmarks/many.py zoo
+    python benchmarks/many.py ray
 """
 
 import argparse
 import dataclasses
 import json
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from tipl import CollectConfig, Execution, collect_many
+import tipl.collection.collect
+from tipl import CollectConfig, Execution, collect_many, create_store
+from tipl.collection.collect import run_stack
 from tipl.collection.settings import default_config
+from tipl.processes import Numbers, Parent, run_in_processes
 
-ZOO = "CartPole-v1", "InvertedPendulum-v4", "Hopper-v4", "HalfCheetah-v4"
+sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
+from zoo import config_of, rates, runs_of, takes
+
+SHORT = 8192  # steps of a trial in the short call
 
 
-def seconds(runs: list[tuple[CollectConfig, Path]], execution: Execution) -> float:
+def seconds(runs: Sequence[tuple[CollectConfig, Path]], execution: Execution) -> float:
     began = time.perf_counter()
     collect_many(runs, workers=2, execution=execution)
     return time.perf_counter() - began
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("zoo", "ray"))
-    parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=40_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="tipl-many-"))
-    names = ZOO if asked.part == "zoo" else ("CartPole-v1", "HalfCheetah-v4")
-    configs = [
-        dataclasses.replace(default_config(name), trials=asked.trials, total_steps=asked.steps, hidden_sizes=(64, 64))
-        for name in names
-    ]
-    there, cluster = Execution(), None
-    if asked.part == "ray":
-        from ray.cluster_utils import Cluster
+def cheapest(count: int, trials: int, steps: int) -> list[CollectConfig]:
+    """The environments whose steps cost least, each with its first settings."""
+    first = {run.env_id: run for run in reversed(runs_of("small")) if run.algorithm == "PPO"}
+    known = rates()
+    runs = sorted(first.values(), key=lambda run: takes(run, known)[0] / run.steps / run.trials)[:count]
+    return [dataclasses.replace(config_of(run), trials=trials, total_steps=steps) for run in runs]
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80_000_000})
-        cluster.wait_for_nodes()
-        there = Execution(executor="ray", ray_address=str(cluster.address))
-    rows: list[dict[str, float]] = []
-    for number in range(asked.rounds):
-        here = [(config, folder / f"{number}-{config.env_id}") for config in configs]
-        again = [(config, out.with_name(f"{out.name}-again")) for config, out in here]
-        first = sum(seconds([run], Execution()) for run in here) if asked.part == "zoo" else seconds(here, Execution())
-        rows.append({"first": first, "second": seconds(again, there)})
-    beside = statistics.median(row["second"] / row["first"] for row in rows)
-    print(json.dumps({"part": asked.part, "beside": beside, "rounds": rows}))
-    if cluster is not None:
-        cluster.shutdown()
+
+def alone(parent: Parent, config: CollectConfig, out: Path) -> None:
+    """Collect trials, and tell how long one iteration of all takes: not the first, and not the last, which commits."""
+    create_store(out)
+    ends: list[float] = []
+    run_stack(config, out, config.seeds, lambda *_: ends.append(time.perf_counter()))
+    parent.tell([(ends[-2] - ends[0]) / (len(ends) - 2)])
+
+
+def ideal(configs: Sequence[CollectConfig], folder: Path) -> float:
+    """Seconds that all trials take at the rates of each environment alone, half of its trials on each of two cores."""
+    found: list[float] = []
+    half = configs[0].trials // 2
+    steps = max(config.ppo.batch_size for config in configs) * 3
+    tasks = [
+        (dataclasses.replace(config, trials=half, seed=seed, total_steps=steps), folder / f"{number}-{seed}")
+        for number, config in enumerate(configs)
+        for seed in (1, 1 + half)
+    ]
+
+    def heard(task: int, told: Numbers) -> None:
+        found.append(told[0] * configs[task // 2].num_iterations / 2)
+
+    run_in_processes(alone, tasks, 2, [config.env_id for config, _ in tasks], heard)
+    assert len(found) == len(tasks)
+    return sum(found)
+
+
+def zoo(asked: Any, folder: Path) -> dict[str, Any]:
+    configs = cheapest(asked.environments, asked.trials, asked.steps or 10_240)
+    began, run_tasks = [0.0], tipl.collection.collect.run_tasks
+
+    def noted(*task: Any) -> None:
+        began[0] = time.perf_counter()
+        run_tasks(*task)
+
+    tipl.collection.collect.run_tasks = noted
+    ideals, calls = [], []
+    for number, what in enumerate(["rates", "call", "call", "rates"] * (asked.rounds // 2)):
+        here = folder / str(number)
+        if what == "rates":
+            ideals.append(ideal(configs, here))
+        else:
+            start = time.perf_counter()
+            took = seconds([(config, here / str(place)) for place, config in enumerate(configs)], Execution())
+            calls.append({"seconds": took, "preparing": began[0] - start})
+    alone = statistics.mean(ideals)
+    return {
+        "environments": len(configs), "trials": asked.trials, "steps": configs[0].total_steps,
+        "busy": statistics.median(alone / call["seconds"] for call in calls),
+        "busy once prepared": statistics.median(alone / (call["seconds"] - call["preparing"]) for call in calls),
+        "at the rates alone": ideals, "calls": calls,
+    }  # fmt: skip
+
+
+def ray(asked: Any, folder: Path) -> dict[str, Any]:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80_000_000})
+    cluster.wait_for_nodes()
+    places = {"here": Execution(), "there": Execution(executor="ray", ray_address=str(cluster.address))}
+    took: dict[str, list[float]] = {}
+    for number, place in enumerate(["here", "there", "there", "here"] * (asked.rounds // 2)):
+        for length, steps in (("short", SHORT), ("long", asked.steps or 420_000)):
+            runs = [
+                (dataclasses.replace(default_config(name), trials=4, total_steps=steps, hidden_sizes=(64, 64)),
+                 folder / f"{number}-{length}-{name}")
+                for name in ("CartPole-v1", "HalfCheetah-v4")
+            ]  # fmt: skip
+            took.setdefault(f"{length} {place}", []).append(seconds(runs, places[place]))
+    cluster.shutdown()
+    middle = {name: statistics.median(each) for name, each in took.items()}
+    return {
+        "beside": middle["long there"] / middle["long here"],
+        "minutes": middle["long here"] / 60,
+        "more": {length: middle[f"{length} there"] - middle[f"{length} here"] for length in ("short", "long")},
+        "seconds": took,
+    }
+
+
+def main() -> None:
+    parts: dict[str, Callable[[Any, Path], dict[str, Any]]] = {"zoo": zoo, "ray": ray}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--environments", type=int, default=40)
+    parser.add_argument("--trials", type=int, default=8, help="of each environment, in `zoo`")
+    parser.add_argument("--steps", type=int, help="of a trial [10,240 in `zoo`, 420,000 in the long call of `ray`]")
+    parser.add_argument("--rounds", type=int, default=2, help="a multiple of 2")
+    asked = parser.parse_args()
+    found = parts[asked.part](asked, Path(tempfile.mkdtemp(prefix="tipl-many-")))
+    print(json.dumps({"part": asked.part, **found}))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,14 @@ by the functions that deal shards and order tasks in `tipl collect` (`dealt`, `t
 those that were recorded, and what a lost node costs.
 
     python studies/plan.py --out results/scale/plan.json
+    python studies/plan.py --bucket s3://BUCKET --out requests.json    # of commits there alone; "files": requests
 """
 
 import argparse
 import heapq
+import io
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -30,6 +33,8 @@ from tipl import CollectConfig, Store, create_store
 from tipl.collection.collect import COMMIT_SECONDS, run_stack
 from tipl.collection.runs import tasks_of
 from tipl.config.execution import dealt
+from tipl.remote.objects import _client
+from tipl.rl.trial_batch import Iteration
 from tipl.store.root import Root
 from tipl.store.write import TrialWriter
 
@@ -38,49 +43,85 @@ FULL_STEPS = 2_000_000
 # Steps a second of one core, eight trials in a process (this study's machine, 2026-11-29).
 RATES = {"CartPole-v1 64-64": 117e3, "InvertedPendulum-v4 8-8": 28e3, "HalfCheetah-v4 64-64": 15e3,
          "HalfCheetah-v4 256-256": 4.6e3}  # fmt: skip
+COMMITS = 1, 2, 3, 4, 12  # after which iterations the one trial commits, beside the first and the last state
 SPREAD = 0.15  # standard deviation of the logarithm of a trial's duration
 
 
-def one_trial(folder: Path) -> dict[str, Any]:
-    """Files and bytes of a trial of 72k weights, and of each of its commits; for T of a full run by the layout."""
-    config = CollectConfig(env_id="HalfCheetah-v4", hidden_sizes=(256, 256), total_steps=8 * 2048, trials=1)
-    tipl.collection.collect.COMMIT_SECONDS = 0.0
-    create_store(folder)
+def one_trial(place: Path | str) -> dict[str, Any]:
+    """Files and bytes of a trial of 72k weights at a path or an address, and of its commits; of a full run and of a
+    commit once a minute by the layout."""
+    config = CollectConfig(env_id="HalfCheetah-v4", hidden_sizes=(256, 256), total_steps=13 * 2048, trials=1)
+    create_store(place)
     written: list[int] = []
-    replaced = os.replace
+    commits: list[dict[str, int]] = []
+    replaced, commit = os.replace, TrialWriter.commit
 
     def counted(source: Any, target: Any) -> None:
         written.append(os.stat(source).st_size)
         replaced(source, target)
 
-    at: list[tuple[int, int]] = []
-    commit = TrialWriter.commit
+    def asked(params: Any, **_: Any) -> None:
+        body = params["body"]
+        written.append(body.getbuffer().nbytes if isinstance(body, io.BytesIO) else len(body))
 
     def committed(self: TrialWriter, *args: Any, **how: Any) -> None:
-        before = len(written)
         commit(self, *args, **how)
-        at.append((len(written) - before, sum(written[before:])))
+        commits.append({"files": len(written), "bytes": sum(written)})
+        written.clear()
 
-    os.replace, TrialWriter.commit = counted, committed  # type: ignore[assignment,method-assign]
+    def after(_: Any, done: Iteration) -> None:
+        tipl.collection.collect.COMMIT_SECONDS = 0.0 if done.number + 1 in COMMITS else math.inf
+
+    there = isinstance(place, str)
+    if there:
+        _client().meta.events.register("before-call.s3", asked)
+    else:
+        os.replace = counted  # type: ignore[assignment]
+    TrialWriter.commit = committed  # type: ignore[method-assign]
+    tipl.collection.collect.COMMIT_SECONDS = 0.0
     try:
-        run_stack(config, folder, [1], lambda *_: None)
+        run_stack(config, place, [1], after)
     finally:
         os.replace, TrialWriter.commit = replaced, commit  # type: ignore[method-assign]
-    files = [path for path in (folder / "trials" / "1").rglob("*") if path.is_file()]
-    weights = [path.stat().st_size for path in (folder / "trials" / "1" / "weights").rglob("*") if path.is_file()]
-    record = Store.open(folder).records[1]
-    snapshots, full = config.num_snapshots, replace(config, total_steps=FULL_STEPS).num_snapshots
-    bytes_a_snapshot = sum(weights) / snapshots
-    chunks = -(-full // record.chunk_rows["weights"])
-    others = len(files) - len(weights) + 1
+        tipl.collection.collect.COMMIT_SECONDS = COMMIT_SECONDS
+    store = Store.open(place)
+    rows, each = store.records[1].chunk_rows["weights"], config.num_snapshots // 13
+
+    def chunked(first: int, last: int) -> int:
+        """Snapshots in the chunks that a commit of these iterations writes, an unfinished one from its beginning."""
+        return 1 + last * each - (1 + (first - 1) * each) // rows * rows
+
+    one, eight = commits[2], commits[5]
+    kept = (eight["bytes"] - one["bytes"]) / (chunked(5, 12) - chunked(2, 2))
+    minute = COMMIT_SECONDS * RATES["HalfCheetah-v4 256-256"] / config.ppo.batch_size * each
+    found: dict[str, Any] = {
+        "weights": store.trial(1).spec.size,
+        "snapshots of an iteration": each,
+        "commit of an iteration": one,
+        "commit of eight iterations": eight,
+        "commit of a minute": {
+            "snapshots": round(minute),
+            "files": round(eight["files"] - math.ceil(chunked(5, 12) / rows) + minute / rows + 1),
+            "bytes": round(one["bytes"] + (minute + rows / 2 - chunked(2, 2)) * kept),
+        },
+    }
+    if not there:
+        found |= of_a_full_run(config, store)
+    return found
+
+
+def of_a_full_run(config: CollectConfig, store: Store) -> dict[str, int]:
+    """Snapshots, bytes and files of a trial of FULL_STEPS, by those of a short one."""
+    files = [path for path in (store.path / "trials" / "1").rglob("*") if path.is_file()]
+    weights = [path.stat().st_size for path in (store.path / "trials" / "1" / "weights").rglob("*") if path.is_file()]
+    full = replace(config, total_steps=FULL_STEPS).num_snapshots
+    bytes_a_snapshot = sum(weights) / config.num_snapshots
+    chunks = -(-full // store.records[1].chunk_rows["weights"])
     return {
-        "weights": Store.open(folder).trial(1).spec.size,
         "snapshots of a full run": full,
         "bytes a snapshot": round(bytes_a_snapshot),
         "bytes of a full run": round(bytes_a_snapshot * full),
-        "files of a full run": chunks + others,
-        "files a commit": statistics.median(count for count, _ in at[1:-1]),
-        "bytes a commit": statistics.median(size for _, size in at[1:-1]),
+        "files of a full run": chunks + len(files) - len(weights) + 1,
     }
 
 
@@ -150,13 +191,18 @@ def schedules(rng: np.random.Generator) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--bucket", metavar="s3://BUCKET", help="count the requests of commits there, and nothing else")
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="tipl-plan-"))
-    found = {
-        "trial": one_trial(folder / "one"),
-        "root": root_costs(folder / "root", (10, 100, 1000, 10_000, 40_000, 100_000)),
-        "schedules": schedules(np.random.default_rng(0)),
-    }
+    found = (
+        {"trial": one_trial(f"{asked.bucket}/one")}
+        if asked.bucket
+        else {
+            "trial": one_trial(folder / "one"),
+            "root": root_costs(folder / "root", (10, 100, 1000, 10_000, 40_000, 100_000)),
+            "schedules": schedules(np.random.default_rng(0)),
+        }
+    )
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

@@ -1,6 +1,7 @@
-"""One of the processes of a training, for `torchrun`: python -m torch.distributed.run … tests/parallel_fit.py OUT
+"""One of the processes of a training, for `torchrun`: python -m torch.distributed.run … parallel_fit.py OUT [STORE]
 
-In: a folder, in it trainings to go on with.  Out: trained models. `test_parallel.py` compares them with one process's.
+In: a folder, in it trainings to go on with; or a store to learn from.  Out: trained models. `test_parallel.py` compares
+them with one process's.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import torch
 from tipl.config.presets import CausalTrainConfig, Device, TrainConfig
 from tipl.errors import TiplError
 from tipl.representation.windows import HORIZONS, TOKENS, TrainingWindows
-from tipl.training import fit, fit_causal, loop
+from tipl.training import displacement, fit, fit_causal, loop, train
 from tipl.training.devices import process_group
 
 STEPS = 30
@@ -58,8 +59,18 @@ def train_here(model: str, out: Path, *, resume: bool = False, batch_size: int =
         fit_causal(stores, [drawn_windows(20, 3)], config, out, progress=False, resume=resume, device=device)
 
 
+def train_streamed(store: Path, out: Path) -> None:
+    """The verb, with noise, on windows that are read from files batch by batch."""
+    loop.fast_precision = lambda: torch.float32
+    displacement._HELD["cpu"] = 0
+    train(store, out, dataclasses.replace(CAUSAL, windows=80, noise=0.5))
+
+
 if __name__ == "__main__":
     out = Path(sys.argv[1])
+    if len(sys.argv) > 2:
+        train_streamed(Path(sys.argv[2]), out)
+        sys.exit()
     with process_group("cpu"):
         loop.fast_precision = lambda: torch.float32
         for model in ("paper", "causal"):

@@ -1,6 +1,6 @@
-"""A Ray cluster of two nodes on this machine, one of which is killed while it works.
+"""A Ray cluster of two nodes on this machine, each with a cache of its own, one of which is killed while it works.
 
-In: a folder.  Out: data sets in it; on the last line, as JSON, what happened.
+In: a folder.  Out: data sets in it, and one in an object store; on the last line, as JSON, what happened.
 """
 
 import dataclasses
@@ -14,25 +14,39 @@ from typing import Any
 
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
+import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from tipl import Execution, TiplError, collect, collect_many
+from tipl import Execution, TiplError, collect, collect_many, evaluate
+from tipl.evaluation import forecast_returns
 from tipl.executors import on_ray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_scale import CARTPOLE, CHEETAH
+from servers import s3
+from test_scale import CARTPOLE, CHEETAH, JUDGED, digests
 
 _MEMORY = 80_000_000
 
 
-def main(folder: Path) -> None:
-    node_of: Any = {"num_cpus": 1, "object_store_memory": _MEMORY}
-    cluster = Cluster(initialize_head=True, head_node_args=node_of)
-    node = cluster.add_node(**node_of)
+def not_here(*_: Any, **__: Any) -> Any:
+    raise AssertionError("policies are run on the nodes")
+
+
+def main(folder: Path, bucket: str) -> None:
+    first, second = (
+        {"num_cpus": 1, "object_store_memory": _MEMORY, "env_vars": {"TIPL_CACHE": str(folder / f"cache-{name}")}}
+        for name in ("first", "second")
+    )
+    cluster = Cluster(initialize_head=True, head_node_args=first)
+    node = cluster.add_node(**second)
     cluster.wait_for_nodes()
     there = Execution(executor="ray", ray_address=str(cluster.address))
-    collect_many([(CARTPOLE, folder / "cartpole"), (CHEETAH, folder / "cheetah")], execution=there)
+    outs = [(CARTPOLE, folder / "cartpole"), (CHEETAH, folder / "cheetah"), (CARTPOLE, f"{bucket}/cartpole")]
+    *_, in_bucket = collect_many(outs, execution=there)
+    own, forecast_returns.policy_returns = forecast_returns.policy_returns, not_here
+    evaluate(folder / "cartpole", folder / "judged", JUDGED, execution=there)
+    forecast_returns.policy_returns = own
     mine = on_ray.versions()
     on_ray.versions = lambda: {**mine, "numpy": "0.1"}  # type: ignore[assignment]
     said = ""
@@ -62,9 +76,11 @@ def main(folder: Path) -> None:
     words = "has numpy"
     found = said[said.find(words) :].split(" ")
     told = {"killed while it ran": killed == [True], "other versions": " ".join([*found[:2], "0.1,", *found[3:5]])}
+    told |= {"in the bucket": digests(in_bucket), "caches": [path.name for path in sorted(folder.glob("cache-*"))]}
     print(json.dumps(told))
     print(said, file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with pytest.MonkeyPatch.context() as patch, s3(patch) as bucket:
+        main(Path(sys.argv[1]), bucket)

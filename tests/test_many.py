@@ -58,6 +58,26 @@ def test_what_cannot_be_judged_is_told_after_the_others(stores: Path, tmp_path: 
     assert (tmp_path / "judged" / "one" / "metrics.json").exists() and not (tmp_path / "judged" / "table.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"returns": False, "execution": Execution(shard="1/2")}, "leave out --no-returns, or --shard"),
+        ({"returns": False, "execution": Execution(executor="ray")}, "leave out --no-returns, or --shard"),
+        ({"execution": Execution(executor="ray", shard="1/2")}, "--shard and --executor ray both divide"),
+    ],
+)
+def test_what_divides_nothing_of_one_store_is_refused(stores: Path, tmp_path: Path, how: dict, said: str):
+    with pytest.raises(TiplError, match=said):
+        evaluate(stores / "one", tmp_path / "out", CONFIG, **how)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_is_of_several_stores(stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    line = ["evaluate", str(stores / "one"), "--out", str(tmp_path / "out"), "--shard", "1/2", "--dry-run"]
+    assert main(line) == 2
+    assert "of one, every shard runs an equal share of the policies" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_shards_run_the_policies_of_one_store_and_the_last_one_judges(small_store: Path, tmp_path: Path):
     config = EvaluateConfig(
         horizons=(1, 5), return_horizons=(5,), origins=4, return_origins=2, episodes=1, spectrum_trials=0,

@@ -6,6 +6,7 @@ In: small trainings under `torchrun`, gloo.  Out: failures that name the model.
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ import pytest
 import safetensors.torch
 import torch
 from parallel_fit import CAUSAL, PAPER, drawn_windows, paths, train_here
+from test_windows import write_store
 
 from tipl.cli.main import main
 from tipl.errors import TiplError
-from tipl.training import CHECKPOINT_FILE, NextCode, Worker, fit, fit_causal, loop
+from tipl.training import CHECKPOINT_FILE, NextCode, Worker, fit, fit_causal, loop, train
 from tipl.training.cuda_graph import Recorded
 
 MODELS = "paper", "causal"
@@ -74,6 +76,33 @@ def test_two_processes_make_the_models_of_one_and_go_on_from_its_checkpoints(
         assert_close(tmp_path / f"{model}-one", tmp_path / f"{model}-two")
         assert_close(tmp_path / f"{model}-one", tmp_path / f"{model}-parts")
     assert not (tmp_path / "refused").exists()
+
+
+def test_two_machines_with_caches_of_their_own_learn_from_windows_in_files_as_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Started with what `torchrun --nnodes 2` sets in the environment; here the windows are in memory."""
+    store = write_store(tmp_path / "store", 4, 330)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    run = [sys.executable, str(SCRIPT), str(tmp_path / "two"), str(store)]
+    machines = []
+    for rank in "01":
+        own = {"RANK": rank, "MASTER_PORT": port, "TIPL_CACHE": str(tmp_path / rank), "OMP_NUM_THREADS": "1"}
+        machines.append(subprocess.Popen(run, env={**os.environ, **group, **own}, stderr=subprocess.PIPE, text=True))
+    monkeypatch.setattr(loop, "fast_precision", lambda: torch.float32)
+    monkeypatch.setenv("TIPL_CACHE", str(tmp_path / "one-cache"))
+    train(store, tmp_path / "one", dataclasses.replace(CAUSAL, windows=80, noise=0.5))
+    for machine in machines:
+        said = machine.communicate(timeout=300)[1]
+        assert machine.returncode == 0, said
+    kept = [sorted(path.name for path in (tmp_path / name / "windows").iterdir()) for name in ("0", "1", "one-cache")]
+    assert kept[0] == kept[1] == kept[2] and len(kept[0]) > 2
+    assert_close(tmp_path / "one", tmp_path / "two")
+    curves = [json.loads((tmp_path / name / "training.json").read_text())["curve"] for name in ("one", "two")]
+    losses = [[(each["train_loss"], each["validation_loss"]) for each in curve] for curve in curves]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 def test_the_shares_of_a_batch_add_up_to_its_loss_where_valid_positions_are_unequal():

@@ -18,7 +18,7 @@ import pytest
 
 from tipl import processes
 from tipl.errors import TiplError
-from tipl.processes import Parent, run_in_processes
+from tipl.processes import Parent, run_in_processes, threads_here
 
 LIMIT = 20.0  # seconds after which anything here has failed
 
@@ -26,7 +26,7 @@ LIMIT = 20.0  # seconds after which anything here has failed
 def tell_and_write(parent: Parent, path: Path, number: int) -> None:
     parent.tell([-1.0, 0.0])
     parent.tell([number, 0.5])
-    path.write_text(os.environ["OMP_NUM_THREADS"])
+    path.write_text(f"{os.environ['OMP_NUM_THREADS']} {threads_here()}")
 
 
 def flood(parent: Parent, seconds: float) -> None:
@@ -106,7 +106,8 @@ def test_every_task_is_called_with_one_compute_thread_and_tells_its_parent(tmp_p
         tell_and_write, tasks, 2, list("abcde"), lambda task, numbers: heard.append((task, *numbers)), ended.append
     )
     assert {row for row in heard if row[1] >= 0} == {(n, n, 0.5) for n in range(5)} and sorted(ended) == [0, 1, 2, 3, 4]
-    assert [path.read_text() for path, _ in tasks] == ["1"] * 5
+    assert [path.read_text() for path, _ in tasks] == ["1 1"] * 5
+    assert threads_here() == len(os.sched_getaffinity(0))
     assert os.environ.get("OMP_NUM_THREADS") == before
 
 

@@ -3,6 +3,7 @@
 In: tiny runs of CartPole-v1 and HalfCheetah-v4.  Out: failures that name the trial.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -17,7 +18,18 @@ import pytest
 from here import in_this_process
 
 import tipl
-from tipl import CollectConfig, DiscreteCollectConfig, Execution, Store, TiplError, TrialWriter, collect, collect_many
+from tipl import (
+    CollectConfig,
+    DiscreteCollectConfig,
+    EvaluateConfig,
+    Execution,
+    Store,
+    TiplError,
+    TrialWriter,
+    collect,
+    collect_many,
+    parts,
+)  # fmt: skip
 from tipl.cli.main import main
 from tipl.collection.runs import tasks_of
 from tipl.config.execution import dealt
@@ -28,6 +40,10 @@ CARTPOLE = DiscreteCollectConfig(
     trials=5, total_steps=2048, hidden_sizes=(8, 8), ppo=DiscretePPOConfig(anneal_lr=False)
 )  # fmt: skip
 CHEETAH = CollectConfig(env_id="HalfCheetah-v4", trials=3, total_steps=2048, hidden_sizes=(8, 8))
+JUDGED = EvaluateConfig(
+    horizons=(1, 2), return_horizons=(2,), origins=4, return_origins=2, episodes=2, spectrum_trials=0,
+    return_forecasters=("persistence", "damped-line"), oracle_normalizer=False,
+)  # fmt: skip
 
 
 def digests(path: Path) -> dict[int, str]:
@@ -152,6 +168,23 @@ def test_a_part_is_one_process_s(tmp_path: Path):
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_part_that_another_makes_is_waited_for_unless_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parts, "_LOOK_SECONDS", 0.01)
+    first, asked = contextlib.ExitStack(), list[int]()
+    assert first.enter_context(claimed(tmp_path / "part"))
+    with claimed(tmp_path / "part", 600.0, lambda: True) as ours:
+        assert not ours
+
+    def gives_up() -> bool:
+        asked.append(1)
+        if len(asked) == 3:
+            first.close()
+        return False
+
+    with claimed(tmp_path / "part", 600.0, gives_up) as ours:
+        assert ours and len(asked) == 3
+
+
 def test_no_cluster_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("ray")
     line = ["collect", "--env-id", "CartPole-v1", "--trials", "1", "--total-steps", "512", "--executor", "ray"]
@@ -169,7 +202,9 @@ def test_two_ray_nodes_one_of_which_is_killed_make_the_stores_of_this_process(tm
     )
     assert run.returncode == 0, run.stdout + run.stderr
     told = json.loads(run.stdout.splitlines()[-1])
-    assert told == {"killed while it ran": True, "other versions": "has numpy 0.1, this machine"}
+    assert told["killed while it ran"] and told["other versions"] == "has numpy 0.1, this machine"
+    assert {int(seed): each for seed, each in told["in the bucket"].items()} == digests(whole / "cartpole")
+    assert told["caches"], "the nodes have caches of their own"
     for name in ("cartpole", "cheetah"):
         assert digests(tmp_path / name) == digests(whole / name)
     long = dataclasses.replace(CARTPOLE, trials=2, total_steps=80_000)
@@ -177,3 +212,11 @@ def test_two_ray_nodes_one_of_which_is_killed_make_the_stores_of_this_process(tm
         collect(long, tmp_path / "here", workers=1)
     assert digests(tmp_path / "long") == digests(tmp_path / "here")
     assert tipl.data_verify(tmp_path / "long")["ok"]
+    tipl.evaluate(tmp_path / "cartpole", tmp_path / "here-judged", JUDGED)
+    made = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("judged", "here-judged")]
+    for metrics in made:
+        del metrics["seal"], metrics["seconds"]
+    assert made[0] == made[1]
+    parts = [{file.name: file.read_bytes() for file in (tmp_path / name / "parts").iterdir()}
+             for name in ("judged", "here-judged")]  # fmt: skip
+    assert parts[0] == parts[1] and parts[0]

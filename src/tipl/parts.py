@@ -7,7 +7,8 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from tipl.files import Absent, Damaged, set_aside, told
 from tipl.progress import console
 
 ENDING = ".safetensors"
+_LOOK_SECONDS = 1.0
 
 
 def keep_part(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -34,32 +36,48 @@ def keep_part(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[bool]:
+def claimed(path: Path, patience: float = 0.0, gives_up: Callable[[], bool] = lambda: False) -> Iterator[bool]:
     """Yield whether a part is this process's to make; until the end no other may. Ask once more whether it is kept.
+
+    Args:
+        patience: seconds to wait for another process that makes it: on a lost node, one that is dying.
+        gives_up: asked again and again meanwhile.
 
     Raises:
         TiplError: the place cannot be written.
     """
-    lock = path.with_suffix(".lock")
+    lock, until = path.with_suffix(".lock"), time.monotonic() + patience
+    while (descriptor := _locked(lock)) is None and time.monotonic() < until and not gives_up():
+        time.sleep(_LOOK_SECONDS)
+    if descriptor is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        os.close(descriptor)
+
+
+def _locked(lock: Path) -> int | None:
+    """The descriptor of a lock that this process has now; None where another has it.
+
+    Raises:
+        TiplError: the place cannot be written.
+    """
     with told(lock):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(descriptor), os.stat(lock))  # whoever had it has removed it else
-        except OSError as error:  # on a file system without locks nobody can be kept away
-            ours = error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-        if not ours:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            with contextlib.suppress(OSError):
-                lock.unlink()
-    finally:
-        os.close(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = os.path.samestat(os.fstat(descriptor), os.stat(lock))  # whoever had it has removed it else
+    except OSError as error:  # on a file system without locks nobody can be kept away
+        ours = error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+    if ours:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def kept_part(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:

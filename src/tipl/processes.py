@@ -102,6 +102,7 @@ class Parent:
 
 
 _parent: Parent | None = None
+_is_task = False
 
 
 def run_in_processes(
@@ -285,6 +286,8 @@ def outcome_of(parent: Parent, work: Callable[..., None], task: tuple[Any, ...])
     Returns:
         "done", "stopped", "refused" or "bug", and what the last two said.
     """
+    global _is_task
+    _is_task = True
     try:
         work(parent, *task)
     except TiplError as error:
@@ -294,6 +297,11 @@ def outcome_of(parent: Parent, work: Callable[..., None], task: tuple[Any, ...])
     finally:
         parent._settle()
     return ("stopped" if parent.wants_stop() else "done"), ""
+
+
+def threads_here() -> int:
+    """Return how many compute threads this process may use: one a core, and in a task one, beside those of others."""
+    return 1 if _is_task else len(os.sched_getaffinity(0))
 
 
 def _shortened(text: str) -> str:

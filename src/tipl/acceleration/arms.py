@@ -211,18 +211,13 @@ def _run_part(parent: Parent, arm: Arm, path: Path, seeds: Sequence[int], patien
     Args:
         patience: seconds to wait for another process that does: on a lost node, one that is dying.
     """
-    until = time.monotonic() + patience
-    while True:
-        with claimed(path) as ours:
-            if ours:
-                if kept_part(path, _shapes(arm, seeds)) is None:
-                    run_part(arm, path, seeds, parent.wants_stop, lambda steps: parent.tell([steps]))
-                return
-        if time.monotonic() > until or parent.wants_stop():
+    with claimed(path, patience, parent.wants_stop) as ours:
+        if not ours:
             raise TiplError(
                 f"The seeds {seeds[0]} to {seeds[-1]} are being run by another process; wait for it, or stop it."
             )
-        time.sleep(1)
+        if kept_part(path, _shapes(arm, seeds)) is None:
+            run_part(arm, path, seeds, parent.wants_stop, lambda steps: parent.tell([steps]))
 
 
 def run_part(

@@ -218,7 +218,7 @@ def _evaluate(arguments: Namespace) -> None:
     how |= {"returns": not arguments.no_returns, **execution_of(arguments)}
     from tipl.evaluation.many import TABLE_FILE, are_many, evaluate_many
 
-    if are_many(arguments.store) or arguments.dry_run:
+    if are_many(arguments.store):
         if arguments.codes or arguments.out is None:
             what = "--codes is of one store; leave it out" if arguments.codes else "several stores need --out; give one"
             raise TiplError(f"{what}.")
@@ -229,7 +229,8 @@ def _evaluate(arguments: Namespace) -> None:
 
         if arguments.workers:
             raise TiplError("--workers has no effect on one store, whose policies run in threads; leave it out.")
-        del how["dry_run"]
+        if how.pop("dry_run"):
+            raise TiplError("--dry-run is of several stores; of one, every shard runs an equal share of the policies.")
         (store,) = arguments.store
         out = evaluate(store, arguments.out or _out_beside(store, ".eval"), config, codes=arguments.codes, **how)
         done, facts = out / METRICS_FILE, evaluation_facts

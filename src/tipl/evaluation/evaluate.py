@@ -80,7 +80,7 @@ def evaluate(
             policies; every trial of `store` is then judged. Default: `store` itself.
         returns: also run the true and the predicted policies.
         trust: import the modules that the store names for its environments, which runs their code.
-        execution: which policies are run by this call, where several share the work. Ray is for `evaluate_many`.
+        execution: where the policies are run, and which of them by this call, where several share the work.
 
     Returns:
         `out`, without a metrics.json while other shards have policies to run.
@@ -91,7 +91,7 @@ def evaluate(
             or `out` holds something.
     """
     store, out, began = located(store), Path(out), time.monotonic()
-    require(execution.executor == "local", "--executor ray judges several stores at once; give several, or --shard.")
+    _check_execution(execution, returns)
     for each in forecasters:
         usable(each)
     folders = distinct_folders(models)
@@ -109,7 +109,7 @@ def evaluate(
     judged, run = _judged(chosen, config, [*models_loaded.values(), *forecasters], codes)
     trials = chosen.trials
     origins = join_origins([choose_origins(trial, config) for trial in trials])
-    if returns and not run_share(trials, origins, run, config, out / PARTS_FOLDER, execution):
+    if returns and not run_share(trials, origins, run, config, out / PARTS_FOLDER, execution, trust):
         return out
     compared = compare_weights(trials, origins, judged, config.horizons, out / PARTS_FOLDER)
     scores, floors = _scores(judged, compared, origins, config, trials)
@@ -132,6 +132,22 @@ def evaluate(
     }
     write_json(out / METRICS_FILE, metrics, seal=True)
     return out
+
+
+def _check_execution(execution: Execution, returns: bool) -> None:
+    """
+    Raises:
+        TiplError: it can have no effect on one store.
+    """
+    require(
+        returns or execution == LOCAL,
+        "Shards and Ray share the policies of one store, and none is to be run; leave out --no-returns, or --shard and "
+        "--executor.",
+    )
+    require(
+        execution.executor == "local" or execution.parts == 1,
+        "--shard and --executor ray both divide one store's policies; leave one out.",
+    )
 
 
 def _opened(store: Path, trust: bool) -> Store:

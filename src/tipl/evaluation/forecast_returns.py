@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tipl.config.env_spec import import_named
 from tipl.config.execution import LOCAL, Execution
 from tipl.config.presets import EvaluateConfig
 from tipl.errors import TiplError
 from tipl.evaluation.origins import history, read_only_weights, some_origins
 from tipl.evaluation.scores import Origins, Returns, floor_scores, gap_scores, return_scores
+from tipl.executors.run import PATIENCE_SECONDS, executor
 from tipl.forecasting.forecaster import Forecaster, checked_forecast
 from tipl.parts import ENDING, claimed, keep_part, kept_part
+from tipl.processes import Numbers, Parent
 from tipl.progress import console, steps_progress
 from tipl.rl.envs import engine_versions
 from tipl.rl.returns import Policies, policy_returns
@@ -36,8 +39,10 @@ _TRUE_WEIGHTS = ""  # φ_{t+h} itself, among the names of forecasters
 class Share:
     """Which measurements are this shard's: each goes, as they come, to the shard that has the fewest policies."""
 
-    def __init__(self, execution: Execution = LOCAL) -> None:
+    def __init__(self, execution: Execution = LOCAL, patience: float = 0.0) -> None:
         self._loads, self._mine = [0] * execution.parts, execution.part
+        self.patience = patience
+        """Seconds to wait for another process that runs what is this shard's."""
         self.left = 0
         """Measurements of other shards that are not there yet."""
 
@@ -54,18 +59,74 @@ def run_share(
     config: EvaluateConfig,
     parts: Path,
     execution: Execution,
+    trust: bool = False,
 ) -> bool:
-    """Run the policies that are this shard's, where there are several; whether those of all shards have been run."""
-    if execution.parts == 1:
-        return True
+    """Run the policies that are this shard's, where there are several, or those of all on a cluster.
+
+    Args:
+        trust: let the nodes import the modules that the trials name for their environments.
+
+    Returns:
+        Whether those of all shards have been run.
+    """
     chosen, share = some_origins(origins, config.return_origins), Share(execution)
     total = len(chosen.trial) * _policies_an_origin(config, [f.name for f in forecasters]) * config.episodes
+    if execution.executor == "ray":
+        _run_on_cluster(total, execution, trials, chosen, forecasters, config, parts, trust)
+        return True
+    if execution.parts == 1:
+        return True
     with steps_progress(f"evaluate: episodes of shard {execution.shard}", total // execution.parts) as advance:
         for trial in trials:
             _trial_returns(trial, chosen, forecasters, config, parts, advance, share)
     if share.left:
         console.print(f"evaluate: shard {execution.shard} is done; other shards have {share.left} measurements left.")
     return not share.left
+
+
+def _run_on_cluster(total: int, execution: Execution, *task: Any) -> None:
+    """Run all policies as tasks, one for each that runs at once; what they find is in `parts` then."""
+    with executor(execution) as where, steps_progress("evaluate: episodes", total) as advance:
+        shards = [Execution(shard=f"{part + 1}/{where.slots}") for part in range(where.slots)]
+        done = [0] * len(shards)
+        console.print(f"evaluate: policies {where.where.format(len(shards))}")
+
+        def heard(index: int, numbers: Numbers) -> None:
+            new, done[index] = int(numbers[0]) - done[index], int(numbers[0])
+            advance(new)
+
+        names = [f"the policies of shard {shard.shard}" for shard in shards]
+        where.run(_run_task, [(shard, *task) for shard in shards], names, heard)
+
+
+def _run_task(
+    parent: Parent,
+    execution: Execution,
+    trials: Sequence[Trial],
+    chosen: Origins,
+    forecasters: Sequence[Forecaster],
+    config: EvaluateConfig,
+    parts: Path,
+    trust: bool,
+) -> None:
+    """Run the policies of a shard on a node.
+
+    Raises:
+        TiplError: it was told to stop, or as `evaluate`.
+    """
+    if trust:
+        import_named(trial.env_id for trial in trials)
+    share, done = Share(execution, PATIENCE_SECONDS), 0
+
+    def advance(episodes: int, note: str) -> None:
+        nonlocal done
+        done += episodes
+        parent.tell([done])
+        if parent.wants_stop():
+            raise TiplError("stopped")
+
+    for trial in trials:
+        _trial_returns(trial, chosen, forecasters, config, parts, advance, share)
 
 
 def measure_returns(
@@ -226,9 +287,11 @@ def _mean_returns(
     if not mine:
         share.left += 1
         return np.zeros(len(policies))
-    with claimed(part) as ours:
+    with claimed(part, share.patience) as ours:
         if not ours:
             raise TiplError(f"{part} is being made by another process; wait for it, or stop it.")
+        if share.patience and (kept := kept_part(part, {"returns": (len(policies),)})):
+            return kept["returns"]
         returns = policy_returns(policies, episodes=episodes, advance=advance, **{**how, "env_id": trial.env_id})
         if not np.isfinite(returns).all():
             raise TiplError(

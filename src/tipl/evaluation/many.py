@@ -145,7 +145,7 @@ def _evaluate_one(
     parent: Parent, store: Path, out: Path, config: EvaluateConfig, how: Mapping[str, Any], patience: float
 ) -> None:
     """Judge one store in a process of its own, unless another process does."""
-    with claimed(out.with_name(f"{out.name}.evaluation")) as ours:
+    with claimed(out.with_name(f"{out.name}.evaluation"), patience, parent.wants_stop) as ours:
         if not ours:
             raise TiplError(f"{out} is being written by another process; wait for it, or stop it.")
         if not _done(out):

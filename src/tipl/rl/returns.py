@@ -8,7 +8,6 @@ seed e gives: policies are compared on common random numbers, and a result depen
 
 import itertools
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from tipl.checks import Count, Positive, Whole, checked, checked_arguments
 from tipl.config.env_spec import EnvId
 from tipl.config.presets import Activation, Backend
 from tipl.errors import TiplError
+from tipl.processes import threads_here
 from tipl.rl.env_described import why_other
 from tipl.rl.envs import make_env
 from tipl.rl.kernels import FASTMATH, TANH, activation_code, forward_one, kernel, sampled_action
@@ -107,7 +107,7 @@ def policy_returns(
         activation: of the hidden layers.
         backend: that steps the environment.
         obs_clip: normalized observations are held within ± this; None: as they are.
-        threads: default: one a core that this process may use.
+        threads: default: one a core that this process may use; one in a process that `evaluate_many` has started.
         advance: told how many episodes have ended.
 
     Returns:
@@ -120,7 +120,7 @@ def policy_returns(
     env_id = EnvId.of(env_id)
     _require_fit(policies, make_env(env_id, [0], backend), env_id, hidden_sizes)
     seeds = episode_seeds(seed, episodes)
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or threads_here()
     returns = np.empty((len(policies), episodes))
     # Blocks of equal size, as many for every thread, so that no thread waits for the last one.
     count = threads * max(1, math.ceil(returns.size / (threads * _SLOTS)))

@@ -51,6 +51,11 @@ class Worker:
         """Whether it is the one that writes and speaks."""
         return self.rank == 0
 
+    @property
+    def is_first_here(self) -> bool:
+        """Whether it is the first one on its machine, which fills the machine's cache."""
+        return self.ranks == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
     def seed(self, seed: int) -> None:
         """Seed torch's own generators here."""
         torch.default_generator.manual_seed(seed)

@@ -9,8 +9,8 @@ runs; what is missing or damaged is made again.
 
 import hashlib
 import json
+import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -70,7 +70,7 @@ def lessons(
         kinds.append({store: [each._replace(noise=True) for each in asked] for store, asked in plain.items()})
     files: dict[Path, WindowFile] = {}
     every = [each for kind in kinds for asked in kind.values() for each in asked]
-    if worker.is_first:
+    if worker.is_first_here:
         _make([each for each in every if not _opened(each, files)])
     worker.wait()
     for each in every:
@@ -124,13 +124,9 @@ def _make(missing: Sequence[_Asked]) -> None:
 
 
 def _make_one(parent: Parent | None, asked: _Asked) -> None:
-    while True:
-        with claimed(asked.path) as ours:
-            if ours:
-                if not asked.path.exists():
-                    _write(asked)
-                return
-        time.sleep(1)  # another training makes them
+    with claimed(asked.path, math.inf):  # another training may be making them
+        if not asked.path.exists():
+            _write(asked)
 
 
 def _write(asked: _Asked) -> None:
