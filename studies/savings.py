@@ -28,9 +28,10 @@ from tipl.acceleration.across import environment, paired
 from tipl.acceleration.arms import Arm, run_arms
 from tipl.acceleration.compare import compare, measures, thresholds
 from tipl.collection.settings import default_config
-from tipl.config.execution import Execution
+from tipl.config.execution import LOCAL, Execution
 from tipl.config.presets import CollectConfig, JumpConfig, jumps_of
 from tipl.errors import TiplError
+from tipl.executors.run import executor
 from tipl.files import write_json
 
 MANIFEST = Path(__file__).with_name("savings.toml")
@@ -42,12 +43,15 @@ Runs = dict[str, dict[str, np.ndarray]]
 class Place:
     """One environment of the manifest: the tries of every arm, and what they did on some seeds."""
 
-    def __init__(self, entry: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], out: Path) -> None:
+    def __init__(
+        self, entry: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], out: Path, where: Execution = LOCAL
+    ) -> None:
         found = default_config(entry["id"])
         sizes = tuple(entry.get("hidden_sizes", (64, 64)))
         self.config = dataclasses.replace(found, hidden_sizes=sizes, total_steps=entry["steps"])
         self.name = f"{entry['id']} {'-'.join(map(str, sizes))}"
         self.out = out / self.name.replace("/", "-").replace(" ", "-").lower()
+        self.where = where
         mine = [arm for arm in arms if self.name in arm.get("environments", [self.name])]
         self.tries = {arm["name"]: tries_of(arm, self.config) for arm in mine}
         self.all_judged = [arm["name"] for arm in mine if arm.get("hindsight")]
@@ -60,7 +64,7 @@ class Place:
         if said.exists():
             return None
         try:
-            return run_arms({name: arm}, self.out, workers)
+            return run_arms({name: arm}, self.out, workers, self.where)
         except TiplError as error:
             if "diverged" not in str(error):
                 raise
@@ -218,6 +222,7 @@ def main() -> None:
     parser.add_argument("--environments", nargs="+", metavar="NAME", help="as in `plan`: HalfCheetah-v4 64-64 [all]")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="beside plain PPO [all]")
     parser.add_argument("--shard", default="1/1", metavar="I/N")
+    parser.add_argument("--executor", choices=("local", "ray"), default="local", help="where an arm's seeds run")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes [one a core]")
     parser.add_argument("--out", type=Path, default=Path("runs/savings"), metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -226,7 +231,8 @@ def main() -> None:
     first, *others = manifest["arm"]
     arms = [first, *(arm for arm in others if asked.arms is None or arm["name"] in asked.arms)]
     asked.out.mkdir(parents=True, exist_ok=True)
-    places = [Place(entry, arms, asked.out) for entry in manifest["environment"]]
+    where = Execution(executor=asked.executor)
+    places = [Place(entry, arms, asked.out, where) for entry in manifest["environment"]]
     places = [place for place in places if asked.environments is None or place.name in asked.environments]
     execution = Execution(shard=asked.shard)
     if asked.what == "plan":
@@ -234,10 +240,12 @@ def main() -> None:
             print(f"{place.name}: {place.config.total_steps:,} steps")
             for arm, tries in place.tries.items():
                 print(f"    {arm}: {len(tries)} tries: {'; '.join(tries)}")
-    if asked.what in ("tune", "run"):
-        tune(places, manifest, execution, asked.workers)
-    if asked.what in ("judge", "run"):
-        judge(places, manifest, execution, asked.workers)
+    if asked.what in ("tune", "judge", "run"):
+        with executor(where):  # a cluster is joined once
+            if asked.what != "judge":
+                tune(places, manifest, execution, asked.workers)
+            if asked.what != "tune":
+                judge(places, manifest, execution, asked.workers)
     if asked.what in ("table", "run") and execution.parts == 1:
         rows = table([place.out / "judgment.json" for place in places if (place.out / "judgment.json").exists()])
         show(rows)

@@ -50,7 +50,7 @@ def test_what_is_chosen_and_what_is_said(
     savings = study("savings", monkeypatch)
     ran = []
 
-    def run_arms(arms, out, workers):
+    def run_arms(arms, out, workers, where):
         (name, arm), *_ = arms.items()
         ran.append((name, arm.config.seed, arm.config.trials))
         if arm.forecaster == "outer:sigma=9":
