@@ -34,7 +34,7 @@ from tipl.collection.settings import default_config
 from tipl.processes import Numbers, Parent, run_in_processes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
-from zoo import config_of, rates, runs_of, takes
+from zoo import config_of, rates, runs_of, takes  # pyright: ignore[reportMissingImports]
 
 SHORT = 8192  # steps of a trial in the short call
 

@@ -18,13 +18,13 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from tipl import Execution, TiplError, collect, collect_many, evaluate
+from tipl import Execution, TiplError, accelerate, collect, collect_many, evaluate, evaluate_many
 from tipl.evaluation import forecast_returns
 from tipl.executors import on_ray
 
 sys.path.insert(0, str(Path(__file__).parent))
 from servers import s3
-from test_scale import CARTPOLE, CHEETAH, JUDGED, digests
+from test_scale import CARTPOLE, CHEETAH, COMPARED, JUDGED, digests
 
 _MEMORY = 80_000_000
 
@@ -47,6 +47,8 @@ def main(folder: Path, bucket: str) -> None:
     own, forecast_returns.policy_returns = forecast_returns.policy_returns, not_here
     evaluate(folder / "cartpole", folder / "judged", JUDGED, execution=there)
     forecast_returns.policy_returns = own
+    evaluate_many([folder / "cartpole", folder / "cheetah"], folder / "many", JUDGED, returns=False, execution=there)
+    accelerate(COMPARED, folder / "compared", execution=there)
     mine = on_ray.versions()
     on_ray.versions = lambda: {**mine, "numpy": "0.1"}  # type: ignore[assignment]
     said = ""

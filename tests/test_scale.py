@@ -40,6 +40,7 @@ CARTPOLE = DiscreteCollectConfig(
     trials=5, total_steps=2048, hidden_sizes=(8, 8), ppo=DiscretePPOConfig(anneal_lr=False)
 )  # fmt: skip
 CHEETAH = CollectConfig(env_id="HalfCheetah-v4", trials=3, total_steps=2048, hidden_sizes=(8, 8))
+COMPARED = DiscreteCollectConfig(trials=2, total_steps=1024, hidden_sizes=(8, 8))
 JUDGED = EvaluateConfig(
     horizons=(1, 2), return_horizons=(2,), origins=4, return_origins=2, episodes=2, spectrum_trials=0,
     return_forecasters=("persistence", "damped-line"), oracle_normalizer=False,
@@ -145,6 +146,15 @@ def test_a_trial_that_another_writes_is_left_to_it_and_said_so(tmp_path: Path):
     assert Store.open(path).incomplete == []
 
 
+def comparison(folder: Path) -> dict:
+    """What a comparison says, but for seconds."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for arm in metrics["arms"].values():
+        del arm["seconds"], arm["overhead"]
+    del metrics["seal"]
+    return metrics
+
+
 def test_shards_of_a_comparison_make_the_comparison(here: None, tmp_path: Path):
     line = ["accelerate", "--env-id", "CartPole-v1", "--trials", "6", "--total-steps", "1024", "--workers", "1"]
     line += ["--hidden-sizes", "8", "8"]
@@ -152,12 +162,7 @@ def test_shards_of_a_comparison_make_the_comparison(here: None, tmp_path: Path):
     for part in (2, 1, 3):
         assert main([*line, "--out", str(tmp_path / "parts"), "--shard", f"{part}/3"]) == 0
         assert (tmp_path / "parts" / "metrics.json").exists() == (part == 3)
-    made = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "parts")]
-    for metrics in made:
-        for arm in metrics["arms"].values():
-            del arm["seconds"], arm["overhead"]
-        del metrics["seal"]
-    assert made[0] == made[1]
+    assert comparison(tmp_path / "whole") == comparison(tmp_path / "parts")
 
 
 def test_a_part_is_one_process_s(tmp_path: Path):
@@ -220,3 +225,10 @@ def test_two_ray_nodes_one_of_which_is_killed_make_the_stores_of_this_process(tm
     parts = [{file.name: file.read_bytes() for file in (tmp_path / name / "parts").iterdir()}
              for name in ("judged", "here-judged")]  # fmt: skip
     assert parts[0] == parts[1] and parts[0]
+    many = json.loads((tmp_path / "many" / "cartpole" / "metrics.json").read_text())
+    assert (tmp_path / "many" / "table.json").exists()
+    for name, scores in many["forecasters"].items():
+        assert scores["skill"] == made[1]["forecasters"][name]["skill"]
+    with in_this_process():
+        tipl.accelerate(COMPARED, tmp_path / "here-compared", workers=1)
+    assert comparison(tmp_path / "compared") == comparison(tmp_path / "here-compared")

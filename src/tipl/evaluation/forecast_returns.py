@@ -93,7 +93,7 @@ def _run_on_cluster(total: int, execution: Execution, *task: Any) -> None:
 
         def heard(index: int, numbers: Numbers) -> None:
             new, done[index] = int(numbers[0]) - done[index], int(numbers[0])
-            advance(new)
+            advance(new, "")
 
         names = [f"the policies of shard {shard.shard}" for shard in shards]
         where.run(_run_task, [(shard, *task) for shard in shards], names, heard)
