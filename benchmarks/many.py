@@ -7,23 +7,24 @@ time that this would take at the rates of each environment alone, over the time 
 processes of four trials each, without the first iteration and the last one: what a call needs to start, to make
 environments and to end is no part of it. `preparing` is the seconds of the call before any trial is begun, which do not
 grow with the steps. Rates and calls in turn: rates, call, call, rates.
-ray: the same trials on a Ray cluster of one node of two cores, and in two processes, joining the cluster included; a
-short call and a long one, each in turn: here, there, there, here. `beside` is the time there over that here, of the
-long call, which takes `minutes` here. `more` is the seconds that Ray adds to a call. Where it adds as many to the long
-call as to the short one, a call of N minutes takes 1 + more / (60 N) times as long.
+ray: the same trials on a Ray cluster of one node of two cores, its daemons and joining it included, and in two
+processes without it; a short call and a long one, each in turn: here, there, there, here. `beside` is the time there
+over that here, of the long call, which takes `minutes` here. `more` is the seconds that Ray adds to a call. Where it
+adds as many to the long call as to the short one, a call of N minutes takes 1 + more / (60 N) times as long.
 
     python benchmarks/many.py zoo
     python benchmarks/many.py ray
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,21 +109,27 @@ def zoo(asked: Any, folder: Path) -> dict[str, Any]:
 
 
 def ray(asked: Any, folder: Path) -> dict[str, Any]:
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80_000_000})
-    cluster.wait_for_nodes()
-    places = {"here": Execution(), "there": Execution(executor="ray", ray_address=str(cluster.address))}
     took: dict[str, list[float]] = {}
-    for number, place in enumerate(["here", "there", "there", "here"] * (asked.rounds // 2)):
-        for length, steps in (("short", SHORT), ("long", asked.steps or 420_000)):
-            runs = [
-                (dataclasses.replace(default_config(name), trials=4, total_steps=steps, hidden_sizes=(64, 64)),
-                 folder / f"{number}-{length}-{name}")
-                for name in ("CartPole-v1", "HalfCheetah-v4")
-            ]  # fmt: skip
-            took.setdefault(f"{length} {place}", []).append(seconds(runs, places[place]))
-    cluster.shutdown()
+
+    def measured(length: str, place: str, execution: Execution) -> None:
+        each = took.setdefault(f"{length} {place}", [])
+        steps = (asked.steps or 420_000) if length == "long" else SHORT
+        runs = [
+            (dataclasses.replace(default_config(name), trials=4, total_steps=steps, hidden_sizes=(64, 64)),
+             folder / f"{length}-{place}-{len(each)}-{name}")
+            for name in ("CartPole-v1", "HalfCheetah-v4")
+        ]  # fmt: skip
+        each.append(seconds(runs, execution))
+
+    measured("first", "here", Execution())  # what is read from the disk once
+    for _ in range(asked.rounds // 2):
+        measured("short", "here", Execution())
+        measured("long", "here", Execution())
+        with cluster() as there:
+            for length in ("first", "short", "long", "short", "long"):
+                measured(length, "there", there)
+        measured("short", "here", Execution())
+        measured("long", "here", Execution())
     middle = {name: statistics.median(each) for name, each in took.items()}
     return {
         "beside": middle["long there"] / middle["long here"],
@@ -130,6 +137,19 @@ def ray(asked: Any, folder: Path) -> dict[str, Any]:
         "more": {length: middle[f"{length} there"] - middle[f"{length} here"] for length in ("short", "long")},
         "seconds": took,
     }
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[Execution]:
+    """One node of two cores. Its daemons are gone afterwards."""
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80_000_000})
+    found.wait_for_nodes()
+    try:
+        yield Execution(executor="ray", ray_address=str(found.address))
+    finally:
+        found.shutdown()
 
 
 def main() -> None:

@@ -3,17 +3,25 @@
 In: random walks.  Out: failures.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tipl import EvaluateConfig, Execution, TiplError, data_index, evaluate, evaluate_many, random_walk
 from tipl.cli.main import main
+from tipl.evaluation import forecast_returns
 from tipl.evaluation.many import table
 
 CONFIG = EvaluateConfig(horizons=(1, 10), origins=8, spectrum_trials=0)
+CONFIG_OF_RETURNS = EvaluateConfig(
+    horizons=(1, 5), return_horizons=(5,), origins=4, return_origins=2, episodes=1, spectrum_trials=0,
+    return_forecasters=("persistence", "damped-line"), oracle_normalizer=False, sampled_actions=False,
+)  # fmt: skip
 pytestmark = pytest.mark.usefixtures("here")
 
 
@@ -72,6 +80,16 @@ def test_what_divides_nothing_of_one_store_is_refused(stores: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_nodes_that_write_elsewhere_are_noticed(small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    @contextlib.contextmanager
+    def elsewhere(*_: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(slots=2, where="in {} tasks", run=lambda *_: None)
+
+    monkeypatch.setattr(forecast_returns, "executor", elsewhere)
+    with pytest.raises(TiplError, match="give an --out that all of them see"):
+        evaluate(small_store, tmp_path / "out", CONFIG_OF_RETURNS, execution=Execution(executor="ray"))
+
+
 def test_a_dry_run_is_of_several_stores(stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     line = ["evaluate", str(stores / "one"), "--out", str(tmp_path / "out"), "--shard", "1/2", "--dry-run"]
     assert main(line) == 2
@@ -79,12 +97,8 @@ def test_a_dry_run_is_of_several_stores(stores: Path, tmp_path: Path, capsys: py
 
 
 def test_shards_run_the_policies_of_one_store_and_the_last_one_judges(small_store: Path, tmp_path: Path):
-    config = EvaluateConfig(
-        horizons=(1, 5), return_horizons=(5,), origins=4, return_origins=2, episodes=1, spectrum_trials=0,
-        return_forecasters=("persistence", "damped-line"), oracle_normalizer=False, sampled_actions=False,
-    )  # fmt: skip
-    whole = evaluate(small_store, tmp_path / "whole", config)
+    whole = evaluate(small_store, tmp_path / "whole", CONFIG_OF_RETURNS)
     for part in (2, 1, 3):
-        out = evaluate(small_store, tmp_path / "parts", config, execution=Execution(shard=f"{part}/3"))
+        out = evaluate(small_store, tmp_path / "parts", CONFIG_OF_RETURNS, execution=Execution(shard=f"{part}/3"))
         assert (out / "metrics.json").exists() == (part == 3)
     assert metrics(tmp_path / "parts") == metrics(whole)

@@ -68,11 +68,16 @@ def run_share(
 
     Returns:
         Whether those of all shards have been run.
+
+    Raises:
+        TiplError: as `evaluate`; or what nodes have run is not here.
     """
     chosen, share = some_origins(origins, config.return_origins), Share(execution)
     total = len(chosen.trial) * _policies_an_origin(config, [f.name for f in forecasters]) * config.episodes
     if execution.executor == "ray":
         _run_on_cluster(total, execution, trials, chosen, forecasters, config, parts, trust)
+        if not any(parts.glob(f"*{ENDING}")):
+            raise TiplError(f"Nothing that the nodes have run is in {parts}; give an --out that all of them see.")
         return True
     if execution.parts == 1:
         return True
