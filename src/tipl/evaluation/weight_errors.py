@@ -31,7 +31,7 @@ KEPT_FROM_SECONDS = 1.0
 """What a forecaster takes for one trial from which on its errors are kept."""
 _BATCH_BYTES = 64 << 20  # of the forecasts of one forecaster held at once
 _LARGE = 1e15  # a number whose square float32 holds
-_SOURCE = Path(__file__).parent
+_SOURCE = Path(__file__).parents[1]
 
 Rows = tuple[np.ndarray, ...]
 """Squared error, inner product with the truth, squared length, squared length of the truth: each [M, H]."""

@@ -7,7 +7,7 @@ Most are weighted sums of the snapshots seen. The linear autoregression is the o
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -194,8 +194,18 @@ class FixedSum(WeightedSum):
 
     def coefficients(self, epoch_index: int, horizons: Sequence[int]) -> np.ndarray:
         assert self.context is not None
-        back = np.arange(self.context - 1, -1, -1)
-        return np.stack([self._weight(back, h) for h in horizons])
+        return _coefficients(self._weight, self.context, tuple(horizons))
+
+
+@lru_cache(maxsize=512)
+def _coefficients(
+    weight: Callable[[np.ndarray, int], np.ndarray], context: int, horizons: tuple[int, ...]
+) -> np.ndarray:
+    """Those of a `FixedSum`, [H, context]; read-only, since asked for at every origin."""
+    back = np.arange(context - 1, -1, -1)
+    made = np.stack([weight(back, h) for h in horizons])
+    made.flags.writeable = False
+    return made
 
 
 def persistence() -> FixedSum:

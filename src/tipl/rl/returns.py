@@ -122,9 +122,10 @@ def policy_returns(
     seeds = episode_seeds(seed, episodes)
     threads = threads or threads_here()
     returns = np.empty((len(policies), episodes))
-    # Blocks of equal size, as many for every thread, so that no thread waits for the last one.
+    # Blocks of equal size, as many for every thread, each with its share of every policy: what neighbours learn lasts
+    # alike, and no thread is to have all the long episodes.
     count = threads * max(1, math.ceil(returns.size / (threads * _SLOTS)))
-    blocks = [block for block in np.array_split(np.arange(returns.size), count) if len(block)]
+    blocks = [np.arange(first, returns.size, count) for first in range(min(count, returns.size))]
 
     def run(block: np.ndarray) -> None:
         policy, episode = np.divmod(block, episodes)
