@@ -28,8 +28,9 @@ def test_the_package_and_its_settings_load_nothing_slow(code: str) -> None:
 
 def test_reading_a_store_takes_numpy_and_no_engine(small_store: Path) -> None:
     code = f"import tipl; trial = tipl.Store.open({str(small_store)!r}).trial(1); trial.weights(), trial.obs_mean"
-    assert loaded(code) <= {"numpy", "rich"}
-    assert "numpy" in loaded(code)  # the reader of modules sees what is there
+    found = loaded(code)
+    assert found <= {"numpy", "rich"}
+    assert "numpy" in found  # the reader of modules sees what is there
 
 
 def test_a_stored_policy_acts_without_torch_and_numba(small_store: Path) -> None:
@@ -38,6 +39,16 @@ def test_a_stored_policy_acts_without_torch_and_numba(small_store: Path) -> None
         "trial.policy(3)(np.zeros((2, 4)))"
     )
     assert loaded(code) <= {"numpy", "rich"}
+
+
+def test_envpool_loads_no_pyplot_before_it_draws_and_draws_then() -> None:
+    code = (
+        "import os; from tipl.rl.envs import make_env; make_env('CartPole-v1', [0]); "
+        "told = {*sys.modules, *os.environ}; "
+        "import envpool; env = envpool.make_gymnasium('Game2048-v1', num_envs=1, render_mode='rgb_array'); "
+        "env.reset(); assert env.render().std() > 0; assert not told & {'matplotlib', 'MPLBACKEND', 'MPLCONFIGDIR'}"
+    )
+    assert {"envpool", "matplotlib"} <= loaded(code)
 
 
 @pytest.mark.parametrize("asked", [None, "active"])

@@ -6,10 +6,12 @@ In: an environment id and one seed a copy.  Out: a `VectorEnv`; which backend, a
 import ctypes
 import importlib.metadata
 import json
+import sys
 import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,44 @@ _TRIED_EPISODES, _TRIED_STEPS = 4, 300  # to find out whether an environment dra
 _TRIED_SECONDS = 2.0  # after which it is taken to: that is always safe, and costs memory
 
 
+def envpool_module() -> Any:
+    """EnvPool. Of what its import takes, two thirds are pyplot, with which it draws its Jumanji environments; and it
+    sets matplotlib's backend and its cache for the whole process. Here all that waits until one of them is made."""
+    drawing = ModuleType("envpool.jumanji.jumanji_render")
+    drawing.with_jumanji_python_render = _drawn_later  # type: ignore[attr-defined]
+    if "envpool" not in sys.modules:
+        sys.modules[drawing.__name__] = drawing
+        try:
+            import envpool
+        except ImportError:  # a version that wants more of that module
+            pass
+        finally:
+            del sys.modules[drawing.__name__]
+    import envpool
+
+    return envpool
+
+
+def _drawn_later(kind: Any, task_id: str) -> Any:
+    """A class of environments that is given its drawing before the first one is made."""
+    make = kind.__init__
+
+    def first(env: Any, *args: Any, **kwargs: Any) -> None:
+        from envpool.jumanji.jumanji_render import with_jumanji_python_render
+
+        kind.__init__ = make
+        with_jumanji_python_render(kind, task_id)
+        env.__init__(*args, **kwargs)
+
+    kind.__init__ = first
+    return kind
+
+
 class EnvPoolEnv(VectorEnv):
     """EnvPool's C++ environments."""
 
     def __init__(self, env_id: EnvId, seeds: Sequence[int], threads: int = 1) -> None:
-        import envpool
-
+        envpool = envpool_module()
         self.num_envs, self._env_id = len(seeds), env_id
         kwargs = {name: from_json(value) for name, value in env_id.spec.get("kwargs", {}).items()}
         with quiet_making():
@@ -247,9 +281,7 @@ def chosen_backend(env_id: str, backend: Backend) -> Backend:
 
 
 def _in_envpool(env_id: str) -> bool:
-    import envpool
-
-    return str(env_id) in envpool.list_all_envs()
+    return str(env_id) in envpool_module().list_all_envs()
 
 
 def engine_versions(backend: Backend) -> dict[str, str]:
@@ -264,9 +296,7 @@ def engine_versions(backend: Backend) -> dict[str, str]:
 
 
 def _envpool_mujoco_version() -> str:
-    import envpool
-
-    library = Path(envpool.__file__).parent / "mujoco" / "mujoco_gym_envpool.so"
+    library = Path(envpool_module().__file__).parent / "mujoco" / "mujoco_gym_envpool.so"
     try:
         version = ctypes.CDLL(str(library)).mj_versionString
     except (OSError, AttributeError):  # nothing that EnvPool promises; collecting goes without
