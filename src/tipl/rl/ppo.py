@@ -325,8 +325,10 @@ def update(learner, adam_steps, samples, order, learning_rate, settings, snapsho
         for start in range(0, count, batch):
             for b in range(batch):
                 i = order[epoch, start + b]
-                x[b] = samples.obs[i]
-                a[b] = samples.actions[i]
+                for k in range(x.shape[1]):
+                    x[b, k] = samples.obs[i, k]
+                for k in range(a.shape[1]):
+                    a[b, k] = samples.actions[i, k]
                 picked[0, b] = samples.old_log_prob[i]
                 picked[1, b] = samples.advantages[i]
                 picked[2, b] = samples.returns[i]
@@ -347,4 +349,5 @@ def update(learner, adam_steps, samples, order, learning_rate, settings, snapsho
             adam_steps += 1
             adam_step(theta, grad, adam_m, adam_v, adam_steps, learning_rate, settings.adam_eps, settings.max_grad_norm)
         if (epoch + 1) % settings.snapshot_every_epochs == 0:
-            snapshots[(epoch + 1) // settings.snapshot_every_epochs - 1] = theta[: snapshots.shape[1]]
+            for k in range(snapshots.shape[1]):
+                snapshots[(epoch + 1) // settings.snapshot_every_epochs - 1, k] = theta[k]

@@ -40,7 +40,8 @@ def act(theta, num_weights, sizes, next_obs, next_done, noise, step, obs, dones,
     for c in range(copies):
         n = c // num_envs
         forward_one(theta[n], 0, sizes, next_obs[c], scratch, head, activation)
-        obs[c, step] = next_obs[c]
+        for k in range(next_obs.shape[1]):  # to assign rows takes longer to compile than the rest of the kernel
+            obs[c, step, k] = next_obs[c, k]
         dones[c, step] = next_done[c]
         if head_end == num_weights:  # categorical
             chosen = sampled_action(head, noise[c, step])
@@ -110,6 +111,8 @@ def critic_values(theta, offset, sizes, obs, last_obs, activation=TANH):
     values = np.empty(steps + 1, np.float32)
     for start in range(0, steps, block):
         stop = min(start + block, steps)
-        values[start:stop] = forward_batch(theta, offset, sizes, obs[start:stop], acts, activation)[:, 0]
+        found = forward_batch(theta, offset, sizes, obs[start:stop], acts, activation)
+        for row in range(stop - start):
+            values[start + row] = found[row, 0]
     values[steps] = forward_batch(theta, offset, sizes, last_obs.reshape(1, -1), acts, activation)[0, 0]
     return values
