@@ -28,7 +28,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 reproduce: setup
 	$(VENV)/bin/tipl reproduce inverted-pendulum --preset quick
 
-# One thread a worker, since there is a worker a core. Tests start interpreters by the hundred, so what Python compiles is kept.
+# One thread a worker, since there are more workers than cores. Tests start interpreters by the hundred, so what Python compiles is kept.
 test: export OMP_NUM_THREADS ?= 1
 test pages: export PYTHONDONTWRITEBYTECODE =
 

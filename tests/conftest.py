@@ -28,9 +28,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # What takes longest begins first, so that no file runs alone at the end (the Makefile keeps the order of files).
 SLOWEST = (
-    "test_notebooks.py", "test_docs.py", "test_faults.py", "test_report.py", "test_stopping.py", "test_train.py",
-    "test_collect.py", "test_evaluate.py", "test_accelerate.py", "test_reproduce.py", "test_hostile.py",
+    "test_notebooks.py", "test_docs.py", "test_object_store.py", "test_report.py", "test_collect.py",
+    "test_faults.py", "test_accelerate.py", "test_train.py", "test_evaluate.py", "test_scale.py", "test_stopping.py",
+    "test_store_damage.py", "test_store.py", "test_sb3.py", "test_hostile.py", "test_parallel.py",
+    "test_interrupts.py", "test_trial_batch.py", "test_windows.py", "test_hub.py", "test_record.py",
+    "test_catalog.py", "test_cli.py", "test_host.py",
 )  # fmt: skip
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many again as cores: tests also wait, for the disk, for servers, for processes that are stopped."""
+    return (3 * len(os.sched_getaffinity(0)) + 1) // 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
