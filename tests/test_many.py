@@ -5,7 +5,7 @@ In: random walks.  Out: failures.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,14 +80,20 @@ def test_what_divides_nothing_of_one_store_is_refused(stores: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_nodes_that_write_elsewhere_are_noticed(small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    @contextlib.contextmanager
-    def elsewhere(*_: object) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(slots=2, where="in {} tasks", run=lambda *_: None)
+def test_a_node_that_does_not_see_out_says_so(small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def run(work: Callable[..., None], tasks: Sequence[tuple], *_: object) -> None:
+        asked, trust = tasks[0]
+        assert asked.policies.exists()
+        work(None, asked._replace(part=tmp_path / "elsewhere" / asked.part.name), trust)
 
-    monkeypatch.setattr(forecast_returns, "executor", elsewhere)
-    with pytest.raises(TiplError, match="give an --out that all of them see"):
+    @contextlib.contextmanager
+    def cluster(*_: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(slots=2, where="in {} tasks", run=run)
+
+    monkeypatch.setattr(forecast_returns, "executor", cluster)
+    with pytest.raises(TiplError, match=r"elsewhere/.*; give an --out that all nodes see"):
         evaluate(small_store, tmp_path / "out", CONFIG_OF_RETURNS, execution=Execution(executor="ray"))
+    assert not [*(tmp_path / "out" / "parts").iterdir()], "the policies are removed"
 
 
 def test_a_dry_run_is_of_several_stores(stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -222,9 +222,7 @@ def test_two_ray_nodes_one_of_which_is_killed_make_the_stores_of_this_process(tm
     for metrics in made:
         del metrics["seal"], metrics["seconds"]
     assert made[0] == made[1]
-    parts = [{file.name: file.read_bytes() for file in (tmp_path / name / "parts").iterdir()}
-             for name in ("judged", "here-judged")]  # fmt: skip
-    assert parts[0] == parts[1] and parts[0]
+    assert [*(tmp_path / "judged" / "parts").iterdir()] and not [*(tmp_path / "judged" / "parts").glob("*policies*")]
     many = json.loads((tmp_path / "many" / "cartpole" / "metrics.json").read_text())
     assert (tmp_path / "many" / "table.json").exists()
     for name, scores in many["forecasters"].items():

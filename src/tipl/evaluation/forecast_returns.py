@@ -39,12 +39,12 @@ _TRUE_WEIGHTS = ""  # φ_{t+h} itself, among the names of forecasters
 class Share:
     """Which measurements are this shard's: each goes, as they come, to the shard that has the fewest policies."""
 
-    def __init__(self, execution: Execution = LOCAL, patience: float = 0.0) -> None:
+    def __init__(self, execution: Execution = LOCAL) -> None:
         self._loads, self._mine = [0] * execution.parts, execution.part
-        self.patience = patience
-        """Seconds to wait for another process that runs what is this shard's."""
         self.left = 0
         """Measurements of other shards that are not there yet."""
+        self.asked: dict[Path, _Asked] | None = {} if execution.executor == "ray" else None
+        """By part, those that are for nodes to make; None: they are made at once."""
 
     def takes(self, policies: int) -> bool:
         least = self._loads.index(min(self._loads))
@@ -70,14 +70,19 @@ def run_share(
         Whether those of all shards have been run.
 
     Raises:
-        TiplError: as `evaluate`; or what nodes have run is not here.
+        TiplError: as `evaluate`; or nodes do not see `parts`.
     """
     chosen, share = some_origins(origins, config.return_origins), Share(execution)
     total = len(chosen.trial) * _policies_an_origin(config, [f.name for f in forecasters]) * config.episodes
-    if execution.executor == "ray":
-        _run_on_cluster(total, execution, trials, chosen, forecasters, config, parts, trust)
-        if not any(parts.glob(f"*{ENDING}")):
-            raise TiplError(f"Nothing that the nodes have run is in {parts}; give an --out that all of them see.")
+    if share.asked is not None:
+        try:
+            for trial in trials:
+                _trial_returns(trial, chosen, forecasters, config, parts, lambda *_: None, share)
+            if share.asked:
+                _run_on_cluster(share.asked, execution, trust)
+        finally:
+            for each in share.asked.values():
+                each.policies.unlink(missing_ok=True)
         return True
     if execution.parts == 1:
         return True
@@ -89,39 +94,34 @@ def run_share(
     return not share.left
 
 
-def _run_on_cluster(total: int, execution: Execution, *task: Any) -> None:
-    """Run all policies as tasks, one for each that runs at once; what they find is in `parts` then."""
+def _run_on_cluster(asked: Mapping[Path, "_Asked"], execution: Execution, trust: bool) -> None:
+    """Run these policies as tasks, the most of them first; what they earn is in the parts then."""
+    tasks = sorted(asked.values(), key=lambda each: -each.shapes["weights"][0])
+    total = sum(each.shapes["weights"][0] * each.episodes for each in tasks)
+    done = [0] * len(tasks)
     with executor(execution) as where, steps_progress("evaluate: episodes", total) as advance:
-        shards = [Execution(shard=f"{part + 1}/{where.slots}") for part in range(where.slots)]
-        done = [0] * len(shards)
-        console.print(f"evaluate: policies {where.where.format(len(shards))}")
+        console.print(f"evaluate: policies {where.where.format(min(where.slots, len(tasks)))}")
 
         def heard(index: int, numbers: Numbers) -> None:
             new, done[index] = int(numbers[0]) - done[index], int(numbers[0])
             advance(new, "")
 
-        names = [f"the policies of shard {shard.shard}" for shard in shards]
-        where.run(_run_task, [(shard, *task) for shard in shards], names, heard)
+        names = [f"policies of trial {each.trial}" for each in tasks]
+        where.run(_run_task, [(each, trust) for each in tasks], names, heard)
 
 
-def _run_task(
-    parent: Parent,
-    execution: Execution,
-    trials: Sequence[Trial],
-    chosen: Origins,
-    forecasters: Sequence[Forecaster],
-    config: EvaluateConfig,
-    parts: Path,
-    trust: bool,
-) -> None:
-    """Run the policies of a shard on a node.
+def _run_task(parent: Parent, asked: "_Asked", trust: bool) -> None:
+    """Run policies on a node.
 
     Raises:
-        TiplError: it was told to stop, or as `evaluate`.
+        TiplError: it was told to stop, they are not there, or as `_run`.
     """
     if trust:
-        import_named(trial.env_id for trial in trials)
-    share, done = Share(execution, PATIENCE_SECONDS), 0
+        import_named([asked.how["env_id"]])
+    policies = kept_part(asked.policies, asked.shapes)
+    if policies is None:
+        raise TiplError(f"A node does not find {asked.policies}; give an --out that all nodes see.")
+    done = 0
 
     def advance(episodes: int, note: str) -> None:
         nonlocal done
@@ -130,8 +130,7 @@ def _run_task(
         if parent.wants_stop():
             raise TiplError("stopped")
 
-    for trial in trials:
-        _trial_returns(trial, chosen, forecasters, config, parts, advance, share)
+    _run(asked, Policies(**policies), advance, PATIENCE_SECONDS)
 
 
 def measure_returns(
@@ -269,7 +268,7 @@ def _mean_returns(
     share: Share,
 ) -> np.ndarray:
     """[M] mean returns, read from `parts` where these very policies were run so before, else run and written there;
-    zeros where that is another shard's to do.
+    zeros where that is for another shard to do, or for a node.
 
     Raises:
         TiplError: a return is not finite, or another process runs these policies.
@@ -292,19 +291,55 @@ def _mean_returns(
     if not mine:
         share.left += 1
         return np.zeros(len(policies))
-    with claimed(part, share.patience) as ours:
+    arrays = vars(policies)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    asked = _Asked(part, trial.seed, shapes, {**how, "env_id": trial.env_id}, episodes)
+    if share.asked is None:
+        return _run(asked, policies, advance)
+    keep_part(asked.policies, arrays)
+    share.asked[part] = asked
+    return np.zeros(len(policies))
+
+
+class _Asked(NamedTuple):
+    """Policies that are to be run, and the part that keeps what they earn."""
+
+    part: Path
+    trial: int
+    shapes: dict[str, tuple[int, ...]]
+    """Of the arrays of `Policies`."""
+    how: dict[str, Any]
+    """Arguments of `policy_returns`."""
+    episodes: int
+
+    @property
+    def policies(self) -> Path:
+        """Where they lie for a node."""
+        return self.part.with_suffix(f".policies{ENDING}")
+
+
+def _run(asked: _Asked, policies: Policies, advance: Callable[[int, str], None], patience: float = 0.0) -> np.ndarray:
+    """[M] mean returns of policies that nobody else runs, which are kept.
+
+    Args:
+        patience: seconds to wait for another process that runs them: on a lost node, one that is dying.
+
+    Raises:
+        TiplError: as `_mean_returns`.
+    """
+    with claimed(asked.part, patience) as ours:
         if not ours:
-            raise TiplError(f"{part} is being made by another process; wait for it, or stop it.")
-        if share.patience and (kept := kept_part(part, {"returns": (len(policies),)})):
+            raise TiplError(f"{asked.part} is being made by another process; wait for it, or stop it.")
+        if patience and (kept := kept_part(asked.part, {"returns": (len(policies),)})):
             return kept["returns"]
-        returns = policy_returns(policies, episodes=episodes, advance=advance, **{**how, "env_id": trial.env_id})
+        returns = policy_returns(policies, episodes=asked.episodes, advance=advance, **asked.how)
         if not np.isfinite(returns).all():
             raise TiplError(
-                f"A policy of trial {trial.seed}, true or predicted, has a return that is not finite in "
-                f"{trial.env_id}; leave the trial or the forecaster out."
+                f"A policy of trial {asked.trial}, true or predicted, has a return that is not finite in "
+                f"{asked.how['env_id']}; leave the trial or the forecaster out."
             )
         means = returns.mean(axis=1)
-        keep_part(part, {"returns": means})
+        keep_part(asked.part, {"returns": means})
     return means
 
 
