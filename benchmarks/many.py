@@ -145,7 +145,7 @@ def cluster() -> Iterator[Execution]:
     from ray.cluster_utils import Cluster
 
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80_000_000})
-    found.wait_for_nodes()
+    found.wait_for_nodes(timeout=120)
     try:
         yield Execution(executor="ray", ray_address=str(found.address))
     finally:

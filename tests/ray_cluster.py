@@ -40,7 +40,7 @@ def main(folder: Path, bucket: str) -> None:
     )
     cluster = Cluster(initialize_head=True, head_node_args=first)
     node = cluster.add_node(**second)
-    cluster.wait_for_nodes()
+    cluster.wait_for_nodes(timeout=200)
     there = Execution(executor="ray", ray_address=str(cluster.address))
     outs = [(CARTPOLE, folder / "cartpole"), (CHEETAH, folder / "cheetah"), (CARTPOLE, f"{bucket}/cartpole")]
     *_, in_bucket = collect_many(outs, execution=there)

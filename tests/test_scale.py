@@ -203,7 +203,7 @@ def test_two_ray_nodes_one_of_which_is_killed_make_the_stores_of_this_process(tm
     script = Path(__file__).with_name("ray_cluster.py")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300, env=environment
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=900, env=environment
     )
     assert run.returncode == 0, run.stdout + run.stderr
     told = json.loads(run.stdout.splitlines()[-1])
