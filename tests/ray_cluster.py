@@ -62,7 +62,7 @@ def main(folder: Path, bucket: str) -> None:
     killed = []
 
     def kill() -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while time.monotonic() < until and not all((long / "trials" / seed / "zarr.json").exists() for seed in "12"):
             time.sleep(0.05)
         cluster.remove_node(node, allow_graceful=False)
