@@ -80,8 +80,7 @@ def evaluate(
             policies; every trial of `store` is then judged. Default: `store` itself.
         returns: also run the true and the predicted policies.
         trust: import the modules that the store names for its environments, which runs their code.
-        execution: where the policies are run, and which of them by this call, where several share the work. For Ray
-            they lie in `out`/parts until they have been run.
+        execution: where the policies are run (for Ray they lie in `out`/parts), and which of them by this call.
 
     Returns:
         `out`, without a metrics.json while other shards have policies to run.
