@@ -44,7 +44,10 @@ def heads_of(weights, sizes, obs, activation):
     acts = np.empty(block * sizes[1:].sum(), np.float32)
     for start in range(0, samples, block):
         stop = min(start + block, samples)
-        heads[start:stop] = forward_batch(weights, 0, sizes, obs[start:stop], acts, activation)
+        found = forward_batch(weights, 0, sizes, obs[start:stop], acts, activation)
+        for row in range(stop - start):  # to assign rows takes seconds to compile
+            for k in range(heads.shape[1]):
+                heads[start + row, k] = found[row, k]
     return heads
 
 

@@ -108,11 +108,15 @@ def adaptive_update(learner, adam_steps, samples, order, learning_rate, target, 
     old_log_std, scratch = log_std.copy(), np.empty((1, snapshots.shape[1]), np.float32)
     x, acts = np.empty((batch, samples.obs.shape[1]), np.float32), np.empty(batch * sizes[1:].sum(), np.float32)
     old_head = heads_of(theta, sizes, samples.obs, activation)
+    before = np.empty((batch, old_head.shape[1]), np.float32)
     for epoch in range(epochs):
         for start in range(0, count, batch):
             for b in range(batch):
-                x[b] = samples.obs[order[epoch, start + b]]
-            before = old_head[order[epoch, start : start + batch]]
+                i = order[epoch, start + b]
+                for k in range(x.shape[1]):
+                    x[b, k] = samples.obs[i, k]
+                for k in range(before.shape[1]):
+                    before[b, k] = old_head[i, k]
             kl = mean_kl(before, old_log_std, forward_batch(theta, 0, sizes, x, acts, activation), log_std)
             if kl > 2 * target:
                 learning_rate = max(learning_rate / 1.5, LEAST_RATE)
@@ -122,7 +126,8 @@ def adaptive_update(learner, adam_steps, samples, order, learning_rate, target, 
                    scratch)  # fmt: skip
             adam_steps += 1
         if (epoch + 1) % settings.snapshot_every_epochs == 0:
-            snapshots[(epoch + 1) // settings.snapshot_every_epochs - 1] = theta[: snapshots.shape[1]]
+            for k in range(snapshots.shape[1]):
+                snapshots[(epoch + 1) // settings.snapshot_every_epochs - 1, k] = theta[k]
     return learning_rate
 
 

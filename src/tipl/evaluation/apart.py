@@ -61,9 +61,7 @@ class Plan:
         }  # fmt: skip
 
 
-def plan(
-    data: Store, config: EvaluateConfig, models: Sequence[Path] = (), fit: Sequence[Path] = (), learned: bool = True
-) -> Plan:
+def plan(data: Store, config: EvaluateConfig, models: Sequence[Path] = (), fit: Sequence[Path] = ()) -> Plan:
     """Choose the trials to judge, and what baselines are fitted on.
 
     Args:
