@@ -115,9 +115,9 @@ def of_its_own(store: Store, seed: int, equations: dict[int, NormalEquations]) -
     return [own, mean]
 
 
-def judge(task: tuple[Path, Sequence[str], Path, bool, Sequence[Path], Path | None]) -> str:
+def judge(task: tuple[Path, Sequence[str], Path, bool, Sequence[Path], Path | None, Sequence[int]]) -> str:
     """Add to OUT/NAME.json what is not there: sums over the origins drawn by time, for each forecaster and trial."""
-    path, models, out, adapt, checkpoints, code = task
+    path, models, out, adapt, checkpoints, code, spacings = task
     store = Store.open(path)
     for model in models:
         require_unseen(store, store.seeds, model, learned_by(Path(model)), "judge another store")
@@ -137,7 +137,7 @@ def judge(task: tuple[Path, Sequence[str], Path, bool, Sequence[Path], Path | No
         asked.append(forecaster)
         if adapt:
             asked += [online_corrected(each, first) for each in ([forecaster], [forecaster, zoo])]
-    asked += [each for checkpoint in checkpoints for each in nino.nowcasts(checkpoint, first.spec, code)]
+    asked += [each for checkpoint in checkpoints for each in nino.nowcasts(checkpoint, first.spec, code, spacings)]
     asked = [each for each in asked if each.name not in found["forecasters"]]
     own = {} if OWN_MEAN in found["forecasters"] else {seed: equations_of(path, seed) for seed in store.seeds}
     if asked or own:
@@ -224,6 +224,7 @@ def main() -> None:
     verb.add_argument("--model", nargs="*", default=[])
     verb.add_argument("--nino", type=Path, nargs="*", default=[], help="checkpoints of NiNo, one of each kind")
     verb.add_argument("--nino-code", type=Path, help="a checkout of its repository, for the graph network")
+    verb.add_argument("--spacings", type=int, nargs="+", default=nino.SPACINGS, help="of the states that NiNo sees")
     verb.add_argument("--no-adapt", dest="adapt", action="store_false", help="nothing that is adapted in the run")
     verb.add_argument("--out", type=Path, required=True)
     verb.add_argument("--workers", type=int, default=2)
@@ -239,7 +240,8 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     if not (asked.out / CHOSEN).exists():
         fit(asked.fit, asked.choose, asked.out, asked.workers)
-    tasks = [(path, asked.model, asked.out, asked.adapt, asked.nino, asked.nino_code) for path in asked.stores]
+    each = asked.model, asked.out, asked.adapt, asked.nino, asked.nino_code, asked.spacings
+    tasks = [(path, *each) for path in asked.stores]
     with ProcessPoolExecutor(asked.workers, get_context("spawn")) as pool:
         for name in pool.map(judge, tasks):
             print("judged", name, flush=True)

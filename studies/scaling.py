@@ -24,6 +24,7 @@ from tipl.config.presets import CausalTrainConfig
 from tipl.training import CHECKPOINT_FILE, CURVE_FILE, kept
 
 COUNTS = (2, 4, 8, 16, 32)
+OTHERS = "others"  # learns from SAC, TD3, A2C and DQN too
 VARIANTS: dict[str, dict[str, Any]] = {
     **{f"envs-{count}": {} for count in COUNTS},
     "windows-100": {"windows": 100},
@@ -33,18 +34,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "layers-4": {"num_layers": 4},
     "large": {"width": 128, "num_layers": 3},
     "large-noise": {"width": 128, "num_layers": 3, "noise": 0.5},
+    OTHERS: {"noise": 0.5},
 }
 
 
-def stores_of(zoo: Path, part: str) -> list[Run]:
-    return [
-        run for run in runs_of("small") if run.part == part and run.algorithm == "PPO" and (zoo / run.name).exists()
-    ]
+def stores_of(zoo: Path, part: str, others: bool = False) -> list[Run]:
+    """Those of PPO, and of the other algorithms if asked."""
+    asked = [run for run in runs_of("small") if run.part == part and (others or run.algorithm == "PPO")]
+    return [run for run in asked if (zoo / run.name).exists()]
 
 
-def chosen(zoo: Path, count: int) -> list[Path]:
+def chosen(zoo: Path, count: int, others: bool = False) -> list[Path]:
     """The stores of the first `count` of the training environments, in one shuffled order."""
-    runs = stores_of(zoo, "train")
+    runs = stores_of(zoo, "train", others)
     environments = [*dict.fromkeys(run.env_id for run in runs)]
     random.Random(0).shuffle(environments)
     return [zoo / run.name for run in runs if run.env_id in environments[:count]]
@@ -61,7 +63,7 @@ def train(zoo: Path, out: Path, name: str, seed: int, steps: int, windows: int) 
     config = dataclasses.replace(CausalTrainConfig(), steps=steps, seed=seed, **how, **settings)
     validation = [zoo / run.name for run in stores_of(zoo, "validation")]
     resume = (folder / CHECKPOINT_FILE).exists()
-    tipl.train(chosen(zoo, count), folder, config, validation=validation, resume=resume)
+    tipl.train(chosen(zoo, count, name == OTHERS), folder, config, validation=validation, resume=resume)
     print(folder.name, kept(folder), flush=True)
 
 
