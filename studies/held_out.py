@@ -8,7 +8,7 @@ trial; `table`: means by environment and over all, differences paired by environ
     python studies/held_out.py table OUT --against zoo-autoregression --json FILE
 
 Beside what `tipl evaluate` has: `zoo-autoregression`, of all stores of --fit; the same adapted in the run, alone and
-with each model; and `own-autoregression` and `own-mean`, fitted for each trial on the others of its store, which know
+with models of --adapted; and `own-autoregression` and `own-mean`, fitted for each trial on the others of its store, which know
 more than a zero-shot forecaster may. Settings of baselines are chosen on --choose. A forecaster that was judged already
 is not judged again.
 """
@@ -115,9 +115,11 @@ def of_its_own(store: Store, seed: int, equations: dict[int, NormalEquations]) -
     return [own, mean]
 
 
-def judge(task: tuple[Path, Sequence[str], Path, bool, Sequence[Path], Path | None, Sequence[int]]) -> str:
+def judge(
+    task: tuple[Path, Sequence[str], Sequence[str], Path, bool, Sequence[Path], Path | None, Sequence[int]],
+) -> str:
     """Add to OUT/NAME.json what is not there: sums over the origins drawn by time, for each forecaster and trial."""
-    path, models, out, adapt, checkpoints, code, spacings = task
+    path, models, adapted, out, adapt, checkpoints, code, spacings = task
     store = Store.open(path)
     for model in models:
         require_unseen(store, store.seeds, model, learned_by(Path(model)), "judge another store")
@@ -135,8 +137,8 @@ def judge(task: tuple[Path, Sequence[str], Path, bool, Sequence[Path], Path | No
         forecaster = load_forecaster(model, first.spec.shapes)
         forecaster.name = Path(model).name
         asked.append(forecaster)
-        if adapt:
-            asked += [online_corrected(each, first) for each in ([forecaster], [forecaster, zoo])]
+        if model in adapted:
+            asked += [online_corrected([forecaster, zoo], first)]
     asked += [each for checkpoint in checkpoints for each in nino.nowcasts(checkpoint, first.spec, code, spacings)]
     asked = [each for each in asked if each.name not in found["forecasters"]]
     own = {} if OWN_MEAN in found["forecasters"] else {seed: equations_of(path, seed) for seed in store.seeds}
@@ -225,7 +227,8 @@ def main() -> None:
     verb.add_argument("--nino", type=Path, nargs="*", default=[], help="checkpoints of NiNo, one of each kind")
     verb.add_argument("--nino-code", type=Path, help="a checkout of its repository, for the graph network")
     verb.add_argument("--spacings", type=int, nargs="+", default=nino.SPACINGS, help="of the states that NiNo sees")
-    verb.add_argument("--no-adapt", dest="adapt", action="store_false", help="nothing that is adapted in the run")
+    verb.add_argument("--adapted", nargs="*", default=[], help="those of --model that are also adapted in the run")
+    verb.add_argument("--no-adapt", dest="adapt", action="store_false", help="nor the baselines")
     verb.add_argument("--out", type=Path, required=True)
     verb.add_argument("--workers", type=int, default=2)
     verb = verbs.add_parser("table")
@@ -240,7 +243,7 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     if not (asked.out / CHOSEN).exists():
         fit(asked.fit, asked.choose, asked.out, asked.workers)
-    each = asked.model, asked.out, asked.adapt, asked.nino, asked.nino_code, asked.spacings
+    each = asked.model, asked.adapted, asked.out, asked.adapt, asked.nino, asked.nino_code, asked.spacings
     tasks = [(path, *each) for path in asked.stores]
     with ProcessPoolExecutor(asked.workers, get_context("spawn")) as pool:
         for name in pool.map(judge, tasks):
