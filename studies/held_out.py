@@ -8,9 +8,9 @@ trial; `table`: means by environment and over all, differences paired by environ
     python studies/held_out.py table OUT --against zoo-autoregression --json FILE
 
 Beside what `tipl evaluate` has: `zoo-autoregression`, of all stores of --fit; the same adapted in the run, alone and
-with models of --adapted; and `own-autoregression` and `own-mean`, fitted for each trial on the others of its store, which know
-more than a zero-shot forecaster may. Settings of baselines are chosen on --choose. A forecaster that was judged already
-is not judged again.
+with models of --adapted; and `own-autoregression` and `own-mean`, fitted for each trial on the others of its store,
+which know more than a zero-shot forecaster may. Settings of baselines are chosen on --choose. A forecaster that was
+judged already is not judged again.
 """
 
 import argparse
