@@ -26,7 +26,7 @@ from tipl.training import CHECKPOINT_FILE, CURVE_FILE, kept
 
 COUNTS = (2, 4, 8, 16, 32)
 OTHERS = "others"  # learns from SAC, TD3, A2C and DQN too
-NOTHING_LEARNED = ("MountainCar-v0",)  # whose returns never rise: it would decide alone which step is kept
+NOTHING_LEARNED = ("MountainCar-v0",)  # every episode has the return −200: it would decide alone which step is kept
 VARIANTS: dict[str, dict[str, Any]] = {
     **{f"envs-{count}": {} for count in COUNTS},
     "windows-100": {"windows": 100},
