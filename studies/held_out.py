@@ -127,7 +127,7 @@ def judge(
     first = store.trial(store.seeds[0])
     found = json.loads(file.read_text()) if file.exists() else {
         "store": path.name, "environment": str(first.env_id), "weights": first.spec.size, "seeds": store.seeds,
-        "algorithm": first.config.get("algorithm", "PPO"), "horizons": HORIZONS, "forecasters": {},
+        "algorithm": first.config.get("run", {}).get("algorithm", "PPO"), "horizons": HORIZONS, "forecasters": {},
     }  # fmt: skip
     asked = without_a_model(out)
     zoo = next(each for each in asked if each.name == ZOO)

@@ -23,7 +23,7 @@ from tipl.store import Store
 
 COLORS = {"train": "#1f6f8b", "validation": "#c98a1b", "held out": "#b3323c"}
 SHARE = "0.99"
-AHEAD = 10
+AHEAD = "10"
 
 
 def measured(zoo: Path, runs: dict[str, Run], judged: Path, seconds: dict[str, Any]) -> list[dict[str, Any]]:
@@ -47,7 +47,9 @@ def measured(zoo: Path, runs: dict[str, Run], judged: Path, seconds: dict[str, A
         file = judged / f"{name}.json"
         if file.exists():
             of = skills(json.loads(file.read_text()), OWN)
-            row["own_autoregression"] = dict(zip(HORIZONS, np.nanmean(of, axis=0).round(4).tolist(), strict=True))
+            row["own_autoregression"] = dict(
+                zip(map(str, HORIZONS), np.nanmean(of, axis=0).round(4).tolist(), strict=True)
+            )
         rows.append(row)
     return rows
 

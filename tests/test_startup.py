@@ -41,7 +41,9 @@ def test_a_stored_policy_acts_without_torch_and_numba(small_store: Path) -> None
     assert loaded(code) <= {"numpy", "rich"}
 
 
-def test_envpool_loads_no_pyplot_before_it_draws_and_draws_then() -> None:
+def test_envpool_loads_no_pyplot_before_it_draws_and_draws_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MPLBACKEND", "MPLCONFIGDIR"):  # another test of this process may have drawn
+        monkeypatch.delenv(name, raising=False)
     code = (
         "import os; from tipl.rl.envs import make_env; make_env('CartPole-v1', [0]); "
         "told = {*sys.modules, *os.environ}; "
