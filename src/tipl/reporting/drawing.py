@@ -154,7 +154,10 @@ def _lean_fonts() -> Iterator[None]:
     in use took a quarter of a report's time."""
     from fontTools.subset import Options
 
-    dropped = Options._drop_tables_default  # to which matplotlib adds its own
+    dropped = getattr(Options, "_drop_tables_default", None)  # to which matplotlib adds its own
+    if dropped is None:  # a version that has it elsewhere: slower, and as right
+        yield
+        return
     Options._drop_tables_default = [*dropped, "GSUB", "GPOS", "GDEF", "kern"]
     try:
         yield
