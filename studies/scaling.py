@@ -4,7 +4,7 @@ In: the zoo (`studies/zoo.py collect`).  Out: OUT/NAME, a model for each variant
 skill, on environments that it did not learn from (those whose part is `validation`, where runs learn something), by
 horizon.
 
-    python studies/scaling.py train runs/zoo-first --out runs/scaling --steps 2000 --seeds 0 [--only envs-2 envs-32]
+    python studies/scaling.py train runs/zoo-small --out runs/scaling --steps 2000 --seeds 0 [--only envs-2 envs-32]
     python studies/scaling.py table runs/scaling --json FILE
 
 Every variant has the same number of steps. Of 32 environments the 2, 4, 8 and 16 are the first of one shuffled order,

@@ -4,7 +4,7 @@ In: the zoo's stores, and what `held_out.py judge` wrote of them.  Out: OUT/curv
 environment; OUT/paths.png, directions beside random walks and how well each environment's own autoregression
 forecasts; OUT/paths.json, the numbers.
 
-    python studies/zoo_picture.py runs/zoo-first --judged EVAL --out results/zoo
+    python studies/zoo_picture.py runs/zoo-small --judged EVAL --out results/zoo
 """
 
 import argparse
