@@ -80,8 +80,8 @@ class Collecting:
         self.stack = TrialBatch(config, seeds)
         self.timers = Timers()
         self._writers: list[TrialWriter] = []
-        for seed in seeds:
-            writer, _ = tipl.collection.collect._begin_trial(config, folder, seed)
+        for trial in range(len(seeds)):
+            writer, _ = tipl.collection.collect._begin_trial(folder, self.stack, trial)
             for name in ("append", "append_episodes", "commit"):
                 setattr(writer, name, self.timers.timed(name, getattr(writer, name)))
             self._writers.append(writer)

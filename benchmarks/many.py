@@ -95,10 +95,12 @@ def zoo(asked: Any, folder: Path) -> dict[str, Any]:
         here = folder / str(number)
         if what == "rates":
             ideals.append(ideal(configs, here))
+            print(f"at the rates alone: {ideals[-1]:.1f} s", file=sys.stderr, flush=True)
         else:
             start = time.perf_counter()
             took = seconds([(config, here / str(place)) for place, config in enumerate(configs)], Execution())
             calls.append({"seconds": took, "preparing": began[0] - start})
+            print(f"call: {took:.1f} s", file=sys.stderr, flush=True)
     alone = statistics.mean(ideals)
     return {
         "environments": len(configs), "trials": asked.trials, "steps": configs[0].total_steps,

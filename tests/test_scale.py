@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,16 @@ from tipl import (
     TrialWriter,
     collect,
     collect_many,
+    create_store,
     parts,
 )  # fmt: skip
 from tipl.cli.main import main
+from tipl.collection.collect import run_stack
 from tipl.collection.runs import tasks_of
 from tipl.config.execution import dealt
 from tipl.config.presets import DiscretePPOConfig
 from tipl.parts import claimed
+from tipl.rl.trial_batch import TrialBatch
 
 CARTPOLE = DiscreteCollectConfig(
     trials=5, total_steps=2048, hidden_sizes=(8, 8), ppo=DiscretePPOConfig(anneal_lr=False)
@@ -82,6 +86,25 @@ def test_shares_are_a_partition_that_no_task_could_even_out(count: int):
 def test_tasks_of_several_runs_are_all_trials_the_longest_first():
     tasks = tasks_of([1.0, 10.0, 3.0], [[1, 2, 3], [4, 5, 6], [7]], slots=2)
     assert tasks == [(1, [4, 6]), (1, [5]), (2, [7]), (0, [1, 3]), (0, [2])]
+
+
+def test_many_runs_are_one_task_each_while_others_fill_the_other_slots():
+    tasks = tasks_of([1.0] * 40, [[*range(8)]] * 40, slots=2)
+    whole = [number for number, trials in tasks if trials == [*range(8)]]
+    assert whole == [*range(32)]  # behind each of them there are runs of eight times its cost
+    assert tasks[32:] == [(number, [*range(part, 8, 2)]) for number in range(32, 40) for part in (0, 1)]
+
+
+def test_trials_that_begin_together_make_their_environment_once(tmp_path: Path):
+    made: list[list[int]] = []
+
+    def counted(config: CollectConfig, seeds: Sequence[int]) -> TrialBatch:
+        made.append([*seeds])
+        return TrialBatch(config, seeds)
+
+    create_store(tmp_path / "store")
+    run_stack(CARTPOLE, tmp_path / "store", [1, 2, 3], lambda *_: None, make_batch=counted)
+    assert made == [[1, 2, 3]]
 
 
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "1/0", "a/b", "1/2/3", "-1/2", "1/1000000"])

@@ -35,7 +35,6 @@ from tipl.collection.runs import (
 from tipl.collection.settings import trial_config
 from tipl.collection.tracking import tracked
 from tipl.collection.watch import Curves
-from tipl.config.env_spec import env_id_in
 from tipl.config.execution import LOCAL, Execution
 from tipl.config.presets import CollectConfig, Device
 from tipl.errors import TiplError
@@ -43,7 +42,7 @@ from tipl.executors.run import PATIENCE_SECONDS, executor
 from tipl.processes import Parent
 from tipl.progress import console
 from tipl.remote.mirror import located
-from tipl.rl.envs import engine_versions, make_env
+from tipl.rl.envs import engine_versions
 from tipl.rl.trial_batch import Abandoned, Iteration, NotFinite, TrialBatch
 from tipl.store import Store, TrialWriter, plan_trials
 from tipl.store.locks import Begun, Complete, Held
@@ -180,16 +179,17 @@ def run_stack(
         TiplError: a trial's observations, rewards or weights are no longer finite; all others have come to their end.
     """
     recorded = set(Store.open(out).seeds)
+    fresh: TrialBatch | None = None
     if new := [seed for seed in seeds if seed not in recorded]:
-        spec = make_batch(config, new[:1]).spec
-        plan_trials(out, new, env_id=config.env_id, config=trial_config(config), spec=spec)
+        fresh = make_batch(config, new)
+        plan_trials(out, new, env_id=config.env_id, config=trial_config(config), spec=fresh.spec)
     begun: dict[int, list[_Begun]] = {}
     broken: list[str] = []
     held: list[Held] = []
     with contextlib.ExitStack() as closing:
         for seed in seeds:
             try:
-                writer, checkpoint = _writer(config, out, seed, seed in recorded, make_batch)
+                writer, checkpoint = _writer(out, seed, None if seed in recorded else fresh)
             except Complete:  # another process was quicker
                 continue
             except Held as error:
@@ -198,7 +198,9 @@ def run_stack(
             begun.setdefault(int(checkpoint["iteration"]), []).append((seed, closing.enter_context(writer), checkpoint))
         for _, group in sorted(begun.items()):
             while group:
-                batch = make_batch(config, [seed for seed, *_ in group])
+                now = [seed for seed, *_ in group]
+                batch = fresh if fresh is not None and fresh.seeds == now else make_batch(config, now)
+                fresh = None
                 batch.restore([checkpoint for *_, checkpoint in group])
                 batch.abandon = abandon
                 group, found = _run_group(batch, group, on_iteration, stopped)
@@ -215,13 +217,11 @@ def run_stack(
         raise Held(f"{held[0]}{more}")
 
 
-def _writer(
-    config: CollectConfig, out: Path | str, seed: int, recorded: bool, make_batch: MakeTrialBatch
-) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
-    """The writer of a trial that goes on or begins, and where it stands. Raises Complete or Held."""
-    if not recorded:
+def _writer(out: Path | str, seed: int, fresh: TrialBatch | None) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
+    """The writer of a trial that goes on or, of a fresh batch, begins, and where it stands. Raises Complete or Held."""
+    if fresh is not None:
         with contextlib.suppress(Begun):  # by another process, a moment ago
-            return _begin_trial(config, out, seed, make_batch)
+            return _begin_trial(out, fresh, fresh.seeds.index(seed))
     return TrialWriter.resume(out, seed)
 
 
@@ -297,11 +297,9 @@ def _append(
     )
 
 
-def _begin_trial(
-    config: CollectConfig, out: Path | str, seed: int, make_batch: MakeTrialBatch = TrialBatch
-) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
-    """A new trial in the store with φ_0 committed, and the checkpoint of that."""
-    batch, settings = make_batch(config, [seed]), trial_config(config)
+def _begin_trial(out: Path | str, batch: TrialBatch, trial: int) -> tuple[TrialWriter, Mapping[str, np.ndarray]]:
+    """A trial of a fresh batch, in the store with φ_0 committed, and the checkpoint of that."""
+    config, settings = batch.config, trial_config(batch.config)
     versions = {
         "tipl": tipl.__version__,
         "python": platform.python_version(),
@@ -310,7 +308,7 @@ def _begin_trial(
     }
     writer = TrialWriter.create(
         out,
-        seed,
+        batch.seeds[trial],
         env_id=config.env_id,
         config=settings,
         spec=batch.spec,
@@ -318,9 +316,10 @@ def _begin_trial(
         obs_dim=batch.env.obs_dim,
         num_snapshots=config.num_snapshots,
     )
-    _append(batch, writer, 0, batch.policies, 0, config.ppo.learning_rate)
-    writer.commit(batch.state(0))
-    return writer, batch.state(0)
+    _append(batch, writer, trial, batch.policies[trial, None], 0, config.ppo.learning_rate)
+    state = batch.state(trial)
+    writer.commit(state)
+    return writer, state
 
 
 def _run_share(
@@ -333,13 +332,12 @@ def _run_share(
         several: there are other runs, whose curves stand beside.
         patience: seconds to wait for a trial that another process is writing, perhaps one that is dying.
     """
-    config = run.config
-    _check_known_here(config)
+    config, settings = run.config, _settings_here(run.config)
     with contextlib.ExitStack() as closing:
         traces: dict[int, Curves] = {}
         for seed in seeds:
             name = f"{name_of(run.out)}/trial-{seed}" if several else f"trial-{seed}"
-            write = closing.enter_context(tracked(track, name, {"seed": seed, **trial_config(config)}))
+            write = closing.enter_context(tracked(track, name, {"seed": seed, **settings}))
             traces[seed] = Curves(run.begun[seed], write)
 
         def on_iteration(group: Sequence[int], result: Iteration) -> None:
@@ -360,13 +358,14 @@ def _run_share(
                 time.sleep(1)
 
 
-def _check_known_here(config: CollectConfig) -> None:
-    """
+def _settings_here(config: CollectConfig) -> dict[str, Any]:
+    """What makes a trial, as its store says it.
+
     Raises:
-        TiplError: the process that started this one can make the environment and this one cannot.
+        TiplError: the process that started this one knows the environment and this one does not.
     """
     try:
-        make_env(env_id_in(config), [0], config.backend)
+        return trial_config(config)
     except TiplError as error:
         raise TiplError(
             f"{error} The processes that collect know an environment that a module registers (--env-id module:Id), or "

@@ -22,6 +22,7 @@ from tipl.remote.working import is_there
 from tipl.rl.trial_batch import TrialBatch
 from tipl.store import Store, create_store, plan_trials
 
+_FILL = 8  # what a trial costs is known to about this factor
 _STEP_US, _WEIGHT_US = 50.0, 2e-4  # rough: an environment step and its update; a weight of the policy in an epoch of it
 
 
@@ -112,7 +113,8 @@ def mine(runs: Sequence[Run], execution: Execution) -> list[list[int]]:
 def tasks_of(costs: Sequence[float], trials: Sequence[Sequence[int]], slots: int) -> list[tuple[int, list[int]]]:
     """Divide the trials of several runs into tasks for so many slots; a task's trials run together, in one process.
 
-    A run has a task a slot, since trials that run together are a little faster. The longest tasks begin first.
+    The longest runs begin first. Trials that run together are faster, and an environment takes a second until it is
+    ready: so a run is one task while shorter ones can fill the other slots meanwhile, and has a task a slot after that.
 
     Args:
         costs: of a trial of each run.
@@ -121,11 +123,13 @@ def tasks_of(costs: Sequence[float], trials: Sequence[Sequence[int]], slots: int
     Returns:
         The numbers of runs, and the trials of the task.
     """
-    found = [
-        (number, list(seeds[i :: min(slots, len(seeds))]))
-        for number, seeds in enumerate(trials)
-        for i in range(min(slots, len(seeds)))
-    ]
+    whole = [cost * len(seeds) for cost, seeds in zip(costs, trials, strict=True)]
+    found, behind = list[tuple[int, list[int]]](), sum(whole)
+    for number in sorted(range(len(trials)), key=lambda number: -whole[number]):
+        behind -= whole[number]
+        fills = behind >= _FILL * (slots - 1) * whole[number]
+        parts = min(1 if fills else slots, len(trials[number]))
+        found += [(number, list(trials[number][part::parts])) for part in range(parts)]
     return sorted(found, key=lambda task: -costs[task[0]] * len(task[1]))
 
 

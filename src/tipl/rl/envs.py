@@ -284,6 +284,7 @@ def _in_envpool(env_id: str) -> bool:
     return str(env_id) in envpool_module().list_all_envs()
 
 
+@cache
 def engine_versions(backend: Backend) -> dict[str, str]:
     """The libraries that decide how the physics goes, of a backend that was chosen; `mujoco` is the MuJoCo that steps.
 

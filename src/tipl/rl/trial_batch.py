@@ -11,6 +11,7 @@ Shapes: N trials, E copies of the environment in each, C = N·E copies in all (t
 an iteration, O observation, A action (1 if discrete), F outputs of the policy's network, P weights.
 """
 
+import functools
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +55,11 @@ class Iteration:
     """[N, n, P] float32, in order of epochs; [N, n, snapshot_size] of a batch that was told to keep more."""
     episodes: list[np.ndarray]
     """For each trial [E, 3] float64: env step at which the episode ended, its raw return, its length."""
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("numpy", "numba", "scipy")}
 
 
 class NotFinite(TiplError):
@@ -141,7 +147,7 @@ class TrialBatch:
     @property
     def versions(self) -> dict[str, str]:
         """Of the libraries that compute here."""
-        return {name: importlib.metadata.version(name) for name in ("numpy", "numba", "scipy")}
+        return _versions()
 
     def iterate(self) -> Iteration:
         """Roll out an iteration's steps of every trial, then update every trial."""
