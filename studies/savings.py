@@ -165,8 +165,13 @@ def fewest(found: Mapping[str, Any], names: Sequence[str]) -> str | None:
 def table(files: Sequence[Path]) -> list[dict[str, Any]]:
     """Every arm beside plain PPO at its default rate, and beside plain PPO and its strongest rivals as they were chosen
     and in hindsight, over the environments that have both: ratio of steps, difference of final returns in units of
-    plain PPO's gain, ratio of seconds a step; and of seconds to 90% in each environment whose steps are dear."""
-    found = [json.loads(path.read_text()) for path in files]
+    plain PPO's gain, ratio of seconds a step; and of seconds to 90% in each environment whose steps are dear. Where
+    plain PPO learns nothing there is no gain to reach: such an environment is named and left out."""
+    every = [json.loads(path.read_text()) for path in files]
+    found = [each for each in every if each["gain"] > 0]
+    for each in every:
+        if each not in found:
+            print(f"left out: {environment(each)}, where plain PPO gains {each['gain']:.3g}")
     rows = dict(rows_of(found))
     references = {"plain, default rate": [next(iter(each["arms"])) for each in found]}
     references |= {name: rows[name] for name in rows if name.startswith(("plain", "outer", "reuse", "adaptive"))}

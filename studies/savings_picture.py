@@ -1,0 +1,88 @@
+"""Three questions about jumps, a picture each: do they save steps, beyond a tuned rate, beyond rivals?
+
+In: what `savings.py table --json` wrote.  Out: OUT/steps.png, OUT/tuned.png, OUT/rivals.png. Each shows, by environment
+and over all, the steps to 90% of plain PPO's gain of some arms ÷ those of a reference, with 95% intervals.
+
+    python studies/savings_picture.py results/rivals/table.json --out results/rivals
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PLAIN, TUNED = "plain, default rate", "plain, best in hindsight"
+COLORS = "#1f6f8b", "#b3323c", "#c98a1b"
+LEAST, MOST = 0.3, 3.0  # where a picture ends
+
+
+@dataclass(frozen=True)
+class Question:
+    file: str
+    asked: str
+    arms: Mapping[str, str]
+    """By arm, the reference beside which it is shown."""
+
+
+QUESTIONS = (
+    Question("steps", "Do forecasts save steps? Beside plain PPO, the same rate", {
+        "zoo, critic too, wider": PLAIN, "outer": PLAIN, "outer and zoo": PLAIN}),
+    Question("tuned", "Beyond a tuned rate? Beside plain PPO at the better of two rates", {
+        "zoo, critic too, wider": TUNED, "outer": TUNED, "outer and zoo": TUNED}),
+    Question("rivals", "Beyond rivals? On top of Outer-PPO, beside Outer-PPO and beside reuse", {
+        "outer and zoo": "outer", "outer and causal": "outer", "zoo, critic too, wider": "reuse"}),
+)  # fmt: skip
+
+
+def draw(question: Question, rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    found = {(row["arm"], row["beside"]): row for row in rows}
+    shown = [(arm, beside, found[arm, beside]) for arm, beside in question.arms.items() if (arm, beside) in found]
+    names = list(dict.fromkeys(name for *_, row in shown for name in row["environments"]))
+    figure, axis = plt.subplots(figsize=(6.4, 0.8 + 0.3 * (len(names) + 1)))
+    for place, (arm, beside, row) in enumerate(shown):
+        at = dict(zip(row["environments"], row["steps"]["by_environment"], strict=True))
+        each = [*((names.index(name), at[name]) for name in names if name in at), (len(names), row["steps"])]
+        high = np.array([y for y, _ in each]) + (place - (len(shown) - 1) / 2) * 0.22
+        value = np.array([one["value"] for _, one in each])
+        low, up = np.array([one["ci"] for _, one in each]).T
+        label = arm if len(set(question.arms.values())) == 1 else f"{arm} ÷ {beside}"
+        axis.errorbar(
+            value, high, xerr=[value - low, up - value], fmt="o", markersize=3.5, linewidth=1, color=COLORS[place],
+            label=label,
+        )  # fmt: skip
+    axis.axvline(1, color="#555", linewidth=0.8)
+    axis.axhline(len(names) - 0.5, color="#bbb", linewidth=0.6)
+    axis.set_xscale("log")
+    axis.set_xlim(LEAST, MOST)
+    ticks = (0.3, 0.5, 0.75, 1, 1.5, 2, 3)
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_yticks(range(len(names) + 1), [*(name.removesuffix(" 64-64") for name in names), "all"], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("steps to 90% of plain PPO's gain, ratio (less is better)", fontsize=8)
+    axis.set_title(question.asked, fontsize=9, loc="left")
+    axis.legend(frameon=False, fontsize=7, loc="lower right")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    asked = parser.parse_args()
+    rows = json.loads(asked.table.read_text())["rows"]
+    for question in QUESTIONS:
+        draw(question, rows, asked.out / f"{question.file}.png")
+
+
+if __name__ == "__main__":
+    main()
