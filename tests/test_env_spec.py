@@ -17,9 +17,10 @@ import toy_envs
 from gymnasium import wrappers
 
 from tipl.collection.settings import trial_config
-from tipl.config.env_spec import EnvId, env_id_of, from_json, import_named, made, to_json
+from tipl.config.env_spec import TYPED, EnvId, env_id_of, from_json, import_named, import_typed, made, to_json
 from tipl.config.presets import CollectConfig
 from tipl.errors import TiplError
+from tipl.processes import Parent, run_in_processes
 from tipl.rl.env_described import environment_of, why_other
 
 
@@ -247,6 +248,27 @@ def test_arguments_go_into_json_and_back() -> None:
     assert back["c"].dtype == np.float32 and back["b"] == 0.5
     with pytest.raises(ValueError, match="does not go into a file"):
         to_json(lambda: 0)
+
+
+def mine_is_made(parent: Parent) -> None:
+    made(EnvId("Mine-v0", {"id": "Mine-v0"}, typed=False))
+
+
+def test_what_the_user_has_imported_is_known_to_the_processes_that_this_one_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_module.py").write_text(
+        "import gymnasium\ngymnasium.register('Mine-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv(TYPED, "")
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
+    with pytest.raises(TiplError, match="Mine-v0 is not registered here"):
+        run_in_processes(mine_is_made, [()], 1, ["a"])
+    import_typed(["my_module"])
+    run_in_processes(mine_is_made, [()], 1, ["a"])
+    gymnasium.registry.pop("Mine-v0")
 
 
 def test_a_module_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import math
+import os
 import sys
 import threading
 import warnings
@@ -28,6 +29,8 @@ MADE_AGAIN = {
     "RepeatAction", "ClipAction", "RescaleAction", "DiscretizeAction", "FilterObservation", "FlattenObservation",
     "ReshapeObservation", "RescaleObservation", "DtypeObservation", "DiscretizeObservation", "ClipReward",
 }  # fmt: skip
+TYPED = "TIPL_IMPORT"
+"""The variable of the process that names the modules which the user has had imported; those that it starts heed it."""
 _MAKING = threading.RLock()  # Python's filters of warnings and MuJoCo's listener belong to all threads
 # What a file may say under each key of a spec.
 _KINDS: dict[str, Any] = {
@@ -120,7 +123,7 @@ def import_named(env_ids: Iterable[EnvId]) -> None:
 
 
 def import_typed(modules: Iterable[str]) -> None:
-    """Import what the user names, from the current folder too.
+    """Import what the user names, from the current folder too, here and in the processes that this one starts.
 
     Raises:
         TiplError: a module cannot be imported.
@@ -128,6 +131,11 @@ def import_typed(modules: Iterable[str]) -> None:
     allow_own_folder()
     for module in modules:
         _import(module)
+        os.environ[TYPED] = ",".join(dict.fromkeys([*_typed(), module]))
+
+
+def _typed() -> list[str]:
+    return list(filter(None, os.environ.get(TYPED, "").split(",")))
 
 
 def allow_own_folder() -> None:
@@ -158,6 +166,8 @@ def made(env_id: EnvId, render_mode: str | None = None) -> Any:
     spec = env_id.spec
     if spec.get("not_run"):
         raise TiplError(f"Policies in {env_id} cannot be run: {spec['not_run']}.")
+    if typed := _typed():  # by the user of a process that started this one
+        import_typed(typed)
     name = str(env_id)
     if not env_id.typed or "entry_point" in spec:
         name = _registered(env_id)

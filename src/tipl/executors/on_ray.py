@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from tipl.config.env_spec import TYPED
 from tipl.errors import TiplError
 from tipl.processes import GRACE_SECONDS, Numbers, Parent, outcome_of
 
@@ -102,7 +103,9 @@ class Cluster:
         """See `Executor.run`; a task whose node is lost is run again on another."""
         ray = self._ray
         run = f"tipl/{secrets.token_hex(8)}"
-        asks: Any = {"num_cpus": 1, "max_retries": _RETRIES, "scheduling_strategy": "SPREAD", "runtime_env": _BEGIN}
+        typed = {TYPED: os.environ[TYPED]} if TYPED in os.environ else {}
+        begin_with = {"env_vars": _BEGIN["env_vars"] | typed}
+        asks: Any = {"num_cpus": 1, "max_retries": _RETRIES, "scheduling_strategy": "SPREAD", "runtime_env": begin_with}
         call = ray.remote(**asks)(_call)
         waiting = list(enumerate(tasks))[::-1]
         working: dict[Any, int] = {}
