@@ -1,4 +1,4 @@
-"""Which vectors in weight space point where a run goes: path tokens, gradients on past rollouts, the causal model?
+"""Which vectors in weight space point where a run goes: path tokens, gradients on past rollouts, a model's forecast?
 
 In: environments, seeds.  Out: of every iteration the tokens' inner products with each other and with what came, by
 tensor (`tokens`); their cosines² beside the causal model's (`report`); the coefficients of `context` (`ship`).
@@ -24,7 +24,7 @@ from scipy import stats
 
 from tipl.config.presets import CollectConfig, DiscreteCollectConfig
 from tipl.forecasting.context import COEFFICIENTS
-from tipl.forecasting.named import load_forecaster
+from tipl.forecasting.trained import CausalForecaster
 from tipl.representation.windows import TOKENS, WINDOW, windows_of
 from tipl.rl.context import Rollout, surrogate_gradient
 from tipl.rl.ppo import BETA1, BETA2, Learner, Samples, UpdateSettings, advantages_and_returns, update
@@ -35,8 +35,9 @@ from tipl.store import History, beginning_of
 FULL = (0, 1), (1, 5), (5, 10), (10, 20)
 QUARTER = (0, 1), (1, 5), (5, 10), (10, 20), (20, 40)
 QUARTERS = tuple(f"quarter {a}-{b}" for a, b in QUARTER[:-1])
+MODELS = "causal", "zoo"
 NAMES = (
-    *(f"path {j}" for j in range(TOKENS)), "causal 5", "causal 50",
+    *(f"path {j}" for j in range(TOKENS)), *(f"{model} {h}" for model in MODELS for h in (5, 50)),
     *(f"gradient {a}-{b}" for a, b in FULL), *(f"raw {a}-{b}" for a, b in FULL),
     *(f"quarter {a}-{b}" for a, b in QUARTER), "Adam", "simulated update",
 )  # fmt: skip
@@ -87,12 +88,13 @@ def rate(batch):
     return batch.config.ppo.learning_rate * max(fraction, 1e-3)
 
 
-def tokens_now(batch, path, full, quarter, forecaster, rng):
+def tokens_now(batch, path, full, quarter, models, rng):
     """[J, P] in the order of NAMES."""
     ppo, size, n = batch.config.ppo, batch.spec.size, batch.config.snapshots_per_iteration
     window = np.stack(path)[-WINDOW:]
     tokens, _ = windows_of(window, batch.spec.sizes, n - 1, len(path) - 1)
-    made = forecaster.forecast([History(0, len(path) - 1, window, n - 1, n)], (n, 10 * n))[0] - window[-1]
+    history = History(0, len(path) - 1, window, n - 1, n)
+    made = np.concatenate([model.forecast([history], (n, 10 * n))[0] for model in models]) - window[-1]
     t = batch.iteration * ppo.update_epochs * ppo.num_minibatches
     root = np.sqrt(batch.adam_v[0, :size] / (1 - BETA2**t)) + ppo.adam_eps
     far = np.float32(rate(batch) * ppo.update_epochs * ppo.num_minibatches)
@@ -109,7 +111,7 @@ def collect(out, env_id, seed, iterations):
         return
     config = config_of(env_id, seed)
     batch, n = TrialBatch(config, [seed]), config.snapshots_per_iteration
-    forecaster = load_forecaster("causal", batch.spec.shapes)
+    models = [CausalForecaster.from_pretrained(name, shapes=batch.spec.shapes) for name in MODELS]
     rng, snapshots = np.random.default_rng(seed), [batch.policies[0].copy()]
     full, quarter = deque(maxlen=20), deque(maxlen=40)
     ends = np.cumsum([0, *batch.spec.sizes])
@@ -122,7 +124,7 @@ def collect(out, env_id, seed, iterations):
         steps = config.ppo.num_steps
         part = steps // 4 * (i % 4)
         quarter.appendleft(Rollout.of(batch, 0, part, part + steps // 4))
-        rows = tokens_now(batch, snapshots, full, quarter, forecaster, rng)
+        rows = tokens_now(batch, snapshots, full, quarter, models, rng)
         grams.append(np.stack([rows[:, a:b] @ rows[:, a:b].T for a, b in pairwise(ends)]))
         waiting.append(rows)
         for h, ahead in enumerate((1, 10)):
@@ -152,6 +154,8 @@ SETS = {  # single tokens and combinations
     "path, gradients": ("path", "gradient"), "causal, gradients": ("causal", "gradient"),
     "causal, gradients, Adam": ("causal", "gradient", "Adam"),
     "causal, gradients, Adam, simulated": ("causal", "gradient", "Adam", "simulated"),
+    "zoo": ("zoo",), "causal, zoo": MODELS, "zoo, gradients, a quarter of each, Adam": ("zoo", *QUARTERS, "Adam"),
+    "causal, zoo, gradients, a quarter of each, Adam": (*MODELS, *QUARTERS, "Adam"),
 }  # fmt: skip
 
 
@@ -196,12 +200,12 @@ def read(path):
 
 
 def chosen(kinds, h):
-    """Numbers of the tokens whose names begin so; of the causal model's the one for this horizon."""
-    other = ("causal 50", "causal 5")[h]
+    """Numbers of the tokens whose names begin so; of a model's the one for this horizon."""
+    others = [f"{model} {(50, 5)[h]}" for model in MODELS]
     return [
         j
         for j, name in enumerate((*NAMES, "mean", "shrunk", "all quarters"))
-        if name != other and any(f"{name} ".startswith(f"{kind} ") for kind in kinds)
+        if name not in others and any(f"{name} ".startswith(f"{kind} ") for kind in kinds)
     ]
 
 
