@@ -31,7 +31,7 @@ STEPS = {"Pendulum-v1": 8_000, "InvertedPendulum-v4": 8_000, "HalfCheetah-v4": 1
 ALGORITHMS = ("TD3", "SAC")
 SEEDS = range(1, 6)
 MOMENTS, EPISODES = 10, 5
-HIDDEN, PERIOD = (64, 64), 100
+HIDDEN, PERIOD = (64, 64), 20
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Arm:
     forecaster: str | None = None
     critic: bool = False
     horizon: int = 1
-    """Periods of 100 gradient steps that a jump goes ahead."""
+    """Periods of 20 gradient steps of the actor that a jump goes ahead."""
 
 
 ARMS = {
@@ -53,8 +53,9 @@ ARMS = {
     "fewer, rate x4": Arm(rate=4),
     "fewer, line": Arm(forecaster="line"),
     "fewer, causal": Arm(forecaster="causal"),
-    "fewer, causal, critic too": Arm(forecaster="causal", critic=True),
-    "fewer, causal, three ahead": Arm(forecaster="causal", horizon=3),
+    "fewer, zoo": Arm(forecaster="zoo"),
+    "fewer, zoo, critic too": Arm(forecaster="zoo", critic=True),
+    "fewer, zoo, three ahead": Arm(forecaster="zoo", horizon=3),
 }
 
 
