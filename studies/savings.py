@@ -74,10 +74,11 @@ class Place:
             return None
 
     def chosen(self, seeds: Mapping[str, int], workers: int | None) -> dict[str, str]:
-        """By arm the try with the fewest mean steps to 90% of plain PPO's gain; of equals, the highest return."""
+        """By arm the try with the fewest mean steps to 90% of plain PPO's gain; of equals, the highest return. Without
+        tuning seeds its first."""
         best, levels = {}, {}
         for arm, tries in self.tries.items():
-            if len(tries) == 1:
+            if len(tries) == 1 or not seeds["seeds"]:
                 best[arm] = next(iter(tries))
                 continue
             ran = {name: found[name] for name, each in tries.items() if (found := self.run(name, each, seeds, workers))}
@@ -113,6 +114,8 @@ def tries_of(entry: Mapping[str, Any], config: CollectConfig) -> dict[str, Arm]:
 
 
 def tune(places: Sequence[Place], manifest: Mapping[str, Any], execution: Execution, workers: int | None) -> None:
+    if not manifest["tuning"]["seeds"]:
+        return
     tasks = [(place, name, arm) for place in places for tries in place.tries.values() if len(tries) > 1
              for name, arm in tries.items()]  # fmt: skip
     for index in execution.mine([steps_of(arm) for _, _, arm in tasks]):

@@ -89,6 +89,14 @@ def test_what_is_chosen_and_what_is_said(
     assert rows["plain", "outer"]["seconds_where_dear"] == pytest.approx([2 * 2 / 7])
     assert "| plain | outer | 0.286 [0.286, 0.286] |" in capsys.readouterr().out
 
+    ran.clear()
+    (tmp_path / "manifest.toml").write_text(MANIFEST.replace("seeds = 5", "seeds = 0"))
+    monkeypatch.setattr(sys, "argv", [*command[:4], str(tmp_path / "untuned"), "run"])
+    savings.main()
+    found = json.loads((tmp_path / "untuned" / "invertedpendulum-v4-8-8" / "judgment.json").read_text())
+    assert found["best"]["plain"] == "plain, 0.0003" and {seed for _, seed, _ in ran} == {301}
+    assert found["hindsight"]["plain"] == ["plain, 0.0003", "plain, 0.0006", "plain, 0.0012"]
+
 
 def test_the_oracle_is_the_mean_of_futures_and_leaves_the_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     oracle = study("oracle", monkeypatch)
