@@ -9,7 +9,7 @@ tensor (`tokens`); their cosines² beside the causal model's (`report`); the coe
 
 f·(φ_{t+h} − φ_t) is f·μ on average, so that the ratio of two forecasts' cosines² with the mean future takes no
 branches. Coefficients come from the other environments, those of `ship` from all. Log standard deviations are left
-out, or forecast by the causal model alone (whole ratio): on HalfCheetah half of what it knows is theirs.
+out, or forecast by the model alone (whole ratio): on HalfCheetah half of what it knows is theirs.
 """
 
 import argparse
@@ -156,10 +156,14 @@ SETS = {  # single tokens and combinations
     "causal, gradients, Adam, simulated": ("causal", "gradient", "Adam", "simulated"),
     "zoo": ("zoo",), "causal, zoo": MODELS, "zoo, gradients, a quarter of each, Adam": ("zoo", *QUARTERS, "Adam"),
     "causal, zoo, gradients, a quarter of each, Adam": (*MODELS, *QUARTERS, "Adam"),
+    "zoo, gradients": ("zoo", "gradient"), "zoo, gradients, Adam": ("zoo", "gradient", "Adam"),
+    "causal, zoo, gradients, Adam": (*MODELS, "gradient", "Adam"), "zoo, mean gradient": ("zoo", "mean"),
+    "zoo, mean gradient of quarters": ("zoo", "all quarters"),
+    "zoo, mean gradient of quarters, Adam": ("zoo", "all quarters", "Adam"),
 }  # fmt: skip
 
 
-SHIPPED = ("causal", "all quarters", "Adam"), ("causal", *QUARTERS, "Adam")  # by horizon, as `context` has them
+SHIPPED = (("zoo", *QUARTERS, "Adam"),) * 2  # by horizon, as `context` has them
 COLUMNS = ["ratio", "ratio with log standard deviations", "ratio of coefficients fitted here", "skill"]
 
 
@@ -254,16 +258,14 @@ def ship(out, ridge):
     runs, rows, beginnings = all_runs(out), [], []
     for h, kinds in enumerate(SHIPPED):
         parts = [part for env, each in runs.items() for part in sums(each, h, env)[0]]
-        causal, *gradients, moment = solved(parts, kinds, h, ridge)
-        if len(gradients) == 1:  # the mean over rollouts, in spans
-            gradients = [gradients[0] * (b - a) / FULL[-1][1] for a, b in FULL]
-        rows.append([round(float(each), 6) for each in (causal, *gradients, moment)])
+        rows.append([round(float(each), 6) for each in solved(parts, kinds, h, ridge)])
     names = sorted(each.stem for each in out.glob("*[0-9].npz"))
     for env_id, seed in (name.rsplit("-", 1) for name in names):
         batch = TrialBatch(config_of(env_id, int(seed)), [int(seed)])
         start = batch.policies.copy()
         beginnings.append(beginning_of(np.concatenate([start, batch.iterate().snapshots[0]])))
-    made = {"fitted_on": names, "ridge": ridge, "horizons": [1, 10], "coefficients": rows, "beginnings": beginnings}
+    made = {"model": SHIPPED[0][0], "fitted_on": names, "ridge": ridge, "horizons": [1, 10], "coefficients": rows}
+    made |= {"beginnings": beginnings}
     COEFFICIENTS.write_text(json.dumps(made) + "\n")
 
 
@@ -275,18 +277,21 @@ def report(out, path, ridge):
         (causal,) = chosen(("causal",), h)
         for name, kinds in (SETS | {"context": SHIPPED[h]}).items():
             mine, rows = chosen(kinds, h), {}
+            logs = mine[0] if kinds[0] == "zoo" else causal
             for env, (own, unit) in parts.items():
                 others = [part for other, (each, _) in parts.items() if other != env for part in each]
-                made = explained(own, mine, solved(others, kinds, h, ridge), causal)
-                best = explained(own, mine, solved(own, kinds, h, OWN), causal)
+                made = explained(own, mine, solved(others, kinds, h, ridge), logs)
+                best = explained(own, mine, solved(own, kinds, h, OWN), logs)
                 plain = explained(own, [causal], np.ones(1), causal)
                 square = [np.sign(each[0]) * each[0] ** 2 / each[1] for each in (*made, *plain, *best)]
                 rows[env] = [square[0] / square[2], square[1] / square[3], square[4] / square[2], square[0] * unit]
-            logs = np.log([max(row[0], 1e-2) for row in rows.values()])
+            logged = np.log([max(row[0], 1e-2) for row in rows.values()])
             half = (
-                stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)) if len(logs) > 1 else np.nan
+                stats.t.ppf(0.975, len(logged) - 1) * logged.std(ddof=1) / np.sqrt(len(logged))
+                if len(logged) > 1
+                else np.nan
             )
-            mean = np.exp(logs.mean() + half * np.array([0, -1, 1])).tolist()
+            mean = np.exp(logged.mean() + half * np.array([0, -1, 1])).tolist()
             found.setdefault(horizon, {})[name] = {"mean": mean, **rows}
             cells = " ".join(f"{row[0]:6.2f} ({row[1]:.2f}, {row[2]:.2f})" for row in rows.values())
             print(f"{horizon:14} {name:28} {mean[0]:5.2f} [{mean[1]:.2f}, {mean[2]:.2f}]  {cells}")

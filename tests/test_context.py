@@ -94,7 +94,7 @@ def test_a_token_is_an_iteration_of_adam_along_the_mean_gradient_of_its_span() -
 
 
 def test_a_sum_of_tokens_is_the_causal_models_displacement_and_theirs() -> None:
-    fitted = {"horizons": [1, 10], "coefficients": [[0.5, 1.0, 0.0], [2.0, 4.0, -1.0]]}
+    fitted = {"model": "causal", "horizons": [1, 10], "coefficients": [[0.5, 1.0, 0.0], [2.0, 4.0, -1.0]]}
     shapes = [(2, 3), (2,), (1, 2)]
     forecaster = ContextSum(shapes, 5, fitted)
     found = forecaster.coefficients([1, 5, 50, 100])

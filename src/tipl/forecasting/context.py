@@ -1,8 +1,8 @@
-"""An autoregression over tokens: the causal model's displacement and gradients on the last rollouts.
+"""An autoregression over tokens: a causal model's displacement and gradients on the last rollouts.
 
 In: a live run's history with its context tokens (rl/context.py).  Out: forecast weights.
 
-φ̃_{t+h} − φ_t = Σ_j a_{h,j} x_j over a few vectors x: what the causal model forecasts at h, and a token for each span of
+φ̃_{t+h} − φ_t = Σ_j a_{h,j} x_j over a few vectors x: what the model `zoo` forecasts at h, and a token for each span of
 the last rollouts, and Adam's. One number for all weights of a vector, the same in every environment:
 `studies/direction.py` has fitted them by ridge regression over runs that the file names, one and ten iterations ahead.
 Between these they are interpolated, beyond they stay.
@@ -26,15 +26,20 @@ CONTEXT = "context"
 COEFFICIENTS = PRETRAINED / "context.json"
 
 
+def context_model() -> str:
+    """Return the name of the model that it builds on."""
+    return read_json(COEFFICIENTS)["model"]
+
+
 def fitted_beginnings() -> frozenset[str]:
     """Return how the runs begin that the coefficients were fitted on."""
     return frozenset(read_json(COEFFICIENTS)["beginnings"])
 
 
 class ContextSum(Forecaster):
-    """The causal model and gradients on past rollouts at the weights of now, added up.
+    """A causal model and gradients on past rollouts at the weights of now, added up.
 
-    Log standard deviations are forecast by the causal model alone.
+    Log standard deviations are forecast by the model alone.
     """
 
     name, label, is_model, takes_tokens = CONTEXT, "causal TIPL and gradients on past rollouts", True, True
@@ -47,14 +52,14 @@ class ContextSum(Forecaster):
         Args:
             shapes: of the tensors that lie end to end in the weights.
             snapshots_per_iteration: of the live run.
-            fitted: `horizons` in iterations, a row of `coefficients` for each, the causal model's first; default: as
-                the package has them.
+            fitted: `model`, a name; `horizons` in iterations; a row of `coefficients` for each, the model's first.
+                Default: as the package has them.
 
         Raises:
             TiplError: there are no shapes.
         """
         fitted = read_json(COEFFICIENTS) if fitted is None else fitted
-        self._causal = CausalForecaster.from_pretrained(shapes=shapes)
+        self._model = CausalForecaster.from_pretrained(fitted["model"], shapes)
         self._network = _network(shapes or ())
         self._horizons = snapshots_per_iteration * np.array(fitted["horizons"])
         self._coefficients = np.array(fitted["coefficients"], np.float64)
@@ -66,7 +71,7 @@ class ContextSum(Forecaster):
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:
         horizons = asked(histories, horizons)
         a_HJ = self.coefficients(horizons).astype(np.float32)
-        made = self._causal.forecast(histories, horizons)
+        made = self._model.forecast(histories, horizons)
         for out_HP, history in zip(made, histories, strict=True):
             if history.tokens is None or len(history.tokens) != a_HJ.shape[1] - 1:
                 raise TiplError(

@@ -17,7 +17,7 @@ from tipl.config.presets import ForecasterName
 from tipl.errors import TiplError
 from tipl.forecasting.autoregression import AUTOREGRESSION, fit_autoregression, shipped_autoregression, store_digest
 from tipl.forecasting.baselines import FixedSum, RandomDisplacement, equal_shares, line
-from tipl.forecasting.context import COEFFICIENTS, CONTEXT, ContextSum, fitted_beginnings
+from tipl.forecasting.context import COEFFICIENTS, CONTEXT, ContextSum, context_model, fitted_beginnings
 from tipl.forecasting.forecaster import Forecaster
 from tipl.forecasting.learned import learned_by
 from tipl.forecasting.shipped import SHIPPED, model_digest, model_folder, model_name
@@ -130,7 +130,8 @@ def forecaster_digest(name: str, fit: Path | None = None) -> str | None:
     if name == "autoregression":
         return store_digest(Store.open(fit)) if fit else hashlib.sha256(AUTOREGRESSION.read_bytes()).hexdigest()[:16]
     if name == CONTEXT:
-        return hashlib.sha256(COEFFICIENTS.read_bytes() + model_digest(model_folder(SHIPPED)).encode()).hexdigest()[:16]
+        below = model_digest(model_folder(context_model()))
+        return hashlib.sha256(COEFFICIENTS.read_bytes() + below.encode()).hexdigest()[:16]
     folder = model_folder(name)
     return model_digest(folder) if name == SHIPPED or name not in get_args(ForecasterName) else None
 
@@ -141,7 +142,7 @@ def beginnings(forecaster: str | None, fit: Path | None = None) -> frozenset[str
         data = Store.open(fit)
         return frozenset(found for seed in data.split().train if (found := data.trial(seed).beginning))
     if forecaster == CONTEXT:
-        return beginnings(SHIPPED) | fitted_beginnings()
+        return beginnings(context_model()) | fitted_beginnings()
     if forecaster is None or (forecaster != SHIPPED and forecaster in get_args(ForecasterName)):
         return frozenset()
     learned = learned_by(model_folder(forecaster)) or ()
