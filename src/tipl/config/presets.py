@@ -38,7 +38,7 @@ ModelName = Literal["paper", "gru", "mlp", "causal"]
 LossName = Literal["weights", "standardized", "codes"]
 Precision = Literal["float32", "bfloat16", "fast"]
 Device = Literal["cpu", "cuda"]
-ForecasterName = Literal["line", "lookahead", "average", "noise", "autoregression", "causal", "context"]
+ForecasterName = Literal["line", "lookahead", "average", "noise", "autoregression", "causal", "zoo", "context"]
 
 
 @dataclass(frozen=True)

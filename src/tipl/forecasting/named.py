@@ -20,7 +20,7 @@ from tipl.forecasting.baselines import FixedSum, RandomDisplacement, equal_share
 from tipl.forecasting.context import COEFFICIENTS, CONTEXT, ContextSum, context_model, fitted_beginnings
 from tipl.forecasting.forecaster import Forecaster
 from tipl.forecasting.learned import learned_by
-from tipl.forecasting.shipped import SHIPPED, model_digest, model_folder, model_name
+from tipl.forecasting.shipped import SHIPPED, SHIPPED_NAMES, model_digest, model_folder, model_name
 from tipl.forecasting.trained import CausalForecaster, ModelForecaster
 from tipl.models import CONFIG_FILE, CausalTIPL, load, read_record
 from tipl.remote.mirror import located
@@ -50,7 +50,7 @@ def load_forecaster(
     """Return a forecaster by its name, or that of a trained model.
 
     Args:
-        forecaster: `causal`, the model that comes with the package; a folder that `train` wrote, with a separator
+        forecaster: `causal` or `zoo`, models that come with the package; a folder that `train` wrote, with a separator
             (`./causal`) where it is called like a name; or, for a live run, any other `ForecasterName`.
         shapes: of the tensors that lie end to end in the weights (`trial.spec.shapes`), which a causal model tells
             apart and cannot do without; [(P,)] for weights that are one vector.
@@ -133,7 +133,7 @@ def forecaster_digest(name: str, fit: Path | None = None) -> str | None:
         below = model_digest(model_folder(context_model()))
         return hashlib.sha256(COEFFICIENTS.read_bytes() + below.encode()).hexdigest()[:16]
     folder = model_folder(name)
-    return model_digest(folder) if name == SHIPPED or name not in get_args(ForecasterName) else None
+    return model_digest(folder) if name in SHIPPED_NAMES or name not in get_args(ForecasterName) else None
 
 
 def beginnings(forecaster: str | None, fit: Path | None = None) -> frozenset[str]:
@@ -143,7 +143,7 @@ def beginnings(forecaster: str | None, fit: Path | None = None) -> frozenset[str
         return frozenset(found for seed in data.split().train if (found := data.trial(seed).beginning))
     if forecaster == CONTEXT:
         return beginnings(context_model()) | fitted_beginnings()
-    if forecaster is None or (forecaster != SHIPPED and forecaster in get_args(ForecasterName)):
+    if forecaster is None or (forecaster not in SHIPPED_NAMES and forecaster in get_args(ForecasterName)):
         return frozenset()
     learned = learned_by(model_folder(forecaster)) or ()
     return frozenset(each for part in learned for each in part.beginnings)
