@@ -155,6 +155,7 @@ def main() -> None:
     verb.add_argument("--shard", default="1/1", metavar="I/N")
     verb.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     verb.add_argument("--environments", nargs="+", choices=STEPS, default=list(STEPS))
+    verb.add_argument("--seeds", nargs="+", type=int, default=[*SEEDS])
     verb = verbs.add_parser("table")
     verb.add_argument("out", type=Path)
     verb.add_argument("--json", type=Path)
@@ -163,7 +164,7 @@ def main() -> None:
         table(asked.out, asked.json)
         return
     asked.out.mkdir(parents=True, exist_ok=True)
-    tasks = [(algorithm, env_id, arm, seed) for seed in SEEDS for env_id in asked.environments
+    tasks = [(algorithm, env_id, arm, seed) for seed in asked.seeds for env_id in asked.environments
              for algorithm in ALGORITHMS for arm in asked.arms]  # fmt: skip
     for index in Execution(shard=asked.shard).mine([STEPS[env_id] for _, env_id, *_ in tasks]):
         algorithm, env_id, arm, seed = tasks[index]
