@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-PLAIN, TUNED = "plain, default rate", "plain, best in hindsight"
-COLORS = "#1f6f8b", "#b3323c", "#c98a1b"
+PLAIN, BEST = "plain, default rate", ", best in hindsight"
+COLORS = {"outer": "#777777", "outer and zoo": "#1f6f8b", "outer and context": "#b3323c"}
 LEAST, MOST = 0.3, 3.0  # where a picture ends
 
 
@@ -29,12 +29,14 @@ class Question:
 
 
 QUESTIONS = (
-    Question("steps", "Do forecasts save steps? Beside plain PPO, the same rate", {
-        "zoo, critic too, wider": PLAIN, "outer": PLAIN, "outer and zoo": PLAIN}),
-    Question("tuned", "Beyond a tuned rate? Beside plain PPO at the better of two rates", {
-        "zoo, critic too, wider": TUNED, "outer": TUNED, "outer and zoo": TUNED}),
-    Question("rivals", "Beyond rivals? On top of Outer-PPO, beside Outer-PPO and beside reuse", {
-        "outer and zoo": "outer", "outer and causal": "outer", "zoo, critic too, wider": "reuse"}),
+    Question("steps", "Do forecasts save steps? Beside plain PPO, all at its default rate", {
+        "outer": PLAIN, "outer and zoo": PLAIN, "outer and context": PLAIN}),
+    Question("tuned", "Beyond a tuned rate? Beside plain PPO, all at the better of two rates", {
+        f"outer{BEST}": f"plain{BEST}", f"outer and zoo{BEST}": f"plain{BEST}",
+        f"outer and context{BEST}": f"plain{BEST}"}),
+    Question("rivals", "Beyond rivals? Beside Outer-PPO at the better of two rates, and beside reuse", {
+        f"outer and zoo{BEST}": f"outer{BEST}", f"outer and context{BEST}": f"outer{BEST}",
+        "outer and context": "reuse"}),
 )  # fmt: skip
 
 
@@ -51,10 +53,12 @@ def draw(question: Question, rows: Sequence[Mapping[str, Any]], file: Path) -> N
         high = np.array([y for y, _ in each]) + (place - (len(shown) - 1) / 2) * 0.22
         value = np.array([one["value"] for _, one in each])
         low, up = np.array([one["ci"] for _, one in each]).T
-        label = arm if len(set(question.arms.values())) == 1 else f"{arm} ÷ {beside}"
+        label = arm.removesuffix(BEST)
+        if len(set(question.arms.values())) > 1:
+            label += f" ÷ {beside.removesuffix(BEST)}"
         axis.errorbar(
-            value, high, xerr=[value - low, up - value], fmt="o", markersize=3.5, linewidth=1, color=COLORS[place],
-            label=label,
+            value, high, xerr=np.maximum([value - low, up - value], 0), fmt="o" if place < 2 else "D", markersize=3.5,
+            linewidth=1, color=COLORS[arm.removesuffix(BEST)], label=label,
         )  # fmt: skip
     axis.axvline(1, color="#555", linewidth=0.8)
     axis.axhline(len(names) - 0.5, color="#bbb", linewidth=0.6)
