@@ -55,7 +55,7 @@ ARMS = {
     "fewer, causal": Arm(forecaster="causal"),
     "fewer, zoo": Arm(forecaster="zoo"),
     "fewer, zoo, critic too": Arm(forecaster="zoo", critic=True),
-    "fewer, zoo, three ahead": Arm(forecaster="zoo", horizon=3),
+    "fewer, zoo, critic too, three ahead": Arm(forecaster="zoo", critic=True, horizon=3),
 }
 
 

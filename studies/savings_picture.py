@@ -46,7 +46,7 @@ def draw(question: Question, rows: Sequence[Mapping[str, Any]], file: Path) -> N
     found = {(row["arm"], row["beside"]): row for row in rows}
     shown = [(arm, beside, found[arm, beside]) for arm, beside in question.arms.items() if (arm, beside) in found]
     names = list(dict.fromkeys(name for *_, row in shown for name in row["environments"]))
-    figure, axis = plt.subplots(figsize=(6.4, 0.8 + 0.3 * (len(names) + 1)))
+    figure, axis = plt.subplots(figsize=(8, 0.8 + 0.3 * (len(names) + 1)))
     for place, (arm, beside, row) in enumerate(shown):
         at = dict(zip(row["environments"], row["steps"]["by_environment"], strict=True))
         each = [*((names.index(name), at[name]) for name in names if name in at), (len(names), row["steps"])]
@@ -71,7 +71,7 @@ def draw(question: Question, rows: Sequence[Mapping[str, Any]], file: Path) -> N
     axis.invert_yaxis()
     axis.set_xlabel("steps to 90% of plain PPO's gain, ratio (less is better)", fontsize=8)
     axis.set_title(question.asked, fontsize=9, loc="left")
-    axis.legend(frameon=False, fontsize=7, loc="lower right")
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
