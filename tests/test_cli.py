@@ -19,6 +19,7 @@ import pytest
 from tipl.cli.flags import with_flags
 from tipl.cli.main import exit_code, main
 from tipl.cli.verbs import build_parser, collect_settings
+from tipl.config.env_spec import TYPED
 from tipl.config.presets import (
     CollectConfig,
     CompactConfig,
@@ -66,6 +67,7 @@ def test_a_module_in_the_users_own_folder(
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv(TYPED, "")
     line = "forecast --store s --trial 1 --origin 2 --horizon 1 --episodes 2 --json"
     for more, known in (([], False), (["--trust"], True), (["--import", "my_module"], True)):
         assert main([*line.split(), "--out", f"{len(more)}{known}.safetensors", *more]) == 0

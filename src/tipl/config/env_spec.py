@@ -7,6 +7,7 @@ wrappers and among modules that are imported already. Importing is for what the 
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import math
@@ -31,6 +32,7 @@ MADE_AGAIN = {
 }  # fmt: skip
 TYPED = "TIPL_IMPORT"
 """The variable of the process that names the modules which the user has had imported; those that it starts heed it."""
+_INHERITED = os.environ.get(TYPED, "")
 _MAKING = threading.RLock()  # Python's filters of warnings and MuJoCo's listener belong to all threads
 # What a file may say under each key of a spec.
 _KINDS: dict[str, Any] = {
@@ -131,11 +133,18 @@ def import_typed(modules: Iterable[str]) -> None:
     allow_own_folder()
     for module in modules:
         _import(module)
-        os.environ[TYPED] = ",".join(dict.fromkeys([*_typed(), module]))
+        os.environ[TYPED] = ",".join(dict.fromkeys([*_names(os.environ.get(TYPED, "")), module]))
 
 
-def _typed() -> list[str]:
-    return list(filter(None, os.environ.get(TYPED, "").split(",")))
+@functools.cache
+def _import_inherited() -> None:
+    """Import, once, what the user of a process that started this one has had imported there."""
+    if names := _names(_INHERITED):
+        import_typed(names)
+
+
+def _names(text: str) -> list[str]:
+    return list(filter(None, text.split(",")))
 
 
 def allow_own_folder() -> None:
@@ -166,8 +175,7 @@ def made(env_id: EnvId, render_mode: str | None = None) -> Any:
     spec = env_id.spec
     if spec.get("not_run"):
         raise TiplError(f"Policies in {env_id} cannot be run: {spec['not_run']}.")
-    if typed := _typed():  # by the user of a process that started this one
-        import_typed(typed)
+    _import_inherited()
     name = str(env_id)
     if not env_id.typed or "entry_point" in spec:
         name = _registered(env_id)
