@@ -1,4 +1,4 @@
-"""What are more environments worth to the causal model, and more windows, width, layers, noise?
+"""What are more environments worth to the causal model, and more trials, windows, width, layers, noise?
 
 In: the zoo (`studies/zoo.py collect`).  Out: OUT/NAME, a model for each variant and seed; `table`: its best validation
 skill, on environments that it did not learn from (those whose part is `validation`, where runs learn something), by
@@ -7,8 +7,9 @@ horizon.
     python studies/scaling.py train runs/zoo-small --out runs/scaling --steps 2000 --seeds 0 [--only envs-2 envs-32]
     python studies/scaling.py table runs/scaling --json FILE
 
-Every variant has the same number of steps. Of 32 environments the 2, 4, 8 and 16 are the first of one shuffled order,
-so that each set holds the smaller ones. What was trained is not trained again; what was begun goes on.
+Every variant has the same number of steps and noise on half of its windows, but for what its name says. Of 32
+environments the 2, 4, 8 and 16 are the first of one shuffled order, so that each set holds the smaller ones. What was
+trained is not trained again; what was begun goes on.
 """
 
 import argparse
@@ -25,18 +26,19 @@ from tipl.config.presets import CausalTrainConfig
 from tipl.training import CHECKPOINT_FILE, CURVE_FILE, kept
 
 COUNTS = (2, 4, 8, 16, 32)
-OTHERS = "others"  # learns from SAC, TD3, A2C and DQN too
+OTHERS = "others"  # learns from the other algorithms' runs too, as far as they were collected
 NOTHING_LEARNED = ("MountainCar-v0",)  # every episode has the return −200: it would decide alone which step is kept
+BASE = {"noise": 0.5, "precision": "bfloat16"}  # bfloat16: 0.10 s of the processor a step instead of 0.18
 VARIANTS: dict[str, dict[str, Any]] = {
     **{f"envs-{count}": {} for count in COUNTS},
+    "no-noise": {"noise": 0.0},
     "windows-100": {"windows": 100},
     "windows-300": {"windows": 300},
-    "noise": {"noise": 0.5},
+    "trials-1": {"trials": 1},
     "wide-128": {"width": 128},
     "layers-4": {"num_layers": 4},
-    "large": {"width": 128, "num_layers": 3},
-    "large-noise": {"width": 128, "num_layers": 3, "noise": 0.5},
-    OTHERS: {"noise": 0.5},
+    "layers-6": {"num_layers": 6},
+    OTHERS: {},
 }
 
 
@@ -54,18 +56,29 @@ def chosen(zoo: Path, count: int, others: bool = False) -> list[Path]:
     return [zoo / run.name for run in runs if run.env_id in environments[:count]]
 
 
+def fewer(store: Path, trials: int, out: Path) -> Path:
+    """A store with so many of the training trials, none to validate, and one test trial, which a split takes."""
+    made, split = out / store.name, tipl.Store.open(store).split()
+    if not made.exists():
+        tipl.data_export(store, made, trials=[*split.train[:trials], split.test[0]])
+    return made
+
+
 def train(zoo: Path, out: Path, name: str, seed: int, steps: int, windows: int) -> None:
     folder = out / f"{name}-seed-{seed}"
     if (folder / CURVE_FILE).exists() and json.loads((folder / CURVE_FILE).read_text())["curve"][-1]["step"] >= steps:
         return
     count = int(name.removeprefix("envs-")) if name.startswith("envs-") else max(COUNTS)
-    settings = {"windows": windows, **VARIANTS[name]}
-    # bfloat16: 0.10 s of the processor a step instead of 0.18
-    how = {"precision": "bfloat16", "validate_every": max(1, steps // 4)}
-    config = dataclasses.replace(CausalTrainConfig(), steps=steps, seed=seed, **how, **settings)
+    settings: dict[str, Any] = {"windows": windows, **BASE, **VARIANTS[name]}
+    stores = chosen(zoo, count, name == OTHERS)
+    if trials := settings.pop("trials", None):
+        stores = [fewer(store, trials, out / name) for store in stores]
+    config = dataclasses.replace(
+        CausalTrainConfig(), steps=steps, seed=seed, validate_every=max(1, steps // 4), **settings
+    )
     validation = [zoo / run.name for run in stores_of(zoo, "validation") if run.env_id not in NOTHING_LEARNED]
     resume = (folder / CHECKPOINT_FILE).exists()
-    tipl.train(chosen(zoo, count, name == OTHERS), folder, config, validation=validation, resume=resume)
+    tipl.train(stores, folder, config, validation=validation, resume=resume)
     print(folder.name, kept(folder), flush=True)
 
 

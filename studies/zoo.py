@@ -23,6 +23,7 @@ import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,7 @@ def main() -> None:
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N parts; then `finish`")
     parser.add_argument("--executor", choices=("local", "ray"), default="local")
     parser.add_argument("--part", choices=("train", "validation", "held out"), help="stores of one part alone")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of these stores alone; *.sac: those of SAC")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     parser.add_argument("--keep-exact", action="store_true", help="keep the stores that are not rounded, in DIR.work")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -314,6 +316,10 @@ def main() -> None:
 
     execution = Execution(executor=arguments.executor, shard=arguments.shard)
     runs = [run for run in runs_of(arguments.preset) if arguments.part in (None, run.part)]
+    only = arguments.only or ["*"]
+    runs = [run for run in runs if any(fnmatchcase(run.name, pattern) for pattern in only)]
+    if not runs:
+        parser.error(f"no store of this preset is named {' or '.join(only)}")
     if arguments.what == "plan":
         plan(runs, arguments.workers)
     elif arguments.what == "measure":
