@@ -20,6 +20,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 from tipl.acceleration.accelerator import Accelerator, Batch, JumpingOptimizer
 from tipl.acceleration.jump import jumps_for
+from tipl.acceleration.outer import needs
 from tipl.config.presets import JumpConfig
 from tipl.errors import TiplError
 from tipl.forecasting.baselines import FixedSum
@@ -49,7 +50,11 @@ class Loop:
         self.agent = Agent()
         self.optimizer = torch.optim.Adam(self.agent.parameters(), lr=1e-2)
         config = dataclasses.replace(jumps_for(accelerator), **jump) if jump else None
-        self.accelerator = Accelerator(self.agent, accelerator, jump=config) if accelerator is not None else None
+        self.accelerator = None
+        if accelerator is not None:
+            beside: dict[str, Any] = {"critic": self.agent.critic, "optimizer": self.optimizer}
+            beside = {name: beside[name] for name in needs(accelerator, config)}
+            self.accelerator = Accelerator(self.agent, accelerator, jump=config, **beside)
         self.rng = torch.Generator().manual_seed(1)
 
     def iterate(self, returns: list[float] | None = None) -> None:
@@ -63,9 +68,12 @@ class Loop:
             loss.backward()
             self.optimizer.step()
         self.batch = Batch(observations, actions, log_probs, advantages, returns or [])
-        self.before = self.actor()
+        self.before, self.whole_before = self.actor(), self.whole()
         if self.accelerator is not None:
             self.accelerator.step(self.batch)
+
+    def whole(self) -> np.ndarray:
+        return nn.utils.parameters_to_vector(self.agent.parameters()).detach().numpy().copy()
 
     def actor(self) -> np.ndarray:
         parameters = [p for name, p in self.agent.named_parameters() if name.startswith("actor")]
@@ -101,6 +109,40 @@ def test_only_the_actors_network_jumps() -> None:
     )
     for index, state in plain.optimizer.state_dict()["state"].items():
         assert torch.equal(state["exp_avg"], moments["state"][index]["exp_avg"])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_an_outer_step_goes_on_along_each_update_of_actor_and_critic(momentum: float) -> None:
+    """By torch's SGD with Nesterov's momentum, whose gradient is what the update did; no jump passes."""
+    loop = Loop(f"outer:sigma=1.5,momentum={momentum}+line", full_trust=0.0, max_kl=1e-30)
+    position = torch.from_numpy(loop.whole())
+    outer = torch.optim.SGD([position], lr=1.5, momentum=momentum, nesterov=momentum > 0)
+    for _ in range(3):
+        loop.iterate()
+        position.grad = position - torch.from_numpy(loop.whole_before)
+        outer.step()
+        np.testing.assert_allclose(loop.whole(), position.numpy(), rtol=1e-4, atol=1e-6)
+    assert loop.accelerator is not None and loop.accelerator.counts == {"rejected": 3}
+
+
+def test_an_outer_step_of_the_actor_leaves_log_stds_and_critic() -> None:
+    loop = Loop("outer:sigma=2,actor=true+line", full_trust=0.0, max_kl=1e-30)
+    start = loop.actor()
+    loop.iterate()
+    expected = 2 * loop.before - start
+    expected[:2] = loop.before[:2]
+    np.testing.assert_allclose(loop.actor(), expected, rtol=1e-4, atol=1e-6)
+    critic = nn.utils.parameters_to_vector(loop.agent.critic.parameters()).detach().numpy()
+    np.testing.assert_array_equal(critic, loop.whole_before[2:6])
+
+
+def test_a_critic_jumps_along_with_the_actor() -> None:
+    loop = Loop("line", **EVERYTHING, critic=True)
+    start = loop.whole()
+    loop.iterate()
+    expected = loop.whole_before + 4 * (loop.whole_before - start)
+    expected[:2] = loop.whole_before[:2]  # log standard deviations
+    np.testing.assert_allclose(loop.whole(), expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("bound", [1e-2, 1e-3])
@@ -160,17 +202,18 @@ def test_a_fall_of_the_return_takes_the_jump_back() -> None:
     np.testing.assert_allclose(loop.actor(), loop.before - jumped, rtol=1e-5, atol=1e-7)
 
 
-def test_a_checkpoint_goes_on_to_the_bit(tmp_path: Path) -> None:
-    whole = Loop("line", full_trust=0.0)
+@pytest.mark.parametrize("forecaster", ["line", "outer:momentum=0.3+context"])
+def test_a_checkpoint_goes_on_to_the_bit(forecaster: str, tmp_path: Path) -> None:
+    whole = Loop(forecaster, full_trust=0.0)
     for _ in range(6):
         whole.iterate()
-    stopped = Loop("line", full_trust=0.0)
+    stopped = Loop(forecaster, full_trust=0.0)
     for _ in range(3):
         stopped.iterate()
     assert stopped.accelerator is not None and whole.accelerator is not None
     states = {"agent": stopped.agent, "optimizer": stopped.optimizer, "accelerator": stopped.accelerator}
     torch.save({name: each.state_dict() for name, each in states.items()}, tmp_path / "checkpoint")
-    resumed = Loop("line", full_trust=0.0)
+    resumed = Loop(forecaster, full_trust=0.0)
     assert resumed.accelerator is not None
     saved = torch.load(tmp_path / "checkpoint", weights_only=True)
     resumed.agent.load_state_dict(saved["agent"])
@@ -179,8 +222,13 @@ def test_a_checkpoint_goes_on_to_the_bit(tmp_path: Path) -> None:
     resumed.rng.set_state(stopped.rng.get_state())
     for _ in range(3):
         resumed.iterate()
-    np.testing.assert_array_equal(resumed.actor(), whole.actor())
+    np.testing.assert_array_equal(resumed.whole(), whole.whole())
     assert resumed.accelerator.counts == whole.accelerator.counts
+    if forecaster != "line":
+        with pytest.raises(TiplError, match="with Outer-PPO"):
+            Loop("context", full_trust=0.0).accelerator.load_state_dict(  # pyright: ignore[reportOptionalMemberAccess]
+                saved["accelerator"]
+            )
     with pytest.raises(TiplError, match="not of an accelerator of 2 weights"):
         Accelerator(nn.Linear(1, 1), distribution=Categorical).load_state_dict(saved["accelerator"])
 
@@ -196,6 +244,26 @@ def test_settings_are_refused_by_name() -> None:
         Accelerator([])
     with pytest.raises(TiplError, match="no forecaster"):
         Accelerator(Agent(), "nothing")
+    agent = Agent()
+    adam = torch.optim.Adam(agent.parameters())
+    for message, forecaster, given in [
+        ("reuse:batches=2 changes the update itself", "reuse:batches=2", {}),
+        ("outer forecasts nothing; give outer[+]context", "outer", {}),
+        ("Outer-PPO moves the critic too; give critic=", "outer+line", {}),
+        ("give critic=…, or leave the setting out", "line", {"jump": JumpConfig(critic=True)}),
+        ("critic has no effect without", "line", {"critic": agent.critic}),
+        ("The critic has no parameters", "outer+line", {"critic": nn.Identity()}),
+        ("lie in the same memory", "outer+line", {"critic": agent.actor_mean}),
+        ("optimizer has no effect on line", "line", {"optimizer": adam}),
+        ("looks at Adam's moments, and there is no optimizer", "context", {}),
+        ("and there is SGD", "context", {"optimizer": torch.optim.SGD(agent.parameters(), lr=0.1)}),
+        ("does not train actor_logstd", "context", {"optimizer": torch.optim.Adam(agent.critic.parameters())}),
+    ]:
+        with pytest.raises(TiplError, match=message):
+            Accelerator(agent, forecaster, **given)
+    accelerator = Accelerator(agent, "context", optimizer=adam)
+    with pytest.raises(TiplError, match="no actions; the forecaster context looks at actions"):
+        accelerator.step(Batch(torch.zeros(4, 3)))
 
 
 def test_a_causal_model_forecasts_in_a_loop() -> None:

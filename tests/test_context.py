@@ -10,10 +10,12 @@ import plain_ppo
 import pytest
 import safetensors.numpy
 import torch
+from torch.distributions import Categorical
 
-from tipl import Accelerator, JumpingOptimizer
+from tipl import Batch, JumpingOptimizer
 from tipl.acceleration.arms import Arm, run_part
 from tipl.acceleration.jump import KINDS
+from tipl.acceleration.tokens import BatchMemory
 from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig, JumpConfig, PPOConfig
 from tipl.errors import TiplError
 from tipl.forecasting.context import CONTEXT, ContextSum
@@ -110,12 +112,65 @@ def test_a_sum_of_tokens_is_the_causal_models_displacement_and_theirs() -> None:
         forecaster.forecast([History(0, 30, path, 4, 5)], [50])
 
 
-def test_a_loop_that_makes_no_tokens_is_told_before_its_first_step() -> None:
-    policy = torch.nn.Linear(3, 2)
-    with pytest.raises(TiplError, match="which only `tipl accelerate` makes"):
-        Accelerator(policy, CONTEXT, distribution=lambda obs: torch.distributions.Categorical(logits=policy(obs)))
-    with pytest.raises(TiplError, match="which only `tipl accelerate` makes"):
-        JumpingOptimizer(torch.optim.Adam(policy.parameters()), CONTEXT)
+def test_an_optimizer_that_knows_no_batches_is_told_before_its_first_step() -> None:
+    with pytest.raises(TiplError, match="an optimizer knows none"):
+        JumpingOptimizer(torch.optim.Adam(torch.nn.Linear(3, 2).parameters()), CONTEXT)
+
+
+def test_tokens_of_a_torch_loop_are_those_of_our_own() -> None:
+    """The same rollouts, weights, moments and steps of Adam, and advantages of the critic of now."""
+    ppo = PPOConfig(num_envs=4, num_steps=100, num_minibatches=4, update_epochs=2, learning_rate=0.05, anneal_lr=False)
+    config = CollectConfig(env_id="Pendulum-v1", total_steps=400 * 8, hidden_sizes=(8, 8), ppo=ppo)
+    batch, ours = TrialBatch(config, [3]), Memory()
+    rollouts: list[Rollout] = []
+    for _ in range(7):
+        batch.iterate()
+        ours.add(batch, 0)
+        rollouts.append(Rollout.of(batch, 0))
+    sizes, size = batch.policy_sizes.tolist(), batch.spec.size
+    agent = plain_ppo.Agent(sizes[0], tuple(sizes[1:-1]), sizes[-1], batch.theta[0])
+    adam = torch.optim.Adam(agent.parameters(), lr=0.05, eps=ppo.adam_eps)
+    named = [(f"{number}", each) for number, each in enumerate(agent.policy())]
+    theirs = BatchMemory(named, agent, agent.action_law, adam)
+    for _ in range(8):  # as many steps as an iteration's
+        agent.zero_grad()
+        sum(p.square().sum() for p in agent.parameters()).backward()  # pyright: ignore
+        adam.step()
+    torch.nn.utils.vector_to_parameters(torch.tensor(batch.theta[0]), agent.ordered())
+    start = 0
+    for each in agent.policy():
+        stop = start + each.numel()
+        state, moments = adam.state[each], (batch.adam_m[0], batch.adam_v[0])
+        for key, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
+            state[key].copy_(torch.tensor(moment[start:stop]).view_as(each))
+        start = stop
+    for rollout in rollouts:
+        seen = np.concatenate([rollout.obs, rollout.last_obs[:, None]], axis=1)
+        values = agent.critic(torch.tensor(seen))[..., 0].detach().numpy()
+        advantages = torch.tensor(advantages_of(rollout, values, ppo), dtype=torch.float32)
+        flat = (torch.tensor(array.reshape(400, -1)) for array in (rollout.obs, rollout.actions))
+        theirs.add(Batch(*flat, torch.tensor(rollout.log_probs.reshape(-1)), advantages.reshape(-1)))
+    for each in agent.policy():
+        adam.state[each]["step"].fill_(7 * 8)
+    theirs._steps_each = 8
+    expected, found = ours.tokens(batch, 0), theirs.tokens()
+    assert found.shape == (TOKENS, size) and expected[:3].any(axis=1).all() and not found[3].any()
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=2e-3, atol=1e-4 * max(np.abs(other).max(), 1e-9))
+
+
+def test_of_a_long_batch_samples_from_all_of_it_are_kept_others_each_time() -> None:
+    policy = torch.nn.Linear(1, 2)
+    named = list(policy.named_parameters())
+    memory = BatchMemory(
+        named, policy, lambda obs: Categorical(logits=policy(obs)), torch.optim.Adam([*policy.parameters()])
+    )
+    numbers = torch.arange(1200.0)
+    for _ in range(2):
+        memory.add(Batch(numbers[:, None], torch.zeros(1200), torch.zeros(1200), numbers))
+    newest, before = (each["observations"][:, 0] for each in memory.state()["batches"])
+    np.testing.assert_array_equal(before, np.arange(0, 1200, 3))
+    np.testing.assert_array_equal(newest, np.arange(1, 1200, 3))
 
 
 def test_a_live_run_makes_the_tokens_that_its_forecaster_takes(tmp_path: Path) -> None:

@@ -314,6 +314,23 @@ def test_an_accelerator_moves_the_actor_between_update_and_rollout(env_id: str, 
         np.testing.assert_allclose(moved[acts], 4 * came[acts], rtol=1e-2, atol=2e-6)
 
 
+def test_an_accelerator_takes_outer_steps_critic_and_gradients_from_the_model() -> None:
+    """What PPO's policy and critic went through in an update, times σ; A2C's optimizer has no moments of Adam."""
+    watch = Watch(lambda policy: nn.utils.parameters_to_vector(policy.parameters()).detach().numpy().copy())
+    before, after = deepcopy(watch), watch
+    jump = JumpConfig(full_trust=0.0, max_kl=1e-30, critic=True)
+    accelerate = SB3Accelerator("outer:sigma=1.5+context", jump=jump)
+    model = PPO("MlpPolicy", "CartPole-v1", seed=1, **SHORT)
+    model.learn(320, callback=CallbackList([before, accelerate, after]))
+    assert accelerate.counts == {"rejected": 4}
+    for at in range(1, 5):
+        came = before.weights[at] - after.weights[at - 1]
+        np.testing.assert_allclose(after.weights[at] - before.weights[at], 0.5 * came, rtol=1e-2, atol=1e-6)
+    other = A2C("MlpPolicy", "CartPole-v1", seed=1, device="cpu")
+    with pytest.raises(TiplError, match="Adam's moments, and there is RMSprop"):
+        other.learn(10, callback=SB3Accelerator("context"))
+
+
 @pytest.mark.parametrize("critic", [False, True])
 @pytest.mark.parametrize("algorithm", [SAC, TD3, DQN])
 def test_an_accelerator_of_a_replay_buffer_jumps_after_so_many_optimizer_steps(algorithm: Any, critic: bool):

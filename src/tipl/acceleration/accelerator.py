@@ -1,6 +1,7 @@
 """The accelerator: jumps to forecast weights in somebody else's torch loop.
 
-In: an actor, a forecaster, once an iteration the batch in hand.  Out: the actor's weights moved in place, or left.
+In: an actor, a forecaster, once an iteration the batch in hand.  Out: the actor's weights moved in place, or left; on
+request the critic's too, and an outer step of both before the jump.
 
     accelerator = Accelerator(agent, "line")
     for iteration in …:
@@ -13,8 +14,7 @@ For loops without a policy there is `JumpingOptimizer` (jumping.py), a `torch.op
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from tipl.acceleration.jump import Judgment, Jump, Jumper, is_log_std, jumps_for, may_jump, require_no_tokens
+from tipl.acceleration.batch import Batch
+from tipl.acceleration.jump import Judgment, Jump, Jumper, is_log_std, jumps_for, may_jump
 from tipl.acceleration.jumping import JumpingOptimizer
+from tipl.acceleration.outer import OuterStep, critic_parameters, outer_and
 from tipl.checks import Count, Place, checked
 from tipl.collection.agent import (
     acting_parameters,
@@ -38,7 +40,7 @@ from tipl.collection.flat import check_apart, check_finite, move, trainable, tri
 from tipl.collection.flat import flat as _flat
 from tipl.config.presets import JumpConfig
 from tipl.errors import TiplError
-from tipl.forecasting.forecaster import Forecaster
+from tipl.forecasting.forecaster import Forecaster, usable
 from tipl.forecasting.named import load_forecaster
 
 __all__ = ["Accelerator", "Batch", "JumpingOptimizer"]
@@ -46,59 +48,13 @@ __all__ = ["Accelerator", "Batch", "JumpingOptimizer"]
 _OF_BATCHES = ("surrogate", "max_change", "hindsight")  # settings that look at actions, log_probs and advantages
 _FAR = 30  # times its weights a network is one that shows what it does to large outputs
 _FREE = JumpConfig().max_change  # which never binds
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a loop has in hand after an iteration, S samples of it; tensors as the policy takes them.
-
-    observations: [S, …], normalized as the policy sees them.
-    actions, log_probs, advantages: [S, …], [S], [S]; without them neither the surrogate objective, in advance or in
-        hindsight, nor the change by update and jump together is looked at.
-    returns: of the episodes that ended in the iteration; without them no fall is seen.
-    """
-
-    observations: Tensor
-    actions: Tensor | None = None
-    log_probs: Tensor | None = None
-    advantages: Tensor | None = None
-    returns: Sequence[float] = ()
-
-    def check(self, asked: Iterable[str]) -> None:
-        """Check that it is whole.
-
-        Args:
-            asked: settings of jumps that were asked for.
-
-        Raises:
-            TiplError: it lacks what they look at, its parts do not fit together, or a number is not finite.
-        """
-        given = [getattr(self, name) for name in ("observations", "actions", "log_probs", "advantages")]
-        other = next((part for part in given if not isinstance(part, Tensor | None)), None)
-        if other is not None:
-            raise TiplError(f"A Batch holds tensors, not {type(other).__name__}.")
-        parts = {"actions": self.actions, "log_probs": self.log_probs, "advantages": self.advantages}
-        missing = [name for name, part in parts.items() if part is None]
-        needed = next((name for name in asked if name in _OF_BATCHES), None)
-        if missing and (len(missing) < len(parts) or needed):
-            why = f"{needed} looks at" if needed else "the guard takes all or none of"
-            raise TiplError(f"The Batch has no {missing[0]}; {why} actions, log_probs and advantages.")
-        samples = len(self.observations)
-        for name, part in parts.items():
-            if part is None:
-                continue
-            if (len(part) if name == "actions" else part.numel()) != samples:
-                raise TiplError(f"The Batch has {samples} observations and {name} of the shape {list(part.shape)}.")
-            if part.is_floating_point() and not torch.isfinite(part).all():
-                raise TiplError(f"The Batch's {name} are not finite; the run diverged, or the batch is not whole.")
-        if not np.isfinite(np.asarray(self.returns, np.float64)).all():
-            raise TiplError("An episode's return is not finite; the run diverged, or the environment is at fault.")
+_KEPT = {"outer": "Outer-PPO", "memory": "context tokens"}
 
 
 class Accelerator:
     """Puts forecasts into a live run where a `Jumper` lets them.
 
-    The optimizer's moments, the critic, normalizers and the learning rate are left alone.
+    The optimizer's moments, normalizers and the learning rate are left alone, and so is the critic unless it is given.
 
     Attributes:
         counts: how many iterations ended in each of `tipl.acceleration.jump.KINDS`.
@@ -114,29 +70,36 @@ class Accelerator:
         jump: JumpConfig | None = None,
         snapshots_per_iteration: int = 1,
         fit: Place | None = None,
+        critic: nn.Module | Iterable[tuple[str, nn.Parameter]] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         """
         Args:
             policy: the actor, or (name, parameter) pairs. Of a module with CleanRL's `actor_mean` and `actor_logstd`,
                 or `actor`, only these jump.
-            forecaster: a Forecaster, or what `tipl accelerate --forecaster` takes.
+            forecaster: a Forecaster, or what `tipl accelerate --forecaster` takes; of rivals Outer-PPO below one, as in
+                `outer:sigma=1.5+causal`.
             distribution: the policy's distribution over actions at observations; default: of CleanRL's agents.
             jump: when and how far. Default: what is usual with the forecaster, `tipl.jumps_of(name)`, of which parts of
                 a Batch that are missing are not looked at; an option that is given here refuses a Batch without them.
             snapshots_per_iteration: all but the last of which the loop takes by `record`.
             fit: the store that the autoregression is fitted on; default: the package's own.
+            critic: or its (name, parameter) pairs, which Outer-PPO moves, and `JumpConfig(critic=True)` lets jump.
+            optimizer: the Adam that trains the policy, whose moments the forecaster `context` looks at.
 
         Raises:
-            TiplError: the settings, the forecaster or the policy cannot be used.
+            TiplError: the settings, the forecaster, the policy, the critic or the optimizer cannot be used.
         """
         config = jumps_for(forecaster, checked("`jump`", jump, JumpConfig | None))
-        if config.critic:
-            raise TiplError("critic has no effect on an Accelerator, which knows the actor alone; leave it as it is.")
+        outer, forecaster = outer_and(forecaster)
         count = checked("`snapshots_per_iteration`", snapshots_per_iteration, Count)
         inner = unwrapped(policy)
         named = acting_parameters(inner)
-        check_apart(named)
-        self._named, self._parameters = named, [parameter for _, parameter in named]
+        beside = critic_parameters(critic, outer, config)
+        check_apart([*named, *beside])
+        self._outer = OuterStep(outer, named, beside) if outer else None
+        self._acting, self._named = named, [*named, *(beside if config.critic else ())]
+        self._parameters = [parameter for _, parameter in self._named]
         self._policy = inner if isinstance(inner, nn.Module) else None
         self._is_own, self._is_checked = distribution is not None, False
         self._distribution = distribution or cleanrl_distribution(inner)
@@ -147,14 +110,22 @@ class Accelerator:
             self._snapshots_per_iteration = count
         elif fit is not None:
             raise TiplError("fit has no effect on a forecaster that is made already; leave it out.")
-        require_no_tokens(forecaster)
-        names, sizes = [name for name, _ in named], [p.numel() for p in self._parameters]
+        names, sizes = [name for name, _ in self._named], [p.numel() for p in self._parameters]
         self._moves_P = may_jump(names, sizes, config.log_std)
-        self._is_network = np.repeat([not is_log_std(name) for name in names], sizes)
+        acting = {name for name, _ in named}
+        self._is_network = np.repeat([name in acting and not is_log_std(name) for name in names], sizes)
         self._jumper = Jumper(forecaster, config, self._moves_P)
         self._acted: np.ndarray | None = _flat(self._parameters)  # with the weights that the next batch is made with
         self._jumper.begin(self._acted)
         self._asked = [each for each in _OF_BATCHES if jump is not None and getattr(jump, each) not in (False, _FREE)]
+        self._memory = None
+        if usable(forecaster).takes_tokens:
+            from tipl.acceleration.tokens import BatchMemory  # brings numba
+
+            self._memory = BatchMemory(named, self._policy, self._distribution, optimizer)
+            self._asked.append(f"the forecaster {forecaster.name}")
+        elif optimizer is not None:
+            raise TiplError(f"optimizer has no effect on {forecaster.name}, which looks at none; leave it out.")
         self._snapshots: list[np.ndarray] = []
         self.counts: Counter[str] = Counter()
         self.last: Jump | None = None
@@ -173,24 +144,32 @@ class Accelerator:
                 number of times than the forecaster was made for, or the distribution is not the agent's own.
         """
         batch.check(self._asked)
-        self.record()
-        snapshots, self._snapshots = np.stack(self._snapshots), []
-        expected = self._snapshots_per_iteration
-        if expected not in (None, len(snapshots)):
+        expected, found = self._snapshots_per_iteration, len(self._snapshots) + 1
+        if expected not in (None, found):
+            self._snapshots = []
             raise TiplError(
-                f"This iteration has {len(snapshots)} snapshots, the forecaster was made for {expected}; "
-                f"give snapshots_per_iteration={len(snapshots)}, "
-                f"or call record() {expected - 1} times an iteration."
+                f"This iteration has {found} snapshots, the forecaster was made for {expected}; "
+                f"give snapshots_per_iteration={found}, or call record() {expected - 1} times an iteration."
             )
-        check_finite(self._named, snapshots[-1])
+        check_finite(self._named, _flat(self._parameters))
         if not self._is_checked:
             self._check_network(batch)
             self._check_batch(batch)
+        if self._outer is not None:
+            self._outer.step()
+        self.record()
+        snapshots, self._snapshots = np.stack(self._snapshots), []
         self._jumper.moves_P = self._moves_P & trainable(self._parameters)
-        jump = self._jumper.step(snapshots, self._judge(batch), batch.returns)
+        tokens = None
+        if self._memory is not None:
+            self._memory.add(batch)
+            tokens = self._memory.tokens
+        jump = self._jumper.step(snapshots, self._judge(batch), batch.returns, tokens)
         if jump.displacement is not None:
             move(self._parameters, jump.displacement)
         self._acted = _flat(self._parameters)
+        if self._outer is not None:
+            self._outer.begin()
         self.counts[jump.kind] += 1
         self.last = jump
         return jump
@@ -231,7 +210,7 @@ class Accelerator:
         """Hold the distribution against the network and the agent's own output (agent.py)."""
         observations, actions = batch.observations, batch.actions
         with undisturbed(self._parameters, self._policy):
-            check_dependence(self._distribution, observations, self._named, self._policy)
+            check_dependence(self._distribution, observations, self._acting, self._policy)
         if not self._is_own:
             now = _flat(self._parameters)
             for weights in (now, np.where(self._is_network, _FAR * now, now)):
@@ -252,7 +231,9 @@ class Accelerator:
         size = sum(parameter.numel() for parameter in self._parameters)
         within = np.array(self._snapshots, np.float32).reshape(-1, size)
         about = {"counts_by_kind": dict(self.counts), "forecaster": self._jumper.forecaster.name}
-        return state | about | {"within": torch.as_tensor(within)}
+        state |= about | {"within": torch.as_tensor(within)}
+        state |= {} if self._outer is None else {"outer": self._outer.state()}
+        return state | ({} if self._memory is None else {"memory": self._memory.state()})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, which `state_dict` returned.
@@ -269,6 +250,13 @@ class Accelerator:
                 f"This state is of the forecaster {state.get('forecaster')}, not of {self._jumper.forecaster.name}; "
                 "make the Accelerator with that one."
             )
+        for part, mine in (("outer", self._outer), ("memory", self._memory)):
+            if (part in state) != (mine is not None):
+                raise TiplError(f"This state is of an Accelerator with{'' if part in state else 'out'} {_KEPT[part]}.")
+        if self._outer is not None:
+            self._outer.restore(state["outer"])
+        if self._memory is not None:
+            self._memory.restore(state["memory"])
         arrays = {name: value.cpu().numpy() for name, value in state.items() if isinstance(value, Tensor)}
         self._snapshots = list(arrays.pop("within").copy())
         self._jumper.restore(arrays)

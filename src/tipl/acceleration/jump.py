@@ -98,12 +98,12 @@ def jumps_for(forecaster: Forecaster | Place, jump: JumpConfig | None = None) ->
 def require_no_tokens(forecaster: Forecaster) -> None:
     """
     Raises:
-        TiplError: it is no forecaster, or takes context tokens, which only our own PPO makes.
+        TiplError: it is no forecaster, or takes context tokens, which are made of a policy's batches.
     """
     if usable(forecaster).takes_tokens:
         raise TiplError(
-            f"The forecaster {forecaster.name} takes context tokens, which only `tipl accelerate` makes; take causal, "
-            "which needs none."
+            f"The forecaster {forecaster.name} looks at a policy's last batches, and an optimizer knows none; take "
+            "causal, or an Accelerator."
         )
 
 

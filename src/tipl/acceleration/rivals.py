@@ -41,12 +41,7 @@ def batch_of(config: CollectConfig, seeds: Sequence[int], rival: Rival | None) -
 
 
 class OuterBatch(TrialBatch):
-    """Outer-PPO. With g the displacement of an iteration's update, outer rate σ and momentum μ:
-
-        v ← μ v + g,    φ_{k+1} = φ_k + σ (g + μ v)
-
-    which is Nesterov's momentum as torch and optax have it. Adam's moments stay those of the inner updates.
-    """
+    """Outer-PPO: after each update a step of `Outer.beyond`. Adam's moments stay those of the inner updates."""
 
     def __init__(self, rival: Outer, *args: Any) -> None:
         super().__init__(*args)
@@ -56,11 +51,7 @@ class OuterBatch(TrialBatch):
     def _update_trial(self, trial: int, order: np.ndarray, learning_rate: float, snapshots: np.ndarray) -> None:
         before_W = self.theta[trial].copy()
         super()._update_trial(trial, order, learning_rate, snapshots)
-        sigma, momentum, velocity_W = self._rival.sigma, self._rival.momentum, self._velocity[trial]
-        pull_W = self.theta[trial] - before_W
-        velocity_W *= momentum
-        velocity_W += pull_W
-        beyond_W = (sigma - 1) * pull_W + sigma * momentum * velocity_W
+        beyond_W = self._rival.beyond(self.theta[trial] - before_W, self._velocity[trial])
         self.theta[trial, self._moves] += beyond_W[self._moves]
         snapshots[-1] = self.theta[trial, : snapshots.shape[1]]
 

@@ -10,6 +10,8 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+import numpy as np
+
 from tipl.checks import Count, NotNegative, Part, Positive, check_settings, require
 from tipl.errors import TiplError
 
@@ -28,6 +30,15 @@ class Outer:
 
     def __post_init__(self) -> None:
         check_settings(self, "outer:")
+
+    def beyond(self, pull_W: np.ndarray, velocity_W: np.ndarray) -> np.ndarray:
+        """Return what is added to an iteration's displacement g: with v ← μ v + g, in place, (σ − 1) g + σ μ v.
+
+        So an iteration goes σ (g + μ v), Nesterov's momentum as torch and optax have it.
+        """
+        velocity_W *= self.momentum
+        velocity_W += pull_W
+        return (self.sigma - 1) * pull_W + self.sigma * self.momentum * velocity_W
 
 
 @dataclass(frozen=True)

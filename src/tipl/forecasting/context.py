@@ -75,8 +75,8 @@ class ContextSum(Forecaster):
         for out_HP, history in zip(made, histories, strict=True):
             if history.tokens is None or len(history.tokens) != a_HJ.shape[1] - 1:
                 raise TiplError(
-                    f"The forecaster {self.name} takes {a_HJ.shape[1] - 1} context tokens, which `tipl accelerate` "
-                    "makes in its runs; take causal, which needs none."
+                    f"The forecaster {self.name} takes {a_HJ.shape[1] - 1} context tokens, which live runs have "
+                    "(`tipl accelerate`, an Accelerator); take causal, which needs none."
                 )
             mine, now = np.flatnonzero(self._network), history.weights[-1]
             mine = mine[mine < history.tokens.shape[1]]  # weights after these, a critic's, have no tokens
