@@ -35,11 +35,14 @@ from tipl.store import History, beginning_of
 FULL = (0, 1), (1, 5), (5, 10), (10, 20)
 QUARTER = (0, 1), (1, 5), (5, 10), (10, 20), (20, 40)
 QUARTERS = tuple(f"quarter {a}-{b}" for a, b in QUARTER[:-1])
+THEN = tuple(
+    f"{name} then" for name in QUARTERS
+)  # with the advantages of the critic of then, as an Accelerator has them
 MODELS = "causal", "zoo"
 NAMES = (
     *(f"path {j}" for j in range(TOKENS)), *(f"{model} {h}" for model in MODELS for h in (5, 50)),
     *(f"gradient {a}-{b}" for a, b in FULL), *(f"raw {a}-{b}" for a, b in FULL),
-    *(f"quarter {a}-{b}" for a, b in QUARTER), "Adam", "simulated update",
+    *(f"quarter {a}-{b}" for a, b in QUARTER), "Adam", "simulated update", *THEN,
 )  # fmt: skip
 OWN = 1e-3  # the ridge of coefficients that are fitted where they are judged
 FIRST = 2  # origins before are left out
@@ -99,10 +102,12 @@ def tokens_now(batch, path, full, quarter, models, rng):
     root = np.sqrt(batch.adam_v[0, :size] / (1 - BETA2**t)) + ppo.adam_eps
     far = np.float32(rate(batch) * ppo.update_epochs * ppo.num_minibatches)
     gradients = bands([surrogate_gradient(batch, 0, r) for r in full], FULL)
-    quarters = bands([surrogate_gradient(batch, 0, r) for r in quarter], QUARTER)
+    quarters = bands([surrogate_gradient(batch, 0, r) for r, _ in quarter], QUARTER)
+    then = bands([surrogate_gradient(batch, 0, r, advantages) for r, advantages in quarter], QUARTER[:-1])
     moment = batch.adam_m[0, :size] / (1 - BETA1**t)
     rows = tokens, made, -far * gradients / root, -far * gradients / root.mean(), -far * quarters / root
-    return np.concatenate([*rows, [-far * moment / root, simulated(batch, full, rng)]]).astype(np.float32)
+    last = [-far * moment / root, simulated(batch, full, rng), *(-far * then / root)]
+    return np.concatenate([*rows, last]).astype(np.float32)
 
 
 def collect(out, env_id, seed, iterations):
@@ -123,7 +128,8 @@ def collect(out, env_id, seed, iterations):
         full.appendleft(Rollout.of(batch, 0))
         steps = config.ppo.num_steps
         part = steps // 4 * (i % 4)
-        quarter.appendleft(Rollout.of(batch, 0, part, part + steps // 4))
+        advantages = batch.advantages[batch.copies(0), part : part + steps // 4].copy()
+        quarter.appendleft((Rollout.of(batch, 0, part, part + steps // 4), advantages))
         rows = tokens_now(batch, snapshots, full, quarter, models, rng)
         grams.append(np.stack([rows[:, a:b] @ rows[:, a:b].T for a, b in pairwise(ends)]))
         waiting.append(rows)

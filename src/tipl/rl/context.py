@@ -96,14 +96,17 @@ class Memory:
         return found
 
 
-def surrogate_gradient(batch: TrialBatch, trial: int, rollout: Rollout) -> np.ndarray:
-    """Return the gradient [P] of −mean(A r) − c_e H on a rollout, at a trial's weights of now."""
+def surrogate_gradient(
+    batch: TrialBatch, trial: int, rollout: Rollout, advantages: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the gradient [P] of −mean(A r) − c_e H on a rollout, at a trial's weights of now.
+
+    Args:
+        advantages: [E, S]; default: those of the critic of now.
+    """
     ppo, theta, size = batch.config.ppo, batch.theta[trial], batch.spec.size
-    advantages, returns = np.empty_like(rollout.rewards), np.empty(rollout.rewards.shape[1], np.float32)
-    for e in range(len(advantages)):
-        values = critic_values(theta, size, batch.critic_sizes, rollout.obs[e], rollout.last_obs[e], batch.activation)
-        advantages_and_returns(rollout.rewards[e], values[:-1], rollout.dones[e], values[-1], rollout.last_done[e],
-                               ppo.gamma, ppo.gae_lambda, advantages[e], returns)  # fmt: skip
+    if advantages is None:
+        advantages = _advantages_now(batch, trial, rollout)
     if ppo.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + np.float32(1e-8))
     samples = advantages.size
@@ -112,6 +115,17 @@ def surrogate_gradient(batch: TrialBatch, trial: int, rollout: Rollout) -> np.nd
     add_gradient(theta, batch.policy_sizes, rollout.obs.reshape(samples, -1), rollout.actions.reshape(samples, -1),
                  rollout.log_probs.reshape(-1), advantages.reshape(-1), settings, grad)  # fmt: skip
     return grad
+
+
+def _advantages_now(batch: TrialBatch, trial: int, rollout: Rollout) -> np.ndarray:
+    """[E, S]"""
+    ppo, theta, size = batch.config.ppo, batch.theta[trial], batch.spec.size
+    advantages, returns = np.empty_like(rollout.rewards), np.empty(rollout.rewards.shape[1], np.float32)
+    for e in range(len(advantages)):
+        values = critic_values(theta, size, batch.critic_sizes, rollout.obs[e], rollout.last_obs[e], batch.activation)
+        advantages_and_returns(rollout.rewards[e], values[:-1], rollout.dones[e], values[-1], rollout.last_done[e],
+                               ppo.gamma, ppo.gae_lambda, advantages[e], returns)  # fmt: skip
+    return advantages
 
 
 @kernel(fastmath=FASTMATH)
