@@ -35,9 +35,7 @@ from tipl.store import History, beginning_of
 FULL = (0, 1), (1, 5), (5, 10), (10, 20)
 QUARTER = (0, 1), (1, 5), (5, 10), (10, 20), (20, 40)
 QUARTERS = tuple(f"quarter {a}-{b}" for a, b in QUARTER[:-1])
-THEN = tuple(
-    f"{name} then" for name in QUARTERS
-)  # with the advantages of the critic of then, as an Accelerator has them
+THEN = tuple(f"then {a}-{b}" for a, b in QUARTER[:-1])  # with advantages of the critic of then, as Accelerator has them
 MODELS = "causal", "zoo"
 NAMES = (
     *(f"path {j}" for j in range(TOKENS)), *(f"{model} {h}" for model in MODELS for h in (5, 50)),
@@ -162,7 +160,7 @@ SETS = {  # single tokens and combinations
     "causal, gradients, Adam, simulated": ("causal", "gradient", "Adam", "simulated"),
     "zoo": ("zoo",), "causal, zoo": MODELS, "zoo, gradients, a quarter of each, Adam": ("zoo", *QUARTERS, "Adam"),
     "causal, zoo, gradients, a quarter of each, Adam": (*MODELS, *QUARTERS, "Adam"),
-    "zoo, gradients": ("zoo", "gradient"), "zoo, gradients, Adam": ("zoo", "gradient", "Adam"),
+    "zoo, gradients with advantages of then, Adam": ("zoo", *THEN, "Adam"), "zoo, gradients": ("zoo", "gradient"), "zoo, gradients, Adam": ("zoo", "gradient", "Adam"),
     "causal, zoo, gradients, Adam": (*MODELS, "gradient", "Adam"), "zoo, mean gradient": ("zoo", "mean"),
     "zoo, mean gradient of quarters": ("zoo", "all quarters"),
     "zoo, mean gradient of quarters, Adam": ("zoo", "all quarters", "Adam"),
