@@ -6,10 +6,10 @@ In: nothing.  Out: OUT/*.json, a file a run; `table`: every arm beside the plain
     python studies/off_policy.py table runs/off-policy --json FILE
 
 The plain arm is Stable-Baselines3's own setting, a gradient step after each step of the environment. The others take
-one after every fourth step: at the same learning rate, at twice and at four times that rate, and with jumps of the
-actor, or of actor and critic. So jumps are held against a tuned rate that costs the same. A run's returns are those of
-the deterministic policy in an environment of its own, at ten moments. Its seconds are of the processor, on one thread,
-without these episodes. Runs that are there are not made again.
+one after every second step (half) or every fourth (fewer): at the same learning rate, at twice and at four times that
+rate, and with jumps of the actor, or of actor and critic. So jumps are held against a tuned rate that costs the same.
+A run's returns are those of the deterministic policy in an environment of its own, at ten moments. Its seconds are of
+the processor, on one thread, without these episodes. Runs that are there are not made again.
 """
 
 import argparse
@@ -48,6 +48,10 @@ class Arm:
 
 ARMS = {
     "plain": Arm(every=1),
+    "half": Arm(every=2),
+    "half, rate x2": Arm(every=2, rate=2),
+    "half, zoo, critic too": Arm(every=2, forecaster="zoo", critic=True),
+    "half, zoo, critic too, ten ahead": Arm(every=2, forecaster="zoo", critic=True, horizon=10),
     "fewer": Arm(),
     "fewer, rate x2": Arm(rate=2),
     "fewer, rate x4": Arm(rate=4),
