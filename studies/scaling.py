@@ -1,11 +1,11 @@
 """What are more environments worth to the causal model, and more trials, windows, width, layers, noise?
 
-In: the zoo (`studies/zoo.py collect`).  Out: OUT/NAME, a model for each variant and seed; `table`: its best validation
-skill, on environments that it did not learn from (those whose part is `validation`, where runs learn something), by
-horizon.
+In: the zoo (`studies/zoo.py collect`).  Out: OUT/NAME, a model for each variant and seed; `table`: the skill of its
+last step on environments that it did not learn from (those whose part is `validation`, where runs learn something), by
+horizon, and a picture of it by the number of environments.
 
-    python studies/scaling.py train runs/zoo-small --out runs/scaling --steps 2000 --seeds 0 [--only envs-2 envs-32]
-    python studies/scaling.py table runs/scaling --json FILE
+    python studies/scaling.py train runs/zoo-small --out runs/scaling --steps 1500 --seeds 0 [--only envs-2 envs-32]
+    python studies/scaling.py table runs/scaling --json FILE --picture FILE
 
 Every variant has the same number of steps and noise on half of its windows, but for what its name says. Of 32
 environments the 2, 4, 8 and 16 are the first of one shuffled order, so that each set holds the smaller ones. What was
@@ -16,9 +16,11 @@ import argparse
 import dataclasses
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from zoo import Run, runs_of
 
 import tipl
@@ -82,17 +84,43 @@ def train(zoo: Path, out: Path, name: str, seed: int, steps: int, windows: int) 
     print(folder.name, kept(folder), flush=True)
 
 
-def table(out: Path, file: Path | None) -> None:
+def table(out: Path, file: Path | None, drawn: Path | None) -> None:
     rows = []
     for folder in sorted(path.parent for path in out.glob(f"*/{CURVE_FILE}")):
-        curve = json.loads((folder / CURVE_FILE).read_text())["curve"]
-        best = max(curve, key=lambda point: point["skill"]["10"])
+        last = json.loads((folder / CURVE_FILE).read_text())["curve"][-1]
         name, _, seed = folder.name.rpartition("-seed-")
-        rows.append({"variant": name, "seed": int(seed), "steps": curve[-1]["step"], "best_step": best["step"],
-                     "loss": best["validation_loss"], "skill": best["skill"]})  # fmt: skip
-        print(f"{folder.name:24}", "  ".join(f"{value:7.4f}" for value in best["skill"].values()))
+        rows.append({"variant": name, "seed": int(seed), "steps": last["step"], "loss": last["validation_loss"],
+                     "skill": last["skill"]})  # fmt: skip
+        print(f"{folder.name:24}", "  ".join(f"{value:7.4f}" for value in last["skill"].values()))
     if file:
         file.write_text(json.dumps(rows, indent=1))
+    if drawn:
+        draw(rows, drawn)
+
+
+def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Skill by the number of environments, a line for each of four horizons; the points are training seeds."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(5.5, 3.4))
+    for horizon, color in (("1", "#1f6f8b"), ("10", "#c98a1b"), ("50", "#b3323c"), ("100", "#777777")):
+        every = [(int(row["variant"].removeprefix("envs-")), row["skill"][horizon]) for row in rows
+                 if row["variant"].startswith("envs-")]  # fmt: skip
+        counts = sorted({count for count, _ in every})
+        means = [np.mean([skill for of, skill in every if of == count]) for count in counts]
+        axis.plot(counts, means, color=color, linewidth=1.2, label=f"h = {horizon}")
+        axis.plot(*zip(*every, strict=True), "o", color=color, markersize=3.5)
+    axis.axhline(0, color="#555", linewidth=0.8)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(COUNTS, [str(count) for count in COUNTS])
+    axis.set_xlabel("environments that the model learned from")
+    axis.set_ylabel("skill over doing nothing")
+    axis.set_title("Four environments that no model learned from", fontsize=9, loc="left")
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -105,9 +133,10 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=800, help="origins of each store")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path)
     asked = parser.parse_args()
     if asked.verb == "table":
-        table(asked.folder, asked.json)
+        table(asked.folder, asked.json, asked.picture)
         return
     for seed in asked.seeds:
         for name in asked.only:
