@@ -229,6 +229,7 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, default=MANIFEST)
     parser.add_argument("--environments", nargs="+", metavar="NAME", help="as in `plan`: HalfCheetah-v4 64-64 [all]")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="beside plain PPO [all]")
+    parser.add_argument("--seeds", type=int, metavar="N", help="to judge on [the manifest's]")
     parser.add_argument("--shard", default="1/1", metavar="I/N")
     parser.add_argument("--executor", choices=("local", "ray"), default="local", help="where an arm's seeds run")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes [one a core]")
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     asked = parser.parse_args()
     manifest = tomllib.loads(asked.manifest.read_text())
+    manifest["judging"] |= {"seeds": asked.seeds} if asked.seeds else {}
     first, *others = manifest["arm"]
     arms = [first, *(arm for arm in others if asked.arms is None or arm["name"] in asked.arms)]
     asked.out.mkdir(parents=True, exist_ok=True)
