@@ -8,6 +8,7 @@ In: a seed and a number of steps.  Out: a trial in a store, as `tipl collect` wr
 
 A command that was killed is run again: it repeats what is recorded, which is checked, and goes on recording.
 `--forecaster line` also lets forecasts into the run, between an update and the next rollout: the lines marked `jumps`.
+So does `--forecaster outer:sigma=1.5+context`, which goes further with each update and looks at gradients too.
 """
 
 import argparse
@@ -87,7 +88,8 @@ def train(args: Args) -> None:
         args.store, args.seed, agent, optimizer, every=2 * args.num_minibatches, env_id=args.env_id, config=vars(args),
         names=["actor_mean", "actor_logstd"], normalizer=lambda: (normalize.mean, normalize.var, normalize.count),
     )  # fmt: skip
-    accelerator = Accelerator(agent, args.forecaster) if args.forecaster else None  # jumps
+    beside = {"critic": agent.critic, "optimizer": optimizer}  # jumps
+    accelerator = Accelerator(agent, args.forecaster, **beside) if args.forecaster else None  # jumps
     episode_returns: list[float] = []
 
     obs_batch = torch.zeros(args.num_steps, obs_dim)

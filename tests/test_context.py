@@ -134,7 +134,7 @@ def test_tokens_of_a_torch_loop_are_those_of_our_own() -> None:
     theirs = BatchMemory(named, agent, agent.action_law, adam)
     for _ in range(8):  # as many steps as an iteration's
         agent.zero_grad()
-        sum(p.square().sum() for p in agent.parameters()).backward()  # pyright: ignore
+        torch.stack([p.square().sum() for p in agent.parameters()]).sum().backward()
         adam.step()
     torch.nn.utils.vector_to_parameters(torch.tensor(batch.theta[0]), agent.ordered())
     start = 0
@@ -148,8 +148,10 @@ def test_tokens_of_a_torch_loop_are_those_of_our_own() -> None:
         seen = np.concatenate([rollout.obs, rollout.last_obs[:, None]], axis=1)
         values = agent.critic(torch.tensor(seen))[..., 0].detach().numpy()
         advantages = torch.tensor(advantages_of(rollout, values, ppo), dtype=torch.float32)
-        flat = (torch.tensor(array.reshape(400, -1)) for array in (rollout.obs, rollout.actions))
-        theirs.add(Batch(*flat, torch.tensor(rollout.log_probs.reshape(-1)), advantages.reshape(-1)))
+        obs, actions, log_probs = (
+            torch.tensor(each).reshape(400, -1) for each in (rollout.obs, rollout.actions, rollout.log_probs)
+        )
+        theirs.add(Batch(obs, actions, log_probs, advantages.reshape(-1)))
     for each in agent.policy():
         adam.state[each]["step"].fill_(7 * 8)
     theirs._steps_each = 8

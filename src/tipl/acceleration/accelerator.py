@@ -84,8 +84,8 @@ class Accelerator:
                 a Batch that are missing are not looked at; an option that is given here refuses a Batch without them.
             snapshots_per_iteration: all but the last of which the loop takes by `record`.
             fit: the store that the autoregression is fitted on; default: the package's own.
-            critic: or its (name, parameter) pairs, which Outer-PPO moves, and `JumpConfig(critic=True)` lets jump.
-            optimizer: the Adam that trains the policy, whose moments the forecaster `context` looks at.
+            critic: or its (name, parameter) pairs; moved by Outer-PPO and by `JumpConfig(critic=True)` alone.
+            optimizer: the Adam that trains the policy; looked at by the forecaster `context` alone.
 
         Raises:
             TiplError: the settings, the forecaster, the policy, the critic or the optimizer cannot be used.
@@ -124,8 +124,6 @@ class Accelerator:
 
             self._memory = BatchMemory(named, self._policy, self._distribution, optimizer)
             self._asked.append(f"the forecaster {forecaster.name}")
-        elif optimizer is not None:
-            raise TiplError(f"optimizer has no effect on {forecaster.name}, which looks at none; leave it out.")
         self._snapshots: list[np.ndarray] = []
         self.counts: Counter[str] = Counter()
         self.last: Jump | None = None

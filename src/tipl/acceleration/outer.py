@@ -9,16 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tipl.acceleration.jump import is_log_std, jumps_for
+from tipl.acceleration.jump import is_log_std
 from tipl.checks import Place
 from tipl.collection.agent import unwrapped
 from tipl.collection.flat import check_parameters, flat, move
 from tipl.config.presets import JumpConfig
 from tipl.config.rivals import Outer, parts_of_arm
 from tipl.errors import TiplError
-from tipl.forecasting.context import CONTEXT
 from tipl.forecasting.forecaster import Forecaster
-from tipl.forecasting.named import as_name
 
 Named = Sequence[tuple[str, nn.Parameter]]
 
@@ -67,34 +65,20 @@ def outer_and(forecaster: Forecaster | Place) -> tuple[Outer | None, Forecaster 
     return rival, name
 
 
-def needs(forecaster: Forecaster | Place, jump: JumpConfig | None) -> set[str]:
-    """Return which of `critic` and `optimizer` an Accelerator with these takes.
-
-    Raises:
-        TiplError: as `outer_and` and `jumps_for`.
-    """
-    outer, inner = outer_and(forecaster)
-    takes_tokens = inner.takes_tokens if isinstance(inner, Forecaster) else as_name(inner) == CONTEXT
-    found = {"optimizer"} if takes_tokens else set[str]()
-    return found | ({"critic"} if _moves_critic(outer, jumps_for(forecaster, jump)) else set[str]())
-
-
 def critic_parameters(
     critic: nn.Module | Iterable[tuple[str, nn.Parameter]] | None, outer: Outer | None, jump: JumpConfig
 ) -> list[tuple[str, nn.Parameter]]:
     """Return the critic's parameters by name; none where nothing moves them.
 
     Raises:
-        TiplError: it lacks and something moves it, the other way round, or it is none.
+        TiplError: something moves it, and it is not given or has no parameters.
     """
+    if not jump.critic and (outer is None or outer.actor):
+        return []
     if critic is None:
         if jump.critic:
             raise TiplError("JumpConfig(critic=True) moves the critic; give critic=…, or leave the setting out.")
-        if _moves_critic(outer, jump):
-            raise TiplError("Outer-PPO moves the critic too; give critic=…, or outer:actor=true.")
-        return []
-    if not _moves_critic(outer, jump):
-        raise TiplError("critic has no effect without Outer-PPO or JumpConfig(critic=True); leave it out.")
+        raise TiplError("Outer-PPO moves the critic too; give critic=…, or outer:actor=true.")
     inner = unwrapped(critic)
     named = inner.named_parameters() if isinstance(inner, nn.Module) else critic
     assert not isinstance(named, nn.Module)
@@ -103,7 +87,3 @@ def critic_parameters(
     if not found:
         raise TiplError("The critic has no parameters; give the module that is trained.")
     return found
-
-
-def _moves_critic(outer: Outer | None, jump: JumpConfig) -> bool:
-    return jump.critic or (outer is not None and not outer.actor)

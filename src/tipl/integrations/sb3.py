@@ -30,7 +30,6 @@ from torch.distributions import Normal
 
 from tipl.acceleration.accelerator import Accelerator, Batch
 from tipl.acceleration.jumping import JumpingOptimizer
-from tipl.acceleration.outer import needs
 from tipl.checks import AnyPath, Count, Place, checked
 from tipl.collection.record import Normalizer, WeightRecorder
 from tipl.config.env_spec import EnvId
@@ -224,12 +223,11 @@ class SB3Accelerator(BaseCallback):
                 return _SquashedNormal(made.loc, made.scale, validate_args=False)
             return made
 
-        acting, wanted = {id(parameter) for _, parameter in named}, needs(self._forecaster, self._jump)
+        acting = {id(parameter) for _, parameter in named}
         critic = [(name, each) for name, each in policy.named_parameters() if id(each) not in acting]
         self.accelerator = Accelerator(
             named, self._forecaster, distribution=distribution, jump=self._jump, fit=self._fit,
-            critic=critic if "critic" in wanted else None,
-            optimizer=policy.optimizer if "optimizer" in wanted else None,
+            critic=critic, optimizer=policy.optimizer,
         )  # fmt: skip
         self._batch: Batch | None = None
         self._returns: list[float] = []
