@@ -15,6 +15,7 @@ judged already is not judged again.
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -43,6 +44,7 @@ from tipl.forecasting.forecaster import Forecaster
 from tipl.forecasting.learned import learned_by, require_unseen
 from tipl.forecasting.named import load_forecaster
 from tipl.forecasting.online import online_corrected
+from tipl.processes import end_with
 from tipl.store import Store
 
 HORIZONS = (1, 2, 5, 10, 20, 50, 100)
@@ -69,7 +71,7 @@ def of_store(path: Path) -> tuple[str, NormalEquations]:
 
 def fit(stores: Sequence[Path], choose: Sequence[Path], out: Path, workers: int) -> None:
     """Fit the autoregression of the zoo, choose its ridge and the other baselines on other environments; keep all."""
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with, (os.getpid(),)) as pool:
         equations = joined_equations([each for _, each in pool.map(of_store, stores)])
         candidates = [Autoregression.fit(HORIZONS, equations, ridge) for ridge in RIDGES]
         by_store = [*pool.map(_try, [(path, candidates) for path in choose])]
@@ -245,7 +247,7 @@ def main() -> None:
         fit(asked.fit, asked.choose, asked.out, asked.workers)
     each = asked.model, asked.adapted, asked.out, asked.adapt, asked.nino, asked.nino_code, asked.spacings
     tasks = [(path, *each) for path in asked.stores]
-    with ProcessPoolExecutor(asked.workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(asked.workers, get_context("spawn"), end_with, (os.getpid(),)) as pool:
         for name in pool.map(judge, tasks):
             print("judged", name, flush=True)
 

@@ -10,12 +10,15 @@ that an engine that crashes is told like any other refusal. What is done is kept
 import argparse
 import json
 import multiprocessing
+import os
 import re
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
+
+from tipl.processes import end_with
 
 STEPS = 32  # of an iteration
 MOST_SECONDS = 120
@@ -73,7 +76,7 @@ def main() -> None:
         left_out = arguments.family and family not in arguments.family
         if env_id in done or left_out or (seen[family] - 1) % arguments.every:
             continue
-        pool = pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        pool = pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with, (os.getpid(),))
         try:
             found = pool.submit(tried, env_id).result(MOST_SECONDS)
         except (BrokenProcessPool, TimeoutError) as error:

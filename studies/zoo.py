@@ -188,8 +188,11 @@ def collect(runs: Sequence[Run], out: Path, workers: int, keep_exact: bool, exec
 
 def in_processes(work: Any, tasks: Sequence[tuple[Any, ...]], workers: int) -> list[str]:
     """Call work(run, …) for every task, so many at once; the names of the runs that failed, which stop no other."""
+    from tipl.processes import end_with
+
     failed = []
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, end_with, (os.getpid(),), max_tasks_per_child=1) as pool:
         for (run, *_), future in [(task, pool.submit(work, *task)) for task in tasks]:
             try:
                 print(f"zoo: {run.name}: {future.result()}", flush=True)

@@ -260,10 +260,7 @@ class _Process:
 def _begin(orders: Connection, news: Connection, parent_pid: int) -> None:
     """The first thing that a process does: it ties its life to its parent's, and leaves Ctrl-C to it."""
     global _parent
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)
+    end_with(parent_pid)
     _parent = parent = Parent(orders, news)
     atexit.register(os._exit, 0)  # the last thing: to free torch and the environments piece by piece takes a second
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -273,6 +270,14 @@ def _begin(orders: Connection, news: Connection, parent_pid: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     for beside in (parent._watch, parent._send):
         threading.Thread(target=beside, daemon=True).start()
+
+
+def end_with(parent_pid: int) -> None:
+    """Tie this process's life to its parent's; for pools too, as their initializer."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
 
 
 def _call(work: Callable[..., None], task: tuple[Any, ...]) -> tuple[str, str]:
