@@ -9,8 +9,8 @@ trial; `table`: means by environment and over all, differences paired by environ
 
 Beside what `tipl evaluate` has: `zoo-autoregression`, of all stores of --fit; the same adapted in the run, alone and
 with models of --adapted; and `own-autoregression` and `own-mean`, fitted for each trial on the others of its store,
-which know more than a zero-shot forecaster may. Settings of baselines are chosen on --choose. A forecaster that was
-judged already is not judged again.
+which know more than a zero-shot forecaster may. Settings of baselines are chosen on --choose. With --models-only there
+are models and what a trial's own store teaches. A forecaster that was judged already is not judged again.
 """
 
 import argparse
@@ -118,10 +118,10 @@ def of_its_own(store: Store, seed: int, equations: dict[int, NormalEquations]) -
 
 
 def judge(
-    task: tuple[Path, Sequence[str], Sequence[str], Path, bool, Sequence[Path], Path | None, Sequence[int]],
+    task: tuple[Path, Sequence[str], Sequence[str], Path, bool, bool, Sequence[Path], Path | None, Sequence[int]],
 ) -> str:
     """Add to OUT/NAME.json what is not there: sums over the origins drawn by time, for each forecaster and trial."""
-    path, models, adapted, out, adapt, checkpoints, code, spacings = task
+    path, models, adapted, out, baselines_too, adapt, checkpoints, code, spacings = task
     store = Store.open(path)
     for model in models:
         require_unseen(store, store.seeds, model, learned_by(Path(model)), "judge another store")
@@ -131,15 +131,15 @@ def judge(
         "store": path.name, "environment": str(first.env_id), "weights": first.spec.size, "seeds": store.seeds,
         "algorithm": first.config.get("run", {}).get("algorithm", "PPO"), "horizons": HORIZONS, "forecasters": {},
     }  # fmt: skip
-    asked = without_a_model(out)
-    zoo = next(each for each in asked if each.name == ZOO)
-    if adapt:
+    asked = without_a_model(out) if baselines_too else [baselines.persistence()]
+    zoo = next((each for each in asked if each.name == ZOO), None)
+    if adapt and zoo is not None:
         asked += [online_corrected([each], first) for each in (baselines.persistence(), zoo)]
     for model in models:
         forecaster = load_forecaster(model, first.spec.shapes)
         forecaster.name = Path(model).name
         asked.append(forecaster)
-        if model in adapted:
+        if model in adapted and zoo is not None:
             asked += [online_corrected([forecaster, zoo], first)]
     asked += [each for checkpoint in checkpoints for each in nino.nowcasts(checkpoint, first.spec, code, spacings)]
     asked = [each for each in asked if each.name not in found["forecasters"]]
@@ -231,11 +231,12 @@ def main() -> None:
     verb.add_argument("--spacings", type=int, nargs="+", default=nino.SPACINGS, help="of the states that NiNo sees")
     verb.add_argument("--adapted", nargs="*", default=[], help="those of --model that are also adapted in the run")
     verb.add_argument("--no-adapt", dest="adapt", action="store_false", help="nor the baselines")
+    verb.add_argument("--models-only", action="store_true", help="no baselines; --fit and --choose are not needed")
     verb.add_argument("--out", type=Path, required=True)
     verb.add_argument("--workers", type=int, default=2)
     verb = verbs.add_parser("table")
     verb.add_argument("out", type=Path)
-    verb.add_argument("--against", nargs="*", default=[ZOO, OWN])
+    verb.add_argument("--against", nargs="*", default=[ZOO, OWN], help="[the two autoregressions]")
     verb.add_argument("--algorithm", default="PPO")
     verb.add_argument("--json", type=Path)
     asked = parser.parse_args()
@@ -243,9 +244,10 @@ def main() -> None:
         table(asked.out, asked.against, asked.json, asked.algorithm)
         return
     asked.out.mkdir(parents=True, exist_ok=True)
-    if not (asked.out / CHOSEN).exists():
+    if not asked.models_only and not (asked.out / CHOSEN).exists():
         fit(asked.fit, asked.choose, asked.out, asked.workers)
-    each = asked.model, asked.adapted, asked.out, asked.adapt, asked.nino, asked.nino_code, asked.spacings
+    each = (asked.model, asked.adapted, asked.out, not asked.models_only, asked.adapt, asked.nino, asked.nino_code,
+            asked.spacings)  # fmt: skip
     tasks = [(path, *each) for path in asked.stores]
     with ProcessPoolExecutor(asked.workers, get_context("spawn"), end_with, (os.getpid(),)) as pool:
         for name in pool.map(judge, tasks):
