@@ -131,7 +131,7 @@ def judge(
         "store": path.name, "environment": str(first.env_id), "weights": first.spec.size, "seeds": store.seeds,
         "algorithm": first.config.get("run", {}).get("algorithm", "PPO"), "horizons": HORIZONS, "forecasters": {},
     }  # fmt: skip
-    asked = without_a_model(out) if baselines_too else [baselines.persistence()]
+    asked: list[Forecaster] = without_a_model(out) if baselines_too else [baselines.persistence()]
     zoo = next((each for each in asked if each.name == ZOO), None)
     if adapt and zoo is not None:
         asked += [online_corrected([each], first) for each in (baselines.persistence(), zoo)]
