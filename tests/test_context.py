@@ -10,9 +10,9 @@ import plain_ppo
 import pytest
 import safetensors.numpy
 import torch
-from torch.distributions import Categorical
+from torch.distributions import Categorical, Normal
 
-from tipl import Batch, JumpingOptimizer
+from tipl import Accelerator, Batch, JumpingOptimizer
 from tipl.acceleration.arms import Arm, run_part
 from tipl.acceleration.jump import KINDS
 from tipl.acceleration.tokens import BatchMemory
@@ -159,6 +159,28 @@ def test_tokens_of_a_torch_loop_are_those_of_our_own() -> None:
     assert found.shape == (TOKENS, size) and expected[:3].any(axis=1).all() and not found[3].any()
     for mine, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine, other, rtol=2e-3, atol=1e-4 * max(np.abs(other).max(), 1e-9))
+
+
+def test_log_standard_deviations_of_stable_baselines_are_left_to_the_model() -> None:
+    """They are a vector there and come first."""
+    network, log_std = torch.nn.Linear(3, 2), torch.nn.Parameter(torch.zeros(2))
+    named = [("log_std", log_std), ("action_net.weight", network.weight), ("action_net.bias", network.bias)]
+    adam = torch.optim.Adam([each for _, each in named], lr=0.1)
+
+    def distribution(obs: torch.Tensor) -> Normal:
+        return Normal(network(obs), log_std.exp())
+
+    accelerator = Accelerator(named, CONTEXT, distribution=distribution, optimizer=adam)
+    rng, path = np.random.default_rng(0), np.zeros((21, 10), np.float32)
+    path[1:] = np.cumsum(rng.standard_normal((20, 10)) + 1, axis=0)
+    tokens = rng.standard_normal((TOKENS, 10)).astype(np.float32)
+    forecaster = accelerator._jumper.forecaster
+    made, without = (
+        forecaster.forecast([History(0, 20, path, 0, 1, each)], [10])[0, 0] for each in (tokens, 0 * tokens)
+    )
+    zoo = load_forecaster("zoo", [(1, 2), (2, 3), (2,)]).forecast([History(0, 20, path, 0, 1)], [10])[0, 0]
+    np.testing.assert_allclose(made[:2], zoo[:2], rtol=1e-5)
+    assert (made != without)[2:].all()
 
 
 def test_of_a_long_batch_samples_from_all_of_it_are_kept_others_each_time() -> None:

@@ -105,7 +105,8 @@ class Accelerator:
         self._distribution = distribution or cleanrl_distribution(inner)
         self._snapshots_per_iteration = None
         if isinstance(forecaster, str | os.PathLike):
-            shapes = [parameter.shape for parameter in self._parameters]
+            # log standard deviations as CleanRL has them, a row: so a forecaster knows them
+            shapes = [(1, *p.shape) if is_log_std(name) and p.dim() == 1 else p.shape for name, p in self._named]
             forecaster = load_forecaster(forecaster, shapes, config.horizon, count, fit)
             self._snapshots_per_iteration = count
         elif fit is not None:
