@@ -12,6 +12,7 @@ So does `--forecaster outer:sigma=1.5+context`, which goes further with each upd
 """
 
 import argparse
+import functools
 from dataclasses import dataclass, fields
 
 import gymnasium as gym
@@ -75,6 +76,18 @@ def network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+@torch.no_grad()
+def advantages_of(critic: nn.Module, args: Args, obs: torch.Tensor, rewards: list, dones: list) -> torch.Tensor:
+    """Of a rollout; `obs` and `dones` go on by one step beyond it."""
+    values, advantages, last = critic(obs)[:, 0].tolist(), [], 0.0
+    for t in reversed(range(len(rewards))):
+        goes_on = 1 - dones[t + 1]
+        delta = rewards[t] + args.gamma * values[t + 1] * goes_on - values[t]
+        last = delta + args.gamma * args.gae_lambda * goes_on * last
+        advantages.append(last)
+    return torch.tensor(advantages[::-1])
+
+
 def train(args: Args) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
@@ -119,14 +132,10 @@ def train(args: Args) -> None:
                 obs = normalize(env.reset()[0])
         recorder.env_step, recorder.iteration = env_step, iteration  # tipl
 
-        with torch.no_grad():
-            next_value, next_done = agent.critic(obs)[0], float(done)
-            advantages, last = torch.zeros(args.num_steps), torch.tensor(0.0)
-            for t in reversed(range(args.num_steps)):
-                delta = reward_batch[t] + args.gamma * next_value * (1 - next_done) - value_batch[t]
-                advantages[t] = last = delta + args.gamma * args.gae_lambda * (1 - next_done) * last
-                next_value, next_done = value_batch[t], done_batch[t]
-            returns = advantages + value_batch
+        # copies: iterations later a forecaster may ask what the critic of then makes of this rollout
+        rollout = torch.cat([obs_batch, obs[None]]), reward_batch.tolist(), [*done_batch.tolist(), float(done)]
+        advantages = advantages_of(agent.critic, args, *rollout)
+        returns = advantages + value_batch
 
         for _ in range(args.update_epochs):
             for picked in torch.randperm(args.num_steps).chunk(args.num_minibatches):
@@ -141,8 +150,10 @@ def train(args: Args) -> None:
                 (policy_loss + 0.5 * value_loss).backward()
                 nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
-        if accelerator:
-            accelerator.step(Batch(obs_batch, action_batch, logprob_batch, advantages, episode_returns))  # jumps
+        if accelerator:  # jumps
+            renewed = functools.partial(advantages_of, agent.critic, args, *rollout)
+            batch = Batch(obs_batch, action_batch, logprob_batch, advantages, episode_returns, renewed)
+            accelerator.step(batch)
         episode_returns = []
     if accelerator:
         print(dict(accelerator.counts))

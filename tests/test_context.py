@@ -3,6 +3,7 @@
 In: small trials whose memory is looked at with later weights.  Out: failures.
 """
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,7 @@ def test_an_optimizer_that_knows_no_batches_is_told_before_its_first_step() -> N
 
 
 def test_tokens_of_a_torch_loop_are_those_of_our_own() -> None:
-    """The same rollouts, weights, moments and steps of Adam, and advantages of the critic of now."""
+    """The same rollouts, weights, moments and steps of Adam; advantages are renewed by the critic of now."""
     ppo = PPOConfig(num_envs=4, num_steps=100, num_minibatches=4, update_epochs=2, learning_rate=0.05, anneal_lr=False)
     config = CollectConfig(env_id="Pendulum-v1", total_steps=400 * 8, hidden_sizes=(8, 8), ppo=ppo)
     batch, ours = TrialBatch(config, [3]), Memory()
@@ -151,7 +152,7 @@ def test_tokens_of_a_torch_loop_are_those_of_our_own() -> None:
         obs, actions, log_probs = (
             torch.tensor(each).reshape(400, -1) for each in (rollout.obs, rollout.actions, rollout.log_probs)
         )
-        theirs.add(Batch(obs, actions, log_probs, advantages.reshape(-1)))
+        theirs.add(Batch(obs, actions, log_probs, torch.randn(400), (), functools.partial(torch.clone, advantages)))
     for each in agent.policy():
         adam.state[each]["step"].fill_(7 * 8)
     theirs._steps_each = 8
@@ -192,9 +193,16 @@ def test_of_a_long_batch_samples_from_all_of_it_are_kept_others_each_time() -> N
     numbers = torch.arange(1200.0)
     for _ in range(2):
         memory.add(Batch(numbers[:, None], torch.zeros(1200), torch.zeros(1200), numbers))
+    first, second = (each["advantages"] for each in memory.state()["batches"])
+    normal = (numbers - numbers.mean()) / numbers.std(correction=0)
+    np.testing.assert_allclose(np.stack([first, second]), np.stack([normal[1::3], normal[::3]]), rtol=1e-5)
     newest, before = (each["observations"][:, 0] for each in memory.state()["batches"])
     np.testing.assert_array_equal(before, np.arange(0, 1200, 3))
     np.testing.assert_array_equal(newest, np.arange(1, 1200, 3))
+    for wrong in (torch.zeros(3), torch.full((1200,), torch.nan)):
+        memory.add(Batch(numbers[:, None], torch.zeros(1200), torch.zeros(1200), numbers, (), lambda it=wrong: it))
+        with pytest.raises(TiplError, match="gave no 1200 finite advantages"):
+            memory.tokens()
 
 
 def test_a_live_run_makes_the_tokens_that_its_forecaster_takes(tmp_path: Path) -> None:

@@ -320,12 +320,22 @@ def test_an_accelerator_takes_outer_steps_critic_and_gradients_from_the_model() 
     before, after = deepcopy(watch), watch
     jump = JumpConfig(full_trust=0.0, max_kl=1e-30, critic=True)
     accelerate = SB3Accelerator("outer:sigma=1.5+context", jump=jump)
-    model = PPO("MlpPolicy", "CartPole-v1", seed=1, **SHORT)
-    model.learn(320, callback=CallbackList([before, accelerate, after]))
+    model = PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=2, seed=1), seed=1, **SHORT)
+    model.learn(640, callback=CallbackList([before, accelerate, after]))
     assert accelerate.counts == {"rejected": 4}
     for at in range(1, 5):
         came = before.weights[at] - after.weights[at - 1]
         np.testing.assert_allclose(after.weights[at] - before.weights[at], 0.5 * came, rtol=1e-2, atol=1e-6)
+    buffer, batch = model.rollout_buffer, accelerate._batch
+    assert batch is not None and batch.renewed is not None and model._last_episode_starts is not None
+    with torch.no_grad():
+        found = batch.renewed().reshape(buffer.rewards.shape)
+        values = model.policy.predict_values(batch.observations)
+        last = model.policy.predict_values(torch.as_tensor(model._last_obs))
+    buffer.values = values.reshape(buffer.rewards.shape).numpy()
+    buffer.advantages = np.zeros_like(buffer.rewards)
+    buffer.compute_returns_and_advantage(last.flatten(), model._last_episode_starts)
+    np.testing.assert_allclose(found, buffer.advantages, rtol=1e-4, atol=1e-5)
     other = A2C("MlpPolicy", "CartPole-v1", seed=1, device="cpu")
     with pytest.raises(TiplError, match="Adam's moments, and there is RMSprop"):
         other.learn(10, callback=SB3Accelerator("context"))

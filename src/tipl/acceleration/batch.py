@@ -3,7 +3,7 @@
 In: tensors of somebody else's loop.  Out: the same, whole and finite, or an error that says what is not.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,9 @@ class Batch:
     actions, log_probs, advantages: [S, …], [S], [S]; without them neither the surrogate objective, in advance or in
         hindsight, nor the change by update and jump together is looked at.
     returns: of the episodes that ended in the iteration; without them no fall is seen.
+    renewed: makes the advantages anew, [S], by the critic of the moment that it is called at, from data that the loop
+        does not overwrite. The forecaster `context` asks it, of the last 20 batches, at every proposal; without it
+        they keep the advantages that they came with, which say less (`results/direction`).
     """
 
     observations: Tensor
@@ -28,6 +31,7 @@ class Batch:
     log_probs: Tensor | None = None
     advantages: Tensor | None = None
     returns: Sequence[float] = ()
+    renewed: Callable[[], Tensor] | None = None
 
     def check(self, asked: Iterable[str]) -> None:
         """Check that it is whole.
@@ -56,5 +60,7 @@ class Batch:
                 raise TiplError(f"The Batch has {samples} observations and {name} of the shape {list(part.shape)}.")
             if part.is_floating_point() and not torch.isfinite(part).all():
                 raise TiplError(f"The Batch's {name} are not finite; the run diverged, or the batch is not whole.")
+        if self.renewed is not None and not callable(self.renewed):
+            raise TiplError(f"renewed is a {type(self.renewed).__name__}; give a function without arguments.")
         if not np.isfinite(np.asarray(self.returns, np.float64)).all():
             raise TiplError("An episode's return is not finite; the run diverged, or the environment is at fault.")

@@ -2,11 +2,13 @@
 
 In: batches with actions, log-probabilities and advantages, the policy's distribution, Adam.  Out: tokens [J, P].
 
-They are those of our own runs (rl/context.py) but for three things: advantages stay as they came, from the critic of
-then, and are normalized; the objective has no entropy; and what is remembered of a long batch is spread over it.
+They are those of our own runs (rl/context.py) but for three things: advantages are the critic's of now only where the
+batch says how (`Batch.renewed`); the objective has no entropy; and what is remembered of a long batch is spread over
+it. Advantages are normalized.
 Shapes: S samples, P weights, J tokens.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,7 +37,7 @@ class _Seen(NamedTuple):
     log_probs: Tensor
     """[S], as the next: under the policy that acted."""
     advantages: Tensor
-    """Normalized."""
+    """Normalized over the whole batch."""
 
 
 class BatchMemory:
@@ -70,18 +72,19 @@ class BatchMemory:
         self._distribution, self._optimizer = distribution, optimizer
         self._groups = [group_of[id(parameter)] for parameter in self._parameters]
         self._batches: deque[_Seen] = deque(maxlen=SPANS[-1][1])  # the newest first
+        self._renew: deque[Callable[[], Tensor] | None] = deque(maxlen=SPANS[-1][1])  # theirs, of the same samples
         self._steps_before, self._added = self._steps(), 0
         self._steps_each = 0
 
     def add(self, batch: Batch) -> None:
         """An iteration is done. Of a long batch every so manieth sample is kept, others each time."""
         assert batch.actions is not None and batch.log_probs is not None and batch.advantages is not None
-        stride = max(1, -(-len(batch.observations) // REMEMBERED))
+        samples = len(batch.observations)
+        stride = max(1, -(-samples // REMEMBERED))
         mine = slice(self._added % stride, None, stride)
-        advantages = batch.advantages.reshape(-1).float()
-        normal = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
-        kept = batch.observations, batch.actions, batch.log_probs.reshape(-1), normal
+        kept = batch.observations, batch.actions, batch.log_probs.reshape(-1), _normalized(batch.advantages)
         self._batches.appendleft(_Seen(*(each[mine].detach().clone() for each in kept)))
+        self._renew.appendleft(batch.renewed and functools.partial(_renewed, batch.renewed, samples, mine))
         self._added += 1
         now = self._steps()
         self._steps_each, self._steps_before = now - self._steps_before, now
@@ -96,11 +99,17 @@ class BatchMemory:
 
         Each is the step that Adam would make in as many of its steps as the last iteration had.
         """
+        self._renew_advantages()
         rows = [self._scaled(self._gradients(list(self._batches)[a:b])) for a, b in SPANS]
         rows.append(self._scaled([self._state(p).get("exp_avg") for p in self._parameters], of_moment=True))
         made = np.stack(rows)
         assert len(made) == TOKENS
         return made
+
+    def _renew_advantages(self) -> None:
+        for at, (seen, renew) in enumerate(zip(self._batches, self._renew, strict=True)):
+            if renew is not None:
+                self._batches[at] = seen._replace(advantages=renew())
 
     def _gradients(self, batches: Sequence[_Seen]) -> list[Tensor | None]:
         """Of −mean(A r) over batches that count alike, at the weights of now; r at most 3."""
@@ -134,12 +143,30 @@ class BatchMemory:
         return self._optimizer.state.get(parameter, {})
 
     def state(self) -> dict[str, Any]:
-        """All that the next tokens depend on, weights and optimizer apart, to be given to `restore`."""
+        """All that the next tokens depend on, weights and optimizer apart, to be given to `restore`; how advantages are
+        made anew is no data, so those of these batches stay."""
+        self._renew_advantages()
         batches = [each._asdict() for each in self._batches]
         return {"batches": batches, "steps": [self._steps_before, self._steps_each, self._added]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
         self._batches.clear()
+        self._renew.clear()
         self._batches.extend(_Seen(**each) for each in state["batches"])
+        self._renew.extend([None] * len(self._batches))
         self._steps_before, self._steps_each, self._added = state["steps"]
+
+
+def _normalized(advantages: Tensor) -> Tensor:
+    """[S]"""
+    flat = advantages.detach().reshape(-1).float()
+    return (flat - flat.mean()) / (flat.std(correction=0) + 1e-8)
+
+
+def _renewed(renewed: Callable[[], Tensor], samples: int, mine: slice) -> Tensor:
+    with torch.no_grad():
+        found = renewed()
+    if not isinstance(found, Tensor) or found.numel() != samples or not torch.isfinite(found).all():
+        raise TiplError(f"renewed of a Batch gave no {samples} finite advantages; give a function that does.")
+    return _normalized(found)[mine]

@@ -283,9 +283,33 @@ class SB3Accelerator(BaseCallback):
         else:
             actions = actions.reshape(len(actions), -1).float()  # several switches are whole numbers in the buffer
         self._batch = Batch(
-            samples(buffer.observations), actions, samples(buffer.log_probs), samples(buffer.advantages), self._returns
-        )
+            samples(buffer.observations), actions, samples(buffer.log_probs), samples(buffer.advantages), self._returns,
+            self._renewed(model),
+        )  # fmt: skip
         self._returns = []
+
+    def _renewed(self, model: Any) -> Callable[[], Tensor]:
+        """Advantages of the rollout that has just ended, by the critic of the moment that it is called at."""
+        buffer, policy = model.rollout_buffer, model.policy
+        observations = torch.as_tensor(buffer.observations.copy(), device=model.device)  # [T, E, …]
+        rewards, starts = (np.array(each.T, order="C") for each in (buffer.rewards, buffer.episode_starts))  # [E, T]
+        last = policy.obs_to_tensor(self.locals["new_obs"])[0]
+        ended = np.asarray(self.locals["dones"], np.float32)
+        gamma, gae_lambda = model.gamma, model.gae_lambda
+
+        def renewed() -> Tensor:
+            from tipl.rl.ppo import advantages_and_returns  # brings numba
+
+            flat = observations.reshape(-1, *observations.shape[2:])
+            values = policy.predict_values(flat).reshape(observations.shape[:2]).T.contiguous().cpu().numpy()
+            following = policy.predict_values(last).reshape(-1).cpu().numpy()
+            advantages, unused = np.empty_like(rewards), np.empty_like(rewards[0])
+            for e in range(len(rewards)):
+                advantages_and_returns(rewards[e], values[e], starts[e], following[e], ended[e], gamma, gae_lambda,
+                                       advantages[e], unused)  # fmt: skip
+            return torch.from_numpy(advantages.T.reshape(-1))
+
+        return renewed
 
     def _on_rollout_start(self) -> None:
         if not self._wrapped and self._batch is not None:  # the update on it has just ended
