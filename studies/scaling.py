@@ -2,10 +2,13 @@
 
 In: the zoo (`studies/zoo.py collect`).  Out: OUT/NAME, a model for each variant and seed; `table`: the skill of its
 last step on environments that it did not learn from (those whose part is `validation`, where runs learn something), by
-horizon, and a picture of it by the number of environments.
+horizon; `curve`: skill by the number of environments, on those that are held out.
 
     python studies/scaling.py train runs/zoo-small --out runs/scaling --steps 1500 --seeds 0 [--only envs-2 envs-32]
-    python studies/scaling.py table runs/scaling --json FILE --picture FILE
+    python studies/scaling.py table runs/scaling --json FILE
+    python studies/held_out.py judge STORE … --models-only --model MODELS/envs-2-0 … --out JUDGED
+    python studies/held_out.py table JUDGED --against own-autoregression --json HELD_OUT.json
+    python studies/scaling.py curve HELD_OUT.json --picture FILE
 
 Every variant has the same number of steps and noise on half of its windows, but for what its name says. Of 32
 environments the 2, 4, 8 and 16 are the first of one shuffled order, so that each set holds the smaller ones. What was
@@ -16,7 +19,6 @@ import argparse
 import dataclasses
 import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ import tipl
 from tipl.config.presets import CausalTrainConfig
 from tipl.training import CHECKPOINT_FILE, CURVE_FILE, kept
 
+MATTERS = 0.05  # more skill from the most environments than from the fewest: an environment is named
 COUNTS = (2, 4, 8, 16, 32)
 OTHERS = "others"  # learns from the other algorithms' runs too, as far as they were collected
 NOTHING_LEARNED = ("MountainCar-v0",)  # every episode has the return −200: it would decide alone which step is kept
@@ -84,7 +87,7 @@ def train(zoo: Path, out: Path, name: str, seed: int, steps: int, windows: int) 
     print(folder.name, kept(folder), flush=True)
 
 
-def table(out: Path, file: Path | None, drawn: Path | None) -> None:
+def table(out: Path, file: Path | None) -> None:
     rows = []
     for folder in sorted(path.parent for path in out.glob(f"*/{CURVE_FILE}")):
         last = json.loads((folder / CURVE_FILE).read_text())["curve"][-1]
@@ -94,39 +97,52 @@ def table(out: Path, file: Path | None, drawn: Path | None) -> None:
         print(f"{folder.name:24}", "  ".join(f"{value:7.4f}" for value in last["skill"].values()))
     if file:
         file.write_text(json.dumps(rows, indent=1))
-    if drawn:
-        draw(rows, drawn)
 
 
-def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Skill by the number of environments, a line for each of four horizons; the points are training seeds."""
+def curve(judged: dict[str, Any], file: Path) -> None:
+    """Two panels: skill by the number of environments over all that are held out, and in each of them one step ahead,
+    with the names of those where it matters. Means over training seeds."""
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(5.5, 3.4))
-    for horizon, color in (("1", "#1f6f8b"), ("10", "#c98a1b"), ("50", "#b3323c"), ("100", "#777777")):
-        every = [(int(row["variant"].removeprefix("envs-")), row["skill"][horizon]) for row in rows
-                 if row["variant"].startswith("envs-")]  # fmt: skip
-        counts = sorted({count for count, _ in every})
-        means = [np.mean([skill for of, skill in every if of == count]) for count in counts]
-        axis.plot(counts, means, color=color, linewidth=1.2, label=f"h = {horizon}")
-        axis.plot(*zip(*every, strict=True), "o", color=color, markersize=3.5)
-    axis.axhline(0, color="#555", linewidth=0.8)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(COUNTS, [str(count) for count in COUNTS])
-    axis.set_xlabel("environments that the model learned from")
-    axis.set_ylabel("skill over doing nothing")
-    axis.set_title("Four environments that no model learned from", fontsize=9, loc="left")
-    axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+    environments, horizons = judged["environments"], judged["horizons"]
+    skill = {}  # by number of environments [seeds, environments, H]
+    for name, by in judged["by"].items():
+        if name.startswith("envs-"):
+            skill.setdefault(int(name.split("-")[1]), []).append([by[env] for env in environments])
+    counts = sorted(skill)
+    means = np.stack([np.mean(skill[count], axis=0) for count in counts])  # [counts, environments, H]
+    figure, (whole, apart) = plt.subplots(1, 2, figsize=(9.5, 3.6))
+    for h, color in ((1, "#1f6f8b"), (10, "#c98a1b"), (100, "#777777")):
+        at = horizons.index(h)
+        whole.plot(counts, means[:, :, at].mean(1), "o-", color=color, markersize=3.5, linewidth=1.2, label=f"h = {h}")
+        for count in counts:
+            dots = np.array(skill[count])[:, :, at].mean(1)
+            whole.plot([count] * len(dots), dots, ".", color=color, markersize=3)
+    for row, env in enumerate(environments):
+        line = means[:, row, 0]
+        matters = line[-1] - line[0] > MATTERS
+        apart.plot(counts, line, "-", color="#b3323c" if matters else "#bbb", linewidth=1.1)
+        if matters:
+            apart.annotate(env, (counts[-1], line[-1]), fontsize=7, xytext=(4, -2), textcoords="offset points")
+    whole.set_title(f"{len(environments)} environments that no model learned from", fontsize=9, loc="left")
+    apart.set_title("each of them, one snapshot ahead", fontsize=9, loc="left")
+    whole.set_ylabel("skill over doing nothing")
+    whole.legend(frameon=False, fontsize=8)
+    for axis in (whole, apart):
+        axis.axhline(0, color="#555", linewidth=0.8)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(counts, [str(count) for count in counts])
+        axis.set_xlabel("environments that the model learned from")
+        axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=110)
     plt.close(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("train", "table"))
-    parser.add_argument("folder", type=Path, help="the zoo; of a table what was trained")
+    parser.add_argument("verb", choices=("train", "table", "curve"))
+    parser.add_argument("folder", type=Path, help="the zoo; of a table what was trained, of a curve the file")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=2000)
@@ -136,7 +152,10 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     asked = parser.parse_args()
     if asked.verb == "table":
-        table(asked.folder, asked.json, asked.picture)
+        table(asked.folder, asked.json)
+        return
+    if asked.verb == "curve":
+        curve(json.loads(asked.folder.read_text()), asked.picture)
         return
     for seed in asked.seeds:
         for name in asked.only:
