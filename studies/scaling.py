@@ -11,14 +11,15 @@ horizon; `curve`: skill by the number of environments, on those that are held ou
     python studies/scaling.py curve HELD_OUT.json --picture FILE
 
 Every variant has the same number of steps and noise on half of its windows, but for what its name says. Of 32
-environments the 2, 4, 8 and 16 are the first of one shuffled order, so that each set holds the smaller ones. What was
-trained is not trained again; what was begun goes on.
+environments the 2, 4, 8 and 16 are the first of one shuffled order, so that each set holds the smaller ones; the 13th
+and the 22nd have discrete actions. What was trained is not trained again; what was begun goes on.
 """
 
 import argparse
 import dataclasses
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,15 @@ COUNTS = (2, 4, 8, 16, 32)
 OTHERS = "others"  # learns from the other algorithms' runs too, as far as they were collected
 NOTHING_LEARNED = ("MountainCar-v0",)  # every episode has the return −200: it would decide alone which step is kept
 BASE = {"noise": 0.5, "precision": "bfloat16"}  # bfloat16: 0.10 s of the processor a step instead of 0.18
+KINDS = (
+    "Hopper-v4",
+    "CartpoleBalance-v1",
+    "LunarLander-v3",
+    "CartPole-v1",
+)  # two of continuous actions, two of discrete
 VARIANTS: dict[str, dict[str, Any]] = {
     **{f"envs-{count}": {} for count in COUNTS},
+    "kinds-4": {"environments": KINDS},
     "no-noise": {"noise": 0.0},
     "windows-100": {"windows": 100},
     "windows-300": {"windows": 300},
@@ -53,12 +61,13 @@ def stores_of(zoo: Path, part: str, others: bool = False) -> list[Run]:
     return [run for run in asked if (zoo / run.name).exists()]
 
 
-def chosen(zoo: Path, count: int, others: bool = False) -> list[Path]:
-    """The stores of the first `count` of the training environments, in one shuffled order."""
+def chosen(zoo: Path, count: int, others: bool = False, asked: Sequence[str] = ()) -> list[Path]:
+    """The stores of the environments asked for, or of the first `count` of those to learn from, in one shuffled
+    order."""
     runs = stores_of(zoo, "train", others)
     environments = [*dict.fromkeys(run.env_id for run in runs)]
     random.Random(0).shuffle(environments)
-    return [zoo / run.name for run in runs if run.env_id in environments[:count]]
+    return [zoo / run.name for run in runs if run.env_id in (asked or environments[:count])]
 
 
 def fewer(store: Path, trials: int, out: Path) -> Path:
@@ -75,7 +84,7 @@ def train(zoo: Path, out: Path, name: str, seed: int, steps: int, windows: int) 
         return
     count = int(name.removeprefix("envs-")) if name.startswith("envs-") else max(COUNTS)
     settings: dict[str, Any] = {"windows": windows, **BASE, **VARIANTS[name]}
-    stores = chosen(zoo, count, name == OTHERS)
+    stores = chosen(zoo, count, name == OTHERS, settings.pop("environments", ()))
     if trials := settings.pop("trials", None):
         stores = [fewer(store, trials, out / name) for store in stores]
     config = dataclasses.replace(
