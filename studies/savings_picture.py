@@ -1,9 +1,11 @@
 """Three questions about jumps, a picture each: do they save steps, beyond a tuned rate, beyond rivals?
 
-In: what `savings.py table --json` wrote.  Out: OUT/steps.png, OUT/tuned.png, OUT/rivals.png. Each shows, by environment
-and over all, the steps to 90% of plain PPO's gain of some arms ÷ those of a reference, with 95% intervals.
+In: what `savings.py table --json` wrote, once or several times for different environments.  Out: OUT/steps.png,
+OUT/tuned.png, OUT/rivals.png. Each shows, by environment, the steps to 90% of plain PPO's gain of some arms ÷ those of
+a reference, with 95% intervals; and geometric means over environments, over those that `zoo` never saw too, with
+intervals by Student's t over environments, which are printed.
 
-    python studies/savings_picture.py results/rivals/table.json --out results/rivals
+    python studies/savings_picture.py results/rivals/table.json results/rivals/held-out.json --out results/rivals
 """
 
 import argparse
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
+from zoo import runs_of
 
 PLAIN, BEST = "plain, default rate", ", best in hindsight"
 COLORS = {"outer": "#777777", "outer and zoo": "#1f6f8b", "outer and context": "#b3323c"}
@@ -40,16 +44,39 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-def draw(question: Question, rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+def merged(tables: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """By arm and reference, by environment: the ratio and its interval."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in (row for table in tables for row in table["rows"]):
+        each = dict(zip(row["environments"], row["steps"]["by_environment"], strict=True))
+        found.setdefault((row["arm"], row["beside"]), {}).update(each)
+    return found
+
+
+def over(ratios: Sequence[float]) -> dict[str, Any]:
+    """The geometric mean, and its interval if there are three environments or more."""
+    logs = np.log(ratios)
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)) if len(logs) > 2 else np.nan
+    value, low, high = np.exp(logs.mean() + half * np.array([0, -1, 1])) if len(logs) > 2 else [np.exp(logs.mean())] * 3
+    return {"value": float(value), "ci": [float(low), float(high)]}
+
+
+def draw(question: Question, found: Mapping[tuple[str, str], dict[str, dict[str, Any]]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
-    found = {(row["arm"], row["beside"]): row for row in rows}
+    unseen = {run.env_id for run in runs_of("first") if run.part == "held out"}
     shown = [(arm, beside, found[arm, beside]) for arm, beside in question.arms.items() if (arm, beside) in found]
-    names = list(dict.fromkeys(name for *_, row in shown for name in row["environments"]))
-    figure, axis = plt.subplots(figsize=(8, 0.8 + 0.3 * (len(names) + 1)))
-    for place, (arm, beside, row) in enumerate(shown):
-        at = dict(zip(row["environments"], row["steps"]["by_environment"], strict=True))
-        each = [*((names.index(name), at[name]) for name in names if name in at), (len(names), row["steps"])]
+    every = dict.fromkeys(name for *_, by in shown for name in by)
+    names = sorted(every, key=lambda name: name.split()[0] in unseen)
+    groups = {"all": names, "never seen by zoo": [name for name in names if name.split()[0] in unseen]}
+    figure, axis = plt.subplots(figsize=(8, 0.8 + 0.3 * (len(names) + 2)))
+    for place, (arm, beside, by) in enumerate(shown):
+        means = {group: over([by[name]["value"] for name in of if name in by]) for group, of in groups.items()}
+        print(f"{file.stem}: {arm} ÷ {beside}:", "; ".join(
+            f"{group} ({sum(name in by for name in groups[group])}) {one['value']:.2f} [{one['ci'][0]:.2f}, "
+            f"{one['ci'][1]:.2f}]" for group, one in means.items()))  # fmt: skip
+        each = [(names.index(name), by[name]) for name in names if name in by]
+        each += [(len(names) + number, one) for number, one in enumerate(means.values())]
         high = np.array([y for y, _ in each]) + (place - (len(shown) - 1) / 2) * 0.22
         value = np.array([one["value"] for _, one in each])
         low, up = np.array([one["ci"] for _, one in each]).T
@@ -67,7 +94,8 @@ def draw(question: Question, rows: Sequence[Mapping[str, Any]], file: Path) -> N
     ticks = (0.3, 0.5, 0.75, 1, 1.5, 2, 3)
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
-    axis.set_yticks(range(len(names) + 1), [*(name.removesuffix(" 64-64") for name in names), "all"], fontsize=8)
+    labels = [*(name.removesuffix(" 64-64") for name in names), *groups]
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("steps to 90% of plain PPO's gain, ratio (less is better)", fontsize=8)
     axis.set_title(question.asked, fontsize=9, loc="left")
@@ -80,12 +108,12 @@ def draw(question: Question, rows: Sequence[Mapping[str, Any]], file: Path) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=Path, metavar="FILE")
+    parser.add_argument("tables", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     asked = parser.parse_args()
-    rows = json.loads(asked.table.read_text())["rows"]
+    found = merged([json.loads(file.read_text()) for file in asked.tables])
     for question in QUESTIONS:
-        draw(question, rows, asked.out / f"{question.file}.png")
+        draw(question, found, asked.out / f"{question.file}.png")
 
 
 if __name__ == "__main__":
