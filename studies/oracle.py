@@ -52,5 +52,5 @@ class _Followed(LiveRun):
         super().__init__(oracle, trial, weights_P)
         self._oracle = oracle
 
-    def forecast(self, epoch_index, horizons):
+    def forecast(self, epoch_index, horizons, tokens=None):
         return (self.now + self._oracle.ahead(self._trial, list(horizons)))[None]

@@ -1,5 +1,6 @@
 """The study of savings: what it chooses, judges and says, on made-up runs; the oracle on a real one."""
 
+import functools
 import importlib.util
 import json
 import sys
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from tipl.config.presets import CollectConfig, PPOConfig
+from tipl.acceleration.arms import Arm, run_part
+from tipl.acceleration.jump import KINDS
+from tipl.config.presets import CollectConfig, JumpConfig, PPOConfig
 from tipl.errors import TiplError
 from tipl.rl.trial_batch import TrialBatch
 
@@ -115,6 +119,17 @@ def test_the_oracle_is_the_mean_of_futures_and_leaves_the_run_alone(monkeypatch:
     np.testing.assert_allclose(made[0], expected[[0, 2, 2]], rtol=0, atol=1e-6)
     assert np.abs(paths[0][0] - paths[1][0]).max() > 1e-4
     np.testing.assert_array_equal(run.iterate().snapshots, plain.iterate().snapshots)
+
+
+def test_an_arm_of_the_oracle_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the study runs it, the critic too: a proposal in every iteration but the last, which nothing comes after."""
+    oracle = study("oracle", monkeypatch)
+    config = CollectConfig(trials=1, total_steps=4 * 256, ppo=PPOConfig(num_steps=256, num_minibatches=4))
+    jump = JumpConfig(horizon=4, full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0, critic=True)
+    own = functools.partial(oracle.oracle, futures=2)
+    run_part(Arm(config, "oracle:futures=2", jump, own=own), tmp_path / "part", [1])
+    kinds = safetensors.numpy.load_file(tmp_path / "part")["kinds"][0]
+    assert [KINDS[kind] for kind in kinds] == ["accepted", "accepted", "accepted", "silent"]
 
 
 def test_what_off_policy_runs_cost_and_what_jumps_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
