@@ -59,6 +59,7 @@ class Accelerator:
     Attributes:
         counts: how many iterations ended in each of `tipl.acceleration.jump.KINDS`.
         last: the last iteration's `Jump`.
+        looks_back: whether it keeps parts of the last batches, and has their advantages renewed.
     """
 
     def __init__(
@@ -119,8 +120,8 @@ class Accelerator:
         self._acted: np.ndarray | None = _flat(self._parameters)  # with the weights that the next batch is made with
         self._jumper.begin(self._acted)
         self._asked = [each for each in _OF_BATCHES if jump is not None and getattr(jump, each) not in (False, _FREE)]
-        self._memory = None
-        if usable(forecaster).takes_tokens:
+        self._memory, self.looks_back = None, usable(forecaster).takes_tokens
+        if self.looks_back:
             from tipl.acceleration.tokens import BatchMemory  # brings numba
 
             self._memory = BatchMemory(named, self._policy, self._distribution, optimizer)

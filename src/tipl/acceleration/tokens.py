@@ -107,9 +107,10 @@ class BatchMemory:
         return made
 
     def _renew_advantages(self) -> None:
-        for at, (seen, renew) in enumerate(zip(self._batches, self._renew, strict=True)):
-            if renew is not None:
-                self._batches[at] = seen._replace(advantages=renew())
+        with undisturbed(self._parameters, self._policy), torch.no_grad():
+            for at, (seen, renew) in enumerate(zip(self._batches, self._renew, strict=True)):
+                if renew is not None:
+                    self._batches[at] = seen._replace(advantages=renew().to(seen.advantages.device))
 
     def _gradients(self, batches: Sequence[_Seen]) -> list[Tensor | None]:
         """Of −mean(A r) over batches that count alike, at the weights of now; r at most 3."""
@@ -165,8 +166,7 @@ def _normalized(advantages: Tensor) -> Tensor:
 
 
 def _renewed(renewed: Callable[[], Tensor], samples: int, mine: slice) -> Tensor:
-    with torch.no_grad():
-        found = renewed()
+    found = renewed()
     if not isinstance(found, Tensor) or found.numel() != samples or not torch.isfinite(found).all():
         raise TiplError(f"renewed of a Batch gave no {samples} finite advantages; give a function that does.")
     return _normalized(found)[mine]

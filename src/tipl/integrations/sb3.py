@@ -284,7 +284,7 @@ class SB3Accelerator(BaseCallback):
             actions = actions.reshape(len(actions), -1).float()  # several switches are whole numbers in the buffer
         self._batch = Batch(
             samples(buffer.observations), actions, samples(buffer.log_probs), samples(buffer.advantages), self._returns,
-            self._renewed(model),
+            self._renewed(model) if self.accelerator.looks_back else None,
         )  # fmt: skip
         self._returns = []
 
