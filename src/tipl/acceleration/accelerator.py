@@ -54,7 +54,8 @@ _KEPT = {"outer": "Outer-PPO", "memory": "context tokens"}
 class Accelerator:
     """Puts forecasts into a live run where a `Jumper` lets them.
 
-    The optimizer's moments, normalizers and the learning rate are left alone, and so is the critic unless it is given.
+    The optimizer's moments, normalizers and the learning rate are left alone; so is the critic, unless Outer-PPO or
+    `JumpConfig(critic=True)` moves it.
 
     Attributes:
         counts: how many iterations ended in each of `tipl.acceleration.jump.KINDS`.
@@ -252,7 +253,8 @@ class Accelerator:
             )
         for part, mine in (("outer", self._outer), ("memory", self._memory)):
             if (part in state) != (mine is not None):
-                raise TiplError(f"This state is of an Accelerator with{'' if part in state else 'out'} {_KEPT[part]}.")
+                how = f"with{'' if part in state else 'out'} {_KEPT[part]}"
+                raise TiplError(f"This state is of an Accelerator {how}; make this one so too.")
         if self._outer is not None:
             self._outer.restore(state["outer"])
         if self._memory is not None:

@@ -105,15 +105,14 @@ def surrogate_gradient(
         advantages: [E, S]; default: those of the critic of now.
     """
     ppo, theta, size = batch.config.ppo, batch.theta[trial], batch.spec.size
-    if advantages is None:
-        advantages = _advantages_now(batch, trial, rollout)
+    found = _advantages_now(batch, trial, rollout) if advantages is None else advantages
     if ppo.norm_adv:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + np.float32(1e-8))
-    samples = advantages.size
+        found = (found - found.mean()) / (found.std() + np.float32(1e-8))
+    samples = found.size
     settings = UpdateSettings.of(ppo, activation=batch.activation)._replace(norm_adv=False, clip_coef=_NEVER)
     grad = np.zeros(size, np.float32)
     add_gradient(theta, batch.policy_sizes, rollout.obs.reshape(samples, -1), rollout.actions.reshape(samples, -1),
-                 rollout.log_probs.reshape(-1), advantages.reshape(-1), settings, grad)  # fmt: skip
+                 rollout.log_probs.reshape(-1), found.reshape(-1), settings, grad)  # fmt: skip
     return grad
 
 
