@@ -9,11 +9,13 @@ A rival is `NAME` or `NAME:SETTING=VALUE,…`, as in `outer:sigma=1.5,momentum=0
 import dataclasses
 import json
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from tipl.checks import Count, NotNegative, Part, Positive, check_settings, require
 from tipl.errors import TiplError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Outer:
     def __post_init__(self) -> None:
         check_settings(self, "outer:")
 
-    def beyond(self, pull_W: np.ndarray, velocity_W: np.ndarray) -> np.ndarray:
+    def beyond(self, pull_W: "np.ndarray", velocity_W: "np.ndarray") -> "np.ndarray":
         """Return what is added to an iteration's displacement g: with v ← μ v + g, in place, (σ − 1) g + σ μ v.
 
         So an iteration goes σ (g + μ v), Nesterov's momentum as torch and optax have it.

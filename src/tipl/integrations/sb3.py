@@ -293,9 +293,7 @@ class SB3Accelerator(BaseCallback):
         buffer, policy = model.rollout_buffer, model.policy
         observations = torch.as_tensor(buffer.observations.copy(), device=model.device)  # [T, E, …]
         rewards, starts = (np.array(each.T, order="C") for each in (buffer.rewards, buffer.episode_starts))  # [E, T]
-        last = policy.obs_to_tensor(self.locals["new_obs"])[0]
-        ended = np.asarray(self.locals["dones"], np.float32)
-        gamma, gae_lambda = model.gamma, model.gae_lambda
+        last, ended = policy.obs_to_tensor(self.locals["new_obs"])[0], np.asarray(self.locals["dones"], np.float32)
 
         def renewed() -> Tensor:
             from tipl.rl.ppo import advantages_and_returns  # brings numba
@@ -305,8 +303,8 @@ class SB3Accelerator(BaseCallback):
             following = policy.predict_values(last).reshape(-1).cpu().numpy()
             advantages, unused = np.empty_like(rewards), np.empty_like(rewards[0])
             for e in range(len(rewards)):
-                advantages_and_returns(rewards[e], values[e], starts[e], following[e], ended[e], gamma, gae_lambda,
-                                       advantages[e], unused)  # fmt: skip
+                advantages_and_returns(rewards[e], values[e], starts[e], following[e], ended[e], model.gamma,
+                                       model.gae_lambda, advantages[e], unused)  # fmt: skip
             return torch.from_numpy(advantages.T.reshape(-1))
 
         return renewed
