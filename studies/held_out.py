@@ -137,7 +137,7 @@ def judge(
         asked += [online_corrected([each], first) for each in (baselines.persistence(), zoo)]
     for model in models:
         forecaster = load_forecaster(model, first.spec.shapes)
-        forecaster.name = Path(model).name
+        forecaster.name = name_of(Path(model))
         asked.append(forecaster)
         if model in adapted and zoo is not None:
             asked += [online_corrected([forecaster, zoo], first)]
@@ -156,6 +156,11 @@ def judge(
         found["forecasters"] |= sums
         file.write_text(json.dumps(found))
     return path.name
+
+
+def name_of(model: Path) -> str:
+    """Its folder's; of `last`, where training keeps its last step, the training's."""
+    return model.parent.name if model.name == "last" else model.name
 
 
 def fitting(count: int) -> tuple[int, ...]:

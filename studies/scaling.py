@@ -6,7 +6,7 @@ horizon; `curve`: skill by the number of environments, on those that are held ou
 
     python studies/scaling.py train runs/zoo-small --out runs/scaling --steps 1500 --seeds 0 [--only envs-2 envs-32]
     python studies/scaling.py table runs/scaling --json FILE
-    python studies/held_out.py judge STORE … --models-only --model MODELS/envs-2-0 … --out JUDGED
+    python studies/held_out.py judge STORE … --models-only --model runs/scaling/envs-*/last --out JUDGED
     python studies/held_out.py table JUDGED --against own-autoregression --json HELD_OUT.json
     python studies/scaling.py curve HELD_OUT.json --picture FILE
 

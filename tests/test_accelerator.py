@@ -385,10 +385,11 @@ def test_what_an_optimizer_cannot_do_is_said() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+@pytest.mark.parametrize("forecaster", ["line", "outer:sigma=1.5+context"])
 def test_the_example_runs_with_jumps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    forecaster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = f"record_ppo.py --total-steps 8192 --forecaster line --store {tmp_path / 'store'}"
+    words = f"record_ppo.py --total-steps 8192 --forecaster {forecaster} --store {tmp_path / 'store'}"
     monkeypatch.setattr(sys, "argv", words.split())
     runpy.run_path(str(Path(__file__).parents[1] / "examples" / "record_ppo.py"), run_name="__main__")
     counts = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
