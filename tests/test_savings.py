@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from scipy import stats
 
 from tipl.acceleration.arms import Arm, run_part
 from tipl.acceleration.jump import KINDS
@@ -162,3 +163,19 @@ def test_the_table_of_off_policy_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert fewer["mean"][0] == pytest.approx(-1.5 / 13.5)
     assert fewer["gradient_steps"] == pytest.approx([0.25, 0.25, 0.25])
     assert fewer["seconds"][0] == pytest.approx(13.5 / 43.5)
+
+
+def test_means_over_environments_are_geometric_with_students_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two tables that share an arm; the interval is that of scipy's t-test of the logarithms."""
+    picture = study("savings_picture", monkeypatch)
+    tables = [
+        {"rows": [{"arm": "a", "beside": "b", "environments": names,
+                   "steps": {"by_environment": [{"value": value, "ci": [0.1, 3.0]} for value in values]}}]}
+        for names, values in ((["x", "y"], [0.5, 2.0]), (["z"], [0.8]))
+    ]  # fmt: skip
+    by = picture.merged(tables)["a", "b"]
+    assert [*by] == ["x", "y", "z"]
+    found = picture.over([one["value"] for one in by.values()])
+    expected = stats.ttest_1samp(np.log([0.5, 2.0, 0.8]), 0).confidence_interval()
+    np.testing.assert_allclose(found["ci"], np.exp(expected))
+    assert found["value"] == pytest.approx(stats.gmean([0.5, 2.0, 0.8]))
