@@ -27,11 +27,11 @@ import numpy as np
 import scipy.linalg
 from numcodecs import Blosc
 
+from tipl.catalog.compact import Grids, chunk_rows, rounded
 from tipl.forecasting.baselines import FixedSum, damped_line, last_difference
 from tipl.representation import Gram
 from tipl.store import CODEC, Store, Trial
 from tipl.store.arrays import on_grid
-from tipl.store.compact import Grids, chunk_rows, rounded
 
 ERRORS = (0.05, 0.02, 0.01)
 LAGS = (1, 10, 100)

@@ -4,6 +4,7 @@ In: environments, seeds.  Out: of every iteration the tokens' inner products wit
 tensor (`tokens`); their cosines² beside the causal model's (`report`); the coefficients of `context` (`ship`).
 
     python studies/direction.py tokens OUT HalfCheetah-v4 … --seeds 901 902     # resumable, one process
+    python studies/direction.py tokens OUT … --learned MODEL MODEL    # also a model trained on tokens, one without
     python studies/direction.py report OUT --json results/direction/direction.json
     python studies/direction.py ship OUT
 
@@ -26,7 +27,7 @@ from tipl.config.presets import CollectConfig, DiscreteCollectConfig
 from tipl.forecasting.context import COEFFICIENTS
 from tipl.forecasting.trained import CausalForecaster
 from tipl.representation.windows import TOKENS, WINDOW, windows_of
-from tipl.rl.context import Rollout, surrogate_gradient
+from tipl.rl.context import Memory, Rollout, surrogate_gradient
 from tipl.rl.ppo import BETA1, BETA2, Learner, Samples, UpdateSettings, advantages_and_returns, update
 from tipl.rl.rollout import critic_values
 from tipl.rl.trial_batch import TrialBatch
@@ -36,7 +37,8 @@ FULL = (0, 1), (1, 5), (5, 10), (10, 20)
 QUARTER = (0, 1), (1, 5), (5, 10), (10, 20), (20, 40)
 QUARTERS = tuple(f"quarter {a}-{b}" for a, b in QUARTER[:-1])
 THEN = tuple(f"then {a}-{b}" for a, b in QUARTER[:-1])  # with advantages of the critic of then, as Accelerator has them
-MODELS = "causal", "zoo"
+MODELS = "causal", "zoo", "tokens", "paths"
+"""The last two have learned from the same stores, with context tokens and without; zeros where they are not given."""
 NAMES = (
     *(f"path {j}" for j in range(TOKENS)), *(f"{model} {h}" for model in MODELS for h in (5, 50)),
     *(f"gradient {a}-{b}" for a, b in FULL), *(f"raw {a}-{b}" for a, b in FULL),
@@ -89,13 +91,15 @@ def rate(batch):
     return batch.config.ppo.learning_rate * max(fraction, 1e-3)
 
 
-def tokens_now(batch, path, full, quarter, models, rng):
+def tokens_now(batch, path, full, quarter, memory, models, rng):
     """[J, P] in the order of NAMES."""
     ppo, size, n = batch.config.ppo, batch.spec.size, batch.config.snapshots_per_iteration
     window = np.stack(path)[-WINDOW:]
     tokens, _ = windows_of(window, batch.spec.sizes, n - 1, len(path) - 1)
-    history = History(0, len(path) - 1, window, n - 1, n)
-    made = np.concatenate([model.forecast([history], (n, 10 * n))[0] for model in models]) - window[-1]
+    history = History(0, len(path) - 1, window, n - 1, n, memory.tokens(batch, 0))
+    made = np.zeros((2 * len(MODELS), size), np.float32)
+    for k, model in enumerate(models):
+        made[2 * k : 2 * k + 2] = model.forecast([history], (n, 10 * n))[0] - window[-1]
     t = batch.iteration * ppo.update_epochs * ppo.num_minibatches
     root = np.sqrt(batch.adam_v[0, :size] / (1 - BETA2**t)) + ppo.adam_eps
     far = np.float32(rate(batch) * ppo.update_epochs * ppo.num_minibatches)
@@ -108,19 +112,21 @@ def tokens_now(batch, path, full, quarter, models, rng):
     return np.concatenate([*rows, last]).astype(np.float32)
 
 
-def collect(out, env_id, seed, iterations):
+def collect(out, env_id, seed, iterations, learned=()):
     path = out / f"{env_id}-{seed}.npz"
     if path.exists():
         return
     config = config_of(env_id, seed)
     batch, n = TrialBatch(config, [seed]), config.snapshots_per_iteration
-    models = [CausalForecaster.from_pretrained(name, shapes=batch.spec.shapes) for name in MODELS]
+    models = [CausalForecaster.from_pretrained(name, shapes=batch.spec.shapes) for name in (*MODELS[:2], *learned)]
+    memory = Memory()
     rng, snapshots = np.random.default_rng(seed), [batch.policies[0].copy()]
     full, quarter = deque(maxlen=20), deque(maxlen=40)
     ends = np.cumsum([0, *batch.spec.sizes])
     waiting, toward, moved, grams, returns = [], {}, {}, [], []
     for i in range(1, min(iterations, config.num_iterations) + 1):
         result = batch.iterate()
+        memory.add(batch, 0)
         returns.append(result.episodes[0][:, 1].mean() if len(result.episodes[0]) else np.nan)
         snapshots.extend(result.snapshots[0])
         full.appendleft(Rollout.of(batch, 0))
@@ -128,7 +134,7 @@ def collect(out, env_id, seed, iterations):
         part = steps // 4 * (i % 4)
         advantages = batch.advantages[batch.copies(0), part : part + steps // 4].copy()
         quarter.appendleft((Rollout.of(batch, 0, part, part + steps // 4), advantages))
-        rows = tokens_now(batch, snapshots, full, quarter, models, rng)
+        rows = tokens_now(batch, snapshots, full, quarter, memory, models, rng)
         grams.append(np.stack([rows[:, a:b] @ rows[:, a:b].T for a, b in pairwise(ends)]))
         waiting.append(rows)
         for h, ahead in enumerate((1, 10)):
@@ -164,6 +170,9 @@ SETS = {  # single tokens and combinations
     "zoo, gradients": ("zoo", "gradient"), "zoo, gradients, Adam": ("zoo", "gradient", "Adam"),
     "causal, zoo, gradients, Adam": (*MODELS, "gradient", "Adam"), "zoo, mean gradient": ("zoo", "mean"),
     "zoo, mean gradient of quarters": ("zoo", "all quarters"),
+    "trained on tokens": ("tokens",), "trained on the same, without tokens": ("paths",),
+    "trained without tokens, gradients, a quarter of each, Adam": ("paths", *QUARTERS, "Adam"),
+    "trained on tokens, zoo": ("tokens", "zoo"), "trained on tokens, gradients, Adam": ("tokens", "gradient", "Adam"),
     "zoo, mean gradient of quarters, Adam": ("zoo", "all quarters", "Adam"),
 }  # fmt: skip
 
@@ -282,6 +291,8 @@ def report(out, path, ridge):
         (causal,) = chosen(("causal",), h)
         for name, kinds in (SETS | {"context": SHIPPED[h]}).items():
             mine, rows = chosen(kinds, h), {}
+            if any(not own[0][0][0][mine[0], mine[0]] for own, _ in parts.values()):
+                continue  # a model that was not given
             logs = mine[0] if kinds[0] == "zoo" else causal
             for env, (own, unit) in parts.items():
                 others = [part for other, (each, _) in parts.items() if other != env for part in each]
@@ -313,6 +324,7 @@ def main():
     parser.add_argument("environments", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[901, 902])
     parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--learned", nargs=2, default=(), metavar="MODEL", help="trained with tokens, and without")
     parser.add_argument("--ridge", type=float, default=0.03)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -323,7 +335,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for env_id in args.environments:
-            collect(args.out, env_id, seed, args.iterations)
+            collect(args.out, env_id, seed, args.iterations, args.learned)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tipl.config.execution import Execution
-from tipl.config.presets import JumpConfig
+from tipl.config.jumps import JumpConfig
 from tipl.evaluation.statistics import bootstrap_interval, iqm, ratio_of_iqms
 from tipl.files import write_json
 

@@ -29,7 +29,8 @@ from tipl.acceleration.arms import Arm, run_arms
 from tipl.acceleration.compare import compare, measures, thresholds
 from tipl.collection.settings import default_config
 from tipl.config.execution import LOCAL, Execution
-from tipl.config.presets import CollectConfig, JumpConfig, jumps_of
+from tipl.config.jumps import JumpConfig, jumps_of
+from tipl.config.presets import CollectConfig
 from tipl.errors import TiplError
 from tipl.executors.run import executor
 from tipl.files import write_json

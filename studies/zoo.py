@@ -7,7 +7,8 @@
     python studies/zoo.py measure                                 seconds of every run, where not known
 
 `zoo.toml` says which runs there are, and which environments nobody may learn from. Each run is one store: collected,
-rounded (compact), read once more (verified), given a card; then the exact store goes, unless --keep-exact. A store is
+rounded (compact; not with context tokens), read once more (verified), given a card; then the exact store goes, unless
+--keep-exact. A store is
 finished once it stands in --out; what stands in OUT.work goes on. `collect` ends by writing the manifest of the whole
 collection (`tipl data list runs/zoo-small`).
 """
@@ -29,11 +30,12 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RATES = HERE.parent / "results" / "zoo" / "rates.json"
-PRESETS = ("tiny", "first", "small", "full")
+PRESETS = ("tiny", "first", "context", "small", "full")
 LARGE = (256, 256)
 FIRST_SEED = 1
 AT_ONCE = 16  # stores whose exact weights are on the disk together
 COMPACT_BYTES = 1.0  # of a weight, in a compact store; 0.6 to 1.1 in the tiny preset's
+CONTEXT_BYTES = 7.5  # in one that has context tokens, with those
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Run:
     algorithm: str = "PPO"
     every: int = 0
     """Optimizer steps between snapshots, of other algorithms than PPO."""
+    context: bool = False
+    """With context tokens, of PPO; such a store stays as it is, since a compact one keeps none."""
 
     @property
     def seeds(self) -> range:
@@ -82,7 +86,8 @@ def runs_of(preset: str) -> list[Run]:
             chosen.append((LARGE, "tanh", chosen[0][2]))
         for hidden, activation, rate in chosen[: settings.get("runs")]:
             kind = entry["id"], entry["family"], entry["part"]
-            runs.append(Run(*kind, steps, trials, hidden, activation, rate))
+            context = settings.get("context", False)
+            runs.append(Run(*kind, steps, trials, hidden, activation, rate, context=context))
     for other in manifest["other"]:
         for env_id in other["environments"]:
             if "others" in settings and f"{other['algorithm']} {env_id}" not in settings["others"]:
@@ -101,7 +106,7 @@ def config_of(run: Run) -> Any:
     ppo = dataclasses.replace(found.ppo, learning_rate=run.rate)
     return dataclasses.replace(
         found, trials=run.trials, seed=FIRST_SEED, total_steps=max(run.steps, ppo.batch_size),
-        hidden_sizes=run.hidden, activation=run.activation, ppo=ppo,
+        hidden_sizes=run.hidden, activation=run.activation, ppo=ppo, context=run.context,
     )  # fmt: skip
 
 
@@ -116,13 +121,14 @@ def finish(run: Run, out: Path, keep_exact: bool) -> str:
     store = tipl.Store.open(work)
     if set(store.seeds) - set(store.incomplete) != set(run.seeds):
         return "not complete yet"
-    rounded = work_of(out) / f"{run.name}.compact"
-    tipl.compact(work, rounded)
+    rounded = work if run.context else work_of(out) / f"{run.name}.compact"
+    if not run.context:
+        tipl.compact(work, rounded)
     if not tipl.data_verify(rounded)["ok"]:
         raise tipl.TiplError(f"{rounded} is damaged; remove it, and run the same command again.")
     put_card(rounded, name=run.name, license="cc-by-4.0", made_by="python studies/zoo.py collect")
     os.replace(rounded, done)
-    if not keep_exact:
+    if not keep_exact and not run.context:
         shutil.rmtree(work)
     return f"{size(done) / 1e6:.1f} MB"
 
@@ -220,7 +226,8 @@ def takes(run: Run, seconds: dict[str, list[float]]) -> tuple[float, float]:
     """Seconds of one core, and bytes, of a run; of one that was not measured, those of another of its environment."""
     alike = [key for key in seconds if key.startswith(run.name.partition(".")[0] + ".")]
     each, weights, snapshots = seconds.get(run.name) or seconds.get((alike or [""])[0]) or [1.0, 5000, 2.5]
-    return each * run.steps / 1e3 * run.trials, weights * COMPACT_BYTES * snapshots * run.steps / 1e3 * run.trials
+    bytes_each = CONTEXT_BYTES if run.context else COMPACT_BYTES
+    return each * run.steps / 1e3 * run.trials, weights * bytes_each * snapshots * run.steps / 1e3 * run.trials
 
 
 def measure(runs: Sequence[Run]) -> None:

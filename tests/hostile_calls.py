@@ -22,6 +22,7 @@ from hostile_lines import _at_most, _TooLong, _working_in, furnish
 
 import tipl
 from tipl.acceleration.compare import accelerate
+from tipl.catalog.compact import compact
 from tipl.collection.collect import collect
 from tipl.collection.random_walk import random_walk
 from tipl.errors import TiplError
@@ -30,7 +31,6 @@ from tipl.forecasting.baselines import persistence
 from tipl.reporting import report
 from tipl.reproduction import reproduce
 from tipl.store import History
-from tipl.store.compact import compact
 from tipl.training import train
 
 SECONDS = 60

@@ -27,7 +27,8 @@ from tipl.acceleration.jump import KINDS
 from tipl.cli.main import main
 from tipl.cli.show import acceleration_facts
 from tipl.collection.collect import run_stack
-from tipl.config.presets import CollectConfig, DiscreteCollectConfig, JumpConfig, PPOConfig
+from tipl.config.jumps import JumpConfig
+from tipl.config.presets import CollectConfig, DiscreteCollectConfig, PPOConfig
 from tipl.errors import TiplError
 from tipl.forecasting.baselines import FixedSum
 from tipl.forecasting.named import load_forecaster
@@ -57,7 +58,7 @@ def test_the_judge_is_what_torch_says(config: CollectConfig) -> None:
     stack.iterate()
     now = np.array(stack.policies[1])
     other = now + 0.1 * np.random.default_rng(0).standard_normal(len(now)).astype(np.float32)
-    kl, surrogate, change = batch_judge(stack, 1)(other)
+    kl, surrogate, change, error = batch_judge(stack, 1)(other)
     mine, batch = stack.copies(1), config.ppo.batch_size
     obs = stack.obs[mine].reshape(batch, -1)
     current, candidate = torch_policy(stack, now, obs), torch_policy(stack, other, obs)
@@ -70,6 +71,8 @@ def test_the_judge_is_what_torch_says(config: CollectConfig) -> None:
     assert kl == pytest.approx(float(expected), rel=1e-4)
     assert surrogate == pytest.approx(float((ratio * (advantages - advantages.mean())).mean()), rel=1e-3, abs=1e-5)
     assert change == pytest.approx(float((ratio - 1 - ratio.log()).mean()), rel=1e-3)
+    gained = (ratio - 1) * (advantages - advantages.mean())
+    assert error == pytest.approx(float((gained.square().sum() / batch**2).sqrt()), rel=1e-3)
 
 
 def test_runs_are_plain_until_their_first_jump_and_are_not_run_twice(here: None, tmp_path: Path) -> None:

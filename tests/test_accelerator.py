@@ -20,7 +20,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 from tipl.acceleration.accelerator import Accelerator, Batch, JumpingOptimizer
 from tipl.acceleration.jump import jumps_for
-from tipl.config.presets import JumpConfig
+from tipl.config.jumps import JumpConfig
 from tipl.errors import TiplError
 from tipl.forecasting.baselines import FixedSum
 

@@ -26,7 +26,7 @@ from torch.distributions import (
 from tipl.acceleration.accelerator import Accelerator, Batch, JumpingOptimizer
 from tipl.collection.flat import flat, tried
 from tipl.collection.record import WeightRecorder
-from tipl.config.presets import JumpConfig
+from tipl.config.jumps import JumpConfig
 from tipl.errors import TiplError
 from tipl.forecasting.baselines import FixedSum
 

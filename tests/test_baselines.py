@@ -197,6 +197,6 @@ def test_nothing_later_than_the_origin_is_seen(small_store: Path):
         poisoned[t + 1 :] = np.nan
         for forecaster in forecasters:
             assert forecaster.causal
-            seen = [history(w, origins, m, forecaster) for w in (whole, poisoned)]
+            seen = [history(trial, w, origins, m, forecaster) for w in (whole, poisoned)]
             made = [checked_forecast(forecaster, [h], config.horizons) for h in seen]
             np.testing.assert_array_equal(made[0], made[1])

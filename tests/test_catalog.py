@@ -43,9 +43,9 @@ from tipl import (
 )
 from tipl.catalog import copies
 from tipl.catalog.card import read_card
+from tipl.catalog.compact import EveryNth
 from tipl.cli.main import main
 from tipl.store import SNAPSHOT_ARRAYS, TrialWriter, create_store, plan_trials
-from tipl.store.compact import EveryNth
 from tipl.store.spec import ParamSpec
 
 CONFIG: dict[str, Any] = {"ppo": {"learning_rate": 1e-3}, "total_steps": 100}
@@ -363,7 +363,7 @@ def test_nothing_is_judged_on_what_it_learned_in_another_store(tmp_path: Path) -
 KILLED = """
 import sys, os, signal
 from tipl.catalog import copies
-from tipl.store import compact
+from tipl.catalog import compact
 real = copies.copy_trial
 def copy_trial(*arguments):
     yield from real(*arguments)

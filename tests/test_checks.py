@@ -15,13 +15,13 @@ import torch
 
 import tipl
 from tipl.checks import AnyPath, Count, Part, Positive, Share, Whole, checked, checked_arguments
+from tipl.config.jumps import JumpConfig
 from tipl.config.presets import (
     CausalTrainConfig,
     CollectConfig,
     CompactConfig,
     DiscreteCollectConfig,
     EvaluateConfig,
-    JumpConfig,
     PPOConfig,
     SVDConfig,
     TrainConfig,

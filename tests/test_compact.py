@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from test_store_damage import lie
 
+from tipl.catalog.compact import compact
 from tipl.cli.main import main
 from tipl.collection.collect import collect
 from tipl.config.presets import CollectConfig, CompactConfig, SVDConfig
@@ -28,7 +29,6 @@ from tipl.errors import TiplError
 from tipl.representation import fit_svd
 from tipl.store import SNAPSHOT_ARRAYS, Store, TrialWriter, create_store, data_info, data_verify
 from tipl.store.arrays import GRID_RANGE, ArrayReader, ArrayWriter, Layout, create_array
-from tipl.store.compact import compact
 from tipl.store.spec import ParamSpec
 
 CHUNK = 512  # snapshots of a chunk of few weights

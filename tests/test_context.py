@@ -17,7 +17,8 @@ from tipl import Accelerator, Batch, JumpingOptimizer
 from tipl.acceleration.arms import Arm, run_part
 from tipl.acceleration.jump import KINDS
 from tipl.acceleration.tokens import BatchMemory
-from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig, JumpConfig, PPOConfig
+from tipl.config.jumps import JumpConfig
+from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig, PPOConfig
 from tipl.errors import TiplError
 from tipl.forecasting.context import CONTEXT, ContextSum
 from tipl.forecasting.named import load_forecaster

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tipl.catalog.compact import compact
 from tipl.config.experiments import EXPERIMENTS
 from tipl.config.presets import CausalTrainConfig, EvaluateConfig, SVDConfig, TrainConfig
 from tipl.errors import TiplError
@@ -37,7 +38,6 @@ from tipl.reporting import report
 from tipl.representation import Codes, fit_svd
 from tipl.rl.returns import Policies, policy_returns
 from tipl.store import History, Store, TrialWriter, create_store, plan_trials
-from tipl.store.compact import compact
 from tipl.store.spec import ParamSpec
 from tipl.training import fit, train
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tipl.acceleration.jump import Judgment, Jump, Jumper, may_jump
-from tipl.config.presets import JumpConfig
+from tipl.config.jumps import JumpConfig
 from tipl.forecasting.baselines import RandomDisplacement, line, persistence
 from tipl.forecasting.forecaster import Forecaster
 from tipl.store import History
@@ -257,6 +257,14 @@ def test_a_jump_that_its_own_batch_is_against_is_taken_back() -> None:
     assert back.kind == "taken back"
     np.testing.assert_array_equal(back.displacement, -jump.displacement)
     assert [run.iterate().kind for _ in range(3)] == ["waited", "accepted", "accepted"]
+
+
+@pytest.mark.parametrize(("errors", "kind"), [(1.9, "accepted"), (2.1, "taken back")])
+def test_a_jump_is_regretted_beyond_so_many_standard_errors(errors: float, kind: str) -> None:
+    run = Run(Jumper(line(6), JumpConfig(surrogate=False, hindsight=True, regret=2.0), everything()))
+    run.iterate()
+    assert run.iterate().displacement is not None
+    assert run.iterate(lambda w: Judgment(0.0, errors * 0.3, error=0.3)).kind == kind
 
 
 @pytest.mark.parametrize(("hindsight", "sign"), [(True, 1), (False, -1)], ids=["for it", "not asked"])

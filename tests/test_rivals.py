@@ -17,7 +17,8 @@ from tipl.acceleration.arms import Arm, _jumpers, batch_judge, run_part
 from tipl.acceleration.compare import accelerate
 from tipl.acceleration.jump import KINDS
 from tipl.acceleration.rivals import AdaptiveBatch, batch_of
-from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig, JumpConfig, PPOConfig
+from tipl.config.jumps import JumpConfig
+from tipl.config.presets import CollectConfig, DiscreteCollectConfig, DiscretePPOConfig, PPOConfig
 from tipl.config.rivals import Adaptive, Outer, Reuse, TrimAndBoost, parts_of_arm
 from tipl.errors import TiplError
 from tipl.rl.policies import action_noise, network_size

@@ -13,7 +13,8 @@ from scipy import stats
 
 from tipl.acceleration.arms import Arm, run_part
 from tipl.acceleration.jump import KINDS
-from tipl.config.presets import CollectConfig, JumpConfig, PPOConfig
+from tipl.config.jumps import JumpConfig
+from tipl.config.presets import CollectConfig, PPOConfig
 from tipl.errors import TiplError
 from tipl.rl.trial_batch import TrialBatch
 

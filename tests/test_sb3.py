@@ -28,7 +28,8 @@ from test_record import assert_same
 from torch import nn
 
 from tipl.acceleration.accelerator import Accelerator, _flat
-from tipl.config.presets import EvaluateConfig, JumpConfig
+from tipl.config.jumps import JumpConfig
+from tipl.config.presets import EvaluateConfig
 from tipl.errors import TiplError
 from tipl.evaluation.evaluate import evaluate
 from tipl.integrations.sb3 import SB3Accelerator, SB3Recorder

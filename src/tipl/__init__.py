@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tipl.acceleration.compare import accelerate
     from tipl.acceleration.jumping import JumpingOptimizer
     from tipl.catalog.card import write_card
+    from tipl.catalog.compact import compact
     from tipl.catalog.copies import data_export, data_merge
     from tipl.catalog.importing import data_import
     from tipl.catalog.listing import data_info, data_list
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tipl.config.ceiling import CeilingConfig
     from tipl.config.execution import Execution
     from tipl.config.experiments import EXPERIMENTS, Experiment, experiment
+    from tipl.config.jumps import JumpConfig, jumps_of
     from tipl.config.presets import (
         CausalTrainConfig,
         CollectConfig,
@@ -31,11 +33,9 @@ if TYPE_CHECKING:
         DiscreteCollectConfig,
         DiscretePPOConfig,
         EvaluateConfig,
-        JumpConfig,
         PPOConfig,
         SVDConfig,
         TrainConfig,
-        jumps_of,
     )
     from tipl.errors import TiplError
     from tipl.evaluation.ceiling import ceiling
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from tipl.representation.fit import fit_svd
     from tipl.reproduction import reproduce
     from tipl.rl.returns import Policies, policy_returns
-    from tipl.store.compact import compact
     from tipl.store.history import History
     from tipl.store.inspect import data_verify
     from tipl.store.policy import Policy, load_policy
@@ -86,7 +85,7 @@ _LAZY = {
     "Experiment": "config.experiments",
     "Forecaster": "forecasting.forecaster",
     "History": "store.history",
-    "JumpConfig": "config.presets",
+    "JumpConfig": "config.jumps",
     "JumpingOptimizer": "acceleration.jumping",
     "OnlineCorrected": "forecasting.online",
     "PPOConfig": "config.presets",
@@ -104,7 +103,7 @@ _LAZY = {
     "ceiling": "evaluation.ceiling",
     "collect": "collection.collect",
     "collect_many": "collection.collect",
-    "compact": "store.compact",
+    "compact": "catalog.compact",
     "create_store": "store.write",
     "data_export": "catalog.copies",
     "data_import": "catalog.importing",
@@ -119,7 +118,7 @@ _LAZY = {
     "export": "integrations.export",
     "fit_svd": "representation.fit",
     "forecast": "forecasting.forecast",
-    "jumps_of": "config.presets",
+    "jumps_of": "config.jumps",
     "hub_list": "remote.pull",
     "hub_pull": "remote.pull",
     "hub_push": "publishing.push",

@@ -38,7 +38,7 @@ from tipl.collection.agent import (
 )
 from tipl.collection.flat import check_apart, check_finite, move, trainable, tried, undisturbed
 from tipl.collection.flat import flat as _flat
-from tipl.config.presets import JumpConfig
+from tipl.config.jumps import JumpConfig
 from tipl.errors import TiplError
 from tipl.forecasting.forecaster import Forecaster, usable
 from tipl.forecasting.named import load_forecaster
@@ -197,8 +197,10 @@ class Accelerator:
             assert batch.actions is not None and batch.log_probs is not None and batch.advantages is not None
             log_ratio = by_sample(other.log_prob(batch.actions)) - batch.log_probs.reshape(-1)
             advantages = batch.advantages.reshape(-1)
-            surrogate = (log_ratio.exp() * (advantages - advantages.mean())).mean()
-            return Judgment(kl, float(surrogate), float((log_ratio.expm1() - log_ratio).mean()))
+            advantages = advantages - advantages.mean()
+            surrogate = (log_ratio.exp() * advantages).mean()
+            error = float((log_ratio.expm1() * advantages).norm()) / len(advantages)
+            return Judgment(kl, float(surrogate), float((log_ratio.expm1() - log_ratio).mean()), error)
 
         return judge
 

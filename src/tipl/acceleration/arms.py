@@ -28,7 +28,8 @@ from tipl.acceleration.jump import KINDS, Jumper, may_jump
 from tipl.acceleration.rivals import batch_of
 from tipl.collection.settings import trial_config
 from tipl.config.execution import LOCAL, Execution, dealt
-from tipl.config.presets import CollectConfig, JumpConfig
+from tipl.config.jumps import JumpConfig
+from tipl.config.presets import CollectConfig
 from tipl.config.rivals import Rival, parts_of_arm
 from tipl.errors import TiplError
 from tipl.executors.run import PATIENCE_SECONDS, Executor, executor

@@ -19,7 +19,8 @@ from tipl.acceleration.jump import KINDS, jumps_for
 from tipl.checks import AnyPath, Count, Place, Positive, checked_arguments
 from tipl.collection.tracking import tracked
 from tipl.config.execution import LOCAL, Execution
-from tipl.config.presets import CollectConfig, JumpConfig
+from tipl.config.jumps import JumpConfig
+from tipl.config.presets import CollectConfig
 from tipl.errors import TiplError
 from tipl.evaluation.statistics import PLAIN, POSITIVE, bootstrap_interval, iqm, paired_improvement, ratio_of_iqms
 from tipl.files import require_no_store_above, told, write_json
@@ -70,6 +71,8 @@ def accelerate(
         TiplError: the environment, the forecaster or the folder cannot be used.
     """
     out, fit = Path(out), None if fit is None else located(fit)
+    if config.context:
+        raise TiplError("--context is what `tipl collect` keeps and has no effect here; leave it out.")
     forecaster = as_name(forecaster)
     jump = jumps_for(forecaster, jump)
     arms = {"plain": Arm(_at_rate(config, plain_learning_rate)), "accelerated": Arm(config, forecaster, jump, fit)}

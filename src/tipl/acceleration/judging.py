@@ -53,17 +53,20 @@ def heads_of(weights, sizes, obs, activation):
 
 @kernel(fastmath=FASTMATH)
 def judge_batch(head, log_std, other_head, other_log_std, actions, old_log_prob, advantages):
-    """Mean KL(π_now ‖ π_other), mean of (π_other / π_old) × advantage, and KL(π_old ‖ π_other) over a batch.
+    """Mean KL(π_now ‖ π_other), mean of (π_other / π_old) × advantage, KL(π_old ‖ π_other) over a batch, and the
+    standard error of the second.
 
     Args:
         head, other_head: [S, outputs] of the networks; log_std, other_log_std: [outputs], or [0]: categorical.
         actions: [S, A]; old_log_prob, advantages: [S].
     """
     log_ratios = log_probs_of(other_head, other_log_std, actions) - old_log_prob
-    surrogate, change = 0.0, 0.0
+    surrogate, change, square = 0.0, 0.0, 0.0
     for i in range(len(log_ratios)):
         ratio = np.exp(log_ratios[i])
         surrogate += ratio * advantages[i]
+        square += ((ratio - 1) * advantages[i]) ** 2  # of the policy that made the batch the mean is 0 without error
         change += ratio - 1 - log_ratios[i]  # its mean is KL(π_old ‖ π_other), and no term is negative
     samples = len(log_ratios)
-    return mean_kl(head, log_std, other_head, other_log_std), surrogate / samples, change / samples
+    kl, error = mean_kl(head, log_std, other_head, other_log_std), np.sqrt(square) / samples
+    return kl, surrogate / samples, change / samples, error

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tipl.checks import Place
-from tipl.config.presets import JumpConfig, jumps_of
+from tipl.config.jumps import JumpConfig, jumps_of
 from tipl.config.rivals import parts_of_arm
 from tipl.errors import TiplError
 from tipl.forecasting.autoregression import Autoregression
@@ -44,6 +44,8 @@ class Judgment(NamedTuple):
     """Mean of ratio × (advantage − mean advantage): 0 for the policy that made the batch; the higher the better."""
     change: float = 0.0
     """Mean KL divergence, in nats, of their policy from the one that made the batch."""
+    error: float = 0.0
+    """Standard error of `surrogate`, as of independent samples."""
 
 
 Judge = Callable[[np.ndarray], Judgment]
@@ -227,10 +229,12 @@ class Jumper:
 
         Their surrogate objective on it is, to first order in the policy's change, how much higher their return is than
         that of the policy that made the batch (Kakade & Langford 2002; Schulman et al. 2015, arXiv 1502.05477, eq. 3).
+        Of a jump that changes nothing the sign alone would take back every second one: `regret` standard errors count.
         """
         if not self._config.hindsight or self._departed is None:  # None: a state of an earlier version
             return False
-        return judge(self._departed).surrogate > 0
+        before = judge(self._departed)
+        return before.surrogate > self._config.regret * before.error
 
     def _has_fallen(self, after: Sequence[float]) -> bool:
         """Whether the return is lower than before the last jump, beyond `fall` standard errors (Welch)."""

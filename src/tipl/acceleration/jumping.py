@@ -14,12 +14,12 @@ import torch
 from tipl.acceleration.jump import Judgment, Jumper, jumps_for, require_no_tokens
 from tipl.checks import Count, Place, checked
 from tipl.collection.flat import check_apart, check_finite, check_parameters, flat, move, trainable, tried, undisturbed
-from tipl.config.presets import JumpConfig
+from tipl.config.jumps import JumpConfig
 from tipl.errors import TiplError
 from tipl.forecasting.forecaster import Forecaster
 from tipl.forecasting.named import load_forecaster
 
-_OF_POLICIES = ("max_kl", "max_change", "hindsight", "fall", "log_std", "critic")
+_OF_POLICIES = ("max_kl", "max_change", "hindsight", "regret", "fall", "log_std", "critic")
 """Options of jumps that take a policy or its episodes."""
 _USUAL = JumpConfig(horizon=1)
 

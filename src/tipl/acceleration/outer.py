@@ -13,7 +13,7 @@ from tipl.acceleration.jump import is_log_std
 from tipl.checks import Place
 from tipl.collection.agent import unwrapped
 from tipl.collection.flat import check_parameters, flat, move
-from tipl.config.presets import JumpConfig
+from tipl.config.jumps import JumpConfig
 from tipl.config.rivals import Outer, parts_of_arm
 from tipl.errors import TiplError
 from tipl.forecasting.forecaster import Forecaster

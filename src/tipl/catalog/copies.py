@@ -11,12 +11,13 @@ Shapes: n snapshots of a chunk, P weights.
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from tipl.catalog.card import put_card, read_card, say_missing
+from tipl.catalog.compact import EveryNth, copy_trial, say_left_out
 from tipl.catalog.manifest import MANIFEST, Collection, data_index, has_manifest
 from tipl.checks import AnyPath, Count, Place, Whole, checked_arguments
 from tipl.config.presets import CompactConfig
@@ -26,13 +27,12 @@ from tipl.parts import claimed
 from tipl.progress import steps_progress
 from tipl.remote.mirror import located
 from tipl.store import SNAPSHOT_ARRAYS, Store, Trial, create_store
-from tipl.store.compact import EveryNth, copy_trial
 from tipl.store.layout import MADE_STORE
 from tipl.store.locks import remove_made
 from tipl.store.root import adopt_trials, given_parts, require_same
 
 _NAMED = 8  # trials that a line names at most
-_BLOCK = 64  # snapshots that are compared at once
+_BLOCK = 64  # snapshots, or tokens of iterations, that are compared at once
 
 
 @checked_arguments
@@ -179,6 +179,7 @@ def _copy(
 ) -> None:  # fmt: skip
     create_store(out, error)
     adopt_trials(out, parts, origins)
+    say_left_out(trials, error)
     with steps_progress(label, sum(trial.committed for trial in trials)) as advance:
         for trial in trials:
             for count in copy_trial(trial, out, error):
@@ -241,7 +242,8 @@ def _require_complete(store: Store, seeds: Sequence[int]) -> None:
 def _require_same_trial(one: Store, other: Store, seed: int) -> None:
     """Raises TiplError where two stores have different trials of a seed, or the same one in different parts."""
     a, b = one.trial(seed), other.trial(seed)
-    same = (a.committed, a.committed_episodes, a.grid) == (b.committed, b.committed_episodes, b.grid)
+    facts = "committed", "committed_episodes", "grid", "num_tokens", "committed_tokens"
+    same = all(getattr(a, fact) == getattr(b, fact) for fact in facts)
     same = same and all(
         np.array_equal(x, y, equal_nan=True)
         for x, y in zip(
@@ -249,10 +251,10 @@ def _require_same_trial(one: Store, other: Store, seed: int) -> None:
             [*(getattr(b, name) for name in SNAPSHOT_ARRAYS[1:]), *b.episodes], strict=True,
         )
     )  # fmt: skip
-    blocks = range(0, a.committed, _BLOCK)
-    if not same or any(
-        a.weights(i, min(i + _BLOCK, a.committed)).tobytes() != b.weights(i, min(i + _BLOCK, a.committed)).tobytes()
-        for i in blocks
+    if (
+        not same
+        or not _same_rows(a.weights, b.weights, a.committed)
+        or not _same_rows(a.tokens, b.tokens, a.committed_tokens)
     ):
         raise TiplError(
             f"Trial {seed} of {one.path} and that of {other.path} differ, and a store has one trial of a seed; export "
@@ -264,6 +266,12 @@ def _require_same_trial(one: Store, other: Store, seed: int) -> None:
             f"Trial {seed} is a {parts[0]} trial of {one.path} and a {parts[1]} trial of {other.path}; leave it out of "
             "one of them: `tipl data export … --trials`."
         )
+
+
+def _same_rows(a: Callable[[int, int], np.ndarray], b: Callable[[int, int], np.ndarray], count: int) -> bool:
+    """Whether two trials have the same rows of an array, to the bit; a block at a time."""
+    blocks = ((start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
+    return all(a(*block).tobytes() == b(*block).tobytes() for block in blocks)
 
 
 def _is_split(store: Store) -> bool:

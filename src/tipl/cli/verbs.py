@@ -35,6 +35,7 @@ from tipl.cli.parser import (
 )
 from tipl.cli.show import acceleration_facts, evaluation_facts, show, table_facts
 from tipl.config.experiments import EXPERIMENTS
+from tipl.config.jumps import JumpConfig, jumps_of
 from tipl.config.presets import (
     CausalTrainConfig,
     CollectConfig,
@@ -43,10 +44,8 @@ from tipl.config.presets import (
     DiscreteCollectConfig,
     EvaluateConfig,
     ForecasterName,
-    JumpConfig,
     SVDConfig,
     TrainConfig,
-    jumps_of,
 )
 from tipl.config.rivals import RIVALS
 from tipl.errors import TiplError
@@ -352,7 +351,7 @@ def _compact_flags(verbs: Any) -> None:
 
 def _compact(arguments: Namespace) -> None:
     config = with_flags(CompactConfig(), vars(arguments))
-    from tipl.store.compact import compact
+    from tipl.catalog.compact import compact
 
     wrote(compact(arguments.store, arguments.out, config))
 

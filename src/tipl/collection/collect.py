@@ -42,6 +42,7 @@ from tipl.executors.run import PATIENCE_SECONDS, executor
 from tipl.processes import Parent
 from tipl.progress import console
 from tipl.remote.mirror import located
+from tipl.rl.context import TOKENS, Memory, looked_back
 from tipl.rl.envs import engine_versions
 from tipl.rl.trial_batch import Abandoned, Iteration, NotFinite, TrialBatch
 from tipl.store import Store, TrialWriter, plan_trials
@@ -238,10 +239,16 @@ def _run_group(
     """
     committed = time.monotonic()
     writers = [writer for _, writer, _ in group]
+    memories = [Memory() for _ in group] if batch.config.context else []
+    for memory, (_, _, checkpoint) in zip(memories, group, strict=False):
+        memory.restore(checkpoint)
+
+    def whole(trial: int, state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return {**state, **memories[trial].state()} if memories else state
 
     def commit(states: Sequence[Mapping[str, np.ndarray]], complete: bool = False) -> None:
-        for writer, state in zip(writers, states, strict=True):
-            writer.commit(state, complete=complete, may_grow=not batch.config.ppo.anneal_lr)
+        for trial, (writer, state) in enumerate(zip(writers, states, strict=True)):
+            writer.commit(whole(trial, state), complete=complete, may_grow=not batch.config.ppo.anneal_lr)
 
     while batch.iteration < batch.config.num_iterations:
         before = [batch.state(trial) for trial in range(len(writers))]
@@ -249,19 +256,22 @@ def _run_group(
             result = batch.iterate()
             if diverged := [n for n in range(len(writers)) if not np.isfinite(result.snapshots[n]).all()]:
                 raise NotFinite({n: _divergence(batch, n) for n in diverged})
+            memories[:], tokens = looked_back(batch, memories)
         except Abandoned:
             commit(before)
             return [], []
         except NotFinite as error:
             commit(before)
             others = [n for n in range(len(writers)) if n not in error.trials]
-            return [(group[n][0], writers[n], before[n]) for n in others], list(error.trials.values())
+            return [(group[n][0], writers[n], whole(n, before[n])) for n in others], list(error.trials.values())
         complete = batch.iteration == batch.config.num_iterations
         due = complete or stopped() or time.monotonic() - committed > COMMIT_SECONDS
         for trial, writer in enumerate(writers):
             _append(batch, writer, trial, result.snapshots[trial], result.number, result.learning_rate)
             step, episode_return, length = result.episodes[trial].T
             writer.append_episodes(step.astype(np.int64), episode_return, length.astype(np.int64))
+        for writer, tokens_JP in zip(writers, tokens, strict=False):
+            writer.append_tokens(tokens_JP[None])
         if due:
             commit([batch.state(trial) for trial in range(len(writers))], complete)
             committed = time.monotonic()
@@ -315,6 +325,7 @@ def _begin_trial(out: Path | str, batch: TrialBatch, trial: int) -> tuple[TrialW
         versions=versions,
         obs_dim=batch.env.obs_dim,
         num_snapshots=config.num_snapshots,
+        num_tokens=TOKENS if config.context else 0,
     )
     _append(batch, writer, trial, batch.policies[trial, None], 0, config.ppo.learning_rate)
     state = batch.state(trial)

@@ -31,9 +31,11 @@ def default_config(
 def trial_config(config: CollectConfig) -> dict[str, Any]:
     """What makes a trial, apart from its seed, as JSON: the config without the number and seed of the trials, the
     backend that was chosen, within which ± normalized observations are held (None: they are as they are), and of
-    Gymnasium's what the id stands for."""
+    Gymnasium's what the id stands for. `context` is there only where it is true, as older stores do not know it."""
     values = dataclasses.asdict(config)
     del values["trials"], values["seed"]
+    if not config.context:
+        del values["context"]
     values["hidden_sizes"] = list(config.hidden_sizes)
     values["backend"] = chosen_backend(config.env_id, config.backend)
     values["obs_clip"] = OBS_CLIP if config.ppo.normalize else None

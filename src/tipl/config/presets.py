@@ -7,25 +7,21 @@ A field's annotation says which values it takes (checks.py); `__post_init__` add
 
 import itertools
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from tipl.checks import (
     Count,
     NotNegative,
     Part,
-    Place,
     Positive,
     Share,
     Whole,
     Within,
     check_settings,
-    checked_arguments,
     require,
 )
-from tipl.config.rivals import parts_of_arm
 from tipl.errors import TiplError
 
 MOST_WEIGHTS = 100_000_000
@@ -124,6 +120,9 @@ class CollectConfig:
     """Update epochs between two snapshots. 2 is inferred from the paper: 800k steps / 2k snapshots = 400 steps."""
     backend: Backend = "auto"
     """auto: EnvPool where it has the environment, Gymnasium otherwise and where `env_kwargs` are given."""
+    context: bool = False
+    """Also keep context tokens: after every iteration five vectors as long as the weights, which say where the last
+    rollouts would move them. Collecting is slower, and the store has two to four times the bytes."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
     def __post_init__(self) -> None:
@@ -249,6 +248,8 @@ class TrainConfig:
     """Origins of each store, about, that the causal model learns from, drawn once; each gives a window a tensor."""
     noise: Part = 0.0
     """Share of the causal model's windows to whose steps noise is added."""
+    tokens: bool = False
+    """Let the causal model see the context tokens of its stores, too (`tipl collect --context`)."""
     learning_rate: NotNegative = 1e-4
     weight_decay: NotNegative = 1e-4
     warmup_steps: Whole = 10_000
@@ -278,7 +279,7 @@ class TrainConfig:
 
 _WITHOUT_EFFECT = {
     "causal": ("context", "dropout", "standardize", "loss", "absolute_time", "residual"),
-    "codes": ("windows", "noise"),
+    "codes": ("windows", "noise", "tokens"),
 }
 """Settings that a kind of model does not heed."""
 
@@ -342,59 +343,3 @@ class EvaluateConfig:
             twice = next((value for value in values if values.count(value) > 1), None)
             require(twice is None, f"--{name.replace('_', '-')} has {twice} twice; give it once.")
         require(1 not in self.stretch, "--stretch has 1, which changes nothing; leave it out.")
-
-
-@dataclass(frozen=True)
-class JumpConfig:
-    """When and how far a live run jumps to forecast weights. `results/accelerate` has what they are worth."""
-
-    every: Count = 1
-    """Iterations between two proposals; doubled, up to 16 times, by a jump that is taken back, halved by another."""
-    horizon: Count = 4
-    """Iterations ahead of the proposal."""
-    max_kl: Positive = 0.01
-    """Most that a jump may change the policy: mean KL(π_t ‖ π̃) over the batch, in nats."""
-    max_change: Positive = 1e9
-    """Most that update and jump may change the policy that made the batch: mean KL in nats; the default never binds."""
-    surrogate: bool = True
-    """Also refuse a jump that lowers the surrogate objective, the mean of ratio × advantage, on the batch."""
-    full_trust: Share = 0.2
-    """Trust from which a forecast is believed in full, and below which in proportion; 0: always in full. Below half of
-    the default, 0.1, nothing is proposed unless it is 0."""
-    hindsight: bool = False
-    """Take a jump back if the batch that comes of it has a higher surrogate objective for the policy from before."""
-    fall: NotNegative = 2.0
-    """Standard errors by which the return has to fall after a jump for it to be taken back; 0: never."""
-    log_std: bool = False
-    """Let the log standard deviations jump too."""
-    critic: bool = False
-    """Let the critic jump too, by the same forecaster on its own path. Adam's moments stay as they are."""
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-
-_UNGUARDED = JumpConfig(full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0)
-JUMPS = {
-    "line": JumpConfig(),
-    "noise": JumpConfig(),
-    "lookahead": replace(_UNGUARDED, every=5),  # as it is known, and so is the average
-    "average": _UNGUARDED,
-    "autoregression": JumpConfig(horizon=20, max_kl=0.02, max_change=0.02),
-    "causal": JumpConfig(horizon=20, max_change=0.02, hindsight=True),
-}
-"""How to jump with each `ForecasterName`, as `results/accelerate` has chosen; any other jumps as `causal` does."""
-
-
-@checked_arguments
-def jumps_of(forecaster: Place) -> JumpConfig:
-    """Return how one usually jumps with a forecaster.
-
-    Args:
-        forecaster: its name, or the folder of a causal model; of a rival of jumps, what follows its `+`.
-
-    Raises:
-        TiplError: it is neither text nor a path, or no settings of a rival.
-    """
-    name = os.fspath(forecaster)
-    return JUMPS.get(parts_of_arm(name)[1] or name, JUMPS["causal"])

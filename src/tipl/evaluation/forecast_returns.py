@@ -241,7 +241,7 @@ def _trial_returns(
     for forecaster in forecasters:
         name, stands = forecaster.name, forecaster.name == "persistence"  # whose policies have been run
         made = checked_forecast(
-            forecaster, [history(weights, origins, int(m), forecaster) for m in mine], config.return_horizons
+            forecaster, [history(trial, weights, origins, int(m), forecaster) for m in mine], config.return_horizons
         )
         mean.predicted[name] = np.broadcast_to(mean.origin[:, None], here.shape) if stands else run(made, here)
         if config.oracle_normalizer:

@@ -98,12 +98,14 @@ def some_origins(origins: Origins, count: int) -> Origins:
     return Origins(**{name: getattr(origins, name)[sorted(picked)] for name in names})
 
 
-def history(weights: np.ndarray, origins: Origins, m: int, forecaster: Forecaster) -> History:
+def history(trial: Trial, weights: np.ndarray, origins: Origins, m: int, forecaster: Forecaster) -> History:
     """What the forecaster may see at origin m of a trial with these weights [T, P]: nothing later."""
     t = int(origins.snapshot[m])
+    tokens = trial.tokens_at(t) if forecaster.takes_tokens else None
     first = 0 if forecaster.context is None else max(0, t + 1 - forecaster.context)
     longest = int(origins.epoch_index[origins.trial == origins.trial[m]].max()) + 1  # that is known of here
-    return History(int(origins.trial[m]), t, weights[first : t + 1], int(origins.epoch_index[m]), longest or None)
+    index = int(origins.epoch_index[m])
+    return History(int(origins.trial[m]), t, weights[first : t + 1], index, longest or None, tokens)
 
 
 def read_only_weights(trial: Trial) -> np.ndarray:

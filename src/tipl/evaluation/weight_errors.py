@@ -76,6 +76,9 @@ def _compare_trial(
     weights = read_only_weights(trial)
     mine = np.flatnonzero(origins.trial == trial.seed)
     keys = {} if parts is None else _keys(weights, origins, mine, horizons, prints)
+    looking = [each for each in forecasters if each.takes_tokens and each.name in keys]
+    seen = hashlib.sha256(b"".join(_bytes(trial.tokens_at(int(t))) for t in origins.snapshot[mine] if looking))
+    keys |= {each.name: f"{keys[each.name]}-{seen.hexdigest()[:8]}" for each in looking}
     done: dict[str, Rows] = {}
     for name, key in keys.items():
         shape = {"rows": (4, len(mine), len(horizons))}
@@ -91,7 +94,7 @@ def _compare_trial(
         moved = _total(true, true)
         for forecaster in left:
             began = time.monotonic()
-            histories = [history(weights, origins, m, forecaster) for m in chosen]
+            histories = [history(trial, weights, origins, m, forecaster) for m in chosen]
             made = checked_forecast(forecaster, histories, horizons.tolist()) - now
             dot, length = _total(made, true), _total(made, made)
             error = np.subtract(true, made, out=made)
@@ -219,7 +222,7 @@ def _sums_in_the_basis(
     sums = np.zeros((3, len(horizons)))
     mine = np.flatnonzero((origins.trial == trial.seed) & origins.by_time)
     for chosen in np.array_split(mine, -(-len(mine) // _batch(weights, horizons))):
-        histories = [history(weights, origins, m, forecaster) for m in chosen]
+        histories = [history(trial, weights, origins, m, forecaster) for m in chosen]
         forecasts = checked_forecast(forecaster, histories, horizons.tolist())
         for m, made in zip(chosen, forecasts, strict=True):
             future = origins.snapshot[m] + horizons

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tipl.errors import TiplError
 from tipl.files import read_json
-from tipl.forecasting.forecaster import Forecaster, asked
+from tipl.forecasting.forecaster import Forecaster, asked, context_tokens
 from tipl.forecasting.shipped import PRETRAINED
 from tipl.forecasting.trained import CausalForecaster
 from tipl.store import History
@@ -73,14 +72,10 @@ class ContextSum(Forecaster):
         a_HJ = self.coefficients(horizons).astype(np.float32)
         made = self._model.forecast(histories, horizons)
         for out_HP, history in zip(made, histories, strict=True):
-            if history.tokens is None or len(history.tokens) != a_HJ.shape[1] - 1:
-                raise TiplError(
-                    f"The forecaster {self.name} takes {a_HJ.shape[1] - 1} context tokens, which live runs have "
-                    "(`tipl accelerate`, an Accelerator); take causal, which needs none."
-                )
+            tokens = context_tokens(self, history, a_HJ.shape[1] - 1)
             mine, now = np.flatnonzero(self._network), history.weights[-1]
-            mine = mine[mine < history.tokens.shape[1]]  # weights after these, a critic's, have no tokens
-            added = a_HJ[:, 1:] @ history.tokens[:, mine]
+            mine = mine[mine < tokens.shape[1]]  # weights after these, a critic's, have no tokens
+            added = a_HJ[:, 1:] @ tokens[:, mine]
             out_HP[:, mine] = now[mine] + a_HJ[:, :1] * (out_HP[:, mine] - now[mine]) + added
         return made
 

@@ -74,6 +74,22 @@ def asked(histories: Sequence[History], horizons: Sequence[int]) -> list[int]:
     return found
 
 
+def context_tokens(forecaster: Forecaster, history: History, count: int) -> np.ndarray:
+    """Return a history's `count` context tokens, of as many weights or fewer.
+
+    Raises:
+        TiplError: it has none, or others.
+    """
+    found = history.tokens
+    if found is None or len(found) != count:
+        what = "none" if found is None else f"{len(found)}"
+        raise TiplError(
+            f"The forecaster {forecaster.name} takes {count} context tokens, and there are {what}: live runs have "
+            "them (`tipl accelerate`, an Accelerator), and stores of `tipl collect --context`. causal needs none."
+        )
+    return found
+
+
 class LiveRun:
     """A run as a forecaster follows it: snapshots go in as they come, forecasts from the last one come out.
 

@@ -48,10 +48,11 @@ class OnlineCorrected(Forecaster):
             snapshots_per_iteration: by which the epoch indices of earlier origins are known.
 
         Raises:
-            TiplError: there is no forecaster, or one is none.
+            TiplError: there is no forecaster, one is none, or takes context tokens, which earlier origins lack.
         """
         for each in forecasters:
-            usable(each)
+            if usable(each).takes_tokens:
+                raise TiplError(f"{each.name} takes context tokens and cannot be adapted in the run; leave it out.")
         if not forecasters or snapshots_per_iteration < 1:
             raise TiplError(
                 "OnlineCorrected takes at least one forecaster, and a snapshots_per_iteration of at least 1."

@@ -15,12 +15,12 @@ import torch
 from tipl.checks import Place, Whole, checked_arguments
 from tipl.config.presets import SVDConfig
 from tipl.errors import TiplError
-from tipl.forecasting.forecaster import Forecaster, asked, usable
+from tipl.forecasting.forecaster import Forecaster, asked, context_tokens, usable
 from tipl.forecasting.shipped import SHIPPED, model_name, published_folder
 from tipl.models import CausalTIPL, CodeModel, load, read_record, read_training
 from tipl.models.causal import features
 from tipl.representation import Basis, Codes, fit_svd
-from tipl.representation.windows import HORIZONS, WINDOW, Windows, windows_of
+from tipl.representation.windows import HORIZONS, TOKENS, WINDOW, Windows, windows_of
 from tipl.store import History, Store
 
 
@@ -82,7 +82,8 @@ class ModelForecaster(Forecaster):
 class CausalForecaster(Forecaster):
     """Causal TIPL: takes any policy, from its last 201 snapshots. How good it is hangs on what it learned from.
 
-    Every tensor is forecast apart, as a weighted sum of the differences of its snapshots.
+    Every tensor is forecast apart, as a weighted sum of the differences of its snapshots, and of context tokens where
+    the model has learned from them.
     Horizons between those that the model was trained for are interpolated. Later ones than `furthest` get its
     displacement, which is no forecast of theirs: their expected error is NaN.
     """
@@ -111,6 +112,8 @@ class CausalForecaster(Forecaster):
             )
         self.name, self.label = name, model.title
         self._model, self._shapes = model.eval(), [tuple(shape) for shape in shapes]
+        self._context = model.config.tokens - TOKENS
+        self.takes_tokens = self._context > 0
         self._learned_per_iteration = _learned_per_iteration(model)
 
     @classmethod
@@ -153,8 +156,9 @@ class CausalForecaster(Forecaster):
         sizes = self._sizes(out.shape[2])
         for b, history in enumerate(histories):
             self._check_epoch_index(history)
+            context = context_tokens(self, history, self._context) if self._context else None
             seen = history.weights[-WINDOW:].astype(np.float32, copy=False)
-            tokens, windows = windows_of(seen, sizes, history.epoch_index, history.origin)
+            tokens, windows = windows_of(seen, sizes, history.epoch_index, history.origin, context)
             out[b], errors[b] = self._from_window(tokens, seen[-1], windows, horizons)
         return out, errors
 
@@ -227,6 +231,7 @@ class Stretched(Forecaster):
         self.name, self.label = f"{forecaster.name}-x{factor:g}", f"{forecaster.label}, times {factor:g}"
         self.basis, self.causal = forecaster.basis, forecaster.causal
         self.is_model, self.context = forecaster.is_model, forecaster.context
+        self.takes_tokens = forecaster.takes_tokens
         self._forecaster, self._factor = forecaster, factor
 
     def forecast(self, histories: Sequence[History], horizons: Sequence[int]) -> np.ndarray:

@@ -33,7 +33,7 @@ from tipl.acceleration.jumping import JumpingOptimizer
 from tipl.checks import AnyPath, Count, Place, checked
 from tipl.collection.record import Normalizer, WeightRecorder
 from tipl.config.env_spec import EnvId
-from tipl.config.presets import JumpConfig
+from tipl.config.jumps import JumpConfig
 from tipl.errors import TiplError
 from tipl.forecasting.forecaster import Forecaster
 from tipl.rl.env_described import copies_described

@@ -43,12 +43,13 @@ class CausalConfig:
     num_heads: int = 4
     width: int = 64
     tokens: int = TOKENS
+    """J: those of the path, and behind them context tokens, where it takes any."""
     horizons: tuple[int, ...] = HORIZONS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "horizons", tuple(self.horizons))
         fits = min(self.num_layers, self.num_heads, self.width) >= 1 and self.width % self.num_heads == 0
-        if not fits or self.tokens != TOKENS or self.horizons != HORIZONS:
+        if not fits or not TOKENS <= self.tokens <= 2 * TOKENS or self.horizons != HORIZONS:
             raise TiplError(f"These settings describe no causal model; check them: {asdict(self)}.")
 
 
@@ -83,7 +84,7 @@ def facts(windows: Windows) -> tuple[Tensor, Tensor]:
     """What the model is told of each window as a whole [B, F], and its epoch index [B]."""
     index = told_apart(windows)
     share = np.log(np.maximum(windows.share, 1e-12))
-    straight = windows.own.sum(axis=(1, 2), dtype=np.float64)  # |φ_t − φ_{t−200}|² in squared steps
+    straight = windows.own[:, :TOKENS, :TOKENS].sum(axis=(1, 2), dtype=np.float64)  # |φ_t − φ_{t−200}|², squared steps
     told = [np.log1p(windows.origin) / 8, np.log(windows.size) / 10, share / 4, np.log1p(np.maximum(straight, 0)) / 8]
     fact = np.concatenate([np.eye(EPOCH_INDICES)[index], np.stack(told, axis=1)], axis=1).astype(np.float32)
     return torch.from_numpy(fact), torch.from_numpy(index)
@@ -115,16 +116,16 @@ class CausalTIPL(SavedModel):
     def __init__(self, config: CausalConfig = CausalConfig()) -> None:
         """Make a model of the shape that `config` says, which forecasts no movement until it is trained."""
         super().__init__()
-        self.config, width, horizons = config, config.width, len(config.horizons)
-        self.embed_token = nn.Linear(2 * TOKENS + 2, width)
+        self.config, width, horizons, tokens = config, config.width, len(config.horizons), config.tokens
+        self.embed_token = nn.Linear(2 * tokens + 2, width)
         self.embed_fact = nn.Linear(_FACTS, width)
-        self.position = nn.Parameter(0.02 * torch.randn(TOKENS, width))
+        self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
         self.blocks = nn.ModuleList(_Block(width, config.num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
         self.to_coefficients = nn.Linear(width, horizons)
         self.to_gate = nn.Linear(width, horizons)
         self.to_log_error = nn.Linear(width, horizons)
-        self.linear = nn.Parameter(torch.zeros(EPOCH_INDICES, horizons, TOKENS))
+        self.linear = nn.Parameter(torch.zeros(EPOCH_INDICES, horizons, tokens))
         for head in (self.to_coefficients, self.to_gate, self.to_log_error):  # begins as the linear autoregression
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)

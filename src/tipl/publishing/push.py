@@ -31,11 +31,11 @@ from tipl.remote.names import Kind, Name
 from tipl.rl.env_described import why_other
 from tipl.store import Store, data_verify
 from tipl.store.arrays import MADE
-from tipl.store.layout import ARRAYS
+from tipl.store.layout import EVERY_ARRAY
 from tipl.store.policy import POLICY_FILE, read_policy
 
 REPLAY = "replay.mp4"
-_TRIAL = rf"(?:zarr\.json|(?:{'|'.join(ARRAYS)})/(?:{MADE})|resume/(?:zarr\.json|\d+\.safetensors))"
+_TRIAL = rf"(?:zarr\.json|(?:{'|'.join(EVERY_ARRAY)})/(?:{MADE})|resume/(?:zarr\.json|\d+\.safetensors))"
 _OF_A_STORE = re.compile(rf"README\.md|zarr\.json|trials/zarr\.json|trials/(?P<seed>\d+)/{_TRIAL}", re.ASCII)
 _TOLD = ("env_id", "config", "param_spec", "trial", "origin", "horizon")  # of a policy; not where its model lies
 

@@ -31,7 +31,7 @@ from tipl.remote.objects import Objects, Overtaken
 _AT_ONCE = 8
 _TRIES = 4
 _ADDRESS = re.compile(r"s3://[^/\s?#]+(?:/[^/\s?#]+)+/?")
-_CHUNK = re.compile(r"(\w+)/c/([0-9]+)(?:/0)?")
+_CHUNK = re.compile(r"(\w+)/c/([0-9]+)(?:/0)*")
 _NOT_SENT = re.compile(r"zarr\.json|resume/lock|.*\.partial")
 
 

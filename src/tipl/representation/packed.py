@@ -12,7 +12,9 @@ Shapes: B windows, J tokens, H horizons, G groups, R numbers of a record.
 import hashlib
 import mmap
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -22,16 +24,39 @@ from tipl.files import Damaged, parse_json
 from tipl.representation.windows import HORIZONS, TOKENS, TrainingWindows
 from tipl.shapes import Whole
 
-_ROW, _COLUMN = np.tril_indices(TOKENS)
-_TRIANGLE = np.zeros((TOKENS, TOKENS), np.int64)
-_TRIANGLE[_ROW, _COLUMN] = _TRIANGLE[_COLUMN, _ROW] = np.arange(len(_ROW))
 _NUMBERS = "unit", "share", "size", "epoch_index", "origin", "often"
-_OWN, _TOWARD, _HORIZON = len(_ROW), TOKENS * len(HORIZONS), len(HORIZONS)
-_ENDS = np.cumsum([_OWN, _TOWARD, _HORIZON, _HORIZON, len(_NUMBERS)])
-RECORD = int(_ENDS[-1])
-"""R, float32 numbers of a window."""
 BLOCK = 2048
 """Windows that are read at once where all are."""
+
+
+class _Record(NamedTuple):
+    """Where a window's numbers stand in its record."""
+
+    row: np.ndarray
+    """[J (J + 1) / 2] of the products that are kept; so the next."""
+    column: np.ndarray
+    place: np.ndarray
+    """[J, J] of each product among those."""
+    ends: np.ndarray
+    """Of its parts; the last is R."""
+
+    @property
+    def own(self) -> int:
+        return len(self.row)
+
+    @property
+    def size(self) -> int:
+        """R, float32 numbers."""
+        return int(self.ends[-1])
+
+
+@cache
+def _record(tokens: int) -> _Record:
+    row, column = np.tril_indices(tokens)
+    place = np.zeros((tokens, tokens), np.int64)
+    place[row, column] = place[column, row] = np.arange(len(row))
+    horizons = len(HORIZONS)
+    return _Record(row, column, place, np.cumsum([len(row), tokens * horizons, horizons, horizons, len(_NUMBERS)]))
 
 
 def write_windows(path: Path, windows: TrainingWindows, groups: int) -> None:
@@ -41,16 +66,18 @@ def write_windows(path: Path, windows: TrainingWindows, groups: int) -> None:
         path: named by what makes them.
         groups: G, of which each origin has a window; the whole policy's stand last.
     """
-    records = np.empty((len(windows), RECORD), np.float32)
+    record = _record(windows.tokens)
+    records = np.empty((len(windows), record.size), np.float32)
     numbers = np.stack([getattr(windows, name) for name in _NUMBERS], axis=1)
     flat = windows.toward.reshape(len(windows), -1)
-    parts = windows.own[:, _ROW, _COLUMN], flat, windows.moved, windows.weight, numbers
-    for part, end in zip(parts, _ENDS, strict=True):
+    parts = windows.own[:, record.row, record.column], flat, windows.moved, windows.weight, numbers
+    for part, end in zip(parts, record.ends, strict=True):
         records[:, end - part.shape[1] : end] = part
     weight = windows.weight / windows.often[:, None]
     came = (weight * windows.moved).mean(axis=1, dtype=np.float64)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bundle(path, {"records": records, "came": came}, {"of": path.name, "groups": groups}, safetensors.numpy)
+    facts = {"of": path.name, "groups": groups, "tokens": windows.tokens}
+    write_bundle(path, {"records": records, "came": came}, facts, safetensors.numpy)
 
 
 class WindowFile:
@@ -61,11 +88,12 @@ class WindowFile:
         Raises:
             Absent, Damaged: there is no such file, or it is not what was written.
         """
-        shape = {"of": str, "groups": Whole(1)}
+        shape = {"of": str, "groups": Whole(1), "tokens": Whole(TOKENS, 2 * TOKENS)}
         arrays, facts = read_bundle(path, shape, safetensors.numpy, "it is made again")
         records, self.came = arrays["records"], np.array(arrays["came"])
-        self.count, self.groups = len(records), facts["groups"]
-        right = records.dtype == np.float32 and records.shape == (len(self.came), RECORD)
+        self.count, self.groups, self.tokens = len(records), facts["groups"], facts["tokens"]
+        self._record = _record(self.tokens)
+        right = records.dtype == np.float32 and records.shape == (len(self.came), self._record.size)
         if facts["of"] != path.name or not right or self.count % self.groups:
             raise Damaged(f"{path} is another file; it is made again.")
         self.digest = hashlib.sha256(records.data).digest()
@@ -78,7 +106,7 @@ class WindowFile:
     def rows(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The records [n, R], and the triangles of the whole policy at their origins [n, J (J + 1) / 2]."""
         origins = self.count // self.groups
-        found = self._records[index], self._records[self.count - origins + index % origins, :_OWN]
+        found = self._records[index], self._records[self.count - origins + index % origins, : self._record.own]
         self._map.madvise(mmap.MADV_DONTNEED)  # out of this process's memory; the system keeps what it has room for
         return found
 
@@ -92,7 +120,8 @@ class WindowFiles:
 
     def __init__(self, files: Sequence[WindowFile], noisy: "WindowFiles | None" = None) -> None:
         """`noisy`: the same with noise added."""
-        self._files = files
+        self._files, self.tokens = files, files[0].tokens
+        """J, the same in all."""
         self._ends = np.cumsum([file.count for file in self._files])
         self.noisy = noisy
         self.came = np.concatenate([file.came for file in self._files])
@@ -105,16 +134,18 @@ class WindowFiles:
 
     def read(self, index: np.ndarray) -> TrainingWindows:
         """The windows of these numbers, in this order."""
-        records, whole = np.empty((len(index), RECORD), np.float32), np.empty((len(index), _OWN), np.float32)
+        record = _record(self.tokens)
+        records, whole = (np.empty((len(index), each), np.float32) for each in (record.size, record.own))
         which = np.searchsorted(self._ends, index, side="right")
         for file in np.unique(which):
             mine = which == file
             first = self._ends[file] - self._files[file].count
             records[mine], whole[mine] = self._files[file].rows(index[mine] - first)
-        own, toward, moved, weight, numbers = np.split(records, _ENDS[:-1], axis=1)
+        own, toward, moved, weight, numbers = np.split(records, record.ends[:-1], axis=1)
         each = dict(zip(_NUMBERS, numbers.T, strict=True))
         return TrainingWindows(
-            own=own[:, _TRIANGLE], whole=whole[:, _TRIANGLE], toward=toward.reshape(-1, TOKENS, len(HORIZONS)),
+            own=own[:, record.place], whole=whole[:, record.place],
+            toward=toward.reshape(-1, self.tokens, len(HORIZONS)),
             moved=moved, weight=weight, is_whole=self.is_whole[index], often=each["often"],
             unit=each["unit"].astype(np.float64), share=each["share"].astype(np.float64),
             **{name: each[name].astype(np.int64) for name in ("size", "epoch_index", "origin")},

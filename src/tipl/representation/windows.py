@@ -6,7 +6,8 @@ their products with what came.
 The window ends at the origin t. Its tokens are differences of snapshots, the newest first: 20 single steps, then spans
 of 5 up to 100 snapshots back, then spans of 25 up to 200. A forecast is a weighted sum of them, so that no more than
 their inner products is needed to find the weights, whatever the policy; and these do not change when weight space is
-rotated, nor, when units of a hidden layer change places, does anything but the forecast's own units.
+rotated, nor, when units of a hidden layer change places, does anything but the forecast's own units. Any other vector
+in weight space can be a token: context tokens (`tipl.rl.context`), where a run has them, follow those of the path.
 
 Shapes: B windows, J tokens, H horizons, G groups (the tensors of a policy, then the policy as a whole), P weights.
 """
@@ -25,6 +26,7 @@ from tipl.store import Trial
 EDGES = (*range(21), *range(25, 101, 5), *range(125, 201, 25))
 """Snapshots before the origin between which the tokens lie."""
 TOKENS = len(EDGES) - 1
+"""Of the path."""
 SINGLE = 20
 """The first tokens are single steps."""
 WINDOW = EDGES[-1] + 1
@@ -72,6 +74,11 @@ class Windows:
     def __len__(self) -> int:
         return len(self.own)
 
+    @property
+    def tokens(self) -> int:
+        """J"""
+        return self.own.shape[-1]
+
 
 @dataclass(frozen=True)
 class TrainingWindows(Windows):
@@ -91,18 +98,24 @@ class TrainingWindows(Windows):
     The mean over windows of something over `often` stands for its mean over all origins."""
 
 
-def windows_of(weights: np.ndarray, sizes: Sequence[int], epoch_index: int, origin: int) -> tuple[np.ndarray, Windows]:
+def windows_of(
+    weights: np.ndarray, sizes: Sequence[int], epoch_index: int, origin: int, context: np.ndarray | None = None
+) -> tuple[np.ndarray, Windows]:
     """The window that a history ends with.
 
     Args:
         weights: [n, P], the last is φ_t; where n is less than WINDOW the first one is φ_0.
         sizes: of the groups, which lie end to end in P.
+        context: further tokens [C, P] known at the origin; of weights after theirs, a critic's, they are 0.
 
     Returns:
         The tokens [J, P] as float32 differences, and the groups' windows [G − 1] (the whole policy's if it has one
         group).
     """
-    tokens = _tokens(weights)
+    tokens = _tokens(weights, 0 if context is None else len(context))
+    if context is not None:
+        tokens[TOKENS:, : context.shape[1]] = context
+        tokens[TOKENS:, context.shape[1] :] = 0
     ends = np.cumsum([0, *sizes])
     products = np.stack([_product(tokens[:, start:end]) for start, end in pairwise(ends)])
     parts = np.concatenate([products, products.sum(0, keepdims=True)])[:, None]
@@ -110,16 +123,19 @@ def windows_of(weights: np.ndarray, sizes: Sequence[int], epoch_index: int, orig
     return tokens, _windows(parts, (*sizes, int(ends[-1])), *where, groups=slice(0, len(sizes)))
 
 
-def _tokens(weights: np.ndarray) -> np.ndarray:
-    """[J, P] of the last snapshots of a run [n, P], oldest first; the first one stands for those before it."""
+def _tokens(weights: np.ndarray, more: int) -> np.ndarray:
+    """[J, P] of the last snapshots of a run [n, P], oldest first; the first one stands for those before it. Room for
+    so many more follows."""
     rows = np.maximum(len(weights) - 1 - np.array(EDGES), 0).tolist()
-    tokens = np.empty((TOKENS, weights.shape[1]), weights.dtype)
-    for token, (newer, older) in zip(tokens, pairwise(rows), strict=True):  # a gather would copy the weights once more
+    tokens = np.empty((TOKENS + more, weights.shape[1]), weights.dtype)
+    for token, (newer, older) in zip(
+        tokens[:TOKENS], pairwise(rows), strict=True
+    ):  # a gather would copy the weights once more
         np.subtract(weights[newer], weights[older], out=token)
     return tokens
 
 
-def training_windows(trial: Trial, origins: int, rng: np.random.Generator) -> TrainingWindows:
+def training_windows(trial: Trial, origins: int, rng: np.random.Generator, context: bool = False) -> TrainingWindows:
     """Windows of a trial at about `origins` origins, for every tensor and the whole.
 
     Half of the origins are drawn evenly over time, half in proportion to what the weights are about to move: on
@@ -127,9 +143,10 @@ def training_windows(trial: Trial, origins: int, rng: np.random.Generator) -> Tr
     would teach by a twentieth of their number.
 
     Args:
+        context: with the trial's context tokens behind those of the path, at each origin the last that were made.
 
     Raises:
-        TiplError: the trial is too short, or holds weights that are not finite.
+        TiplError: the trial is too short, holds weights that are not finite, or has no context tokens.
     """
     last = trial.committed - 1 - HORIZONS[-1]
     if last < 1:
@@ -151,6 +168,7 @@ def training_windows(trial: Trial, origins: int, rng: np.random.Generator) -> Tr
         first = max(0, start - EDGES[-1])
         rows = trial.weights(first, min(start + _BLOCK, last + 1) + HORIZONS[-1])
         rows = rows - rows[len(rows) // 2]
+        more = _Context(trial, mine) if context else None
         back = np.maximum(mine[:, None] - before, 0) - first  # [M, J + 1]
         ahead = mine[:, None] + after - first  # [M, H + 1]
         parts = []
@@ -159,7 +177,10 @@ def training_windows(trial: Trial, origins: int, rng: np.random.Generator) -> Tr
             seen = -np.diff(-np.diff(gram[back[:, :, None], back[:, None, :]], axis=1), axis=2)
             cross = -np.diff(gram[back[:, :, None], ahead[:, None, :]], axis=1)
             square = gram[ahead, ahead] - 2 * gram[ahead, ahead[:, :1]] + gram[ahead[:, :1], ahead[:, :1]]
-            parts.append((seen, (cross - cross[:, :, :1])[:, :, 1:], square[:, 1:]))
+            came = (cross - cross[:, :, :1])[:, :, 1:]
+            if more:
+                seen, came = more.beside(seen, came, rows, begin, end, back, ahead)
+            parts.append((seen, came, square[:, 1:]))
         for into, of_groups in zip((past, toward, moved), zip(*parts, strict=True), strict=True):
             grouped = np.stack(of_groups)
             into.append(np.concatenate([grouped, grouped.sum(0, keepdims=True)]))
@@ -171,7 +192,7 @@ def training_windows(trial: Trial, origins: int, rng: np.random.Generator) -> Tr
     often = chance[chosen - 1] * (1 / chance[chosen - 1]).mean()
     mean = (square[-1] / often[:, None]).mean(axis=0)
     weight = windows.unit[:, None] / np.where(mean > 0, mean, np.inf)
-    flat = (len(unit), TOKENS, len(HORIZONS))
+    flat = (len(unit), windows.tokens, len(HORIZONS))
     return TrainingWindows(
         **{field.name: getattr(windows, field.name) for field in fields(Windows)},
         toward=(cross.reshape(flat) / unit[:, None, None]).astype(np.float32),
@@ -180,6 +201,35 @@ def training_windows(trial: Trial, origins: int, rng: np.random.Generator) -> Tr
         weight=weight.astype(np.float32),
         often=np.tile(often, len(square)).astype(np.float32),
     )
+
+
+class _Context:
+    """The context tokens at M origins of a trial, and their products with what its snapshots say."""
+
+    def __init__(self, trial: Trial, origins: np.ndarray) -> None:
+        rows, self._of_M = np.unique(trial.iterations_ended[origins], return_inverse=True)
+        tokens = trial.tokens(max(0, int(rows[0]) - 1), int(rows[-1]))
+        none = np.zeros((1, *tokens.shape[1:]), np.float32)
+        first = max(1, int(rows[0]))
+        self._tokens = np.stack([none[0] if row == 0 else tokens[row - first] for row in rows])  # [I, C, P]
+
+    def beside(
+        self, seen: np.ndarray, came: np.ndarray, rows: np.ndarray, begin: int, end: int, back: np.ndarray,
+        ahead: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """Products of the path's tokens [M, J, J], and with what came [M, J, H], with the context's behind.
+
+        Args:
+            rows: snapshots [n, P], of which the group is `begin` … `end` - 1.
+            back, ahead: which of them the path's tokens lie between [M, J + 1], and what came [M, 1 + H].
+        """
+        tokens = self._tokens[:, :, begin:end].astype(np.float64)
+        with_rows = (tokens @ rows[:, begin:end].T.astype(np.float64))[self._of_M]  # [M, C, n]
+        among = (tokens @ tokens.mT)[self._of_M]
+        path = -np.diff(np.take_along_axis(with_rows, back[:, None], axis=2), axis=2)  # [M, C, J]
+        future = np.take_along_axis(with_rows, ahead[:, None], axis=2)
+        seen = np.block([[seen, path.mT], [path, among]])
+        return seen, np.concatenate([came, future[:, :, 1:] - future[:, :, :1]], axis=1)
 
 
 def _movement(trial: Trial, last: int) -> np.ndarray:
@@ -219,7 +269,8 @@ def noisy(windows: TrainingWindows, rng: np.random.Generator) -> TrainingWindows
     velocity: steps k apart have the inner product c² exp(−k / τ), τ among `TIMES` and no more than the run's age, so
     that what has gone straight for all of a young run is not expected to go on for long. In many dimensions noise has
     no product with anything but itself: these products, summed over the spans of two tokens, or over a token's and what
-    comes, are added to those that were there. Every window keeps its share of the trial's displacement. So a small
+    comes, are added to those that were there. Context tokens have noise of their own, as large beside them as the
+    path's beside its steps. Every window keeps its share of the trial's displacement. So a small
     policy, whose steps agree, teaches by what a large one, whose steps hardly do, can be forecast, and the other way
     round.
     """
@@ -234,9 +285,14 @@ def noisy(windows: TrainingWindows, rng: np.random.Generator) -> TrainingWindows
     for start in range(0, count, _BLOCK):  # all at once would be as much memory as the windows take
         of = slice(start, start + _BLOCK)
         seen, toward, moved = _noise_products(time_B[of], windows.origin[of])
-        for name, products in ("own", seen), ("whole", seen), ("toward", toward), ("moved", moved):
-            each = (-1, *[1] * (products.ndim - 1))
-            made[name][of] = (made[name][of] + variance_B[of].reshape(each) * products) / unit_B[of].reshape(each)
+        variance_11, context = variance_B[of, None, None], np.arange(TOKENS, windows.tokens)
+        for name in ("own", "whole"):
+            made[name][of, :TOKENS, :TOKENS] += variance_11 * seen
+            made[name][of, context, context] *= unit_B[of, None]
+        made["toward"][of, :TOKENS] += variance_11 * toward
+        made["moved"][of] += variance_B[of, None] * moved
+        for name in ("own", "whole", "toward", "moved"):
+            made[name][of] /= unit_B[of].reshape(-1, *[1] * (made[name].ndim - 1))
         # The quotient first: of a tensor that stood still both are 0, and 0 times what is infinite would be NaN.
         added = variance_B[of, None] * moved * (windows.weight[of] / share_B[of, None])
         made["weight"][of] *= unit_B[of, None] / (1 + added)
@@ -283,8 +339,8 @@ def _windows(
     count, origins_each = unit.shape
     share = unit / np.where(units[-1] > 0, units[-1], 1.0)
     return Windows(
-        own=own.reshape(-1, TOKENS, TOKENS),
-        whole=np.broadcast_to(scaled[-1], own.shape).reshape(-1, TOKENS, TOKENS),
+        own=own.reshape(-1, *own.shape[-2:]),
+        whole=np.broadcast_to(scaled[-1], own.shape).reshape(-1, *own.shape[-2:]),
         unit=unit.reshape(-1),
         share=share.reshape(-1),
         size=np.repeat(np.array(sizes)[groups], origins_each),

@@ -12,6 +12,7 @@ Shapes: E copies of the environment, S steps, O observation, A action, P weights
 """
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from tipl.rl.ppo import (
     loss_gradients,
 )
 from tipl.rl.rollout import critic_values
-from tipl.rl.trial_batch import TrialBatch
+from tipl.rl.trial_batch import Abandoned, TrialBatch
 
 SPANS = (0, 1), (1, 5), (5, 10), (10, 20)
 """Which of the last rollouts, the newest first, make one token together."""
@@ -36,6 +37,7 @@ REMEMBERED = 512
 """Most steps of a rollout that are remembered, of all copies together."""
 LARGEST = np.float32(np.log(3))  # logarithm of the largest ratio
 _NEVER = 1e9  # a clip that does not bind
+_SAVED = "remembered."  # what the names of a memory's arrays in a checkpoint begin with
 
 
 class Rollout(NamedTuple):
@@ -79,6 +81,25 @@ class Memory:
         start = batch.iteration % (ppo.num_steps // count) * count
         self._rollouts.appendleft(Rollout.of(batch, trial, start, start + count))
 
+    def copy(self) -> "Memory":
+        """Return a memory of the same rollouts that goes its own way."""
+        other = Memory()
+        other._rollouts.extend(self._rollouts)
+        return other
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return what is remembered as arrays for `restore`: of R rollouts, the newest first, each array [R, …]."""
+        rollouts = list(self._rollouts)
+        if not rollouts:
+            return {}
+        return {f"{_SAVED}{name}": np.stack([getattr(each, name) for each in rollouts]) for name in Rollout._fields}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Remember what `state` gave, among whatever else stands in a checkpoint; nothing where it gave nothing."""
+        arrays = [state[_SAVED + name] for name in Rollout._fields if _SAVED + name in state]
+        self._rollouts.clear()
+        self._rollouts.extend(Rollout._make(each.copy() for each in rows) for rows in zip(*arrays, strict=True))
+
     def tokens(self, batch: TrialBatch, trial: int) -> np.ndarray:
         """Return a token a span, zeros where nothing is remembered, and Adam's: [TOKENS, P] float32."""
         ppo, size = batch.config.ppo, batch.spec.size
@@ -94,6 +115,21 @@ class Memory:
                 token[:] = step * np.mean(mine, axis=0)
         found[-1] = step * batch.adam_m[trial, :size] / (1 - BETA1**done)
         return found
+
+
+def looked_back(batch: TrialBatch, memories: Sequence[Memory]) -> tuple[list[Memory], list[np.ndarray]]:
+    """Return memories that know of the iteration just done too, and their tokens [TOKENS, P]; one a trial, or none.
+
+    Raises:
+        Abandoned: the batch's `abandon` became true meanwhile; `memories` are as they were.
+    """
+    later, found = [memory.copy() for memory in memories], []
+    for trial, memory in enumerate(later):
+        if batch.abandon():
+            raise Abandoned
+        memory.add(batch, trial)
+        found.append(memory.tokens(batch, trial))
+    return later, found
 
 
 def surrogate_gradient(

@@ -4,7 +4,7 @@ In: rows.  Out: a zarr array whose chunks are compressed, carry a checksum and a
 
     ARRAY/zarr.json       the metadata that zarr reads: all of it is known from the trial's record, but how many rows
                           there is room for
-    ARRAY/c/<chunk>[/0]   chunks of `chunk_rows` rows, all columns
+    ARRAY/c/<chunk>[/0…]  chunks of `chunk_rows` rows, all columns
     ARRAY/checksums       of every full chunk that was committed 4 bytes, its checksum; only ever appended to
 
 The trial's record holds a checksum of `checksums`, and one of the rows of the last chunk that is not full (class Sums).
@@ -33,7 +33,6 @@ from tipl.store.locks import is_folder, make_folder
 # Blosc leaves a block as it is unless its number of values is a multiple of 8: chunks have multiples of 8 rows.
 CODEC = Blosc("zstd", clevel=1, shuffle=Blosc.BITSHUFFLE, blocksize=1 << 20)
 
-
 # For float32 multiples of a grid (a compact store), after a transpose: 4-byte integers, their differences in time (the
 # first of a chunk from 0), and these moved to the middle of every byte's range. A difference is then told by its lowest
 # byte or two, which zstd codes by their frequencies, and no other byte changes with its sign: benchmarks/compact.py.
@@ -41,7 +40,7 @@ GRID_CODEC = Blosc("zstd", clevel=1, shuffle=Blosc.SHUFFLE, blocksize=1 << 20)
 _MIDDLE = 0x808080
 GRID_RANGE = 1 << 28  # most grid steps from 0 to a weight: differences and the middle stay within 4 bytes
 
-MADE = r"zarr\.json|checksums|c|c/\d+|c/\d+/0"  # paths in an array's folder
+MADE = r"zarr\.json|checksums|c|c/\d+(?:/0){0,2}"  # paths in an array's folder
 _HEADER = struct.Struct("<BBBBIII")  # of blosc: versions, flags, typesize, bytes unpacked, of a block, packed
 _ZSTD = 4 << 5  # blosc's flags, of which the highest three bits name the codec
 _LARGE, _MOST_RATIO = 64 << 20, 255  # bytes that a chunk may unpack to beyond so many times its own
@@ -97,10 +96,15 @@ class Layout:
         """Return where zarr's default key encoding has a chunk that spans all columns."""
         return array.joinpath("c", str(chunk), *["0"] * len(self.row))
 
+    def folders(self, array: Path, chunk: int) -> list[Path]:
+        """Return the folders that a chunk lies in, the outermost first."""
+        return [array.joinpath("c", *[str(chunk), "0"][:depth]) for depth in range(len(self.row) + 1)]
+
     def metadata(self, rows: int) -> dict[str, Any]:
         """Return zarr's metadata of the array with room for `rows` rows."""
         codec, integers = CODEC if self.grid is None else GRID_CODEC, self.grid is not None and not self.filters
         told = {"grid": self.grid, "offset": _MIDDLE} if integers else {}
+        backwards = [*range(len(self.row), -1, -1)]
         packed = {
             "typesize": np.dtype(self.dtype).itemsize, "cname": codec.cname, "clevel": codec.clevel,
             "shuffle": "bitshuffle" if self.grid is None else "shuffle", "blocksize": codec.blocksize,
@@ -115,7 +119,7 @@ class Layout:
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": "NaN" if self.dtype.startswith("float") and not integers else -1,
             "codecs": [
-                *([{"name": "transpose", "configuration": {"order": [1, 0]}}] if self.row else []),
+                *([{"name": "transpose", "configuration": {"order": backwards}}] if self.row else []),
                 *(_grid_filters(self.grid) if self.filters and self.grid else []),
                 {"name": "bytes", "configuration": {"endian": "little"}},
                 {"name": "blosc", "configuration": packed},
@@ -185,7 +189,7 @@ def unpack(content: bytes, layout: Layout) -> np.ndarray:
         raw = blosc.decompress(content)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-    columns_rows = *layout.row, layout.chunk_rows
+    columns_rows = *reversed(layout.row), layout.chunk_rows
     if layout.grid is None:
         return np.frombuffer(raw, np.dtype(layout.dtype).newbyteorder("<")).reshape(columns_rows).T
     steps = np.frombuffer(raw, "<i4") - np.int32(_MIDDLE)  # with filters from weight to weight too
@@ -201,11 +205,6 @@ def _grid_filters(grid: float) -> list[dict[str, Any]]:
         {"name": "numcodecs.delta", "configuration": {"dtype": "<i4"}},
         {"name": "numcodecs.fixedscaleoffset", "configuration": middle},
     ]
-
-
-def rows_in(most_bytes: int, row_bytes: int) -> int:
-    rows = most_bytes // max(1, row_bytes)
-    return rows - rows % 8 if rows > 8 else max(1, rows)
 
 
 # Reading.
@@ -252,7 +251,7 @@ class ArrayReader:
         layout = self._layout
         path = layout.chunk_path(self._path, number)
         try:
-            if layout.row and not is_folder(path.parent):
+            if not all(map(is_folder, layout.folders(self._path, number))):
                 raise Absent("it is missing")
             content = read_file(path, layout.chunk_bytes + layout.chunk_bytes // 8 + 1024)
         except Absent as error:
@@ -365,8 +364,8 @@ class ArrayWriter:
         checksum = google_crc32c.value(payload).to_bytes(4, "little")
         number = (self.rows - 1) // len(self._buffer)
         path = self._layout.chunk_path(self._path, number)
-        make_folder(self._path / "c")
-        make_folder(path.parent)
+        for folder in self._layout.folders(self._path, number):
+            make_folder(folder)
         replace_file(path, payload, checksum, sync=not path.exists())
         if self.rows % len(self._buffer) == 0:
             self._untold += checksum

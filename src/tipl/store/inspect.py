@@ -19,9 +19,9 @@ from tipl.remote.mirror import bring, drop, located, mirror_of, original, told_b
 from tipl.remote.source import Unreachable
 from tipl.store.arrays import ArrayReader, Layout, Sums
 from tipl.store.layout import (
-    ARRAYS,
     EPISODE_ARRAYS,
     SNAPSHOT_ARRAYS,
+    TOKENS,
     array_layout,
     checkpoint_path,
     fetch_rows,
@@ -33,7 +33,8 @@ from tipl.store.layout import (
     trial_seeds,
     trials_path,
 )
-from tipl.store.read import Store, checked_record, fetch_root
+from tipl.store.read import Store
+from tipl.store.records import checked_record, fetch_root
 from tipl.store.root import PARTS, Root
 
 _INFO_COMPACT = ("rms_error", "max_error")  # of a snapshot
@@ -79,7 +80,7 @@ def _trial_info(store: Store, seed: int) -> dict[str, Any]:
     trial = store.trial(seed)
     row_bytes = {
         name: np.dtype(dtype).itemsize * math.prod(row)
-        for name, (dtype, row) in array_layout(trial.spec.size, trial.obs_dim).items()
+        for name, (dtype, row) in array_layout(trial.spec.size, trial.obs_dim, trial.num_tokens).items()
     }
     last_returns = trial.episodes.episode_return[-_INFO_EPISODES:]
     return {
@@ -91,8 +92,10 @@ def _trial_info(store: Store, seed: int) -> dict[str, Any]:
         "weights": trial.spec.size,
         "episodes": trial.committed_episodes,
         f"mean_return_of_last_{_INFO_EPISODES}": float(last_returns.mean()) if len(last_returns) else None,
+        **({"iterations": trial.committed_tokens, "tokens": trial.num_tokens} if trial.num_tokens else {}),
         "raw_bytes": trial.committed * sum(row_bytes[name] for name in SNAPSHOT_ARRAYS)
-        + trial.committed_episodes * sum(row_bytes[name] for name in EPISODE_ARRAYS),
+        + trial.committed_episodes * sum(row_bytes[name] for name in EPISODE_ARRAYS)
+        + trial.committed_tokens * row_bytes.get(TOKENS, 0),
         "disk_bytes": None if mirror_of(store.path) else _disk_bytes(trial_path(store.path, seed)),
         **{f"{name}_in_mean_steps": trial.compact[name] for name in _INFO_COMPACT if trial.compact},
         "versions": trial.versions,
@@ -193,9 +196,8 @@ def _readings(store: Path, seed: int) -> Iterator[_Reading]:
         return
     if record is None:
         return
-    layouts = record.layouts()
-    for name in ARRAYS:
-        yield from _readings_of_array(trial / name, layouts[name], record.rows(name), record.sums(name))
+    for name, layout in record.layouts().items():
+        yield from _readings_of_array(trial / name, layout, record.rows(name), record.sums(name))
     bring([checkpoint_path(trial, record), trial / "resume" / "zarr.json"])
     if record.complete and not checkpoint_path(trial, record).exists():
         return

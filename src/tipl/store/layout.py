@@ -38,23 +38,30 @@ from tipl.store.spec import ParamSpec
 FORMAT_VERSION = 2
 COMPACT_VERSION = 3
 """Of compact stores. Those of version 2 have filters that are not in zarr's specification; they are only read."""
+CONTEXT_VERSION = 4
+"""Of trials that hold context tokens; the root of their store has FORMAT_VERSION."""
 
 SNAPSHOT_ARRAYS = (
     "weights", "env_step", "iteration", "epoch", "learning_rate", "obs_mean", "obs_var", "obs_count",
 )  # fmt: skip
 EPISODE_ARRAYS = ("episode_step", "episode_return", "episode_length")
+TOKENS = "tokens"
+"""The array of context tokens, one row an iteration, which a trial may have."""
 ARRAYS = SNAPSHOT_ARRAYS + EPISODE_ARRAYS
+EVERY_ARRAY = (*ARRAYS, TOKENS)
 
 MOST_SEED = 2**63 - 1
 MOST_BYTES = 16 << 20  # of a record, or of a root
 _MOST_CHECKPOINT = 1 << 36
+_WEIGHTS_CHUNK = 5 << 20, 512  # most bytes and most rows in a chunk of weights, or of tokens
+_OTHER_CHUNK_BYTES = 64 << 10  # every commit rewrites an array's last chunk: small
 _MOST_CHUNKS = 1 << 18  # of an array that is fetched in parts: of more, a reader counts the files
 _COPY = "bring it back from a copy"
 
 
-def array_layout(num_weights: int, obs_dim: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Every array of a trial: its type and the shape of one row."""
-    return {
+def array_layout(num_weights: int, obs_dim: int, num_tokens: int = 0) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Every array of a trial: its type and the shape of one row. `num_tokens`: J, 0 of a trial without tokens."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {
         "weights": ("float32", (num_weights,)),
         "env_step": ("int64", ()),
         "iteration": ("int32", ()),
@@ -67,6 +74,29 @@ def array_layout(num_weights: int, obs_dim: int) -> dict[str, tuple[str, tuple[i
         "episode_return": ("float64", ()),
         "episode_length": ("int32", ()),
     }
+    return found | ({TOKENS: ("float32", (num_tokens, num_weights))} if num_tokens else {})
+
+
+def array_sizes(
+    layout: Mapping[str, tuple[str, tuple[int, ...]]], num_snapshots: int | None, chunk_snapshots: int | None
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return by array how many rows there is room for at first, and the rows of a chunk; see `TrialWriter.create`."""
+    room, chunk_rows = dict[str, int](), dict[str, int]()
+    for name, (_, row) in layout.items():
+        if name in ("weights", TOKENS):
+            most_bytes, most_rows = _WEIGHTS_CHUNK
+            given = chunk_snapshots if name == "weights" else None
+            chunk = min(most_rows, _rows_in(most_bytes, 4 * math.prod(row))) if given is None else given
+        else:
+            chunk = _rows_in(_OTHER_CHUNK_BYTES, 8 * math.prod(row))
+        room[name] = (None if name in EPISODE_ARRAYS else num_snapshots) or chunk
+        chunk_rows[name] = min(chunk, 8 * math.ceil(room[name] / 8))
+    return room, chunk_rows
+
+
+def _rows_in(most_bytes: int, row_bytes: int) -> int:
+    rows = most_bytes // max(1, row_bytes)
+    return rows - rows % 8 if rows > 8 else max(1, rows)
 
 
 _PARAMETERS = [{"name": str, "shape": [Whole(0, 2**40)], "offset": Whole()}]
@@ -87,16 +117,17 @@ _RECORD = {
     **CONFIGURATION,
     "versions": Each(str),
     "obs_dim": Whole(0, 2**32),
-    "chunk_rows": {name: Whole(1, 2**32) for name in ARRAYS},
+    "chunk_rows": {name: Whole(1, 2**32) for name in ARRAYS} | {TOKENS: Maybe(Whole(1, 2**32))},
     "grid": (None, Number(2.0**-149, 2.0**127)),
     "committed": Whole(),
     "committed_episodes": Whole(),
     "complete": bool,
     "commits": Whole(),
     "checkpoint_crc32c": _CHECKSUM,
-    "checksums": {name: [_CHECKSUM] for name in ARRAYS},
+    "checksums": {name: [_CHECKSUM] for name in ARRAYS} | {TOKENS: Maybe([_CHECKSUM])},
     "compact": Maybe({"rms_error": (None, float), "max_error": (None, float)}),
     "writer": Maybe(str),
+    "context": Maybe({"tokens": Whole(1, 2**16), "rows": Whole()}),
 }
 
 
@@ -129,17 +160,32 @@ class Record:
     checksums: dict[str, list[int]]
     """By array, see arrays.Sums."""
     compact: dict[str, Any] | None = None
-    """Of a trial of a compact store: how its weights were rounded and what that costs; see compact.py."""
+    """Of a trial of a compact store: how its weights were rounded and what that costs; see catalog/compact.py."""
     writer: str | None = None
     """In an object store, what the process is called that goes on with the trial; None: nobody does."""
+    context: dict[str, int] | None = None
+    """Of a trial with context tokens: `tokens`, how many an iteration has, and `rows`, those that are committed."""
     seal: str = ""
     """What tells this record from any other; not one of the attributes that are given."""
 
     def attributes(self) -> dict[str, Any]:
-        left_out = {"seal", *(name for name in ("compact", "writer") if getattr(self, name) is None)}
+        left_out = {"seal", *(name for name in ("compact", "writer", "context") if getattr(self, name) is None)}
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
+    @property
+    def num_tokens(self) -> int:
+        """J, 0 of a trial without tokens."""
+        return self.context["tokens"] if self.context else 0
+
+    @property
+    def update_epochs(self) -> int | None:
+        """How many epochs an iteration of PPO has, where the trial's settings say it."""
+        found = self.config.get("ppo", {}).get("update_epochs")
+        return found if type(found) is int and found > 0 else None
+
     def rows(self, array: str) -> int:
+        if array == TOKENS:
+            return self.context["rows"] if self.context else 0
         return self.committed_episodes if array in EPISODE_ARRAYS else self.committed
 
     def sums(self, array: str) -> Sums:
@@ -157,7 +203,7 @@ class Record:
                 name, dtype, row, self.chunk_rows[name], self.grid if name == "weights" else None, self.store,
                 self.seed, filters=filters and name == "weights",
             )
-            for name, (dtype, row) in array_layout(spec.size, self.obs_dim).items()
+            for name, (dtype, row) in array_layout(spec.size, self.obs_dim, self.num_tokens).items()
         }  # fmt: skip
 
 
@@ -223,9 +269,9 @@ def read_group(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
     if "format" in shape and found["attributes"].get("format") != "tipl":
         raise TiplError(f"{path} is not a tipl store; make a store with `tipl collect`.")
     version = found["attributes"].get("format_version", FORMAT_VERSION)
-    if version not in (FORMAT_VERSION, COMPACT_VERSION):
+    if version not in (FORMAT_VERSION, COMPACT_VERSION, CONTEXT_VERSION):
         raise TiplError(
-            f"{path} has format version {version}, this program reads {FORMAT_VERSION} and {COMPACT_VERSION}; "
+            f"{path} has format version {version}, this program reads {FORMAT_VERSION} to {CONTEXT_VERSION}; "
             "use the version of tipl that wrote it."
         )
     check_seal(file, content)
@@ -253,11 +299,18 @@ def read_record(trial: Path) -> Record | None:
         raise Damaged(f"{trial / 'zarr.json'} says more than this program writes; {_COPY}.")
     record = Record(**attributes)
     spec = ParamSpec.from_json(record.param_spec)
+    named = {*ARRAYS, TOKENS} if record.context else {*ARRAYS}
+    if record.context:
+        versions = (CONTEXT_VERSION,)
+    else:
+        versions = (FORMAT_VERSION,) if record.grid is None else (FORMAT_VERSION, COMPACT_VERSION)
     wrong = [
         "param_spec" if spec.to_json() != record.param_spec or len(set(spec.names)) < len(spec.names) else "",
         "checksums" if any(len(sums) != len(Sums._fields) for sums in record.checksums.values()) else "",
         "grid" if record.grid is not None and math.frexp(record.grid)[0] != 0.5 else "",
-        "format_version" if record.grid is None and record.format_version != FORMAT_VERSION else "",
+        "format_version" if record.format_version not in versions else "",
+        "context" if record.context and (record.grid is not None or not record.update_epochs) else "",
+        "arrays" if any(each.keys() ^ named for each in (record.chunk_rows, record.checksums)) else "",
     ]
     if any(wrong):
         raise Damaged(f"{trial / 'zarr.json'}: its {' and '.join(filter(None, wrong))} cannot be; {_COPY}.")
@@ -285,14 +338,14 @@ def fetch_rows(array: Path, layout: Layout, rows: int, start: int, stop: int) ->
 MADE_TO_RESUME = r"zarr\.json|lock|[0-9]+\.safetensors"
 MADE_STORE = (
     r"zarr\.json|README\.md|trials|trials/zarr\.json|trials/\d+(?:/(?:zarr\.json|"
-    rf"resume(?:/(?:{MADE_TO_RESUME}))?|(?:{'|'.join(ARRAYS)})(?:/(?:{MADE}))?))?"
+    rf"resume(?:/(?:{MADE_TO_RESUME}))?|(?:{'|'.join(EVERY_ARRAY)})(?:/(?:{MADE}))?))?"
 )
 """Paths in a store's folder that this program makes."""
 
 
 def leftovers(trial: Path, record: Record) -> Iterator[Path]:
     """What a writer that was killed has left: checkpoints that no record speaks of, and files half written."""
-    made = re.compile(rf"(?:resume/)?(?:{MADE_TO_RESUME})|(?:{'|'.join(ARRAYS)})/(?:{MADE})", re.ASCII)
+    made = re.compile(rf"(?:resume/)?(?:{MADE_TO_RESUME})|(?:{'|'.join(EVERY_ARRAY)})/(?:{MADE})", re.ASCII)
     for where, _, files in os.walk(trial):
         for name in files:
             path = Path(where, name)

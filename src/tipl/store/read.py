@@ -2,11 +2,11 @@
 
 In: a store's path.  Out: snapshots, episodes and what belongs to them as numpy arrays.
 
-Shapes: T snapshots, P weights, E episodes, obs the size of an observation.
+Shapes: T snapshots, P weights, E episodes, J context tokens, obs the size of an observation.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,24 +17,14 @@ import numpy as np
 from tipl.checks import Count, Place, checked
 from tipl.config.env_spec import EnvId, env_id_of
 from tipl.errors import TiplError
-from tipl.files import Absent, Damaged
+from tipl.files import Damaged
 from tipl.progress import console
-from tipl.remote.mirror import bring, drop, located, mirror_of, original, refresh, told_by_address
+from tipl.remote.mirror import bring, drop, located, original, told_by_address
 from tipl.store.arrays import ArrayReader
 from tipl.store.history import BEGINNING, History, beginning_of, epoch_indices
-from tipl.store.layout import (
-    ARRAYS,
-    EPISODE_ARRAYS,
-    MOST_BYTES,
-    Record,
-    checkpoint_path,
-    fetch_rows,
-    read_record,
-    trial_path,
-    trial_seeds,
-)
-from tipl.store.locks import is_folder
-from tipl.store.root import PARTS, Root, has_grown, require_same
+from tipl.store.layout import EPISODE_ARRAYS, MOST_BYTES, TOKENS, Record, checkpoint_path, fetch_rows, trial_path
+from tipl.store.records import root_and_records
+from tipl.store.root import PARTS, Root, has_grown
 from tipl.store.spec import ParamSpec
 
 if TYPE_CHECKING:
@@ -74,7 +64,7 @@ class Store:
         self.ids = (root.id,) if root.made_of is None else (root.id, root.made_of)
         """Its own id, and of a compact store that of the one it was made of. See `known_as` for single trials."""
         self.compact_error = root.compact_error
-        """What a compact store was asked for, see compact.py; None of any other."""
+        """What a compact store was asked for, see catalog/compact.py; None of any other."""
         self.missing = sorted(set(root.trials) - set(records))
         """Trials that the store has had and that were taken away since, sorted."""
         self.records = records
@@ -93,9 +83,9 @@ class Store:
         with told_by_address(path):
             for _ in range(_LOOKS - 1):
                 with contextlib.suppress(Damaged):  # or a writer has moved on between the root and a record
-                    return cls(path, *_root_and_records(path))
+                    return cls(path, *root_and_records(path))
                 drop(path / "zarr.json")
-            return cls(path, *_root_and_records(path))
+            return cls(path, *root_and_records(path))
 
     @property
     def name(self) -> str:
@@ -158,105 +148,6 @@ class Store:
         return split
 
 
-def _root_and_records(store: Path) -> tuple[Root, Mapping[int, Record]]:
-    fetch_root(store)
-    root = Root.read(store)
-    if mirror_of(store):
-        return root, _RecordsElsewhere(store, root)
-    records = {seed: checked_record(store, root, seed) for seed in trial_seeds(store)}
-    return root, {seed: record for seed, record in records.items() if record}
-
-
-class _RecordsElsewhere(Mapping[int, Record]):
-    """The records of a store that lies elsewhere, each fetched when it is first asked for.
-
-    Those of complete trials are known by their seals, which the root holds, so it does not matter when; the others are
-    read now.
-    """
-
-    def __init__(self, store: Path, root: Root) -> None:
-        self._store, self._root = store, root
-        self._known: dict[int, Record] = {}
-        for seed in root.trials:
-            if root.trials[seed] is None:
-                self[seed]
-
-    def __getitem__(self, seed: int) -> Record:
-        if seed not in self._known:
-            if seed not in self._root.trials:
-                raise KeyError(seed)
-            with told_by_address(self._store):
-                record = checked_record(self._store, self._root, seed)
-            assert record, "the root lists it"
-            self._known[seed] = record
-        return self._known[seed]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._root.trials)
-
-    def __len__(self) -> int:
-        return len(self._root.trials)
-
-
-def fetch_root(store: Path) -> None:
-    """Of a store that lies elsewhere, fetch its root as it is now, and make a folder for each of its trials.
-
-    Raises:
-        TiplError: there is none, or it cannot be reached.
-    """
-    if mirror_of(store) is None:
-        return
-    try:
-        refresh(store / "zarr.json", MOST_BYTES)
-    except Absent:
-        raise TiplError(f"{original(store)} is not a tipl store: it has no zarr.json; look at the address.") from None
-    (store / "trials").mkdir(exist_ok=True)
-    for seed in Root.read(store).trials:
-        trial_path(store, seed).mkdir(parents=True, exist_ok=True)
-
-
-def _fetch_record(store: Path, root: Root, seed: int) -> None:
-    """Of a store that lies elsewhere, fetch a trial's record, unless the root says that the one here is the same. What
-    else was fetched of another is of no use."""
-    path = trial_path(store, seed)
-    if mirror_of(store) is None:
-        return
-    try:
-        here = read_record(path)
-        if here and here.seal == root.trials.get(seed):
-            return
-    except TiplError:
-        drop(path / "zarr.json")
-    if refresh(path / "zarr.json", MOST_BYTES):
-        for name in (*ARRAYS, "resume"):
-            drop(path / name)
-
-
-def checked_record(store: Path, root: Root, seed: int) -> Record | None:
-    """Return the record of a trial of this store, None where it has no commit.
-
-    Raises:
-        TiplError: it is damaged, another trial's, or lost.
-    """
-    _fetch_record(store, root, seed)
-    path = trial_path(store, seed)
-    record, listed = read_record(path), seed in root.trials
-    if record is None or not record.committed:
-        if listed and is_folder(path):
-            raise Damaged(f"{path} has lost its record, zarr.json; bring it back from a copy, or remove {path}.")
-        return None
-    if (record.store, record.seed) != (root.id, seed):
-        what = f"trial {record.seed} of " + ("this store" if record.store == root.id else "another store")
-        raise Damaged(f"{path} holds {what}; bring the right one back from a copy, or remove {path}.")
-    if seed not in root.parts or root.configuration is None:
-        raise Damaged(f"{store / 'zarr.json'} does not know of trial {seed}; bring it back from a copy.")
-    if root.trials.get(seed) not in (None, record.seal):
-        raise Damaged(f"{path} is not as it was completed; bring it back from a copy, or remove {path}.")
-    if record.configuration != root.configuration and not has_grown(record.configuration, root.configuration):
-        require_same(store, root.configuration, record.configuration)
-    return record
-
-
 @cache
 def _say_once(line: str) -> None:
     console.print(line)
@@ -289,6 +180,10 @@ class Trial:
         self.compact = record.compact
         self.grid = record.grid
         """Of the weights of a compact store, all of them multiples of this power of two."""
+        self.num_tokens = record.num_tokens
+        """J, context tokens of an iteration; 0 where there are none."""
+        self.committed_tokens = record.rows(TOKENS)
+        """Iterations whose tokens are committed."""
 
     @property
     def has_checkpoint(self) -> bool:
@@ -310,8 +205,28 @@ class Trial:
             )
         return self._read("weights", first, end)
 
+    def tokens(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the context tokens at the ends of iterations start + 1 … stop, float32 [n, J, P].
+
+        `tipl.rl.context` says what they are. Only the chunks that hold them are read.
+
+        Raises:
+            TiplError: the trial has no tokens, or none of such iterations, or a chunk is damaged.
+        """
+        if not self.num_tokens:
+            raise TiplError(f"Trial {self.seed} holds no context tokens; collect with --context.")
+        first = checked("`start`", start, int)
+        end = checked("`stop`", self.committed_tokens if stop is None else stop, int)
+        if not 0 <= first <= end <= self.committed_tokens:
+            raise TiplError(
+                f"Trial {self.seed} has the tokens of iterations 1 to {self.committed_tokens}, not {first + 1} to "
+                f"{end}; ask for those."
+            )
+        return self._read(TOKENS, first, end)
+
     def history(self, origin: int, context: int | None = None) -> History:
-        """Return what a forecaster is shown at an origin.
+        """Return what a forecaster is shown at an origin; where the trial has context tokens, also those of the last
+        iteration that had ended by then, zeros before the first.
 
         Args:
             origin: the number of the last snapshot it sees.
@@ -320,12 +235,41 @@ class Trial:
         Raises:
             TiplError: there is no such snapshot.
         """
-        origin, context = checked("`origin`", origin, int), checked("`context`", context, Count | None)
-        if not 0 <= origin < self.committed:
-            raise TiplError(f"Trial {self.seed} has snapshots 0 to {self.committed - 1}; {origin} is none of them.")
+        origin, context = self._checked_origin(origin), checked("`context`", context, Count | None)
         first = 0 if context is None else max(0, origin + 1 - context)
         count = int(self.epoch_index.max()) + 1 or None
-        return History(self.seed, origin, self.weights(first, origin + 1), int(self.epoch_index[origin]), count)
+        tokens_JP = self.tokens_at(origin) if self.num_tokens else None
+        weights_nP = self.weights(first, origin + 1)
+        return History(self.seed, origin, weights_nP, int(self.epoch_index[origin]), count, tokens_JP)
+
+    def _checked_origin(self, origin: int) -> int:
+        origin = checked("`origin`", origin, int)
+        if not 0 <= origin < self.committed:
+            raise TiplError(f"Trial {self.seed} has snapshots 0 to {self.committed - 1}; {origin} is none of them.")
+        return origin
+
+    def tokens_at(self, origin: int) -> np.ndarray:
+        """Return the context tokens [J, P] that are known at a snapshot: those of the last iteration that had ended,
+        zeros before the first had.
+
+        Args:
+            origin: the number of the snapshot.
+
+        Raises:
+            TiplError: the trial has no tokens, there is no such snapshot, or a chunk is damaged.
+        """
+        origin = self._checked_origin(origin)
+        ended = int(self.iterations_ended[origin])
+        if self.num_tokens and not ended:
+            return np.zeros((self.num_tokens, self.spec.size), np.float32)
+        return self.tokens(ended - 1, ended)[0]
+
+    @cached_property
+    def iterations_ended(self) -> np.ndarray:
+        """[T], how many iterations had ended at each snapshot of a trial with tokens, by its epoch: of a copy of every
+        n-th snapshot the last of an iteration may be missing."""
+        is_last_T = np.equal(self.epoch, self._record.update_epochs or 0)
+        return np.where(is_last_T, self.iteration, np.maximum(self.iteration - 1, 0))
 
     def policy(self, t: int) -> "Policy":
         """Return the policy at snapshot t with its normalizer: `actions = trial.policy(t)(observations)`.

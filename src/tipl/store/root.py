@@ -51,7 +51,7 @@ LEASE_SECONDS = 150.0
 
 _SHAPE = {
     "format": OneOf("tipl"),
-    "format_version": Whole(),
+    "format_version": OneOf(FORMAT_VERSION, COMPACT_VERSION),
     "id": str,
     "made_of": Maybe(str),
     "compact_error": Maybe(Number(0, 1)),
@@ -71,7 +71,7 @@ class Root:
     made_of: str | None = None
     """Of a compact store, the id of the store whose trials it holds."""
     compact_error: float | None = None
-    """What a compact store was asked for, see compact.py; None of any other."""
+    """What a compact store was asked for, see catalog/compact.py; None of any other."""
     format_version: int = FORMAT_VERSION
     configuration: dict[str, Any] | None = None
     """env_id, config and param_spec, which all trials of a store share; None before its first trial."""

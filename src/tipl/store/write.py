@@ -2,12 +2,11 @@
 
 In: snapshots, episodes and checkpoints of a running trial.  Out: chunks, then the checkpoint, then the record.
 
-Shapes: T snapshots, P weights, obs the size of an observation, n what is appended at once.
+Shapes: T snapshots, P weights, J context tokens, obs the size of an observation, n what is appended at once.
 """
 
 import contextlib
 import dataclasses
-import math
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,16 +20,19 @@ from tipl.checks import AnyPath, Place, Positive, checked_arguments, is_address
 from tipl.errors import TiplError
 from tipl.files import replace_file, require_no_store_above
 from tipl.remote.working import TrialThere, working_copy
-from tipl.store.arrays import MADE, ArrayWriter, create_array, rows_in
+from tipl.store.arrays import MADE, ArrayWriter, create_array
 from tipl.store.layout import (
-    ARRAYS,
     COMPACT_VERSION,
+    CONTEXT_VERSION,
     EPISODE_ARRAYS,
+    EVERY_ARRAY,
     FORMAT_VERSION,
     MADE_TO_RESUME,
     SNAPSHOT_ARRAYS,
+    TOKENS,
     Record,
     array_layout,
+    array_sizes,
     checkpoint_path,
     checksum_of,
     group,
@@ -42,15 +44,15 @@ from tipl.store.layout import (
     trials_path,
     write_group,
 )
-from tipl.store.locks import Begun, Complete, lock_trial, make_folder, remove_made, unlock, writing
-from tipl.store.read import Store, checked_record
+from tipl.store.locks import lock_trial, make_folder, remove_made, unlock, writing
+from tipl.store.read import Store
+from tipl.store.records import record_left, require_no_commits
 from tipl.store.root import (
     Root,
     as_json,
     bring_record,
     change_root,
     forget_trial,
-    has_grown,
     is_begun,
     list_trials,
     listed,
@@ -61,9 +63,6 @@ from tipl.store.root import (
 )
 from tipl.store.spec import ParamSpec
 
-_WEIGHTS_CHUNK = 5 << 20, 512  # most bytes and most snapshots in a chunk
-_OTHER_CHUNK_BYTES = 64 << 10  # every commit rewrites an array's last chunk: small
-
 
 @checked_arguments
 def create_store(path: Place, compact_error: Positive | None = None, made_of: Store | None = None) -> Store:
@@ -71,7 +70,7 @@ def create_store(path: Place, compact_error: Positive | None = None, made_of: St
 
     Args:
         path: its folder, or s3://BUCKET/NAME.
-        compact_error: make a compact store (see compact.py).
+        compact_error: make a compact store (see catalog/compact.py).
         made_of: the store whose trials this one is to hold in another form; they keep their parts of the split.
 
     Raises:
@@ -117,9 +116,9 @@ class TrialWriter:
         self._store, self._path = store, trial_path(store, record.seed)
         self._record, self._there = record, there
         self._listed = False
-        layouts = record.layouts()
         self._arrays = {
-            name: ArrayWriter(self._path / name, layouts[name], record.rows(name), record.sums(name)) for name in ARRAYS
+            name: ArrayWriter(self._path / name, layout, record.rows(name), record.sums(name))
+            for name, layout in record.layouts().items()
         }
         self._unlock = weakref.finalize(self, unlock, lock)  # at the latest when nobody has the writer any more
 
@@ -137,6 +136,7 @@ class TrialWriter:
         num_snapshots: int | None,
         chunk_snapshots: int | None = None,
         grid: float | None = None,
+        num_tokens: int = 0,
     ) -> Self:
         """Begin a trial in an existing store. What an earlier writer left without any commit is removed.
 
@@ -148,6 +148,7 @@ class TrialWriter:
             num_snapshots: T where it is known; otherwise arrays grow, and shrink to size when the trial is complete.
             chunk_snapshots: snapshots in a chunk of `weights`; by default up to 5 MiB, at most 512.
             grid: of the weights of a compact store, all of them multiples of this power of two.
+            num_tokens: J, context tokens of an iteration (`append_tokens`); then `config` is that of a PPO run.
 
         Raises:
             TiplError: no store there, the trial has committed snapshots, another process writes it, or a full disk.
@@ -157,7 +158,7 @@ class TrialWriter:
         path = trial_path(store, seed)
         there = TrialThere.of(path)
         if there is None:
-            _require_no_commits(store, seed)
+            require_no_commits(store, seed)
         with writing(path), contextlib.ExitStack() as on_failure:
             if there is None and seed in Root.read(store).trials:
                 forget_trial(store, seed)
@@ -167,26 +168,20 @@ class TrialWriter:
             on_failure.callback(unlock, lock)
             if there:
                 bring_record(store, seed, there)
-            _require_no_commits(store, seed)  # now nobody else commits
-            for name in ARRAYS:
+            require_no_commits(store, seed)  # now nobody else commits
+            for name in EVERY_ARRAY:
                 remove_made(path / name, MADE)
             write_group(path / "resume", {})
-            if chunk_snapshots is None:
-                most_bytes, most_snapshots = _WEIGHTS_CHUNK
-                chunk_snapshots = min(most_snapshots, rows_in(most_bytes, 4 * spec.size))
-            room: dict[str, int] = {}
-            chunk_rows: dict[str, int] = {}
-            for name, (_, row) in array_layout(spec.size, obs_dim).items():
-                chunk = rows_in(_OTHER_CHUNK_BYTES, 8 * math.prod(row)) if name != "weights" else chunk_snapshots
-                room[name] = (num_snapshots if name in SNAPSHOT_ARRAYS else None) or chunk
-                chunk_rows[name] = min(chunk, 8 * math.ceil(room[name] / 8))
+            room, chunk_rows = array_sizes(array_layout(spec.size, obs_dim, num_tokens), num_snapshots, chunk_snapshots)
+            version = CONTEXT_VERSION if num_tokens else FORMAT_VERSION if grid is None else COMPACT_VERSION
             record = Record(
-                format_version=FORMAT_VERSION if grid is None else COMPACT_VERSION, store=Root.read(store).id,
-                seed=int(seed), env_id=env_id, config=as_json(config), param_spec=spec.to_json(), versions=versions,
-                obs_dim=obs_dim, chunk_rows=chunk_rows, grid=grid, committed=0, committed_episodes=0, complete=False,
-                commits=0, checkpoint_crc32c=0, checksums={name: [0, 0] for name in ARRAYS},
-                writer=there.writer if there else None,
+                format_version=version, store=Root.read(store).id, seed=int(seed), env_id=env_id,
+                config=as_json(config), param_spec=spec.to_json(), versions=versions, obs_dim=obs_dim,
+                chunk_rows=chunk_rows, grid=grid, committed=0, committed_episodes=0, complete=False, commits=0,
+                checkpoint_crc32c=0, checksums={name: [0, 0] for name in chunk_rows}, writer=there and there.writer,
+                context={"tokens": num_tokens, "rows": 0} if num_tokens else None,
             )  # fmt: skip
+            assert not num_tokens or (grid is None and record.update_epochs), "tokens are of exact runs of PPO"
             for name, layout in record.layouts().items():
                 create_array(path / name, layout, room[name])
             write_group(path, record.attributes())
@@ -215,13 +210,13 @@ class TrialWriter:
                 for folder in (store / "trials", path):
                     make_folder(folder)
             else:
-                _record_left(store, seed)
+                record_left(store, seed)
             make_folder(path / "resume")
             lock = lock_trial(path)
             on_failure.callback(unlock, lock)
             if there:
                 bring_record(store, seed, there)
-            record, config = _record_left(store, seed)  # now nobody else commits
+            record, config = record_left(store, seed)  # now nobody else commits
             reopened = dataclasses.replace(record, complete=False, config=config, writer=there and there.writer)
             try:
                 if there:
@@ -276,8 +271,8 @@ class TrialWriter:
         Raises:
             TiplError: the disk is full.
         """
-        self._append(SNAPSHOT_ARRAYS,
-                     (weights_TP, env_step, iteration, epoch, learning_rate, obs_mean, obs_var, obs_count))  # fmt: skip
+        rows = weights_TP, env_step, iteration, epoch, learning_rate, obs_mean, obs_var, obs_count
+        self._append(SNAPSHOT_ARRAYS, rows)
 
     def append_episodes(self, step: np.ndarray, episode_return: np.ndarray, length: np.ndarray) -> None:
         """Add n episodes in the order in which they ended: [n] each.
@@ -291,6 +286,17 @@ class TrialWriter:
             TiplError: the disk is full.
         """
         self._append(EPISODE_ARRAYS, (step, episode_return, length))
+
+    def append_tokens(self, tokens_nJP: np.ndarray) -> None:
+        """Add the context tokens of n iterations to a trial that was begun with `num_tokens`.
+
+        Args:
+            tokens_nJP: [n, J, P], float32.
+
+        Raises:
+            TiplError: the disk is full.
+        """
+        self._append((TOKENS,), (tokens_nJP,))
 
     def commit(
         self,
@@ -318,10 +324,11 @@ class TrialWriter:
         data = safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in checkpoint.items()})
         with writing(self._path):
             sums = {name: [*array.flush(exact=complete)] for name, array in self._arrays.items()}
+            context = self._record.context and {**self._record.context, "rows": self._arrays[TOKENS].rows}
             record = dataclasses.replace(
                 self._record, committed=self.appended, committed_episodes=self._arrays["episode_step"].rows,
                 complete=complete, commits=self._record.commits + 1, checkpoint_crc32c=checksum_of(data),
-                checksums=sums, compact=compact, writer=None if complete else self._record.writer,
+                checksums=sums, compact=compact, writer=None if complete else self._record.writer, context=context,
             )  # fmt: skip
             if may_grow or not complete:
                 replace_file(checkpoint_path(self._path, record), data)
@@ -372,28 +379,3 @@ class TrialWriter:
         with writing(self._path):
             for name, value in zip(names, values, strict=True):
                 self._arrays[name].append(value)
-
-
-def _record_left(store: Path, seed: int) -> tuple[Record, dict[str, Any]]:
-    """The record of a trial that is to be gone on with, and the config that it goes on with.
-
-    Raises:
-        Complete: it has come to its end and was given no more steps.
-        TiplError: nothing of it is committed, or it is damaged.
-    """
-    trial, root = trial_path(store, seed), Root.read(store)
-    record = checked_record(store, root, seed)
-    if record is None:
-        raise TiplError(f"{trial} has no committed snapshots to go on from; begin that trial anew.")
-    shared = root.configuration or record.configuration
-    if record.complete and not has_grown(record.configuration, shared):
-        raise Complete(f"{trial} is complete; there is nothing to go on with.")
-    return record, shared["config"]
-
-
-def _require_no_commits(store: Path, seed: int) -> None:
-    record = checked_record(store, Root.read(store), seed)
-    if record:
-        raise Begun(
-            f"{trial_path(store, seed)} holds {record.committed} snapshots already; go on with it or remove it."
-        )

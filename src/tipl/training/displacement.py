@@ -22,7 +22,7 @@ from tipl.config.presets import TrainConfig
 from tipl.errors import TiplError
 from tipl.models.causal import EPOCH_INDICES, CausalConfig, CausalTIPL, Features, Outlook, described, facts, told_apart
 from tipl.representation.packed import WindowFiles
-from tipl.representation.windows import HORIZONS, TOKENS, TrainingWindows, noisy
+from tipl.representation.windows import HORIZONS, TrainingWindows, noisy
 from tipl.training.devices import ALONE, Worker
 from tipl.training.loop import Validation
 
@@ -31,7 +31,6 @@ _ERROR_SHARE = 0.01  # of the loss that is for the expected error
 _LEAST_SHARE = 1e-4  # of an error in the likelihood
 _AT_ONCE = 2048  # windows in validation
 _EVENLY = 0.5  # of the windows are drawn evenly
-_BYTES = 4 * (2 * TOKENS * TOKENS + TOKENS * len(HORIZONS))  # of a window in memory, nearly
 _HELD = {"cpu": 1 << 30, "cuda": 16 << 30}  # bytes of windows up to which they are kept in a device's memory
 
 Lessons = TrainingWindows | WindowFiles
@@ -86,7 +85,7 @@ class Displacements:
     ) -> None:
         """
         Args:
-            train, validation: the windows of each store.
+            train, validation: the windows of each store, of as many tokens.
             config: batch size, noise, the seed of the noise, and the shape of the model.
             worker: the process that this is.
 
@@ -94,7 +93,8 @@ class Displacements:
             TiplError: the weights of the validation trials never change.
         """
         self.unit = 1.0
-        self.model = CausalTIPL(CausalConfig(config.num_layers, config.num_heads, config.width))
+        tokens = train[0].tokens
+        self.model = CausalTIPL(CausalConfig(config.num_layers, config.num_heads, config.width, tokens))
         with torch.no_grad():
             self.model.linear.copy_(torch.from_numpy(_linear_part(train)))
         self.model.to(worker.device)
@@ -102,7 +102,10 @@ class Displacements:
         parts, rng = [(each, 1 - config.noise) for each in train], np.random.default_rng(config.seed)
         if config.noise:
             parts += [(_with_noise(each, rng), config.noise) for each in train]
-        few = _BYTES * sum(len(each) for each in [*(each for each, _ in parts), *validation]) <= _held(worker.device)
+        window_bytes = 4 * (2 * tokens * tokens + tokens * len(HORIZONS))  # in memory, nearly
+        few = window_bytes * sum(len(each) for each in [*(each for each, _ in parts), *validation]) <= _held(
+            worker.device
+        )
         self.train = [_read(each, worker.device, few) for each, _ in parts]
         chance_W = torch.cat([share * each.chance_B for each, (_, share) in zip(self.train, parts, strict=True)])
         self.until_W = chance_W.cumsum(0) / chance_W.sum()
@@ -261,7 +264,8 @@ def _tensors(windows: TrainingWindows, often_B: np.ndarray) -> tuple[Tensor, ...
 def _linear_part(train: Sequence[Lessons]) -> np.ndarray:
     """[EPOCH_INDICES, H, J] of a ridge regression on the windows of all stores, apart for each epoch index; of all for
     one that was not seen."""
-    gram, target = np.zeros((EPOCH_INDICES, TOKENS, TOKENS)), np.zeros((EPOCH_INDICES, TOKENS, len(HORIZONS)))
+    tokens = train[0].tokens
+    gram, target = np.zeros((EPOCH_INDICES, tokens, tokens)), np.zeros((EPOCH_INDICES, tokens, len(HORIZONS)))
     blocks = ((block, len(each)) for each in train for block in _blocks(each))
     for windows, count in blocks:
         weight = windows.weight.mean(axis=1).astype(np.float64) / windows.often / count
@@ -272,7 +276,7 @@ def _linear_part(train: Sequence[Lessons]) -> np.ndarray:
             target[index] += np.einsum("b,bjh->jh", weight[mine], windows.toward[mine])
     unseen = ~gram.any(axis=(1, 2))
     gram[unseen], target[unseen] = gram[~unseen].sum(axis=0), target[~unseen].sum(axis=0)
-    penalty = RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / TOKENS * np.eye(TOKENS)
+    penalty = RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / tokens * np.eye(tokens)
     return np.linalg.solve(gram + penalty, target).transpose(0, 2, 1).astype(np.float32)
 
 

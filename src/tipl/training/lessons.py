@@ -28,7 +28,7 @@ from tipl.representation.windows import EDGES, HORIZONS, noisy, training_windows
 from tipl.store import Store
 from tipl.training.devices import Worker
 
-_VERSION = 2  # of what makes windows, and their noise
+_VERSION = 3  # of what makes windows, and their noise
 _IN_PROCESSES = 64 << 20  # bytes of weights from which windows are made in processes of their own
 
 
@@ -40,13 +40,15 @@ class _Asked(NamedTuple):
     origins: int
     seed: int
     noise: bool
+    tokens: bool
+    """With the trial's context tokens."""
     seal: str
     """Of the trial's record, which knows all of its bytes."""
     bytes: int
 
     @property
     def path(self) -> Path:
-        made_by = [_VERSION, EDGES, HORIZONS, self.seal, self.trial, self.origins, self.seed, self.noise]
+        made_by = [_VERSION, EDGES, HORIZONS, self.seal, self.trial, self.origins, self.seed, self.noise, self.tokens]
         digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:24]
         return cache() / "windows" / f"{digest}.safetensors"
 
@@ -62,9 +64,10 @@ def lessons(
         noise: also make the same windows with noise added.
 
     Raises:
-        TiplError: a trial is too short, or holds weights that are not finite; or the cache cannot be written.
+        TiplError: a trial is too short, holds weights that are not finite, or has no context tokens and they are asked
+            for; or the cache cannot be written.
     """
-    plain = {store: _asked(store, trials, origins, config.seed) for store, trials in splits.items()}
+    plain = {store: _asked(store, trials, origins, config) for store, trials in splits.items()}
     kinds = [plain]
     if noise:
         kinds.append({store: [each._replace(noise=True) for each in asked] for store, asked in plain.items()})
@@ -82,13 +85,14 @@ def lessons(
     return found[0]
 
 
-def _asked(store: Path, trials: Sequence[int], origins: int, seed: int) -> list[_Asked]:
+def _asked(store: Path, trials: Sequence[int], origins: int, config: TrainConfig) -> list[_Asked]:
     data, each = Store.open(store), -(-origins // len(trials))
     found = []
     for number in trials:
         trial = data.trial(number)
         size = 4 * trial.committed * trial.spec.size
-        found.append(_Asked(store, number, each, seed, False, data.records[number].seal, size))
+        seal = data.records[number].seal
+        found.append(_Asked(store, number, each, config.seed, False, config.tokens, seal, size))
     return found
 
 
@@ -131,7 +135,7 @@ def _make_one(parent: Parent | None, asked: _Asked) -> None:
 
 def _write(asked: _Asked) -> None:
     trial = Store.open(asked.store).trial(asked.trial)
-    windows = training_windows(trial, asked.origins, np.random.default_rng([asked.seed, asked.trial]))
+    windows = training_windows(trial, asked.origins, np.random.default_rng([asked.seed, asked.trial]), asked.tokens)
     if asked.noise:
         windows = noisy(windows, np.random.default_rng([asked.seed, asked.trial, 1]))
     write_windows(asked.path, windows, len(trial.spec.sizes) + 1)

@@ -18,7 +18,7 @@ Shapes: T snapshots, P weights, n snapshots of a chunk, S snapshots of a sample.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from tipl.errors import TiplError
 from tipl.progress import console, steps_progress
 from tipl.store import EPISODE_ARRAYS, SNAPSHOT_ARRAYS, Store, Trial, TrialWriter, create_store
 from tipl.store.arrays import GRID_RANGE
-from tipl.store.layout import COMPACT_VERSION
+from tipl.store.layout import COMPACT_VERSION, TOKENS
 
 _CHUNK = 24 << 20, 512  # most bytes, unpacked, and most snapshots of a chunk: one snapshot read unpacks a chunk
 _FINER = 256  # the finest grid's share of the coarsest: a whole byte, so that coarse steps too are told by one byte
@@ -74,6 +74,7 @@ def compact(store_path: Place, out: AnyPath, config: CompactConfig = CompactConf
     kept = len(trials) - len(unfinished) - len(waiting)
     if kept:
         console.print(f"compact: {kept} trials are already there.")
+    say_left_out(waiting, error)
     if waiting:
         with steps_progress("compact", sum(trial.committed for trial in waiting)) as advance:
             for trial in waiting:
@@ -102,12 +103,19 @@ def _holds(target: Store, trial: Trial) -> bool:
     return True
 
 
+def say_left_out(trials: Sequence[Trial], error: float | None) -> None:
+    """Tell that copies of trials that are rounded (`error` is not None) have no context tokens."""
+    if error is not None and any(trial.num_tokens for trial in trials):
+        console.print("compact: context tokens are left out; the store that they are in keeps them.")
+
+
 def copy_trial(trial: Trial, out: Path, error: float | None = None) -> Iterator[int]:
     """Write a trial into another store; yields how many snapshots have been written since.
 
     Args:
-        error: round the weights, unless they are rounded already; None: keep them as they are.
+        error: round the weights, unless they are rounded already, and leave tokens out; None: keep all as it is.
     """
+    num_tokens = trial.num_tokens if error is None else 0
     if error is not None and trial.grid is None:
         grids = Grids.of(trial, error)
         grid, costs, chunks = grids.base, Costs(grids.step_T, trial.spec.size), rounded(trial, grids)
@@ -116,7 +124,7 @@ def copy_trial(trial: Trial, out: Path, error: float | None = None) -> Iterator[
     writer = TrialWriter.create(
         out, trial.seed, env_id=trial.env_id, config=trial.config, spec=trial.spec, versions=trial.versions,
         obs_dim=trial.obs_dim, num_snapshots=trial.committed, chunk_snapshots=chunk_rows(trial) if grid else None,
-        grid=grid,
+        grid=grid, num_tokens=num_tokens,
     )  # fmt: skip
     with writer:
         for rows, weights_nP, rounded_nP in chunks:
@@ -125,12 +133,16 @@ def copy_trial(trial: Trial, out: Path, error: float | None = None) -> Iterator[
                 costs.add(weights_nP, rounded_nP)
             yield len(weights_nP)
         writer.append_episodes(*trial.episodes)
+        if num_tokens:
+            block = max(1, chunk_rows(trial) // num_tokens)
+            for start in range(0, trial.committed_tokens, block):
+                writer.append_tokens(trial.tokens(start, min(start + block, trial.committed_tokens)))
         found = {"asked": error, "grid": grid, **costs.summary()} if costs else trial.compact
         writer.commit({}, complete=True, compact=found)
 
 
 class EveryNth(Trial):
-    """Every n-th snapshot of a trial, from the first on; its settings say so."""
+    """Every n-th snapshot of a trial, from the first on, all of its episodes and tokens; its settings say so."""
 
     def __init__(self, trial: Trial, n: int) -> None:
         super().__init__(trial._path, trial._record)
@@ -139,7 +151,7 @@ class EveryNth(Trial):
         self.compact = None  # what was measured is of all snapshots
 
     def _read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        if name in EPISODE_ARRAYS:
+        if name in (*EPISODE_ARRAYS, TOKENS):
             return super()._read(name, start, stop)
         stop, block = self.committed if stop is None else stop, -(-_AT_ONCE // self._n)
         firsts = range(start, stop, block)
