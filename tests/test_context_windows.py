@@ -154,6 +154,7 @@ def test_a_model_learns_from_them_what_no_path_tells(store: Path, tmp_path: Path
     model = CausalForecaster.from_pretrained(tmp_path / "with", SHAPES)
     assert model.takes_tokens and Stretched(model, 2.0).takes_tokens
     came = trial.weights(305, 306)[0] - trial.weights(300, 301)[0]
+    assert history.tokens is not None
     made = model.forecast([history], [5])[0, 0] - history.weights[-1]
     assert made @ came / np.linalg.norm(made) / np.linalg.norm(came) > 0.9
     turned = dataclasses.replace(history, weights=-history.weights, tokens=-history.tokens)

@@ -199,7 +199,7 @@ class Accelerator:
             advantages = batch.advantages.reshape(-1)
             advantages = advantages - advantages.mean()
             surrogate = (log_ratio.exp() * advantages).mean()
-            error = float((log_ratio.expm1() * advantages).norm()) / len(advantages)
+            error = float((log_ratio.expm1() * advantages).square().sum().sqrt()) / len(advantages)
             return Judgment(kl, float(surrogate), float((log_ratio.expm1() - log_ratio).mean()), error)
 
         return judge
