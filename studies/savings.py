@@ -261,7 +261,7 @@ def main() -> None:
         rows = table([place.out / "judgment.json" for place in places if (place.out / "judgment.json").exists()])
         show(rows)
         if asked.json:
-            write_json(asked.json, {"rows": rows})
+            asked.json.write_text(json.dumps({"rows": rows}) + "\n")
 
 
 if __name__ == "__main__":
