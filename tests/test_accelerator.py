@@ -5,6 +5,7 @@ In: small actors on random batches, a linear model, the example's PPO.  Out: fai
 
 import ast
 import dataclasses
+import math
 import runpy
 import sys
 from copy import deepcopy
@@ -39,6 +40,23 @@ class Agent(nn.Module):
 
     def distribution(self, observations: Tensor) -> Normal:
         return Normal(self.actor_mean(observations), self.actor_logstd.exp().expand(len(observations), -1))
+
+
+def test_the_standard_error_of_the_surrogate_is_that_of_a_plain_loop() -> None:
+    agent, rng = Agent(), torch.Generator().manual_seed(3)
+    observations, actions = torch.randn(64, 3, generator=rng), torch.randn(64, 2, generator=rng)
+    advantages, old = torch.randn(64, generator=rng), agent.distribution(observations).log_prob(actions).sum(1).detach()
+    accelerator = Accelerator(agent, "line")
+    weights = np.concatenate([parameter.detach().numpy().ravel() for parameter in accelerator._parameters])
+    other = weights + np.float32(0.1)
+    judged = accelerator._judge(Batch(observations, actions, old, advantages))(other)
+    with torch.no_grad():
+        for parameter in accelerator._parameters:
+            parameter += 0.1
+        new = agent.distribution(observations).log_prob(actions).sum(1)
+    samples = zip(new.tolist(), old.tolist(), (advantages - advantages.mean()).tolist(), strict=True)
+    gains = [(math.exp(now - then) - 1) * advantage for now, then, advantage in samples]
+    assert judged.error == pytest.approx(math.sqrt(sum(gain**2 for gain in gains)) / 64, rel=1e-3)
 
 
 class Loop:

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tipl import TiplError
+from tipl.acceleration.arms import Arm, run_part
+from tipl.acceleration.jump import KINDS
 from tipl.collection.collect import collect
+from tipl.config.jumps import JumpConfig
 from tipl.config.presets import CausalTrainConfig, CollectConfig, PPOConfig
 from tipl.evaluation.evaluate import evaluate
 from tipl.forecasting.online import OnlineCorrected
@@ -187,7 +191,8 @@ def test_a_collected_store_teaches_a_model_that_jumps(tmp_path: Path):
     config = CollectConfig(total_steps=64 * 60, trials=3, hidden_sizes=(4,), ppo=ppo, context=True)
     collect(config, tmp_path / "store", workers=1)
     made = train([tmp_path / "store"], tmp_path / "model", dataclasses.replace(SMALL, steps=4, validate_every=4))
-    trial = Store.open(tmp_path / "store").trial(1)
-    history = trial.history(200, WINDOW)
-    forecaster = CausalForecaster.from_pretrained(made, trial.spec.shapes)
-    assert np.isfinite(forecaster.forecast([history], [5])).all()
+    jump = JumpConfig(horizon=1, full_trust=0.0, max_kl=1e9, surrogate=False, fall=0.0, critic=True)
+    live = dataclasses.replace(config, context=False, seed=9, trials=1)
+    run_part(Arm(live, str(made), jump), tmp_path / "part.safetensors", [9])
+    kinds = safetensors.numpy.load_file(tmp_path / "part.safetensors")["kinds"]
+    assert (kinds == KINDS.index("accepted")).mean() > 0.9

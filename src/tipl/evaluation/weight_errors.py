@@ -76,6 +76,7 @@ def _compare_trial(
     weights = read_only_weights(trial)
     mine = np.flatnonzero(origins.trial == trial.seed)
     keys = {} if parts is None else _keys(weights, origins, mine, horizons, prints)
+    # What a forecaster makes of context tokens hangs on these too.
     looking = [each for each in forecasters if each.takes_tokens and each.name in keys]
     seen = hashlib.sha256(b"".join(_bytes(trial.tokens_at(int(t))) for t in origins.snapshot[mine] if looking))
     keys |= {each.name: f"{keys[each.name]}-{seen.hexdigest()[:8]}" for each in looking}

@@ -209,9 +209,8 @@ class _Context:
     def __init__(self, trial: Trial, origins: np.ndarray) -> None:
         rows, self._of_M = np.unique(trial.iterations_ended[origins], return_inverse=True)
         tokens = trial.tokens(max(0, int(rows[0]) - 1), int(rows[-1]))
-        none = np.zeros((1, *tokens.shape[1:]), np.float32)
-        first = max(1, int(rows[0]))
-        self._tokens = np.stack([none[0] if row == 0 else tokens[row - first] for row in rows])  # [I, C, P]
+        none, first = np.zeros(tokens.shape[1:], np.float32), max(1, int(rows[0]))
+        self._tokens = np.stack([tokens[row - first] if row else none for row in rows])  # [I, C, P]
 
     def beside(
         self, seen: np.ndarray, came: np.ndarray, rows: np.ndarray, begin: int, end: int, back: np.ndarray,

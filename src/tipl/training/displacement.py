@@ -103,9 +103,8 @@ class Displacements:
         if config.noise:
             parts += [(_with_noise(each, rng), config.noise) for each in train]
         window_bytes = 4 * (2 * tokens * tokens + tokens * len(HORIZONS))  # in memory, nearly
-        few = window_bytes * sum(len(each) for each in [*(each for each, _ in parts), *validation]) <= _held(
-            worker.device
-        )
+        count = sum(len(each) for each in [*(each for each, _ in parts), *validation])
+        few = count * window_bytes <= _held(worker.device)
         self.train = [_read(each, worker.device, few) for each, _ in parts]
         chance_W = torch.cat([share * each.chance_B for each, (_, share) in zip(self.train, parts, strict=True)])
         self.until_W = chance_W.cumsum(0) / chance_W.sum()
