@@ -77,13 +77,16 @@ def network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
 
 
 @torch.no_grad()
-def advantages_of(critic: nn.Module, args: Args, obs: torch.Tensor, rewards: list, dones: list) -> torch.Tensor:
+def advantages_of(
+    critic: nn.Module, args: Args, obs: torch.Tensor, rewards: list, dones: list, gae_lambda: float | None = None
+) -> torch.Tensor:
     """Of a rollout; `obs` and `dones` go on by one step beyond it."""
+    gae_lambda = args.gae_lambda if gae_lambda is None else gae_lambda
     values, advantages, last = critic(obs)[:, 0].tolist(), [], 0.0
     for t in reversed(range(len(rewards))):
         goes_on = 1 - dones[t + 1]
         delta = rewards[t] + args.gamma * values[t + 1] * goes_on - values[t]
-        last = delta + args.gamma * args.gae_lambda * goes_on * last
+        last = delta + args.gamma * gae_lambda * goes_on * last
         advantages.append(last)
     return torch.tensor(advantages[::-1])
 
@@ -152,7 +155,8 @@ def train(args: Args) -> None:
                 optimizer.step()
         if accelerator:  # jumps
             renewed = functools.partial(advantages_of, agent.critic, args, *rollout)
-            batch = Batch(obs_batch, action_batch, logprob_batch, advantages, episode_returns, renewed)
+            outcomes = renewed(gae_lambda=1.0)
+            batch = Batch(obs_batch, action_batch, logprob_batch, advantages, episode_returns, renewed, outcomes)
             accelerator.step(batch)
         episode_returns = []
     if accelerator:

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 from oracle import oracle
 
-from tipl.acceleration.across import environment, paired
 from tipl.acceleration.arms import Arm, run_arms
 from tipl.acceleration.compare import compare, measures, thresholds
 from tipl.collection.settings import default_config
@@ -34,6 +33,7 @@ from tipl.config.presets import CollectConfig
 from tipl.errors import TiplError
 from tipl.executors.run import executor
 from tipl.files import write_json
+from tipl.reporting.across import environment, paired
 
 MANIFEST = Path(__file__).with_name("savings.toml")
 MEASURE, RETURN = "steps to 90%", "final return"

@@ -5,6 +5,7 @@ In: small runs of InvertedPendulum and CartPole.  Out: failures.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -21,8 +22,9 @@ import torch
 from torch.distributions import Categorical, Normal, kl_divergence
 
 import tipl.acceleration.arms as module
-from tipl.acceleration.arms import Arm, batch_judge, run_arms, run_part
+from tipl.acceleration.arms import Arm, run_arms, run_part
 from tipl.acceleration.compare import accelerate, compare, measures, thresholds
+from tipl.acceleration.judging import batch_judge, outcome_judge
 from tipl.acceleration.jump import KINDS
 from tipl.cli.main import main
 from tipl.cli.show import acceleration_facts
@@ -73,6 +75,40 @@ def test_the_judge_is_what_torch_says(config: CollectConfig) -> None:
     assert change == pytest.approx(float((ratio - 1 - ratio.log()).mean()), rel=1e-3)
     gained = (ratio - 1) * (advantages - advantages.mean())
     assert error == pytest.approx(float((gained.square().sum() / batch**2).sqrt()), rel=1e-3)
+
+
+def test_outcomes_are_discounted_rewards_less_the_critics_values() -> None:
+    """Against a loop over all later rewards, and torch's critic of now."""
+    stack = TrialBatch(SHORT, SHORT.seeds)
+    for _ in range(2):
+        stack.iterate()
+    other = np.array(stack.policies[1]) + np.float32(0.02)
+    mine, gamma = stack.copies(1), SHORT.ppo.gamma
+    layers = [stack.theta[1, stack.spec.size :]]
+    for fan_in, fan_out in itertools.pairwise(stack.critic_sizes.tolist()):
+        left = layers.pop()
+        layers += [left[: fan_in * fan_out].reshape(fan_out, fan_in), *np.split(left[fan_in * fan_out :], [fan_out])]
+
+    def value(obs: np.ndarray) -> np.ndarray:
+        for at in range(0, len(layers) - 1, 2):
+            obs = obs @ layers[at].T + layers[at + 1]
+            obs = np.tanh(obs) if at < len(layers) - 3 else obs
+        return obs[..., 0]
+
+    rewards, begins = stack.rewards[mine], np.concatenate([stack.dones[mine], stack.next_done[mine, None]], axis=1)
+    values, last = value(stack.obs[mine]), value(stack.next_obs[mine])
+    found = np.zeros_like(rewards, np.float64)
+    for e, t in np.ndindex(rewards.shape):
+        for later in range(t, rewards.shape[1]):
+            found[e, t] += gamma ** (later - t) * rewards[e, later]
+            if begins[e, later + 1]:
+                break
+        else:
+            found[e, t] += gamma ** (rewards.shape[1] - t) * last[e]
+    assert begins[:, 1:].any()  # episodes end
+    expected = batch_judge(stack, 1, (found - values).reshape(-1))(other)
+    np.testing.assert_allclose(outcome_judge(stack, 1)(other), expected, rtol=1e-3)
+    assert abs(expected.surrogate - batch_judge(stack, 1)(other).surrogate) > 0.1 * abs(expected.surrogate)
 
 
 def test_runs_are_plain_until_their_first_jump_and_are_not_run_twice(here: None, tmp_path: Path) -> None:

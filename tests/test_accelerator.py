@@ -73,7 +73,8 @@ class Loop:
             self.accelerator = Accelerator(self.agent, accelerator, jump=config, **beside)
         self.rng = torch.Generator().manual_seed(1)
 
-    def iterate(self, returns: list[float] | None = None) -> None:
+    def iterate(self, returns: list[float] | None = None, sign: float = 0.0) -> None:
+        """`sign`: of the batch's outcomes, advantages otherwise; 0: it has none."""
         observations = torch.randn(64, 3, generator=self.rng)
         actions, advantages = torch.randn(64, 2, generator=self.rng), torch.randn(64, generator=self.rng)
         log_probs = self.agent.distribution(observations).log_prob(actions).sum(1).detach()
@@ -83,7 +84,8 @@ class Loop:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        self.batch = Batch(observations, actions, log_probs, advantages, returns or [])
+        outcomes = sign * advantages if sign else None
+        self.batch = Batch(observations, actions, log_probs, advantages, returns or [], outcomes=outcomes)
         self.before, self.whole_before = self.actor(), self.whole()
         if self.accelerator is not None:
             self.accelerator.step(self.batch)
@@ -104,6 +106,37 @@ def test_an_unguarded_line_goes_on_by_four_iterations() -> None:
     log_stds = loop.agent.actor_logstd.numel()  # which are first, and do not jump
     expected = path[1] + 4 * (path[1] - path[0])
     np.testing.assert_allclose(loop.actor()[log_stds:], expected[log_stds:], rtol=1e-4, atol=1e-6)
+
+
+def test_evidence_is_by_outcomes_and_without_them_by_advantages() -> None:
+    """The first jump goes along the first batch's advantages. Where the outcomes of the second are its advantages, that
+    is as if there were none; where they are the opposite, so is what they say of the jump."""
+    found = []
+    for sign in (0.0, 1.0, -1.0):
+        loop = Loop("line", **EVERYTHING, evidence=True)
+        for _ in range(6):
+            loop.iterate(sign=sign)
+        assert loop.accelerator is not None
+        found.append((loop.actor(), loop.accelerator.counts, loop.accelerator._jumper._evidence.errors))
+    (without, counts, errors), (same, *equal), (other, others, _) = found
+    np.testing.assert_array_equal(without, same)
+    assert equal == [counts, errors] and errors != 0
+    assert others != counts and not np.array_equal(without, other)
+
+
+def test_outcomes_have_to_fit_the_batch() -> None:
+    agent, observations = Agent(), torch.zeros(4, 3)
+    log_probs = agent.distribution(observations).log_prob(torch.zeros(4, 2)).sum(1).detach()
+    whole = Batch(observations, torch.zeros(4, 2), log_probs, torch.ones(4), outcomes=torch.ones(4))
+    Accelerator(agent, "line").step(whole)
+    for change, said in [
+        ({"outcomes": torch.ones(5)}, r"4 observations and outcomes of the shape \[5\]"),
+        ({"outcomes": torch.full((4,), torch.nan)}, "outcomes are not finite"),
+        ({"outcomes": [1.0] * 4}, "holds tensors, not list"),
+        (dict.fromkeys(("actions", "log_probs", "advantages")), "outcomes and no log_probs"),
+    ]:
+        with pytest.raises(TiplError, match=said):
+            Accelerator(agent, "line").step(dataclasses.replace(whole, **change))
 
 
 def test_only_the_actors_network_jumps() -> None:
@@ -412,4 +445,7 @@ def test_the_example_runs_with_jumps(
     runpy.run_path(str(Path(__file__).parents[1] / "examples" / "record_ppo.py"), run_name="__main__")
     counts = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
     assert sum(counts.values()) == 4  # once an iteration
-    assert counts["silent"] >= 1  # the first has earned no trust
+    if forecaster == "line":
+        assert counts["silent"] >= 1  # the first has earned no trust
+    else:
+        assert counts.keys() & {"accepted", "shrunk"}

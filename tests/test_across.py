@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tipl.acceleration.across import BEST, SHARED, across
+from tipl.reporting.across import BEST, SHARED, across
 
 FORECASTERS = {"line": "line", "causal": "causal"}
 RNG = np.random.default_rng(0)

@@ -20,13 +20,13 @@ from here import in_this_process
 from PIL import Image
 
 import tipl.reporting as reporting
-from tipl.acceleration.across import across
 from tipl.acceleration.compare import accelerate
 from tipl.config.presets import CollectConfig, PPOConfig
 from tipl.errors import TiplError
 from tipl.files import write_json
 from tipl.reporting import report
 from tipl.reporting.acceleration import read_acceleration, read_together, signs
+from tipl.reporting.across import across
 from tipl.reporting.drawing import draw_panel, entries_of, print_figure
 from tipl.reporting.evaluation import all_figures, section_of, verdict
 from tipl.reporting.figures import REPW_COLOR, WPE_COLOR

@@ -13,8 +13,9 @@ import safetensors.numpy
 import torch
 from torch.distributions import kl_divergence
 
-from tipl.acceleration.arms import Arm, _jumpers, batch_judge, run_part
+from tipl.acceleration.arms import Arm, _jumpers, run_part
 from tipl.acceleration.compare import accelerate
+from tipl.acceleration.judging import batch_judge
 from tipl.acceleration.jump import KINDS
 from tipl.acceleration.rivals import AdaptiveBatch, batch_of
 from tipl.config.jumps import JumpConfig

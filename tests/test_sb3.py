@@ -315,15 +315,39 @@ def test_an_accelerator_moves_the_actor_between_update_and_rollout(env_id: str, 
         np.testing.assert_allclose(moved[acts], 4 * came[acts], rtol=1e-2, atol=2e-6)
 
 
+class Returns(BaseCallback):
+    """Advantages with λ = 1 of every rollout, by the buffer itself, beside a Batch's outcomes."""
+
+    def __init__(self, accelerator: SB3Accelerator) -> None:
+        super().__init__()
+        self.accelerator, self.pairs = accelerator, []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        model: Any = self.model
+        buffer = deepcopy(model.rollout_buffer)
+        buffer.gae_lambda = 1.0
+        with torch.no_grad():
+            last = model.policy.predict_values(torch.as_tensor(self.locals["new_obs"]))
+        buffer.compute_returns_and_advantage(last, self.locals["dones"])
+        assert self.accelerator._batch is not None and self.accelerator._batch.outcomes is not None
+        self.pairs.append((self.accelerator._batch.outcomes.reshape(buffer.rewards.shape), buffer.advantages))
+
+
 def test_an_accelerator_takes_outer_steps_critic_and_gradients_from_the_model() -> None:
     """What PPO's policy and critic went through in an update, times σ; A2C's optimizer has no moments of Adam."""
     watch = Watch(lambda policy: nn.utils.parameters_to_vector(policy.parameters()).detach().numpy().copy())
     before, after = deepcopy(watch), watch
-    jump = JumpConfig(full_trust=0.0, max_kl=1e-30, critic=True)
+    jump = JumpConfig(full_trust=0.0, max_kl=1e-30, evidence=True, critic=True)
     accelerate = SB3Accelerator("outer:sigma=1.5+context", jump=jump)
     model = PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=2, seed=1), seed=1, **SHORT)
-    model.learn(640, callback=CallbackList([before, accelerate, after]))
+    outcomes = Returns(accelerate)
+    model.learn(640, callback=CallbackList([before, accelerate, after, outcomes]))
     assert accelerate.counts == {"rejected": 4}
+    for found, expected in outcomes.pairs:
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     for at in range(1, 5):
         came = before.weights[at] - after.weights[at - 1]
         np.testing.assert_allclose(after.weights[at] - before.weights[at], 0.5 * came, rtol=1e-2, atol=1e-6)

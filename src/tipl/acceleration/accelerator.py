@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from tipl.acceleration.batch import Batch
-from tipl.acceleration.jump import Judgment, Jump, Jumper, is_log_std, jumps_for, may_jump
+from tipl.acceleration.evidence import Judgment
+from tipl.acceleration.jump import Jump, Jumper, is_log_std, jumps_for, may_jump
 from tipl.acceleration.jumping import JumpingOptimizer
 from tipl.acceleration.outer import OuterStep, critic_parameters, outer_and
 from tipl.checks import Count, Place, checked
@@ -45,7 +46,8 @@ from tipl.forecasting.named import load_forecaster
 
 __all__ = ["Accelerator", "Batch", "JumpingOptimizer"]
 
-_OF_BATCHES = ("surrogate", "max_change", "hindsight")  # settings that look at actions, log_probs and advantages
+_OF_BATCHES = ("surrogate", "max_change", "max_of_update", "evidence", "hindsight")
+"""Settings that look at actions, log_probs and advantages."""
 _FAR = 30  # times its weights a network is one that shows what it does to large outputs
 _FREE = JumpConfig().max_change  # which never binds
 _KEPT = {"outer": "Outer-PPO", "memory": "context tokens"}
@@ -61,6 +63,7 @@ class Accelerator:
         counts: how many iterations ended in each of `tipl.acceleration.jump.KINDS`.
         last: the last iteration's `Jump`.
         looks_back: whether it keeps parts of the last batches, and has their advantages renewed.
+        weighs_outcomes: whether it looks at a Batch's outcomes.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class Accelerator:
 
             self._memory = BatchMemory(named, self._policy, self._distribution, optimizer)
             self._asked.append(f"the forecaster {forecaster.name}")
+        self.weighs_outcomes = config.evidence
         self._snapshots: list[np.ndarray] = []
         self.counts: Counter[str] = Counter()
         self.last: Jump | None = None
@@ -165,7 +169,8 @@ class Accelerator:
         if self._memory is not None:
             self._memory.add(batch)
             tokens = self._memory.tokens
-        jump = self._jumper.step(snapshots, self._judge(batch), batch.returns, tokens)
+        outcome = None if batch.outcomes is None else self._judge(batch, batch.outcomes)
+        jump = self._jumper.step(snapshots, self._judge(batch), batch.returns, tokens, outcome)
         if jump.displacement is not None:
             move(self._parameters, jump.displacement)
         self._acted = _flat(self._parameters)
@@ -175,8 +180,9 @@ class Accelerator:
         self.last = jump
         return jump
 
-    def _judge(self, batch: Batch) -> Callable[[np.ndarray], Judgment]:
-        """What the batch says of weights; the first time it is asked, the batch is held against the policy."""
+    def _judge(self, batch: Batch, outcomes: Tensor | None = None) -> Callable[[np.ndarray], Judgment]:
+        """What the batch says of weights, by `outcomes` in the place of its advantages where they are given; the first
+        time it is asked, the batch is held against the policy."""
         has_surrogate = batch.log_probs is not None
         current: list[Distribution] = []
 
@@ -194,9 +200,10 @@ class Accelerator:
             kl = float(by_sample(kl_divergence(current[0], other)).mean())
             if not has_surrogate:
                 return Judgment(kl, 0.0)
-            assert batch.actions is not None and batch.log_probs is not None and batch.advantages is not None
+            advantages = batch.advantages if outcomes is None else outcomes
+            assert batch.actions is not None and batch.log_probs is not None and advantages is not None
             log_ratio = by_sample(other.log_prob(batch.actions)) - batch.log_probs.reshape(-1)
-            advantages = batch.advantages.reshape(-1)
+            advantages = advantages.reshape(-1)
             advantages = advantages - advantages.mean()
             surrogate = (log_ratio.exp() * advantages).mean()
             error = float((log_ratio.expm1() * advantages).square().sum().sqrt()) / len(advantages)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import tipl
-from tipl.acceleration.judging import batch_judge
+from tipl.acceleration.judging import batch_judge, outcome_judge
 from tipl.acceleration.jump import KINDS, Jumper, may_jump
 from tipl.acceleration.rivals import batch_of
 from tipl.collection.settings import trial_config
@@ -262,7 +262,8 @@ def run_part(
         for n, jumper in enumerate(jumpers):
             tokens = functools.partial(memories[n].tokens, batch, n) if memories else None
             returns = result.episodes[n][:, 1].tolist()
-            jump = jumper.step(result.snapshots[n], batch_judge(batch, n), returns, tokens)
+            outcome = outcome_judge(batch, n)
+            jump = jumper.step(result.snapshots[n], batch_judge(batch, n), returns, tokens, outcome)
             if jump.displacement is not None:
                 batch.theta[n, : len(jump.displacement)] += jump.displacement
             found["kinds"][n, at] = KINDS.index(jump.kind)

@@ -24,6 +24,8 @@ class Batch:
     renewed: makes the advantages anew, [S], by the critic of the moment that it is called at, from data that the loop
         does not overwrite. The forecaster `context` asks it, of the last 20 batches, at every proposal; without it
         they keep the advantages that they came with, which say less (`results/direction`).
+    outcomes: [S], advantages with λ = 1, by which `JumpConfig.evidence` judges proposals; without them it does by
+        `advantages`, which share the errors of the critic that the update followed.
     """
 
     observations: Tensor
@@ -32,6 +34,7 @@ class Batch:
     advantages: Tensor | None = None
     returns: Sequence[float] = ()
     renewed: Callable[[], Tensor] | None = None
+    outcomes: Tensor | None = None
 
     def check(self, asked: Iterable[str]) -> None:
         """Check that it is whole.
@@ -42,7 +45,7 @@ class Batch:
         Raises:
             TiplError: it lacks what they look at, its parts do not fit together, or a number is not finite.
         """
-        given = [getattr(self, name) for name in ("observations", "actions", "log_probs", "advantages")]
+        given = [getattr(self, name) for name in ("observations", "actions", "log_probs", "advantages", "outcomes")]
         other = next((part for part in given if not isinstance(part, Tensor | None)), None)
         if other is not None:
             raise TiplError(f"A Batch holds tensors, not {type(other).__name__}.")
@@ -52,8 +55,10 @@ class Batch:
         if missing and (len(missing) < len(parts) or needed):
             why = f"{needed} looks at" if needed else "the guard takes all or none of"
             raise TiplError(f"The Batch has no {missing[0]}; {why} actions, log_probs and advantages.")
+        if self.outcomes is not None and self.log_probs is None:
+            raise TiplError("The Batch has outcomes and no log_probs; give actions, log_probs and advantages too.")
         samples = len(self.observations)
-        for name, part in parts.items():
+        for name, part in (parts | {"outcomes": self.outcomes}).items():
             if part is None:
                 continue
             if (len(part) if name == "actions" else part.numel()) != samples:

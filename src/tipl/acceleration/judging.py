@@ -8,19 +8,37 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tipl.acceleration.jump import Judgment
+from tipl.acceleration.evidence import Judgment
+from tipl.rl.context import Rollout, advantages_now
 from tipl.rl.kernels import FASTMATH, forward_batch, kernel
 from tipl.rl.policies import network_size
 from tipl.rl.ppo import log_probs_of, mean_kl
 from tipl.rl.trial_batch import TrialBatch
 
 
-def batch_judge(batch: TrialBatch, trial: int) -> Callable[[np.ndarray], Judgment]:
-    """What a trial's last rollout says of weights [P]; of more, of the first P."""
+def outcome_judge(batch: TrialBatch, trial: int) -> Callable[[np.ndarray], Judgment]:
+    """`batch_judge` by what came alone: by advantages with λ = 1, of which the critic of now is the baseline."""
+
+    def judge(weights_P: np.ndarray) -> Judgment:  # not before somebody asks
+        found = advantages_now(batch, trial, Rollout.of(batch, trial), gae_lambda=1.0)
+        return batch_judge(batch, trial, found.reshape(-1))(weights_P)
+
+    return judge
+
+
+def batch_judge(
+    batch: TrialBatch, trial: int, advantages: np.ndarray | None = None
+) -> Callable[[np.ndarray], Judgment]:
+    """What a trial's last rollout says of weights [P]; of more, of the first P.
+
+    Args:
+        advantages: [S]; default: those that the update saw.
+    """
     mine, samples = batch.copies(trial), batch.config.ppo.batch_size
     obs = batch.obs[mine].reshape(samples, -1)
     actions = batch.actions[mine].reshape(samples, -1)
-    old_log_prob, advantages = batch.log_probs[mine].reshape(-1), batch.advantages[mine].reshape(-1)
+    old_log_prob = batch.log_probs[mine].reshape(-1)
+    advantages = batch.advantages[mine].reshape(-1) if advantages is None else advantages
     advantages = advantages - advantages.mean()
     now, sizes = np.array(batch.policies[trial]), batch.policy_sizes
     log_stds = slice(network_size(sizes), None)  # the network's weights lie before them

@@ -9,10 +9,11 @@ not taken for evidence that the next should go the same way. Shapes: n snapshots
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
+from tipl.acceleration.evidence import Evidence, Judge
 from tipl.checks import Place
 from tipl.config.jumps import JumpConfig, jumps_of
 from tipl.config.rivals import parts_of_arm
@@ -35,29 +36,13 @@ Kind = Literal["waited", "silent", "invalid", "rejected", "shrunk", "accepted", 
 KINDS: tuple[Kind, ...] = ("waited", "silent", "invalid", "rejected", "shrunk", "accepted", "taken back")
 
 
-class Judgment(NamedTuple):
-    """What the batch in hand says of weights."""
-
-    kl: float
-    """Mean KL divergence, in nats, of their policy from the current one."""
-    surrogate: float
-    """Mean of ratio × (advantage − mean advantage): 0 for the policy that made the batch; the higher the better."""
-    change: float = 0.0
-    """Mean KL divergence, in nats, of their policy from the one that made the batch."""
-    error: float = 0.0
-    """Standard error of `surrogate`, as of independent samples."""
-
-
-Judge = Callable[[np.ndarray], Judgment]
-
-
 @dataclass(frozen=True)
 class Jump:
     """What came of one iteration.
 
-    kind: `waited` (no proposal was due), `silent` (the forecaster has not earned trust, or foresees no movement),
-        `invalid` (the forecast is not finite or of another shape), `rejected` (no length of it passed), `shrunk`,
-        `accepted` (in full), `taken back` (the last jump, by the advantages or returns that came of it).
+    kind: `waited` (no proposal was due), `silent` (the forecaster has not earned trust, foresees no movement, or its
+        proposals did harm), `invalid` (the forecast is not finite or of another shape), `rejected` (no length of it
+        passed), `shrunk`, `accepted` (in full), `taken back` (the last jump, by what came of it).
     displacement: [P] to add to the weights; None where nothing changes.
     share: of the trusted proposal that was taken.
     kl: of the jump.
@@ -78,7 +63,9 @@ def jumps_for(forecaster: Forecaster | Place, jump: JumpConfig | None = None) ->
         TiplError: something in `jump` that is not as usual has no effect on this forecaster.
     """
     match forecaster:
-        case CausalForecaster() | ContextSum():
+        case ContextSum():
+            usual = jumps_of("context")
+        case CausalForecaster():
             usual = jumps_of("causal")
         case Autoregression():
             usual = jumps_of("autoregression")
@@ -153,6 +140,7 @@ class Jumper:
         self._departed: np.ndarray | None = None  # the weights that it went from
         self._before: list[float] = []  # returns before it
         self._patience, self._waited = 1, 0
+        self._evidence = Evidence()
 
     @property
     def trust(self) -> float:
@@ -169,6 +157,7 @@ class Jumper:
         judge: Judge,
         returns: Sequence[float] = (),
         tokens: Callable[[], np.ndarray] | None = None,
+        outcome: Judge | None = None,
     ) -> Jump:
         """One iteration has passed: what to add to the weights.
 
@@ -177,9 +166,12 @@ class Jumper:
             judge: of weights [P] on the iteration's batch.
             returns: of the episodes that ended in the iteration.
             tokens: makes context tokens [J, P], asked where the forecaster takes them and a proposal is due.
+            outcome: `judge` by advantages with λ = 1, asked where `JumpConfig.evidence` is; without it `judge` is.
         """
         now = self._record(snapshots)
         self._learn(now)
+        if self._config.evidence:
+            self._evidence.weigh(outcome or judge)
         trust = self.trust
         taken, self._last = self._last, None
         if taken is not None and (self._is_regretted(judge) or self._has_fallen(returns)):
@@ -201,12 +193,17 @@ class Jumper:
         wanted = np.where(self.moves_P, np.float32(believed) * proposal, np.float32(0))
         if (full and trust < _SILENT_BELOW) or not wanted.any():
             return Jump("silent", trust=trust)
-        share, kl = self._longest(snapshots[-1].astype(np.float32), wanted, judge)
+        weights = snapshots[-1].astype(np.float32)
+        share, kl = self._longest(weights, wanted, judge)
         if share == 0:
             return Jump("rejected", trust=trust)
         taken = np.float32(share) * wanted
+        does_harm = self._config.evidence and self._evidence.errors < 0
+        self._evidence.propose(weights, taken, taken=not does_harm)
+        if does_harm:
+            return Jump("silent", trust=trust)
         self._jumped += taken
-        self._last, self._departed, self._before = taken, snapshots[-1].astype(np.float32), list(returns)
+        self._last, self._departed, self._before = taken, weights, list(returns)
         return Jump("accepted" if share == 1 else "shrunk", taken, share, kl, trust)
 
     def _record(self, snapshots: np.ndarray) -> np.ndarray:
@@ -229,12 +226,10 @@ class Jumper:
 
         Their surrogate objective on it is, to first order in the policy's change, how much higher their return is than
         that of the policy that made the batch (Kakade & Langford 2002; Schulman et al. 2015, arXiv 1502.05477, eq. 3).
-        Of a jump that changes nothing the sign alone would take back every second one: `regret` standard errors count.
         """
         if not self._config.hindsight or self._departed is None:  # None: a state of an earlier version
             return False
-        before = judge(self._departed)
-        return before.surrogate > self._config.regret * before.error
+        return judge(self._departed).surrogate > 0
 
     def _has_fallen(self, after: Sequence[float]) -> bool:
         """Whether the return is lower than before the last jump, beyond `fall` standard errors (Welch)."""
@@ -264,6 +259,8 @@ class Jumper:
         it: this says by how much to shrink.
         """
         now, bound = judge(weights), self._config.max_kl
+        if self._config.max_of_update < JumpConfig.max_of_update:  # without log-probabilities no change is known
+            bound = min(bound, self._config.max_of_update * now.change)
         left = self._config.max_change - now.change  # by the iteration's update
         floor = now.surrogate if self._config.surrogate else -np.inf
         share = 1.0 if left > 0 else 0.0
@@ -295,6 +292,7 @@ class Jumper:
         arrays |= {name: np.array(value) for name, value in optional.items() if value is not None}
         numbers = np.array([self._toward, self._square])
         counts = np.array([self._patience, self._waited])
+        arrays |= self._evidence.state()
         return arrays | {"evidence": numbers, "counts": counts, "before": np.array(self._before, np.float64)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -310,3 +308,4 @@ class Jumper:
         self._toward, self._square = map(float, state["evidence"])
         self._patience, self._waited = map(int, state["counts"])
         self._before = np.array(state["before"]).tolist()
+        self._evidence.restore(state)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tipl.acceleration.jump import Judgment, Jumper, jumps_for, require_no_tokens
+from tipl.acceleration.evidence import Judgment
+from tipl.acceleration.jump import Jumper, jumps_for, require_no_tokens
 from tipl.checks import Count, Place, checked
 from tipl.collection.flat import check_apart, check_finite, check_parameters, flat, move, trainable, tried, undisturbed
 from tipl.config.jumps import JumpConfig
@@ -19,7 +20,8 @@ from tipl.errors import TiplError
 from tipl.forecasting.forecaster import Forecaster
 from tipl.forecasting.named import load_forecaster
 
-_OF_POLICIES = ("max_kl", "max_change", "hindsight", "regret", "fall", "log_std", "critic")
+_OF_POLICIES = ("max_kl", "max_change", "max_of_update", "evidence", "hindsight", "fall", "log_std",
+                "critic")  # fmt: skip
 """Options of jumps that take a policy or its episodes."""
 _USUAL = JumpConfig(horizon=1)
 

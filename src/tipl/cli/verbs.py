@@ -278,7 +278,7 @@ def _accelerate_flags(verbs: Any) -> None:
     add_number(verb, "--targets", float, "RETURN", "returns to count the steps to, too", nargs="+", default=[])
     add_number(verb, "--workers", Count, "N", "processes [one a core]")
     add_execution(verb)
-    told = "Defaults are those for a line; other forecasters have their own where nothing is given (presets.JUMPS)."
+    told = "Defaults are those for a line; other forecasters have their own where nothing is given (tipl.jumps_of)."
     add_track(verb)
     add_settings(verb.add_argument_group("the jumps", told), JumpConfig)
     add_settings(verb, CollectConfig, other=("discrete actions", DiscreteCollectConfig()))

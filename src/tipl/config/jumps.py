@@ -22,15 +22,18 @@ class JumpConfig:
     """Most that a jump may change the policy: mean KL(π_t ‖ π̃) over the batch, in nats."""
     max_change: Positive = 1e9
     """Most that update and jump may change the policy that made the batch: mean KL in nats; the default never binds."""
+    max_of_update: Positive = 1e9
+    """Most that a jump may change the policy, as a multiple of what the iteration's update changed it by, both in mean
+    KL; the default never binds."""
     surrogate: bool = True
     """Also refuse a jump that lowers the surrogate objective, the mean of ratio × advantage, on the batch."""
     full_trust: Share = 0.2
     """Trust from which a forecast is believed in full, and below which in proportion; 0: always in full. Below half of
     the default, 0.1, nothing is proposed unless it is 0."""
+    evidence: bool = False
+    """Jump only while the batches since have shown that proposals raise the return, by advantages with λ = 1."""
     hindsight: bool = False
     """Take a jump back if the batch that comes of it has a higher surrogate objective for the policy from before."""
-    regret: NotNegative = 0.0
-    """With `hindsight`: standard errors by which it has to be higher."""
     fall: NotNegative = 2.0
     """Standard errors by which the return has to fall after a jump for it to be taken back; 0: never."""
     log_std: bool = False
@@ -50,8 +53,10 @@ JUMPS = {
     "average": _UNGUARDED,
     "autoregression": JumpConfig(horizon=20, max_kl=0.02, max_change=0.02),
     "causal": JumpConfig(horizon=20, max_change=0.02, hindsight=True),
+    "context": JumpConfig(horizon=20, max_kl=0.02, max_of_update=0.25, full_trust=0.0, evidence=True),
 }
-"""How to jump with each `ForecasterName`, as `results/accelerate` has chosen; any other jumps as `causal` does."""
+"""How to jump with each `ForecasterName`, as `results/accelerate` and `results/rivals` have chosen; any other jumps as
+`causal` does."""
 
 
 @checked_arguments

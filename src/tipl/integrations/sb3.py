@@ -11,8 +11,7 @@ What PPO, A2C and TRPO record goes through all of `evaluate` with MlpPolicy or M
 are no images, continuous or discrete actions, and Tanh, ReLU or ELU: the network is held against the policy's own
 distribution once, and the environment, with its arguments, time limit and wrappers, against what can be made again of
 it. The others (SAC, TD3, DQN, TQC, QRDQN, CrossQ, ARS, MaskablePPO, RecurrentPPO) are other networks, whose weights
-alone are judged (`--no-returns`); DQN's and QRDQN's are those of their Q-values. TRPO and ARS are recorded by the
-rollout.
+alone are judged (`--no-returns`); DQN's and QRDQN's are of Q-values. TRPO and ARS are recorded by the rollout.
 """
 
 import inspect
@@ -284,30 +283,31 @@ class SB3Accelerator(BaseCallback):
             actions = actions.reshape(len(actions), -1).float()  # several switches are whole numbers in the buffer
         self._batch = Batch(
             samples(buffer.observations), actions, samples(buffer.log_probs), samples(buffer.advantages), self._returns,
-            self._renewed(model) if self.accelerator.looks_back else None,
+            self._advantages(model, model.gae_lambda) if self.accelerator.looks_back else None,
+            self._advantages(model, 1.0)() if self.accelerator.weighs_outcomes else None,
         )  # fmt: skip
         self._returns = []
 
-    def _renewed(self, model: Any) -> Callable[[], Tensor]:
+    def _advantages(self, model: Any, gae_lambda: float) -> Callable[[], Tensor]:
         """Advantages of the rollout that has just ended, by the critic of the moment that it is called at."""
         buffer, policy = model.rollout_buffer, model.policy
         observations = torch.as_tensor(buffer.observations.copy(), device=model.device)  # [T, E, …]
         rewards, starts = (np.array(each.T, order="C") for each in (buffer.rewards, buffer.episode_starts))  # [E, T]
         last, ended = policy.obs_to_tensor(self.locals["new_obs"])[0], np.asarray(self.locals["dones"], np.float32)
 
-        def renewed() -> Tensor:
+        def advantages_now() -> Tensor:
             from tipl.rl.ppo import advantages_and_returns  # brings numba
 
             flat = observations.reshape(-1, *observations.shape[2:])
-            values = policy.predict_values(flat).reshape(observations.shape[:2]).T.contiguous().cpu().numpy()
-            following = policy.predict_values(last).reshape(-1).cpu().numpy()
+            values = policy.predict_values(flat).detach().reshape(observations.shape[:2]).T.contiguous().cpu().numpy()
+            following = policy.predict_values(last).detach().reshape(-1).cpu().numpy()
             advantages, unused = np.empty_like(rewards), np.empty_like(rewards[0])
             for e in range(len(rewards)):
                 advantages_and_returns(rewards[e], values[e], starts[e], following[e], ended[e], model.gamma,
-                                       model.gae_lambda, advantages[e], unused)  # fmt: skip
+                                       gae_lambda, advantages[e], unused)  # fmt: skip
             return torch.from_numpy(advantages.T.reshape(-1))
 
-        return renewed
+        return advantages_now
 
     def _on_rollout_start(self) -> None:
         if not self._wrapped and self._batch is not None:  # the update on it has just ended

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tipl.acceleration.across import SHARED, across
 from tipl.errors import TiplError
 from tipl.evaluation.statistics import LEAST_TRIALS, Interval, holm, p_value
 from tipl.files import read_json
+from tipl.reporting.across import SHARED, across
 from tipl.reporting.parts import (
     NEUTRAL,
     Cell,

@@ -141,7 +141,7 @@ def surrogate_gradient(
         advantages: [E, S]; default: those of the critic of now.
     """
     ppo, theta, size = batch.config.ppo, batch.theta[trial], batch.spec.size
-    found = _advantages_now(batch, trial, rollout) if advantages is None else advantages
+    found = advantages_now(batch, trial, rollout) if advantages is None else advantages
     if ppo.norm_adv:
         found = (found - found.mean()) / (found.std() + np.float32(1e-8))
     samples = found.size
@@ -152,14 +152,15 @@ def surrogate_gradient(
     return grad
 
 
-def _advantages_now(batch: TrialBatch, trial: int, rollout: Rollout) -> np.ndarray:
-    """[E, S]"""
+def advantages_now(batch: TrialBatch, trial: int, rollout: Rollout, gae_lambda: float | None = None) -> np.ndarray:
+    """Return a rollout's advantages [E, S] by a trial's critic of now; `gae_lambda` is PPO's unless given."""
     ppo, theta, size = batch.config.ppo, batch.theta[trial], batch.spec.size
     advantages, returns = np.empty_like(rollout.rewards), np.empty(rollout.rewards.shape[1], np.float32)
     for e in range(len(advantages)):
         values = critic_values(theta, size, batch.critic_sizes, rollout.obs[e], rollout.last_obs[e], batch.activation)
         advantages_and_returns(rollout.rewards[e], values[:-1], rollout.dones[e], values[-1], rollout.last_done[e],
-                               ppo.gamma, ppo.gae_lambda, advantages[e], returns)  # fmt: skip
+                               ppo.gamma, ppo.gae_lambda if gae_lambda is None else gae_lambda, advantages[e],
+                               returns)  # fmt: skip
     return advantages
 
 

@@ -1,0 +1,132 @@
+"""Does going where a run is forecast to go raise its return, and would the run's own batches say so?
+
+In: nothing; Outer-PPO is run, and does not jump.  Out: OUT/ENVIRONMENT.json and, of all of them, a table.
+
+    python studies/evidence.py measure OUT --environments Pusher-v4 HalfCheetah-v4
+    python studies/evidence.py report OUT --json FILE
+
+After every iteration `context` proposes a jump, which is not taken. The next batch, which had no part in it, judges it
+by the advantages that PPO learns from (λ of 0.95) and by those with λ = 1. Every few iterations both policies are run
+for whole episodes with the same seeds: what the proposal does to the return. What is done already is not run again.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tipl.acceleration.arms import Arm, _jumpers
+from tipl.acceleration.judging import batch_judge, outcome_judge
+from tipl.collection.settings import default_config
+from tipl.config.env_spec import env_id_in
+from tipl.config.jumps import jumps_of
+from tipl.files import write_json
+from tipl.rl.context import Memory
+from tipl.rl.returns import Policies, policy_returns
+from tipl.rl.trial_batch import TrialBatch
+
+KIND = "outer:sigma=1.5+context"
+BY = "gae", "outcomes"
+
+
+def measured(env_id: str, seeds: Sequence[int], iterations: int, every: int, episodes: int) -> list[dict[str, Any]]:
+    """Of every proposal and kind of advantages the gain that the next batch expects, in standard errors; of every
+    `every`-th what it does to the true return: mean and standard error over episodes."""
+    config = default_config(env_id)
+    jump = dataclasses.replace(jumps_of(KIND), evidence=False)
+    arm = Arm(dataclasses.replace(config, hidden_sizes=(64, 64), total_steps=200_000), KIND, jump)
+    batch = arm.batch(seeds)
+    jumpers, memories = _jumpers(arm, batch), [Memory() for _ in seeds]
+    told = np.zeros_like(batch.policies)  # how far each jumper believes to have jumped
+    proposals: list[np.ndarray | None] = [None] * len(seeds)
+    found = []
+    for iteration in range(1, iterations + 1):
+        before = np.array(batch.policies)  # which make the batch
+        result = batch.iterate()
+        for n, jumper in enumerate(jumpers):
+            judge = batch_judge(batch, n)
+            if (proposal := proposals[n]) is not None:
+                there = before[n] + proposal
+                said = dict(zip(BY, (judge(there), outcome_judge(batch, n)(there)), strict=True))
+                row = {"seed": int(seeds[n]), "iteration": iteration}
+                row |= {by: each.surrogate / each.error for by, each in said.items()}
+                if iteration % every == 0:
+                    gained = true_gain(batch, n, np.stack([before[n], there]), episodes, iteration)
+                    row |= {"return": float(gained.mean()), "error": float(gained.std(ddof=1) / np.sqrt(episodes))}
+                found.append(row)
+            memories[n].add(batch, n)
+            tokens = functools.partial(memories[n].tokens, batch, n)
+            seen = result.snapshots[n] + told[n]
+            proposal = jumper.step(seen, lambda w, j=judge, t=told[n]: j(w - t), tokens=tokens).displacement
+            told[n] += 0 if proposal is None else proposal
+            proposals[n] = proposal
+    return found
+
+
+def true_gain(batch: TrialBatch, n: int, weights_2P: np.ndarray, episodes: int, seed: int) -> np.ndarray:
+    """By how much the second policy's return is above the first's in each episode, with the same seeds."""
+    mean, var = (np.repeat(each[n : n + 1], 2, axis=0) for each in (batch.obs_mean, batch.obs_var))
+    config = batch.config
+    returns = policy_returns(
+        Policies(weights_2P, mean, var), env_id_in(config), config.hidden_sizes, episodes, seed=seed, sampled=True,
+        activation=config.activation, threads=1,
+    )  # fmt: skip
+    return returns[1] - returns[0]
+
+
+def report(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """By environment: the mean gain of a proposal by each kind of advantages, in standard errors of one batch, and the
+    mean of the true one in units of the return; each with the standard error of the mean."""
+    rows = []
+    for file in files:
+        every = json.loads(file.read_text())["proposals"]
+        true = np.array([row["return"] for row in every if "return" in row])
+        said = {by: mean_and_error(np.array([row[by] for row in every])) for by in BY}
+        rows.append({"env_id": file.stem, "proposals": len(every), **said, "return": mean_and_error(true)})
+    return rows
+
+
+def mean_and_error(values: np.ndarray) -> list[float]:
+    return [float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))]
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    print("| environment | proposals | by PPO's advantages | by λ = 1 | true gain in return |")
+    print("|---|---|---|---|---|")
+    for row in rows:
+        said = " | ".join("{:.2f} ± {:.2f}".format(*row[name]) for name in (*BY, "return"))
+        print(f"| {row['env_id']} | {row['proposals']} | {said} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("measure", "report"))
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--environments", nargs="+", default=["Pusher-v4", "HalfCheetah-v4"], metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1101, 1102], metavar="N")
+    parser.add_argument("--iterations", type=int, default=45, metavar="N")
+    parser.add_argument("--every", type=int, default=4, metavar="N", help="iterations between two true returns")
+    parser.add_argument("--episodes", type=int, default=64, metavar="N", help="of a true return")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.what == "measure":
+        for env_id in asked.environments:
+            settings = {name: getattr(asked, name) for name in ("seeds", "iterations", "every", "episodes")}
+            if not (asked.out / f"{env_id}.json").exists():
+                print(env_id, flush=True)
+                write_json(asked.out / f"{env_id}.json", settings | {"proposals": measured(env_id, **settings)})
+        return
+    rows = report(sorted(asked.out.glob("*.json")))
+    show(rows)
+    if asked.json:
+        write_json(asked.json, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
