@@ -155,7 +155,7 @@ def train(args: Args) -> None:
                 optimizer.step()
         if accelerator:  # jumps
             renewed = functools.partial(advantages_of, agent.critic, args, *rollout)
-            outcomes = renewed(gae_lambda=1.0)
+            outcomes = renewed(gae_lambda=1.0) if accelerator.weighs_outcomes else None
             batch = Batch(obs_batch, action_batch, logprob_batch, advantages, episode_returns, renewed, outcomes)
             accelerator.step(batch)
         episode_returns = []

@@ -109,11 +109,11 @@ def test_an_unguarded_line_goes_on_by_four_iterations() -> None:
 
 
 def test_evidence_is_by_outcomes_and_without_them_by_advantages() -> None:
-    """The first jump goes along the first batch's advantages. Where the outcomes of the second are its advantages, that
-    is as if there were none; where they are the opposite, so is what they say of the jump."""
+    """Where a batch's outcomes are its advantages, that is as if there were none; where they are the opposite, so is
+    what they say of the last proposal. `context` looks at evidence without being asked to."""
     found = []
     for sign in (0.0, 1.0, -1.0):
-        loop = Loop("line", **EVERYTHING, evidence=True)
+        loop = Loop("outer:sigma=1.5+context")
         for _ in range(6):
             loop.iterate(sign=sign)
         assert loop.accelerator is not None
@@ -122,6 +122,16 @@ def test_evidence_is_by_outcomes_and_without_them_by_advantages() -> None:
     np.testing.assert_array_equal(without, same)
     assert equal == [counts, errors] and errors != 0
     assert others != counts and not np.array_equal(without, other)
+
+
+def test_outcomes_may_be_whole_numbers() -> None:
+    agent, rng = Agent(), torch.Generator().manual_seed(4)
+    observations, actions = torch.randn(16, 3, generator=rng), torch.randn(16, 2, generator=rng)
+    log_probs = agent.distribution(observations).log_prob(actions).sum(1).detach()
+    whole = torch.arange(16) % 5
+    judge = Accelerator(agent, "line")._judge(Batch(observations, actions, log_probs, torch.ones(16)))
+    other = np.concatenate([0.5 * p.detach().numpy().ravel() for _, p in agent.named_parameters() if _[:5] == "actor"])
+    assert judge(other, whole) == judge(other, whole.double()) and judge(other, whole).surrogate != 0
 
 
 def test_outcomes_have_to_fit_the_batch() -> None:
@@ -133,10 +143,12 @@ def test_outcomes_have_to_fit_the_batch() -> None:
         ({"outcomes": torch.ones(5)}, r"4 observations and outcomes of the shape \[5\]"),
         ({"outcomes": torch.full((4,), torch.nan)}, "outcomes are not finite"),
         ({"outcomes": [1.0] * 4}, "holds tensors, not list"),
-        (dict.fromkeys(("actions", "log_probs", "advantages")), "outcomes and no log_probs"),
+        ({"outcomes": None}, "no outcomes, and evidence looks at them"),
     ]:
         with pytest.raises(TiplError, match=said):
-            Accelerator(agent, "line").step(dataclasses.replace(whole, **change))
+            Accelerator(agent, "line", jump=JumpConfig(evidence=True)).step(dataclasses.replace(whole, **change))
+    with pytest.raises(TiplError, match="outcomes and no log_probs"):
+        Accelerator(agent, "line").step(Batch(observations, outcomes=torch.ones(4)))
 
 
 def test_only_the_actors_network_jumps() -> None:

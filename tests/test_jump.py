@@ -308,6 +308,17 @@ def test_proposals_that_did_harm_are_held_back_until_they_do_good() -> None:
     assert kinds == ["silent", "accepted", "silent", "silent", "silent", "accepted", "accepted", "accepted"]
 
 
+def test_evidence_that_nobody_asked_for_is_neither_gathered_nor_kept() -> None:
+    run = Run(Jumper(line(6), JumpConfig(), everything()))
+    for _ in range(3):
+        run.iterate()
+    assert not {"gains", "elsewhere"} & run.jumper.state().keys()
+    later = Jumper(line(6), JumpConfig(evidence=True), everything())
+    later.restore(run.jumper.state())
+    later._evidence.weigh(lambda w: pytest.fail("nothing was proposed"))
+    assert later._evidence.errors == 0
+
+
 def test_a_jump_changes_the_policy_by_no_more_than_a_share_of_the_update() -> None:
     """KL = |displacement|² / 2, and the update's is 0.04: a quarter of it is 0.01."""
     run = Run(Jumper(line(6), JumpConfig(horizon=20, max_kl=1.0, max_of_update=0.25, surrogate=False), everything()))

@@ -12,6 +12,7 @@ For loops without a policy there is `JumpingOptimizer` (jumping.py), a `torch.op
 """
 
 import contextlib
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -130,7 +131,7 @@ class Accelerator:
 
             self._memory = BatchMemory(named, self._policy, self._distribution, optimizer)
             self._asked.append(f"the forecaster {forecaster.name}")
-        self.weighs_outcomes = config.evidence
+        self.weighs_outcomes, self._needs_outcomes = config.evidence, jump is not None and config.evidence
         self._snapshots: list[np.ndarray] = []
         self.counts: Counter[str] = Counter()
         self.last: Jump | None = None
@@ -148,7 +149,7 @@ class Accelerator:
             TiplError: weights or the batch are not finite, the batch lacks something, `record` was called another
                 number of times than the forecaster was made for, or the distribution is not the agent's own.
         """
-        batch.check(self._asked)
+        batch.check(self._asked, self._needs_outcomes)
         expected, found = self._snapshots_per_iteration, len(self._snapshots) + 1
         if expected not in (None, found):
             self._snapshots = []
@@ -169,8 +170,9 @@ class Accelerator:
         if self._memory is not None:
             self._memory.add(batch)
             tokens = self._memory.tokens
-        outcome = None if batch.outcomes is None else self._judge(batch, batch.outcomes)
-        jump = self._jumper.step(snapshots, self._judge(batch), batch.returns, tokens, outcome)
+        judge = self._judge(batch)
+        outcome = None if batch.outcomes is None else functools.partial(judge, by=batch.outcomes)
+        jump = self._jumper.step(snapshots, judge, batch.returns, tokens, outcome)
         if jump.displacement is not None:
             move(self._parameters, jump.displacement)
         self._acted = _flat(self._parameters)
@@ -180,14 +182,14 @@ class Accelerator:
         self.last = jump
         return jump
 
-    def _judge(self, batch: Batch, outcomes: Tensor | None = None) -> Callable[[np.ndarray], Judgment]:
-        """What the batch says of weights, by `outcomes` in the place of its advantages where they are given; the first
-        time it is asked, the batch is held against the policy."""
+    def _judge(self, batch: Batch) -> Callable[..., Judgment]:
+        """What the batch says of weights, by its advantages or what is given in their place; the first time it is
+        asked, the batch is held against the policy."""
         has_surrogate = batch.log_probs is not None
         current: list[Distribution] = []
 
         @torch.no_grad()
-        def judge(weights_P: np.ndarray) -> Judgment:
+        def judge(weights_P: np.ndarray, by: Tensor | None = batch.advantages) -> Judgment:
             if not current:
                 self._check_batch(batch)
                 with undisturbed(self._parameters, self._policy):
@@ -200,10 +202,9 @@ class Accelerator:
             kl = float(by_sample(kl_divergence(current[0], other)).mean())
             if not has_surrogate:
                 return Judgment(kl, 0.0)
-            advantages = batch.advantages if outcomes is None else outcomes
-            assert batch.actions is not None and batch.log_probs is not None and advantages is not None
+            assert batch.actions is not None and batch.log_probs is not None and by is not None
             log_ratio = by_sample(other.log_prob(batch.actions)) - batch.log_probs.reshape(-1)
-            advantages = advantages.reshape(-1)
+            advantages = by.reshape(-1).to(log_ratio)
             advantages = advantages - advantages.mean()
             surrogate = (log_ratio.exp() * advantages).mean()
             error = float((log_ratio.expm1() * advantages).square().sum().sqrt()) / len(advantages)

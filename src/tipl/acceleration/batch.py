@@ -18,14 +18,15 @@ class Batch:
     """What a loop has in hand after an iteration, S samples of it; tensors as the policy takes them.
 
     observations: [S, …], normalized as the policy sees them.
-    actions, log_probs, advantages: [S, …], [S], [S]; without them neither the surrogate objective, in advance or in
-        hindsight, nor the change by update and jump together is looked at.
+    actions, log_probs, advantages: [S, …], [S], [S]; without them neither the surrogate objective, in advance or
+        afterwards, nor the change by the update is looked at.
     returns: of the episodes that ended in the iteration; without them no fall is seen.
     renewed: makes the advantages anew, [S], by the critic of the moment that it is called at, from data that the loop
         does not overwrite. The forecaster `context` asks it, of the last 20 batches, at every proposal; without it
         they keep the advantages that they came with, which say less (`results/direction`).
-    outcomes: [S], advantages with λ = 1, by which `JumpConfig.evidence` judges proposals; without them it does by
-        `advantages`, which share the errors of the critic that the update followed.
+    outcomes: [S], advantages with λ = 1, by which `JumpConfig.evidence` judges the last proposal; the critic's values
+        in them are best those from before the update. Where evidence was not asked for by name, `advantages` stand in,
+        which share the errors that the update followed.
     """
 
     observations: Tensor
@@ -36,11 +37,12 @@ class Batch:
     renewed: Callable[[], Tensor] | None = None
     outcomes: Tensor | None = None
 
-    def check(self, asked: Iterable[str]) -> None:
+    def check(self, asked: Iterable[str], needs_outcomes: bool = False) -> None:
         """Check that it is whole.
 
         Args:
             asked: what was asked for that looks at actions, log_probs and advantages.
+            needs_outcomes: whether outcomes were asked for.
 
         Raises:
             TiplError: it lacks what they look at, its parts do not fit together, or a number is not finite.
@@ -55,6 +57,8 @@ class Batch:
         if missing and (len(missing) < len(parts) or needed):
             why = f"{needed} looks at" if needed else "the guard takes all or none of"
             raise TiplError(f"The Batch has no {missing[0]}; {why} actions, log_probs and advantages.")
+        if self.outcomes is None and needs_outcomes:
+            raise TiplError("The Batch has no outcomes, and evidence looks at them; give its advantages with λ = 1.")
         if self.outcomes is not None and self.log_probs is None:
             raise TiplError("The Batch has outcomes and no log_probs; give actions, log_probs and advantages too.")
         samples = len(self.observations)

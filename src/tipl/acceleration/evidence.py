@@ -4,8 +4,12 @@ In: a proposal that was taken, or would have been; the next batch.  Out: whether
 
 A path goes where its batches' advantages point, also where these are wrong: what a forecast carries on may be a lasting
 error of the critic as well as an improvement. The next batch is made after the proposal, so its noise had no part in
-it. Advantages with λ = 1 owe the critic nothing but their baseline. By these the batch says, to first order, what the
-proposal does to the return (Kakade & Langford 2002); one batch says little, the sum over the last twenty more.
+it. By its outcomes it says, to first order, what the proposal does to the return (Kakade & Langford 2002). One batch
+says little, the sum over the last twenty more.
+
+Outcomes are advantages with λ = 1: the rewards that came, less the critic's value as a baseline. Where an episode goes
+on beyond the rollout, the critic's value of its last observation stands for the rest: the shorter the rollout, the more
+of the critic's errors is left in them.
 
 Shapes: P weights.
 """
@@ -16,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 _MEMORY = 0.9  # of the gains, from one proposal to the next
+_LEAST = 0.0  # standard errors; with −1, harm that grows slowly was seen late (`LOG.md`, 2026-12-01)
 
 
 class Judgment(NamedTuple):
@@ -39,16 +44,21 @@ class Evidence:
 
     def __init__(self) -> None:
         self._gain = self._variance = 0.0
-        self._elsewhere: np.ndarray | None = None  # the weights that the policy of the next batch is held against
-        self._taken = False  # whether that policy is the one after the jump
+        self._elsewhere: np.ndarray | None = None  # the weights before the jump if it was taken, else those after it
+        self._taken = False
 
     @property
     def errors(self) -> float:
         """The gain in standard errors; 0 before the first."""
         return self._gain / self._variance**0.5 if self._variance > 0 else 0.0
 
+    @property
+    def is_of_harm(self) -> bool:
+        """Whether the proposals lowered the return, as far as is known."""
+        return self.errors < _LEAST
+
     def propose(self, weights_P: np.ndarray, displacement_P: np.ndarray, taken: bool) -> None:
-        """A displacement of the weights of now was taken, or would have been."""
+        """Remember what to hold the next batch against: a displacement from `weights_P`, taken or not."""
         self._elsewhere, self._taken = (weights_P if taken else weights_P + displacement_P), taken
 
     def weigh(self, judge: Judge) -> None:

@@ -120,7 +120,8 @@ class Jumper:
     """The jumps of one run.
 
     Trust is the least-squares factor b of what came on what was forecast, d ≈ b d̂, over the last iterations, held
-    within 0 and 1: noise earns next to none. It begins at 0: the first jump is at the earliest in the second iteration.
+    within 0 and 1: noise earns next to none. It begins at 0: where trust counts, the first jump is at the earliest in
+    the second iteration.
     """
 
     def __init__(self, forecaster: Forecaster, config: JumpConfig, moves_P: np.ndarray, trial: int = 0) -> None:
@@ -198,10 +199,11 @@ class Jumper:
         if share == 0:
             return Jump("rejected", trust=trust)
         taken = np.float32(share) * wanted
-        does_harm = self._config.evidence and self._evidence.errors < 0
-        self._evidence.propose(weights, taken, taken=not does_harm)
-        if does_harm:
-            return Jump("silent", trust=trust)
+        if self._config.evidence:
+            does_harm = self._evidence.is_of_harm
+            self._evidence.propose(weights, taken, taken=not does_harm)
+            if does_harm:
+                return Jump("silent", trust=trust)
         self._jumped += taken
         self._last, self._departed, self._before = taken, weights, list(returns)
         return Jump("accepted" if share == 1 else "shrunk", taken, share, kl, trust)
@@ -259,7 +261,7 @@ class Jumper:
         it: this says by how much to shrink.
         """
         now, bound = judge(weights), self._config.max_kl
-        if self._config.max_of_update < JumpConfig.max_of_update:  # without log-probabilities no change is known
+        if self._config.max_of_update < JumpConfig.max_of_update:  # else an unknown change would forbid every jump
             bound = min(bound, self._config.max_of_update * now.change)
         left = self._config.max_change - now.change  # by the iteration's update
         floor = now.surrogate if self._config.surrogate else -np.inf
@@ -290,9 +292,9 @@ class Jumper:
         optional = {"expected": self._expected, "from": self._from, "last": self._last,
                     "departed": self._departed}  # fmt: skip
         arrays |= {name: np.array(value) for name, value in optional.items() if value is not None}
-        numbers = np.array([self._toward, self._square])
+        numbers = np.array([self._toward, self._square])  # of trust
         counts = np.array([self._patience, self._waited])
-        arrays |= self._evidence.state()
+        arrays |= self._evidence.state() if self._config.evidence else {}
         return arrays | {"evidence": numbers, "counts": counts, "before": np.array(self._before, np.float64)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -308,4 +310,5 @@ class Jumper:
         self._toward, self._square = map(float, state["evidence"])
         self._patience, self._waited = map(int, state["counts"])
         self._before = np.array(state["before"]).tolist()
-        self._evidence.restore(state)
+        if self._config.evidence:
+            self._evidence.restore(state)

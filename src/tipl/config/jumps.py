@@ -31,7 +31,8 @@ class JumpConfig:
     """Trust from which a forecast is believed in full, and below which in proportion; 0: always in full. Below half of
     the default, 0.1, nothing is proposed unless it is 0."""
     evidence: bool = False
-    """Jump only while the batches since have shown that proposals raise the return, by advantages with λ = 1."""
+    """Judge each proposal by the next batch's outcomes, advantages with λ = 1, and take none while the last twenty
+    lowered the return, as far as is known."""
     hindsight: bool = False
     """Take a jump back if the batch that comes of it has a higher surrogate objective for the policy from before."""
     fall: NotNegative = 2.0

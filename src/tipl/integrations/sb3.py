@@ -1,8 +1,7 @@
 """Stable-Baselines3 and sb3-contrib: callbacks that record agents, and accelerate them (extra `sb3`).
 
 In: a model that learns.  Out: one trial of a store, with the episodes that Monitor saw and VecNormalize's statistics;
-or the model's actor moved to forecast weights: of PPO and A2C with a batch to judge it on, of SAC, TD3, DQN and their
-like after so many optimizer steps.
+or the model's actor moved to forecast weights: of PPO and A2C by their batches, else after so many optimizer steps.
 
     model.learn(1_000_000, callback=SB3Recorder("store", every=64))
     model.learn(1_000_000, callback=SB3Accelerator("line"))
@@ -295,12 +294,13 @@ class SB3Accelerator(BaseCallback):
         rewards, starts = (np.array(each.T, order="C") for each in (buffer.rewards, buffer.episode_starts))  # [E, T]
         last, ended = policy.obs_to_tensor(self.locals["new_obs"])[0], np.asarray(self.locals["dones"], np.float32)
 
+        @torch.no_grad()
         def advantages_now() -> Tensor:
             from tipl.rl.ppo import advantages_and_returns  # brings numba
 
             flat = observations.reshape(-1, *observations.shape[2:])
-            values = policy.predict_values(flat).detach().reshape(observations.shape[:2]).T.contiguous().cpu().numpy()
-            following = policy.predict_values(last).detach().reshape(-1).cpu().numpy()
+            values = policy.predict_values(flat).reshape(observations.shape[:2]).T.contiguous().cpu().numpy()
+            following = policy.predict_values(last).reshape(-1).cpu().numpy()
             advantages, unused = np.empty_like(rewards), np.empty_like(rewards[0])
             for e in range(len(rewards)):
                 advantages_and_returns(rewards[e], values[e], starts[e], following[e], ended[e], model.gamma,
