@@ -6,6 +6,9 @@ a reference, with 95% intervals; and geometric means over environments, over tho
 intervals by Student's t over environments, which are printed.
 
     python studies/savings_picture.py results/rivals/table.json results/rivals/held-out.json --out results/rivals
+    python studies/savings_picture.py results/rivals/tuned.json --out results/rivals --only sigma
+
+The second is of `savings_tuned.toml`: OUT/sigma.png.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from zoo import runs_of
 
 PLAIN, BEST = "plain, default rate", ", best in hindsight"
 COLORS = {"outer": "#777777", "outer and zoo": "#1f6f8b", "outer and context": "#b3323c"}
+COLORS |= {"outer and context, untuned": "#1f6f8b"}
 LEAST, MOST = 0.3, 3.0  # where a picture ends
 
 
@@ -42,6 +46,8 @@ QUESTIONS = (
         f"outer and zoo{BEST}": f"outer{BEST}", f"outer and context{BEST}": f"outer{BEST}",
         "outer and context": "reuse"}),
 )  # fmt: skip
+SIGMA = Question("sigma", "Beyond Outer-PPO with a tuned σ? Both untuned, both as tuned on other seeds", {
+    "outer and context, untuned": "outer, untuned", "outer and context": "outer"})  # fmt: skip
 
 
 def merged(tables: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
@@ -110,9 +116,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--only", choices=(SIGMA.file,), help="this picture, of a table that has its arms")
     asked = parser.parse_args()
     found = merged([json.loads(file.read_text()) for file in asked.tables])
-    for question in QUESTIONS:
+    for question in [SIGMA] if asked.only else QUESTIONS:
         draw(question, found, asked.out / f"{question.file}.png")
 
 

@@ -1,5 +1,6 @@
 """The study of savings: what it chooses, judges and says, on made-up runs; the oracle on a real one."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -13,6 +14,7 @@ from scipy import stats
 
 from tipl.acceleration.arms import Arm, run_part
 from tipl.acceleration.jump import KINDS
+from tipl.collection.settings import default_config
 from tipl.config.jumps import JumpConfig
 from tipl.config.presets import CollectConfig, PPOConfig
 from tipl.errors import TiplError
@@ -180,3 +182,30 @@ def test_means_over_environments_are_geometric_with_students_intervals(monkeypat
     expected = stats.ttest_1samp(np.log([0.5, 2.0, 0.8]), 0).confidence_interval()
     np.testing.assert_allclose(found["ci"], np.exp(expected))
     assert found["value"] == pytest.approx(stats.gmean([0.5, 2.0, 0.8]))
+
+
+def test_proposals_are_judged_and_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is Outer-PPO's own, weight by weight: what a proposal does to the return is seen from its policies."""
+    evidence = study("evidence", monkeypatch)
+    weights: list[np.ndarray] = []
+
+    def gain(batch: TrialBatch, n: int, weights_2P: np.ndarray, episodes: int, seed: int) -> np.ndarray:
+        weights.append(weights_2P[0])
+        return np.array([1.0, 3.0])
+
+    monkeypatch.setattr(evidence, "true_gain", gain)
+    found = evidence.measured("CartPole-v1", [5], 4, 1, 2)
+    config = dataclasses.replace(default_config("CartPole-v1"), hidden_sizes=(64, 64), total_steps=200_000)
+    outer = Arm(config, "outer:sigma=1.5").batch([5])
+    before = []
+    for _ in range(4):
+        before.append(outer.policies[0].copy())
+        outer.iterate()
+    for row, seen in zip(found, weights, strict=True):
+        np.testing.assert_array_equal(seen, before[row["iteration"] - 1])
+        assert row["return"] == 2 and row["error"] == pytest.approx(1)
+    (tmp_path / "CartPole-v1.json").write_text(json.dumps({"proposals": found}))
+    (said,) = evidence.report([tmp_path / "CartPole-v1.json"])
+    assert said["proposals"] == len(found) >= 2 and said["return"] == [2, 0]
+    expected = [row["outcomes"] for row in found]
+    assert said["outcomes"] == pytest.approx([np.mean(expected), stats.sem(expected)])
