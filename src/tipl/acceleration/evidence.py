@@ -53,8 +53,8 @@ class Evidence:
         return self._gain / self._variance**0.5 if self._variance > 0 else 0.0
 
     @property
-    def is_of_harm(self) -> bool:
-        """Whether the proposals lowered the return, as far as is known."""
+    def is_against(self) -> bool:
+        """Whether the proposals seem to have lowered the return."""
         return self.errors < _LEAST
 
     def propose(self, weights_P: np.ndarray, displacement_P: np.ndarray, taken: bool) -> None:

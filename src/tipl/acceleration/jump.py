@@ -200,7 +200,7 @@ class Jumper:
             return Jump("rejected", trust=trust)
         taken = np.float32(share) * wanted
         if self._config.evidence:
-            does_harm = self._evidence.is_of_harm
+            does_harm = self._evidence.is_against
             self._evidence.propose(weights, taken, taken=not does_harm)
             if does_harm:
                 return Jump("silent", trust=trust)
