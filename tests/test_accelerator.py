@@ -267,10 +267,10 @@ def test_a_fall_of_the_return_takes_the_jump_back() -> None:
 def test_a_checkpoint_goes_on_to_the_bit(forecaster: str, tmp_path: Path) -> None:
     whole = Loop(forecaster, full_trust=0.0)
     for _ in range(6):
-        whole.iterate()
+        whole.iterate(sign=-1.0)
     stopped = Loop(forecaster, full_trust=0.0)
     for _ in range(3):
-        stopped.iterate()
+        stopped.iterate(sign=-1.0)
     assert stopped.accelerator is not None and whole.accelerator is not None
     states = {"agent": stopped.agent, "optimizer": stopped.optimizer, "accelerator": stopped.accelerator}
     torch.save({name: each.state_dict() for name, each in states.items()}, tmp_path / "checkpoint")
@@ -282,7 +282,7 @@ def test_a_checkpoint_goes_on_to_the_bit(forecaster: str, tmp_path: Path) -> Non
     resumed.accelerator.load_state_dict(saved["accelerator"])
     resumed.rng.set_state(stopped.rng.get_state())
     for _ in range(3):
-        resumed.iterate()
+        resumed.iterate(sign=-1.0)
     np.testing.assert_array_equal(resumed.whole(), whole.whole())
     assert resumed.accelerator.counts == whole.accelerator.counts
     if forecaster != "line":
