@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 _MEMORY = 0.9  # of the gains, from one proposal to the next
-_LEAST = 0.0  # standard errors; with −1, harm that grows slowly was seen late (`LOG.md`, 2026-12-01)
+_LEAST = 0.0  # standard errors; with −1 more harm went through on Pusher (`LOG.md`, 2026-12-01)
 
 
 class Judgment(NamedTuple):
