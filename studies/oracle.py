@@ -3,12 +3,17 @@
 In: a live run.  Out: a forecaster that branches it, for `Arm(own=…)`. The branches' environment steps are not charged.
 
 At every proposal the run is branched from its very state: R futures with other noise, as far as the horizon. Their mean
-displacement is the forecast, off from the mean of all futures by the R-th part of their variance. `savings.py` has arms
-of it; to find one through other processes it is a module of its own.
+displacement is the forecast, off from the mean of all futures by the R-th part of their variance. Futures of an
+Outer-PPO run make its outer steps too. `savings.py` has arms of it; to find one through other processes it is a module
+of its own.
 """
+
+import functools
+from collections.abc import Sequence
 
 import numpy as np
 
+from tipl.acceleration.rivals import OuterBatch
 from tipl.collection.branches import branch_seeds, branched
 from tipl.config.env_spec import env_id_in
 from tipl.forecasting.forecaster import Forecaster, LiveRun
@@ -35,16 +40,24 @@ class Oracle(Forecaster):
     def ahead(self, seed: int, horizons: list[int]) -> np.ndarray:
         """[H, P], the mean displacements of the run's futures; beyond its end, those up to its end."""
         run, n = self.batch, self.batch.seeds.index(seed)
-        config, now = run.config, run.theta[n, : run.snapshot_size]
-        count = config.snapshots_per_iteration
-        further = min(-(-max(horizons) // count), config.num_iterations - run.iteration)
+        now, count = run.theta[n, : run.snapshot_size], run.config.snapshots_per_iteration
+        further = min(-(-max(horizons) // count), run.config.num_iterations - run.iteration)
         if not further:
             return np.zeros((len(horizons), len(now)), np.float32)
         seeds = branch_seeds(0, seed, run.iteration, self.futures)
-        ahead = branched(config, env_id_in(config), seed, run.state(n), seeds)
-        ahead.snapshot_size = run.snapshot_size
-        path = np.concatenate([ahead.iterate().snapshots.mean(axis=0) for _ in range(further)]) - now
+        path = futures_of(run, n, seeds, further).mean(axis=0) - now
         return np.stack([path[min(h, len(path)) - 1] for h in horizons])
+
+
+def futures_of(run: TrialBatch, n: int, seeds: Sequence[int], iterations: int) -> np.ndarray:
+    """The next snapshots [R, n, P] of futures that learn as the n-th run of a batch does."""
+    kind = TrialBatch
+    if isinstance(run, OuterBatch):
+        assert not run.rival.momentum, "a velocity would be missing from a run's state"
+        kind = functools.partial(OuterBatch, run.rival)
+    ahead = branched(run.config, env_id_in(run.config), run.seeds[n], run.state(n), seeds, kind)
+    ahead.snapshot_size = run.snapshot_size
+    return np.concatenate([ahead.iterate().snapshots for _ in range(iterations)], axis=1)
 
 
 class _Followed(LiveRun):

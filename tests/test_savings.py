@@ -13,11 +13,16 @@ import safetensors.numpy
 from scipy import stats
 
 from tipl.acceleration.arms import Arm, run_part
+from tipl.acceleration.evidence import Judgment
+from tipl.acceleration.judging import batch_judge
 from tipl.acceleration.jump import KINDS
+from tipl.acceleration.rivals import OuterBatch
 from tipl.collection.settings import default_config
 from tipl.config.jumps import JumpConfig
 from tipl.config.presets import CollectConfig, PPOConfig
+from tipl.config.rivals import Outer
 from tipl.errors import TiplError
+from tipl.rl.returns import Policies, policy_returns
 from tipl.rl.trial_batch import TrialBatch
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -125,6 +130,20 @@ def test_the_oracle_is_the_mean_of_futures_and_leaves_the_run_alone(monkeypatch:
     np.testing.assert_array_equal(run.iterate().snapshots, plain.iterate().snapshots)
 
 
+def test_futures_of_an_outer_run_make_outer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first update is that of plain PPO from the same state; with σ = 3 it goes three times as far."""
+    oracle = study("oracle", monkeypatch)
+    config = CollectConfig(total_steps=4 * 256, ppo=PPOConfig(num_steps=256, num_minibatches=4, update_epochs=2))
+    run = OuterBatch(Outer(sigma=3.0), config, [5, 6])
+    run.iterate()
+    now = run.policies[1].copy()
+    made = oracle.oracle(run, futures=1).ahead(6, [1, 2])
+    plain = oracle.branched(config, "InvertedPendulum-v4", 6, run.state(1), oracle.branch_seeds(0, 6, 1, 1))
+    first = plain.iterate().snapshots[0, -1] - now
+    np.testing.assert_allclose(made[0], 3 * first, rtol=0, atol=1e-6)
+    assert np.abs(made[1] - 3 * (plain.iterate().snapshots[0, -1] - now)).max() > 1e-4  # the second went from there
+
+
 def test_an_arm_of_the_oracle_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the study runs it, the critic too: a proposal in every iteration but the last, which nothing comes after."""
     oracle = study("oracle", monkeypatch)
@@ -209,3 +228,34 @@ def test_proposals_are_judged_and_not_taken(tmp_path: Path, monkeypatch: pytest.
     assert said["proposals"] == len(found) >= 2 and said["return"] == [2, 0]
     expected = [row["outcomes"] for row in found]
     assert said["outcomes"] == pytest.approx([np.mean(expected), stats.sem(expected)])
+
+
+def test_directions_are_compared_at_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The length is found where KL is no square of it; gains are those of the very policies, by hand."""
+    worth = study("worth", monkeypatch)
+    way = np.array([3.0, 4.0], np.float32)
+
+    def judge(weights_P: np.ndarray) -> Judgment:
+        return Judgment(float(np.square(weights_P).sum() + np.linalg.norm(weights_P) ** 3), 0.0)
+
+    scale = worth.scale_to(judge, np.zeros(2, np.float32), way, kl=0.02)
+    length = 5 * scale
+    assert length**2 + length**3 == pytest.approx(0.02, rel=0.01)
+
+    settings = {"sigma": 3.0, "seeds": [7], "iterations": 4, "every": 2, "episodes": 3}
+    states = worth.measured("CartPole-v1", **settings)
+    assert [row["iteration"] for row in states] == [2, 4] and all(row["kl"] > 0 for row in states)
+    config = dataclasses.replace(default_config("CartPole-v1"), hidden_sizes=(64, 64), total_steps=200_000)
+    run = OuterBatch(Outer(sigma=3.0), config, [7])
+    run.iterate()
+    before = run.policies[0].copy()
+    run.iterate()
+    now, judge = run.policies[0].copy(), batch_judge(run, 0)
+    for scale in np.linspace(0.2, 2, 1801):  # where is it as far as the update went?
+        if judge(now + np.float32(scale) * (now - before)).kl >= judge(now).change:
+            break
+    there = np.stack([now, now + np.float32(scale) * (now - before)])
+    mean, var = np.repeat(run.obs_mean, 2, axis=0), np.repeat(run.obs_var, 2, axis=0)
+    returns = policy_returns(Policies(there, mean, var), "CartPole-v1", (64, 64), 3, seed=2, sampled=True)
+    assert states[0]["gain"][0] == pytest.approx((returns[1] - returns[0]).mean(), abs=5)  # the length is within 1%
+    assert states[0]["cosine"][4] > 0.5  # four futures and the mean of twelve others

@@ -45,13 +45,13 @@ class OuterBatch(TrialBatch):
 
     def __init__(self, rival: Outer, *args: Any) -> None:
         super().__init__(*args)
-        self._rival, self._velocity = rival, np.zeros_like(self.theta)
+        self.rival, self._velocity = rival, np.zeros_like(self.theta)
         self._moves = slice(network_size(self.policy_sizes) if rival.actor else None)
 
     def _update_trial(self, trial: int, order: np.ndarray, learning_rate: float, snapshots: np.ndarray) -> None:
         before_W = self.theta[trial].copy()
         super()._update_trial(trial, order, learning_rate, snapshots)
-        beyond_W = self._rival.beyond(self.theta[trial] - before_W, self._velocity[trial])
+        beyond_W = self.rival.beyond(self.theta[trial] - before_W, self._velocity[trial])
         self.theta[trial, self._moves] += beyond_W[self._moves]
         snapshots[-1] = self.theta[trial, : snapshots.shape[1]]
 

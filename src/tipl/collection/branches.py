@@ -87,13 +87,17 @@ def branches(
         yield batch.iterate().snapshots
 
 
-def branched(config: CollectConfig, env_id: str, seed: int, state: State, seeds: Sequence[int] | None) -> TrialBatch:
-    """Return R futures of the run of `seed` at a state of it, as trials of one batch; `seeds` as in `branches`."""
+def branched(
+    config: CollectConfig, env_id: str, seed: int, state: State, seeds: Sequence[int] | None,
+    kind: Callable[[CollectConfig, Sequence[int], VectorEnv], TrialBatch] = TrialBatch,
+) -> TrialBatch:  # fmt: skip
+    """Return R futures of the run of `seed` at a state of it, as trials of one batch, which `kind` makes; `seeds` as in
+    `branches`."""
     count = 1 if seeds is None else len(seeds)
     env = _env(env_id, config, [seed] * count)
     if seeds is not None:
         env = _LaterEpisodes(env, _env(env_id, config, seeds))
-    batch = TrialBatch(config, [seed] * count, env)
+    batch = kind(config, [seed] * count, env)
     batch.restore([state] * count)
     batch.seeds = list(seeds or batch.seeds)
     return batch

@@ -1,0 +1,158 @@
+"""What is one jump worth, by its direction, if all are equally long?
+
+In: nothing; Outer-PPO is run, and does not jump.  Out: OUT/ENVIRONMENT.json and, of all of them, a table.
+
+    python studies/worth.py measure OUT --environments CartPole-v1 Pusher-v4
+    python studies/worth.py report OUT --json FILE
+
+Every few iterations a run stands still, and goes from there in several directions, each as far as its last update went
+(mean KL from the policy of now), log standard deviations left as they are. Of each: the gain in return over whole
+episodes with the same seeds, and the cosine with the mean displacement of the run's futures two iterations ahead. Those
+futures are others than the ones that two of the directions are made of. What is done already is not run again.
+
+    update        the last update's displacement once more
+    context       the forecast two iterations ahead
+    context 20    twenty ahead, as jumps take it
+    one future    the next update on a batch of its own
+    futures       the mean of four futures two iterations ahead, the direction of `oracle.py`
+
+Shapes: D directions, R futures, T snapshots, P weights.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from evidence import mean_and_error
+from oracle import futures_of
+
+from tipl.acceleration.arms import Arm
+from tipl.acceleration.evidence import Judge
+from tipl.acceleration.judging import batch_judge
+from tipl.collection.branches import branch_seeds
+from tipl.collection.settings import default_config
+from tipl.config.env_spec import env_id_in
+from tipl.files import write_json
+from tipl.forecasting.named import load_forecaster
+from tipl.rl.context import Memory
+from tipl.rl.policies import network_size
+from tipl.rl.returns import Policies, policy_returns
+from tipl.rl.trial_batch import TrialBatch
+
+DIRECTIONS = "update", "context", "context 20", "one future", "futures"
+MEANT, KNOWN = 4, 12  # futures of the last direction, and the others, which say where the run goes on average
+AHEAD = 2  # iterations
+
+
+def measured(
+    env_id: str, sigma: float, seeds: Sequence[int], iterations: int, every: int, episodes: int
+) -> list[dict[str, Any]]:
+    """Of every `every`-th iteration of each run, by direction: gain in return (mean over episodes) and cosine."""
+    found = []
+    config = dataclasses.replace(default_config(env_id), hidden_sizes=(64, 64), total_steps=200_000)
+    for seed in seeds:
+        batch = Arm(config, f"outer:sigma={sigma:g}").batch([seed])
+        memory, followed = Memory(), None
+        for iteration in range(1, iterations + 1):
+            before = batch.policies[0].copy()
+            snapshots = batch.iterate().snapshots[0]
+            if followed is None:
+                forecaster = load_forecaster("context", batch.spec.shapes, AHEAD, config.snapshots_per_iteration)
+                followed = forecaster.follow(seed, before)
+            followed.extend(snapshots)
+            memory.add(batch, 0)
+            if iteration % every:
+                continue
+            count = config.snapshots_per_iteration
+            made = followed.forecast(count - 1, (AHEAD * count, 20 * count), memory.tokens(batch, 0))[0]
+            now = batch.policies[0].copy()
+            some = branch_seeds(1, seed, iteration, MEANT + KNOWN + 1)
+            futures_RTP = futures_of(batch, 0, some, AHEAD) - now
+            mean_P = futures_RTP[MEANT + 1 :, -1].mean(axis=0)
+            four_P = futures_RTP[1 : MEANT + 1, -1].mean(axis=0)
+            ways_DP = np.stack([now - before, *(made - now), futures_RTP[0, count - 1], four_P])
+            network = slice(network_size(batch.policy_sizes))
+            ways_DP[:, network.stop :] = mean_P[network.stop :] = 0
+            judge = batch_judge(batch, 0)
+            ways_DP *= np.array([scale_to(judge, now, way, judge(now).change) for way in ways_DP])[:, None]
+            gains = gains_of(batch, now + ways_DP, episodes, iteration)
+            cosines = ways_DP @ mean_P / (np.linalg.norm(ways_DP, axis=1) * np.linalg.norm(mean_P))
+            row = {"seed": int(seed), "iteration": iteration, "kl": judge(now).change}
+            found.append(row | {"gain": gains.tolist(), "cosine": cosines.tolist()})
+    return found
+
+
+def scale_to(judge: Judge, now_P: np.ndarray, way_P: np.ndarray, kl: float) -> float:
+    """By how much to multiply a direction so that the policy is `kl` nats away: KL grows with the square of a step."""
+    scale = 1.0
+    for _ in range(30):
+        there = judge(now_P + np.float32(scale) * way_P).kl
+        if abs(there / kl - 1) < 0.01:
+            break
+        scale *= float(np.clip((kl / max(there, 1e-12)) ** 0.5, 0.2, 5.0))
+    return scale
+
+
+def gains_of(batch: TrialBatch, there_DP: np.ndarray, episodes: int, seed: int) -> np.ndarray:
+    """By how much each policy's mean return is above the one of now, [D]."""
+    weights = np.concatenate([batch.policies[:1], there_DP])
+    mean, var = (np.repeat(each[:1], len(weights), axis=0) for each in (batch.obs_mean, batch.obs_var))
+    config = batch.config
+    returns = policy_returns(
+        Policies(weights, mean, var), env_id_in(config), config.hidden_sizes, episodes, seed=seed, sampled=True,
+        activation=config.activation, threads=1,
+    )  # fmt: skip
+    return (returns[1:] - returns[0]).mean(axis=1)
+
+
+def report(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """By environment and direction the mean gain, and the cosine, each with the standard error of the mean."""
+    rows = []
+    for file in files:
+        every = json.loads(file.read_text())["states"]
+        for d, direction in enumerate(DIRECTIONS):
+            of = {what: mean_and_error(np.array([row[what][d] for row in every])) for what in ("gain", "cosine")}
+            rows.append({"env_id": file.stem, "states": len(every), "direction": direction, **of})
+    return rows
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    print("| environment | direction | gain in return | cosine | states |")
+    print("|---|---|---|---|---|")
+    for row in rows:
+        said = " | ".join("{:.3g} ± {:.2g}".format(*row[name]) for name in ("gain", "cosine"))
+        print(f"| {row['env_id']} | {row['direction']} | {said} | {row['states']} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("measure", "report"))
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--environments", nargs="+", default=["CartPole-v1", "Pusher-v4"], metavar="NAME")
+    parser.add_argument("--sigma", type=float, default=1.5, metavar="X", help="of Outer-PPO")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1101, 1102, 1103], metavar="N")
+    parser.add_argument("--iterations", type=int, default=48, metavar="N")
+    parser.add_argument("--every", type=int, default=6, metavar="N", help="iterations between two states")
+    parser.add_argument("--episodes", type=int, default=64, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.what == "measure":
+        for env_id in asked.environments:
+            settings = {name: getattr(asked, name) for name in ("sigma", "seeds", "iterations", "every", "episodes")}
+            if not (asked.out / f"{env_id}.json").exists():
+                print(env_id, flush=True)
+                write_json(asked.out / f"{env_id}.json", settings | {"states": measured(env_id, **settings)})
+        return
+    rows = report(sorted(asked.out.glob("*.json")))
+    show(rows)
+    if asked.json:
+        write_json(asked.json, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
