@@ -201,6 +201,15 @@ def table(files: Sequence[Path]) -> list[dict[str, Any]]:
     return made
 
 
+def shortened(found: Any) -> Any:
+    """The same with six digits of every number: tables are committed."""
+    if isinstance(found, Mapping):
+        return {name: shortened(each) for name, each in found.items()}
+    if isinstance(found, list | tuple):
+        return [shortened(each) for each in found]
+    return float(f"{found:.6g}") if isinstance(found, float) else found
+
+
 def seconds_of(entry: Mapping[str, Any], found: Mapping[str, Any]) -> float:
     """A step's, of an arm in an environment."""
     iterations = len(entry["curve"]["iqm"]) * len(found["seeds"])
@@ -261,7 +270,7 @@ def main() -> None:
         rows = table([place.out / "judgment.json" for place in places if (place.out / "judgment.json").exists()])
         show(rows)
         if asked.json:
-            asked.json.write_text(json.dumps({"rows": rows}) + "\n")
+            asked.json.write_text(json.dumps({"rows": shortened(rows)}) + "\n")
 
 
 if __name__ == "__main__":

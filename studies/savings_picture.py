@@ -6,9 +6,9 @@ a reference, with 95% intervals; and geometric means over environments, over tho
 intervals by Student's t over environments, which are printed.
 
     python studies/savings_picture.py results/rivals/table.json results/rivals/held-out.json --out results/rivals
-    python studies/savings_picture.py results/rivals/tuned.json --out results/rivals --only sigma
+    python studies/savings_picture.py results/rivals/{untuned,tuned}.json --out results/rivals --only sigma
 
-The second is of `savings_tuned.toml`: OUT/sigma.png.
+The last is of `savings_tuned.toml`, and of what it was at commit 81837c8: OUT/sigma.png.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from zoo import runs_of
 
 PLAIN, BEST = "plain, default rate", ", best in hindsight"
 COLORS = {"outer": "#777777", "outer and zoo": "#1f6f8b", "outer and context": "#b3323c"}
-COLORS |= {"outer and context, untuned": "#1f6f8b"}
+COLORS |= {"outer and context, untuned": "#1f6f8b", "outer and context, sigma 3": "#777777"}
 LEAST, MOST = 0.3, 3.0  # where a picture ends
 
 
@@ -46,8 +46,9 @@ QUESTIONS = (
         f"outer and zoo{BEST}": f"outer{BEST}", f"outer and context{BEST}": f"outer{BEST}",
         "outer and context": "reuse"}),
 )  # fmt: skip
-SIGMA = Question("sigma", "Beyond Outer-PPO with a tuned σ? Both untuned, both as tuned on other seeds", {
-    "outer and context, untuned": "outer, untuned", "outer and context": "outer"})  # fmt: skip
+SIGMA = Question("sigma", "Beyond Outer-PPO with a longer step? σ = 1.5, σ = 3, and both as tuned on other seeds", {
+    "outer and context, untuned": "outer, untuned", "outer and context, sigma 3": "outer, sigma 3",
+    "outer and context": "outer"})  # fmt: skip
 
 
 def merged(tables: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:

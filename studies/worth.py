@@ -1,9 +1,9 @@
 """What is one jump worth, by its direction, if all are equally long?
 
-In: nothing; Outer-PPO is run, and does not jump.  Out: OUT/ENVIRONMENT.json and, of all of them, a table.
+In: nothing; Outer-PPO is run, and does not jump.  Out: OUT/ENVIRONMENT.json and, of all of them, a table and a picture.
 
     python studies/worth.py measure OUT --environments CartPole-v1 Pusher-v4
-    python studies/worth.py report OUT --json FILE
+    python studies/worth.py report OUT --json FILE --picture FILE
 
 Every few iterations a run stands still, and goes from there in several directions, each as far as its last update went
 (mean KL from the policy of now), log standard deviations left as they are. Of each: the gain in return over whole
@@ -43,7 +43,14 @@ from tipl.rl.policies import network_size
 from tipl.rl.returns import Policies, policy_returns
 from tipl.rl.trial_batch import TrialBatch
 
-DIRECTIONS = "update", "context", "context 20", "one future", "futures"
+COLORS = {
+    "update": "#777777",
+    "context": "#e0a030",
+    "context 20": "#b3323c",
+    "one future": "#7fb0c0",
+    "futures": "#1f6f8b",
+}
+DIRECTIONS = tuple(COLORS)
 MEANT, KNOWN = 4, 12  # futures of the last direction, and the others, which say where the run goes on average
 AHEAD = 2  # iterations
 
@@ -110,22 +117,50 @@ def gains_of(batch: TrialBatch, there_DP: np.ndarray, episodes: int, seed: int) 
 
 
 def report(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """By environment and direction the mean gain, and the cosine, each with the standard error of the mean."""
+    """By environment and direction the mean gain, what it is above that of `update` in the same states, and the mean
+    cosine, each with the standard error of the mean."""
     rows = []
     for file in files:
         every = json.loads(file.read_text())["states"]
+        gain_SD, cosine_SD = (np.array([row[what] for row in every]) for what in ("gain", "cosine"))
+        of = {"gain": gain_SD, "above_update": gain_SD - gain_SD[:, :1], "cosine": cosine_SD}
         for d, direction in enumerate(DIRECTIONS):
-            of = {what: mean_and_error(np.array([row[what][d] for row in every])) for what in ("gain", "cosine")}
-            rows.append({"env_id": file.stem, "states": len(every), "direction": direction, **of})
+            said = {what: mean_and_error(values_SD[:, d]) for what, values_SD in of.items()}
+            rows.append({"env_id": file.stem, "states": len(every), "direction": direction, **said})
     return rows
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    print("| environment | direction | gain in return | cosine | states |")
-    print("|---|---|---|---|---|")
+    print("| environment | direction | gain in return | above `update` | cosine | states |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
-        said = " | ".join("{:.3g} ± {:.2g}".format(*row[name]) for name in ("gain", "cosine"))
+        said = " | ".join("{:.3g} ± {:.2g}".format(*row[name]) for name in ("gain", "above_update", "cosine"))
         print(f"| {row['env_id']} | {row['direction']} | {said} | {row['states']} |")
+
+
+def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """A panel for each environment: gain by cosine."""
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(row["env_id"] for row in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(2.3 * len(names), 2.6), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for row in (row for row in rows if row["env_id"] == name):
+            (x, dx), (y, dy) = row["cosine"], row["gain"]
+            color = COLORS[row["direction"]]
+            axis.errorbar(x, y, dy, dx, fmt="o", markersize=4, linewidth=1, color=color, label=row["direction"])
+        axis.axhline(0, color="#555", linewidth=0.8)
+        axis.set_title(name, fontsize=8, loc="left")
+        axis.tick_params(labelsize=7)
+        axis.locator_params(nbins=4)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("gain in return of one jump", fontsize=8)
+    figure.supxlabel("cosine with the mean of the run's futures", fontsize=8, y=0.16)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=len(DIRECTIONS), frameon=False, fontsize=8,
+                  loc="lower center")  # fmt: skip
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -139,6 +174,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=6, metavar="N", help="iterations between two states")
     parser.add_argument("--episodes", type=int, default=64, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--picture", type=Path, metavar="FILE")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.what == "measure":
@@ -152,6 +188,8 @@ def main() -> None:
     show(rows)
     if asked.json:
         write_json(asked.json, {"rows": rows})
+    if asked.picture:
+        draw(rows, asked.picture)
 
 
 if __name__ == "__main__":

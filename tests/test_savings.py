@@ -259,3 +259,29 @@ def test_directions_are_compared_at_one_length(monkeypatch: pytest.MonkeyPatch) 
     returns = policy_returns(Policies(there, mean, var), "CartPole-v1", (64, 64), 3, seed=2, sampled=True)
     assert states[0]["gain"][0] == pytest.approx((returns[1] - returns[0]).mean(), abs=5)  # the length is within 1%
     assert states[0]["cosine"][4] > 0.5  # four futures and the mean of twelve others
+
+
+def test_the_table_of_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Differences are taken within a state: of gains that vary together their error is small."""
+    worth = study("worth", monkeypatch)
+    rng, states = np.random.default_rng(0), 9
+    common = rng.normal(size=states)
+    gain = common[:, None] + np.arange(5.0) + 1e-3 * rng.normal(size=(states, 5))
+    rows = [{"gain": list(g), "cosine": list(c)} for g, c in zip(gain, rng.random((states, 5)), strict=True)]
+    (tmp_path / "CartPole-v1.json").write_text(json.dumps({"states": rows}))
+    monkeypatch.setattr(sys, "argv", ["worth", "report", str(tmp_path), "--picture", str(tmp_path / "worth.png")])
+    worth.main()
+    assert (tmp_path / "worth.png").stat().st_size > 5000
+    third = worth.report([tmp_path / "CartPole-v1.json"])[3]
+    assert third["direction"] == "one future" and third["states"] == states
+    assert third["gain"] == pytest.approx([gain[:, 3].mean(), stats.sem(gain[:, 3])])
+    assert third["above_update"] == pytest.approx([3, 0], abs=0.01)
+    assert third["above_update"][1] == pytest.approx(stats.sem(gain[:, 3] - gain[:, 0]))
+
+
+def test_committed_tables_keep_six_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    savings = study("savings", monkeypatch)
+    given = {"rows": [{"arm": "plain", "seeds": 10, "value": 2 / 3, "ci": (1e-9 / 3, 123456.789), "none": None}]}
+    assert savings.shortened(given) == {
+        "rows": [{"arm": "plain", "seeds": 10, "value": 0.666667, "ci": [3.33333e-10, 123457.0], "none": None}]
+    }
