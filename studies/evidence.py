@@ -56,7 +56,8 @@ def measured(env_id: str, seeds: Sequence[int], iterations: int, every: int, epi
                 row = {"seed": int(seeds[n]), "iteration": iteration}
                 row |= {by: each.surrogate / each.error for by, each in said.items()}
                 if iteration % every == 0:
-                    gained = true_gain(batch, n, np.stack([before[n], there]), episodes, iteration)
+                    now, then = returns_of(batch, n, np.stack([before[n], there]), episodes, iteration)
+                    gained = then - now
                     row |= {"return": float(gained.mean()), "error": float(gained.std(ddof=1) / np.sqrt(episodes))}
                 found.append(row)
             memories[n].add(batch, n)
@@ -68,15 +69,14 @@ def measured(env_id: str, seeds: Sequence[int], iterations: int, every: int, epi
     return found
 
 
-def true_gain(batch: TrialBatch, n: int, weights_2P: np.ndarray, episodes: int, seed: int) -> np.ndarray:
-    """By how much the second policy's return is above the first's in each episode, with the same seeds."""
-    mean, var = (np.repeat(each[n : n + 1], 2, axis=0) for each in (batch.obs_mean, batch.obs_var))
+def returns_of(batch: TrialBatch, n: int, weights_DP: np.ndarray, episodes: int, seed: int) -> np.ndarray:
+    """Returns [D, episodes] of policies that see as the n-th trial does, with the same seeds."""
+    mean, var = (np.repeat(each[n : n + 1], len(weights_DP), axis=0) for each in (batch.obs_mean, batch.obs_var))
     config = batch.config
-    returns = policy_returns(
-        Policies(weights_2P, mean, var), env_id_in(config), config.hidden_sizes, episodes, seed=seed, sampled=True,
+    return policy_returns(
+        Policies(weights_DP, mean, var), env_id_in(config), config.hidden_sizes, episodes, seed=seed, sampled=True,
         activation=config.activation, threads=1,
     )  # fmt: skip
-    return returns[1] - returns[0]
 
 
 def report(files: Sequence[Path]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evidence import mean_and_error
+from evidence import mean_and_error, returns_of
 from oracle import futures_of
 
 from tipl.acceleration.arms import Arm
@@ -35,13 +35,10 @@ from tipl.acceleration.evidence import Judge
 from tipl.acceleration.judging import batch_judge
 from tipl.collection.branches import branch_seeds
 from tipl.collection.settings import default_config
-from tipl.config.env_spec import env_id_in
 from tipl.files import write_json
 from tipl.forecasting.named import load_forecaster
 from tipl.rl.context import Memory
 from tipl.rl.policies import network_size
-from tipl.rl.returns import Policies, policy_returns
-from tipl.rl.trial_batch import TrialBatch
 
 COLORS = {
     "update": "#777777",
@@ -86,7 +83,8 @@ def measured(
             ways_DP[:, network.stop :] = mean_P[network.stop :] = 0
             judge = batch_judge(batch, 0)
             ways_DP *= np.array([scale_to(judge, now, way, judge(now).change) for way in ways_DP])[:, None]
-            gains = gains_of(batch, now + ways_DP, episodes, iteration)
+            returns = returns_of(batch, 0, np.stack([now, *(now + ways_DP)]), episodes, iteration)
+            gains = (returns[1:] - returns[0]).mean(axis=1)
             cosines = ways_DP @ mean_P / (np.linalg.norm(ways_DP, axis=1) * np.linalg.norm(mean_P))
             row = {"seed": int(seed), "iteration": iteration, "kl": judge(now).change}
             found.append(row | {"gain": gains.tolist(), "cosine": cosines.tolist()})
@@ -102,18 +100,6 @@ def scale_to(judge: Judge, now_P: np.ndarray, way_P: np.ndarray, kl: float) -> f
             break
         scale *= float(np.clip((kl / max(there, 1e-12)) ** 0.5, 0.2, 5.0))
     return scale
-
-
-def gains_of(batch: TrialBatch, there_DP: np.ndarray, episodes: int, seed: int) -> np.ndarray:
-    """By how much each policy's mean return is above the one of now, [D]."""
-    weights = np.concatenate([batch.policies[:1], there_DP])
-    mean, var = (np.repeat(each[:1], len(weights), axis=0) for each in (batch.obs_mean, batch.obs_var))
-    config = batch.config
-    returns = policy_returns(
-        Policies(weights, mean, var), env_id_in(config), config.hidden_sizes, episodes, seed=seed, sampled=True,
-        activation=config.activation, threads=1,
-    )  # fmt: skip
-    return (returns[1:] - returns[0]).mean(axis=1)
 
 
 def report(files: Sequence[Path]) -> list[dict[str, Any]]:

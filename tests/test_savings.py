@@ -208,11 +208,11 @@ def test_proposals_are_judged_and_not_taken(tmp_path: Path, monkeypatch: pytest.
     evidence = study("evidence", monkeypatch)
     weights: list[np.ndarray] = []
 
-    def gain(batch: TrialBatch, n: int, weights_2P: np.ndarray, episodes: int, seed: int) -> np.ndarray:
-        weights.append(weights_2P[0])
-        return np.array([1.0, 3.0])
+    def returns(batch: TrialBatch, n: int, weights_DP: np.ndarray, episodes: int, seed: int) -> np.ndarray:
+        weights.append(weights_DP[0])
+        return np.array([[5.0, 5.0], [6.0, 8.0]])
 
-    monkeypatch.setattr(evidence, "true_gain", gain)
+    monkeypatch.setattr(evidence, "returns_of", returns)
     found = evidence.measured("CartPole-v1", [5], 4, 1, 2)
     config = dataclasses.replace(default_config("CartPole-v1"), hidden_sizes=(64, 64), total_steps=200_000)
     outer = Arm(config, "outer:sigma=1.5").batch([5])
@@ -250,9 +250,9 @@ def test_directions_are_compared_at_one_length(monkeypatch: pytest.MonkeyPatch) 
     run.iterate()
     before = run.policies[0].copy()
     run.iterate()
-    now, judge = run.policies[0].copy(), batch_judge(run, 0)
+    now, on_batch = run.policies[0].copy(), batch_judge(run, 0)
     for scale in np.linspace(0.2, 2, 1801):  # where is it as far as the update went?
-        if judge(now + np.float32(scale) * (now - before)).kl >= judge(now).change:
+        if on_batch(now + np.float32(scale) * (now - before)).kl >= on_batch(now).change:
             break
     there = np.stack([now, now + np.float32(scale) * (now - before)])
     mean, var = np.repeat(run.obs_mean, 2, axis=0), np.repeat(run.obs_var, 2, axis=0)
