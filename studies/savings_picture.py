@@ -25,6 +25,7 @@ from zoo import runs_of
 PLAIN, BEST = "plain, default rate", ", best in hindsight"
 COLORS = {"outer": "#777777", "outer and zoo": "#1f6f8b", "outer and context": "#b3323c"}
 COLORS |= {"outer and context, untuned": "#1f6f8b", "outer and context, sigma 3": "#777777"}
+LABELS = {"outer and context, untuned": "σ = 1.5, critic jumps too", "outer and context, sigma 3": "σ = 3"}
 LEAST, MOST = 0.3, 3.0  # where a picture ends
 
 
@@ -87,9 +88,9 @@ def draw(question: Question, found: Mapping[tuple[str, str], dict[str, dict[str,
         high = np.array([y for y, _ in each]) + (place - (len(shown) - 1) / 2) * 0.22
         value = np.array([one["value"] for _, one in each])
         low, up = np.array([one["ci"] for _, one in each]).T
-        label = arm.removesuffix(BEST)
-        if len(set(question.arms.values())) > 1:
-            label += f" ÷ {beside.removesuffix(BEST)}"
+        label = LABELS.get(arm, arm.removesuffix(BEST))
+        if len(set(question.arms.values())) > 1 and arm not in LABELS:
+            label += "" if arm in LABELS else f" ÷ {beside.removesuffix(BEST)}"
         axis.errorbar(
             value, high, xerr=np.maximum([value - low, up - value], 0), fmt="o" if place < 2 else "D", markersize=3.5,
             linewidth=1, color=COLORS[arm.removesuffix(BEST)], label=label,
