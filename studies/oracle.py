@@ -52,6 +52,7 @@ class Oracle(Forecaster):
 def futures_of(run: TrialBatch, n: int, seeds: Sequence[int], iterations: int) -> np.ndarray:
     """The next snapshots [R, n, P] of futures that learn as the n-th run of a batch does."""
     kind = TrialBatch
+    assert type(run) in (TrialBatch, OuterBatch), "other rivals would branch as plain PPO"
     if isinstance(run, OuterBatch):
         assert not run.rival.momentum, "a velocity would be missing from a run's state"
         kind = functools.partial(OuterBatch, run.rival)

@@ -90,7 +90,7 @@ def draw(question: Question, found: Mapping[tuple[str, str], dict[str, dict[str,
         low, up = np.array([one["ci"] for _, one in each]).T
         label = LABELS.get(arm, arm.removesuffix(BEST))
         if len(set(question.arms.values())) > 1 and arm not in LABELS:
-            label += "" if arm in LABELS else f" ÷ {beside.removesuffix(BEST)}"
+            label += f" ÷ {beside.removesuffix(BEST)}"
         axis.errorbar(
             value, high, xerr=np.maximum([value - low, up - value], 0), fmt="o" if place < 2 else "D", markersize=3.5,
             linewidth=1, color=COLORS[arm.removesuffix(BEST)], label=label,

@@ -5,12 +5,12 @@ In: nothing; Outer-PPO is run, and does not jump.  Out: OUT/ENVIRONMENT.json and
     python studies/worth.py measure OUT --environments CartPole-v1 Pusher-v4
     python studies/worth.py report OUT --json FILE --picture FILE
 
-Every few iterations a run stands still, and goes from there in several directions, each as far as its last update went
-(mean KL from the policy of now), log standard deviations left as they are. Of each: the gain in return over whole
+Every few iterations a run stands still, and goes from there in several directions. Each goes as far, in mean KL, as the
+last update and its outer step went, all by the network: log standard deviations are left as they are. Of each: the gain in return over whole
 episodes with the same seeds, and the cosine with the mean displacement of the run's futures two iterations ahead. Those
 futures are others than the ones that two of the directions are made of. What is done already is not run again.
 
-    update        the last update's displacement once more
+    update        on along the last update
     context       the forecast two iterations ahead
     context 20    twenty ahead, as jumps take it
     one future    the next update on a batch of its own
@@ -92,7 +92,8 @@ def measured(
 
 
 def scale_to(judge: Judge, now_P: np.ndarray, way_P: np.ndarray, kl: float) -> float:
-    """By how much to multiply a direction so that the policy is `kl` nats away: KL grows with the square of a step."""
+    """By how much to multiply a direction so that the policy is `kl` nats away, to 1% or as near as 30 tries come: KL
+    grows with the square of a step."""
     scale = 1.0
     for _ in range(30):
         there = judge(now_P + np.float32(scale) * way_P).kl
