@@ -6,9 +6,10 @@ In: nothing; Outer-PPO is run, and does not jump.  Out: OUT/ENVIRONMENT.json and
     python studies/worth.py report OUT --json FILE --picture FILE
 
 Every few iterations a run stands still, and goes from there in several directions. Each goes as far, in mean KL, as the
-last update and its outer step went, all by the network: log standard deviations are left as they are. Of each: the gain in return over whole
-episodes with the same seeds, and the cosine with the mean displacement of the run's futures two iterations ahead. Those
-futures are others than the ones that two of the directions are made of. What is done already is not run again.
+last update and its outer step went, all by the network: log standard deviations are left as they are. Of each: the gain
+in return over whole episodes with the same seeds, and the cosine with the mean displacement of the run's futures two
+iterations ahead. Those futures are others than the ones that two of the directions are made of. What is done already is
+not run again.
 
     update        on along the last update
     context       the forecast two iterations ahead
