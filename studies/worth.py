@@ -2,7 +2,7 @@
 
 In: nothing; Outer-PPO is run, and does not jump.  Out: OUT/ENVIRONMENT.json and, of all of them, a table and a picture.
 
-    python studies/worth.py measure OUT --environments CartPole-v1 Pusher-v4
+    python studies/worth.py measure OUT
     python studies/worth.py report OUT --json FILE --picture FILE
 
 Every few iterations a run stands still, and goes from there in several directions. Each goes as far, in mean KL, as the
@@ -51,28 +51,25 @@ COLORS = {
 DIRECTIONS = tuple(COLORS)
 MEANT, KNOWN = 4, 12  # futures of the last direction, and the others, which say where the run goes on average
 AHEAD = 2  # iterations
+ENVIRONMENTS = ["HalfCheetah-v4", "InvertedPendulum-v4", "CartPole-v1", "Acrobot-v1", "Pusher-v4"]
 
 
-def measured(
-    env_id: str, sigma: float, seeds: Sequence[int], iterations: int, every: int, episodes: int
-) -> list[dict[str, Any]]:
+def measured(env_id: str, seeds: Sequence[int], iterations: int, every: int, episodes: int) -> list[dict[str, Any]]:
     """Of every `every`-th iteration of each run, by direction: gain in return (mean over episodes) and cosine."""
     found = []
     config = dataclasses.replace(default_config(env_id), hidden_sizes=(64, 64), total_steps=200_000)
+    count = config.snapshots_per_iteration
     for seed in seeds:
-        batch = Arm(config, f"outer:sigma={sigma:g}").batch([seed])
-        memory, followed = Memory(), None
+        batch = Arm(config, "outer:sigma=1.5").batch([seed])
+        network = network_size(batch.policy_sizes)  # its weights come first
+        memory = Memory()
+        followed = load_forecaster("context", batch.spec.shapes, AHEAD, count).follow(seed, batch.policies[0].copy())
         for iteration in range(1, iterations + 1):
             before = batch.policies[0].copy()
-            snapshots = batch.iterate().snapshots[0]
-            if followed is None:
-                forecaster = load_forecaster("context", batch.spec.shapes, AHEAD, config.snapshots_per_iteration)
-                followed = forecaster.follow(seed, before)
-            followed.extend(snapshots)
+            followed.extend(batch.iterate().snapshots[0])
             memory.add(batch, 0)
             if iteration % every:
                 continue
-            count = config.snapshots_per_iteration
             made = followed.forecast(count - 1, (AHEAD * count, 20 * count), memory.tokens(batch, 0))[0]
             now = batch.policies[0].copy()
             some = branch_seeds(1, seed, iteration, MEANT + KNOWN + 1)
@@ -80,14 +77,14 @@ def measured(
             mean_P = futures_RTP[MEANT + 1 :, -1].mean(axis=0)
             four_P = futures_RTP[1 : MEANT + 1, -1].mean(axis=0)
             ways_DP = np.stack([now - before, *(made - now), futures_RTP[0, count - 1], four_P])
-            network = slice(network_size(batch.policy_sizes))
-            ways_DP[:, network.stop :] = mean_P[network.stop :] = 0
+            ways_DP[:, network:] = mean_P[network:] = 0
             judge = batch_judge(batch, 0)
-            ways_DP *= np.array([scale_to(judge, now, way, judge(now).change) for way in ways_DP])[:, None]
+            kl = judge(now).change
+            ways_DP *= np.array([scale_to(judge, now, way, kl) for way in ways_DP])[:, None]
             returns = returns_of(batch, 0, np.stack([now, *(now + ways_DP)]), episodes, iteration)
             gains = (returns[1:] - returns[0]).mean(axis=1)
             cosines = ways_DP @ mean_P / (np.linalg.norm(ways_DP, axis=1) * np.linalg.norm(mean_P))
-            row = {"seed": int(seed), "iteration": iteration, "kl": judge(now).change}
+            row = {"seed": seed, "iteration": iteration, "kl": kl}
             found.append(row | {"gain": gains.tolist(), "cosine": cosines.tolist()})
     return found
 
@@ -155,9 +152,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("measure", "report"))
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--environments", nargs="+", default=["CartPole-v1", "Pusher-v4"], metavar="NAME")
-    parser.add_argument("--sigma", type=float, default=1.5, metavar="X", help="of Outer-PPO")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1101, 1102, 1103], metavar="N")
+    parser.add_argument("--environments", nargs="+", default=ENVIRONMENTS, metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1101, 1102], metavar="N")
     parser.add_argument("--iterations", type=int, default=48, metavar="N")
     parser.add_argument("--every", type=int, default=6, metavar="N", help="iterations between two states")
     parser.add_argument("--episodes", type=int, default=64, metavar="N")
@@ -167,7 +163,7 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.what == "measure":
         for env_id in asked.environments:
-            settings = {name: getattr(asked, name) for name in ("sigma", "seeds", "iterations", "every", "episodes")}
+            settings = {name: getattr(asked, name) for name in ("seeds", "iterations", "every", "episodes")}
             if not (asked.out / f"{env_id}.json").exists():
                 print(env_id, flush=True)
                 write_json(asked.out / f"{env_id}.json", settings | {"states": measured(env_id, **settings)})

@@ -22,7 +22,6 @@ from tipl.config.jumps import JumpConfig
 from tipl.config.presets import CollectConfig, PPOConfig
 from tipl.config.rivals import Outer
 from tipl.errors import TiplError
-from tipl.rl.returns import Policies, policy_returns
 from tipl.rl.trial_batch import TrialBatch
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -231,7 +230,7 @@ def test_proposals_are_judged_and_not_taken(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_directions_are_compared_at_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The length is found where KL is no square of it; gains are those of the very policies, by hand."""
+    """The length is found where KL is no square of it; the policies that are run are as far away as the update went."""
     worth = study("worth", monkeypatch)
     way = np.array([3.0, 4.0], np.float32)
 
@@ -242,22 +241,26 @@ def test_directions_are_compared_at_one_length(monkeypatch: pytest.MonkeyPatch) 
     length = 5 * scale
     assert length**2 + length**3 == pytest.approx(0.02, rel=0.01)
 
-    settings = {"sigma": 3.0, "seeds": [7], "iterations": 4, "every": 2, "episodes": 3}
-    states = worth.measured("CartPole-v1", **settings)
-    assert [row["iteration"] for row in states] == [2, 4] and all(row["kl"] > 0 for row in states)
+    asked: list[np.ndarray] = []
+
+    def returns(batch: TrialBatch, n: int, weights_DP: np.ndarray, episodes: int, seed: int) -> np.ndarray:
+        asked.append(weights_DP.copy())
+        return np.arange(6.0)[:, None] ** 2 + np.arange(episodes)
+
+    monkeypatch.setattr(worth, "returns_of", returns)
+    states = worth.measured("CartPole-v1", [7], 4, 2, 3)
     config = dataclasses.replace(default_config("CartPole-v1"), hidden_sizes=(64, 64), total_steps=200_000)
-    run = OuterBatch(Outer(sigma=3.0), config, [7])
-    run.iterate()
-    before = run.policies[0].copy()
-    run.iterate()
-    now, on_batch = run.policies[0].copy(), batch_judge(run, 0)
-    for scale in np.linspace(0.2, 2, 1801):  # where is it as far as the update went?
-        if on_batch(now + np.float32(scale) * (now - before)).kl >= on_batch(now).change:
-            break
-    there = np.stack([now, now + np.float32(scale) * (now - before)])
-    mean, var = np.repeat(run.obs_mean, 2, axis=0), np.repeat(run.obs_var, 2, axis=0)
-    returns = policy_returns(Policies(there, mean, var), "CartPole-v1", (64, 64), 3, seed=2, sampled=True)
-    assert states[0]["gain"][0] == pytest.approx((returns[1] - returns[0]).mean(), abs=5)  # the length is within 1%
+    run = OuterBatch(Outer(sigma=1.5), config, [7])
+    for state, (now, *there) in zip(states, asked, strict=True):
+        while run.iteration < state["iteration"]:
+            before = run.policies[0].copy()
+            run.iterate()
+        np.testing.assert_array_equal(now, run.policies[0])
+        on_batch = batch_judge(run, 0)
+        assert [on_batch(each).kl for each in there] == pytest.approx([on_batch(now).change] * 5, rel=0.011)
+        assert np.corrcoef(there[0] - now, now - before)[0, 1] == pytest.approx(1, abs=1e-4)
+        assert state["gain"] == [1, 4, 9, 16, 25]
+    assert [state["iteration"] for state in states] == [2, 4]
     assert states[0]["cosine"][4] > 0.5  # four futures and the mean of twelve others
 
 
@@ -272,11 +275,11 @@ def test_the_table_of_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "argv", ["worth", "report", str(tmp_path), "--picture", str(tmp_path / "worth.png")])
     worth.main()
     assert (tmp_path / "worth.png").stat().st_size > 5000
-    third = worth.report([tmp_path / "CartPole-v1.json"])[3]
-    assert third["direction"] == "one future" and third["states"] == states
-    assert third["gain"] == pytest.approx([gain[:, 3].mean(), stats.sem(gain[:, 3])])
-    assert third["above_update"] == pytest.approx([3, 0], abs=0.01)
-    assert third["above_update"][1] == pytest.approx(stats.sem(gain[:, 3] - gain[:, 0]))
+    future = worth.report([tmp_path / "CartPole-v1.json"])[3]
+    assert future["direction"] == "one future" and future["states"] == states
+    assert future["gain"] == pytest.approx([gain[:, 3].mean(), stats.sem(gain[:, 3])])
+    assert future["above_update"] == pytest.approx([3, 0], abs=0.01)
+    assert future["above_update"][1] == pytest.approx(stats.sem(gain[:, 3] - gain[:, 0]))
 
 
 def test_committed_tables_keep_six_digits(monkeypatch: pytest.MonkeyPatch) -> None:
