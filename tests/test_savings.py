@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -186,20 +187,25 @@ def test_the_table_of_off_policy_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert fewer["seconds"][0] == pytest.approx(13.5 / 43.5)
 
 
-def test_means_over_environments_are_geometric_with_students_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two tables that share an arm; the interval is that of scipy's t-test of the logarithms."""
+def test_pictures_show_geometric_means_with_students_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The interval is that of scipy's t-test of the logarithms."""
     picture = study("savings_picture", monkeypatch)
-    tables = [
-        {"rows": [{"arm": "a", "beside": "b", "environments": names,
-                   "steps": {"by_environment": [{"value": value, "ci": [0.1, 3.0]} for value in values]}}]}
-        for names, values in ((["x", "y"], [0.5, 2.0]), (["z"], [0.8]))
-    ]  # fmt: skip
-    by = picture.merged(tables)["a", "b"]
-    assert [*by] == ["x", "y", "z"]
-    found = picture.over([one["value"] for one in by.values()])
-    expected = stats.ttest_1samp(np.log([0.5, 2.0, 0.8]), 0).confidence_interval()
-    np.testing.assert_allclose(found["ci"], np.exp(expected))
-    assert found["value"] == pytest.approx(stats.gmean([0.5, 2.0, 0.8]))
+    ratios = [0.5, 2.0, 0.8]
+    row = {"environments": ["x", "y", "z"], "steps": {"by_environment": [{"value": ratio} for ratio in ratios]}}
+    rows = [row | {"arm": arm, "beside": beside} for arm in ("reuse", "no such arm") for beside in ("plain", "outer")]
+    (tmp_path / "table.json").write_text(json.dumps({"rows": rows}))
+    assert picture.ratios_of({"rows": rows}, "plain") == {"reuse": {"x": 0.5, "y": 2.0, "z": 0.8}}
+    found = picture.over(ratios)
+    low, high = np.exp(stats.ttest_1samp(np.log(ratios), 0).confidence_interval())
+    assert found["value"] == pytest.approx(stats.gmean(ratios)) and found["ci"] == pytest.approx([low, high])
+    monkeypatch.setattr(sys, "argv", ["picture", str(tmp_path / "table.json"), "--out", str(tmp_path)])
+    picture.main()
+    assert f"rivals: reuse ÷ outer: {stats.gmean(ratios):.2f} [{low:.2f}, {high:.2f}], 3 environments" in (
+        capsys.readouterr().out
+    )
+    assert (tmp_path / "tuned.png").stat().st_size > 5000 and not (tmp_path / "steps.png").exists()
 
 
 def test_proposals_are_judged_and_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +268,34 @@ def test_directions_are_compared_at_one_length(monkeypatch: pytest.MonkeyPatch) 
         assert state["gain"] == [1, 4, 9, 16, 25]
     assert [state["iteration"] for state in states] == [2, 4]
     assert states[0]["cosine"][4] > 0.5  # four futures and the mean of twelve others
+
+
+def test_sums_of_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By loops; and in a run whose updates are those of the run alone."""
+    coherence = study("coherence", monkeypatch)
+    monkeypatch.setattr(coherence, "APART", (1, 3))
+    rng = np.random.default_rng(0)
+    ways, means = rng.normal(size=(5, 4, 7)), rng.normal(size=(2, 7))
+    unit = np.array([[way / np.linalg.norm(way) for way in of] for of in ways])
+    sums = coherence.sums_of(unit, means)
+    for d, (k, mean) in itertools.product(range(4), zip((1, 3), means, strict=True)):
+        added = sum(unit[i, d] for i in range(k))
+        expected = added @ mean / np.linalg.norm(added) / np.linalg.norm(mean)
+        assert sums[d, (1, 3).index(k)] == pytest.approx(expected)
+        apart = np.mean([unit[i, d] @ unit[i + k, d] for i in range(5 - k)])
+        assert coherence.alike(unit)[d, (1, 3).index(k)] == pytest.approx(apart)
+
+    monkeypatch.setattr(coherence, "KNOWN", 3)
+    (run,) = coherence.measured("CartPole-v1", [7], iterations=6, every=2)
+    config = dataclasses.replace(default_config("CartPole-v1"), hidden_sizes=(64, 64), total_steps=200_000)
+    outer = Arm(config, "outer:sigma=1.5").batch([7])
+    path = [outer.policies[0].astype(np.float64)]
+    path += [(outer.iterate(), outer.policies[0].astype(np.float64))[1] for _ in range(6)]
+    steps = [step / np.linalg.norm(step) for step in np.diff(path, axis=0)]
+    expected = [np.mean([a @ b for a, b in zip(steps, steps[k:], strict=False)]) for k in (1, 3)]
+    np.testing.assert_allclose(run["alike"][0], expected, atol=1e-6)
+    assert [*run["sums"]] == [2, 4] and np.shape(run["sums"][2]) == (4, 2)
+    assert np.abs(run["sums"][2]).max() <= 1
 
 
 def test_the_table_of_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
