@@ -38,7 +38,7 @@ def measured(env_id: str, seeds: Sequence[int], iterations: int, every: int, epi
     """Of every proposal and kind of advantages the gain that the next batch expects, in standard errors; of every
     `every`-th what it does to the true return: mean and standard error over episodes."""
     config = default_config(env_id)
-    jump = dataclasses.replace(jumps_of(KIND), evidence=False)
+    jump = dataclasses.replace(jumps_of(KIND), every=1, max_of_update=0.25, evidence=False)
     arm = Arm(dataclasses.replace(config, hidden_sizes=(64, 64), total_steps=200_000), KIND, jump)
     batch = arm.batch(seeds)
     jumpers, memories = _jumpers(arm, batch), [Memory() for _ in seeds]

@@ -114,7 +114,7 @@ def test_evidence_is_by_outcomes_and_without_them_by_advantages() -> None:
     found = []
     for sign in (0.0, 1.0, -1.0):
         loop = Loop("outer:sigma=1.5+context")
-        for _ in range(6):
+        for _ in range(24):
             loop.iterate(sign=sign)
         assert loop.accelerator is not None
         found.append((loop.actor(), loop.accelerator.counts, loop.accelerator._jumper._evidence.errors))

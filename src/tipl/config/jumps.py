@@ -54,7 +54,8 @@ JUMPS = {
     "average": _UNGUARDED,
     "autoregression": JumpConfig(horizon=20, max_kl=0.02, max_change=0.02),
     "causal": JumpConfig(horizon=20, max_change=0.02, hindsight=True),
-    "context": JumpConfig(horizon=20, max_kl=0.02, max_of_update=0.25, full_trust=0.0, evidence=True),
+    # of forecasts that err alike for many iterations every fourth is enough
+    "context": JumpConfig(every=4, horizon=20, max_kl=0.02, max_of_update=1.0, full_trust=0.0, evidence=True),
 }
 """How to jump with each `ForecasterName`, as `results/accelerate` and `results/rivals` have chosen; any other jumps as
 `causal` does."""
