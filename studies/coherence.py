@@ -5,12 +5,20 @@ In: nothing; Outer-PPO is run, and does not jump.  Out: OUT/ENVIRONMENT.json and
     python studies/coherence.py measure OUT
     python studies/coherence.py report OUT --json FILE --picture FILE
 
-A direction may be good once and no good in a run, if every iteration errs in the same way. So all directions of a run
-are kept, each as long as one: its updates, what `context` forecasts two and twenty iterations ahead, and the mean of
-four futures two ahead. Of each two things are told: the cosine of two of them that are k iterations apart; and, from
-some iterations on, the cosine of the sum of the next k with the mean displacement of the run's other futures over k
-iterations. Errors that are made anew each time cancel in the sum, those that are kept do not. Weights of the network
-alone. What is done already is not run again.
+A direction may be good once and no better than others in a run, if every iteration errs in the same way. After every
+iteration these directions are kept, the policy's network alone, scaled to length 1:
+
+    update        the one just done
+    context       the forecast two iterations ahead
+    context 20    twenty ahead, as jumps take it
+    both          update and context 20 added up, as a run with jumps goes
+    futures       the mean of four futures two iterations ahead, the direction of `oracle.py`
+
+Two things are reported. `alike`: the mean cosine of two of a kind that are k iterations apart. `sums`: every few
+iterations, the cosine of the sum of k of a kind, those of this iteration and of the k − 1 after it, with the mean
+displacement of twelve other futures over k iterations. All kinds know the same batches at each iteration; only
+`futures` are made of eight more. Errors that are made anew each time cancel in the sum, those that are kept do not.
+What is done already is not run again.
 
 Shapes: D directions, I iterations, K of `APART`, P weights.
 """
@@ -25,7 +33,7 @@ from typing import Any
 import numpy as np
 from evidence import mean_and_error
 from oracle import futures_of
-from worth import AHEAD, COLORS, ENVIRONMENTS, MEANT
+from worth import AHEAD, ENVIRONMENTS, MEANT
 
 from tipl.acceleration.arms import Arm
 from tipl.collection.branches import branch_seeds
@@ -35,13 +43,20 @@ from tipl.forecasting.named import load_forecaster
 from tipl.rl.context import Memory
 from tipl.rl.policies import network_size
 
-DIRECTIONS = "update", "context", "context 20", "futures"
+COLORS = {
+    "update": "#777777",
+    "context": "#e0a030",
+    "context 20": "#b3323c",
+    "both": "#7a4fa0",
+    "futures": "#1f6f8b",
+}
+DIRECTIONS = tuple(COLORS)
 APART = 1, 2, 5, 10, 20
 KNOWN = 12  # futures that say where the run goes on average
 
 
 def measured(env_id: str, seeds: Sequence[int], iterations: int, every: int) -> list[dict[str, Any]]:
-    """Of each run: `alike` [D][K], and of every `every`-th iteration that has enough after it `sums` [D][K]."""
+    """Return of each run `alike` [D][K] and, of every `every`-th iteration that has enough after it, `sums` [D][K]."""
     found = []
     config = dataclasses.replace(default_config(env_id), hidden_sizes=(64, 64), total_steps=200_000)
     count = config.snapshots_per_iteration
@@ -59,12 +74,13 @@ def measured(env_id: str, seeds: Sequence[int], iterations: int, every: int) -> 
             made = followed.forecast(count - 1, (AHEAD * count, 20 * count), memory.tokens(batch, 0))[0]
             four = branch_seeds(2, seed, iteration, MEANT)
             four_P = futures_of(batch, 0, four, AHEAD)[:, -1].mean(axis=0)
-            ways.append(np.stack([now - before, *(made - now), four_P - now])[:, :network])
+            update_P, *made_DP, four_P = _unit(np.stack([now - before, *(made - now), four_P - now])[:, :network])
+            ways.append(_unit(np.stack([update_P, *made_DP, update_P + made_DP[-1], four_P])))
             if iteration % every == 0 and iteration + max(APART) - 1 <= iterations:
                 others = futures_of(batch, 0, branch_seeds(3, seed, iteration, KNOWN), max(APART))
                 ends = [k * count - 1 for k in APART]
                 means[iteration] = (others[:, ends].mean(axis=0) - now)[:, :network]
-        ways_IDP = _unit(np.stack(ways).astype(np.float64))
+        ways_IDP = np.stack(ways).astype(np.float64)
         row = {"seed": seed, "alike": alike(ways_IDP).tolist()}
         sums = {t: sums_of(ways_IDP[t - 1 :], mean_KP).tolist() for t, mean_KP in means.items()}
         found.append(row | {"sums": sums})
@@ -72,12 +88,12 @@ def measured(env_id: str, seeds: Sequence[int], iterations: int, every: int) -> 
 
 
 def alike(ways_IDP: np.ndarray) -> np.ndarray:
-    """Mean cosine [D, K] of two directions of a run that are k iterations apart."""
+    """Return the mean cosine [D, K] of two directions of a run that are k iterations apart."""
     return np.stack([(ways_IDP[k:] * ways_IDP[:-k]).sum(axis=2).mean(axis=0) for k in APART], axis=1)
 
 
 def sums_of(ways_IDP: np.ndarray, mean_KP: np.ndarray) -> np.ndarray:
-    """Cosines [D, K] of the sum of the first k directions with the mean displacement over k iterations."""
+    """Return the cosine [D, K] of the sum of the first k directions with the mean displacement over k iterations."""
     sums_DKP = np.stack([ways_IDP[:k].sum(axis=0) for k in APART], axis=1)
     return (_unit(sums_DKP) * _unit(mean_KP.astype(np.float64))).sum(axis=2)
 
@@ -87,26 +103,29 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def report(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """By environment and direction both cosines by k: mean and standard error, of `alike` over runs, of `sums` over all
-    states."""
+    """Return by environment and direction, for each k: `alike`, the mean over runs; `sums`, and `lead`, what they are
+    above those of `update` in the same states, each as mean and standard error, as if states were independent."""
     rows = []
     for file in files:
         runs = json.loads(file.read_text())["runs"]
-        alike_NDK = np.array([run["alike"] for run in runs])
+        alike_DK = np.mean([run["alike"] for run in runs], axis=0)
         sums_SDK = np.array([state for run in runs for state in run["sums"].values()])
+        lead_SDK = sums_SDK - sums_SDK[:, :1]
         for d, direction in enumerate(DIRECTIONS):
             row = {"env_id": file.stem, "direction": direction, "states": len(sums_SDK), "apart": APART}
-            row |= {"alike": [mean_and_error(each) for each in alike_NDK[:, d].T]}
-            rows.append(row | {"sums": [mean_and_error(each) for each in sums_SDK[:, d].T]})
+            row |= {"alike": alike_DK[d].tolist(), "sums": [mean_and_error(each) for each in sums_SDK[:, d].T]}
+            rows.append(row | {"lead": [mean_and_error(each) for each in lead_SDK[:, d].T]})
     return rows
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    print("| environment | direction | " + " | ".join(f"{what} {k}" for what in ("alike", "sum") for k in APART) + " |")
-    print("|---|---|" + "---|" * (2 * len(APART)))
+    columns = [f"{what} {k}" for what in ("alike", "sum", "above update") for k in APART]
+    print(f"| environment | direction | {' | '.join(columns)} |")
+    print("|---|---|" + "---|" * len(columns))
     for row in rows:
-        said = " | ".join(f"{mean:.2f} ± {error:.2f}" for mean, error in (*row["alike"], *row["sums"]))
-        print(f"| {row['env_id']} | {row['direction']} | {said} |")
+        said = [f"{mean:.2f}" for mean in row["alike"]]
+        said += [f"{mean:.2f} ± {error:.2f}" for mean, error in (*row["sums"], *row["lead"])]
+        print(f"| {row['env_id']} | {row['direction']} | {' | '.join(said)} |")
 
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
@@ -115,20 +134,22 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
 
     names = list(dict.fromkeys(row["env_id"] for row in rows))
     figure, axes = plt.subplots(1, len(names), figsize=(2.3 * len(names), 2.6), squeeze=False, sharey=True)
-    for axis, name in zip(axes[0], names, strict=True):
-        for row in (row for row in rows if row["env_id"] == name):
+    for axis, env_id in zip(axes[0], names, strict=True):
+        for row in (row for row in rows if row["env_id"] == env_id):
             mean, error = np.array(row["sums"]).T
-            axis.errorbar(APART, mean, error, fmt="o-", markersize=3, linewidth=1, color=COLORS[row["direction"]],
-                          label=row["direction"])  # fmt: skip
+            name = row["direction"]
+            axis.errorbar(
+                row["apart"], mean, error, fmt="o-", markersize=3, linewidth=1, color=COLORS[name], label=name
+            )
         axis.set_xscale("log")
-        axis.set_xticks(APART, [str(k) for k in APART])
+        axis.set_xticks(rows[0]["apart"], [str(k) for k in rows[0]["apart"]])
         axis.minorticks_off()
         axis.axhline(0, color="#555", linewidth=0.8)
-        axis.set_title(name, fontsize=8, loc="left")
+        axis.set_title(env_id, fontsize=8, loc="left")
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("cosine with the mean future", fontsize=8)
-    figure.supxlabel("directions in the sum, and iterations ahead", fontsize=8, y=0.16)
+    axes[0, 0].set_ylabel("cosine with where\ncopies go on average", fontsize=8)
+    figure.supxlabel("iterations whose directions are added up", fontsize=8, y=0.16)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=len(DIRECTIONS), frameon=False, fontsize=8,
                   loc="lower center")  # fmt: skip
     figure.tight_layout(rect=(0, 0.12, 1, 1))
@@ -142,7 +163,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--environments", nargs="+", default=ENVIRONMENTS, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1101, 1102], metavar="N")
-    parser.add_argument("--iterations", type=int, default=64, metavar="N")
+    parser.add_argument("--iterations", type=int, default=72, metavar="N")
     parser.add_argument("--every", type=int, default=12, metavar="N", help="iterations between two states")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE")

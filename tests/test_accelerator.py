@@ -266,10 +266,10 @@ def test_a_fall_of_the_return_takes_the_jump_back() -> None:
 @pytest.mark.parametrize("forecaster", ["line", "outer:momentum=0.3+context"])
 def test_a_checkpoint_goes_on_to_the_bit(forecaster: str, tmp_path: Path) -> None:
     whole = Loop(forecaster, full_trust=0.0)
-    for _ in range(6):
+    for _ in range(10):
         whole.iterate(sign=-1.0)
     stopped = Loop(forecaster, full_trust=0.0)
-    for _ in range(3):
+    for _ in range(4):  # after a proposal of `context`, which the next batch will judge
         stopped.iterate(sign=-1.0)
     assert stopped.accelerator is not None and whole.accelerator is not None
     states = {"agent": stopped.agent, "optimizer": stopped.optimizer, "accelerator": stopped.accelerator}
@@ -281,7 +281,7 @@ def test_a_checkpoint_goes_on_to_the_bit(forecaster: str, tmp_path: Path) -> Non
     resumed.optimizer.load_state_dict(saved["optimizer"])
     resumed.accelerator.load_state_dict(saved["accelerator"])
     resumed.rng.set_state(stopped.rng.get_state())
-    for _ in range(3):
+    for _ in range(6):
         resumed.iterate(sign=-1.0)
     np.testing.assert_array_equal(resumed.whole(), whole.whole())
     assert resumed.accelerator.counts == whole.accelerator.counts
@@ -452,11 +452,11 @@ def test_what_an_optimizer_cannot_do_is_said() -> None:
 def test_the_example_runs_with_jumps(
     forecaster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = f"record_ppo.py --total-steps 8192 --forecaster {forecaster} --store {tmp_path / 'store'}"
+    words = f"record_ppo.py --total-steps 12288 --forecaster {forecaster} --store {tmp_path / 'store'}"
     monkeypatch.setattr(sys, "argv", words.split())
     runpy.run_path(str(Path(__file__).parents[1] / "examples" / "record_ppo.py"), run_name="__main__")
     counts = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
-    assert sum(counts.values()) == 4  # once an iteration
+    assert sum(counts.values()) == 6  # once an iteration
     if forecaster == "line":
         assert counts["silent"] >= 1  # the first has earned no trust
     else:

@@ -270,32 +270,54 @@ def test_directions_are_compared_at_one_length(monkeypatch: pytest.MonkeyPatch) 
     assert states[0]["cosine"][4] > 0.5  # four futures and the mean of twelve others
 
 
-def test_sums_of_directions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By loops; and in a run whose updates are those of the run alone."""
+def test_sums_of_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By loops; and in a run, whose path, directions and futures are made again here."""
     coherence = study("coherence", monkeypatch)
     monkeypatch.setattr(coherence, "APART", (1, 3))
+    monkeypatch.setattr(coherence, "KNOWN", 3)
     rng = np.random.default_rng(0)
     ways, means = rng.normal(size=(5, 4, 7)), rng.normal(size=(2, 7))
     unit = np.array([[way / np.linalg.norm(way) for way in of] for of in ways])
-    sums = coherence.sums_of(unit, means)
     for d, (k, mean) in itertools.product(range(4), zip((1, 3), means, strict=True)):
         added = sum(unit[i, d] for i in range(k))
-        expected = added @ mean / np.linalg.norm(added) / np.linalg.norm(mean)
-        assert sums[d, (1, 3).index(k)] == pytest.approx(expected)
+        assert coherence.sums_of(unit, means)[d, (1, 3).index(k)] == pytest.approx(cosine(added, mean))
         apart = np.mean([unit[i, d] @ unit[i + k, d] for i in range(5 - k)])
         assert coherence.alike(unit)[d, (1, 3).index(k)] == pytest.approx(apart)
 
-    monkeypatch.setattr(coherence, "KNOWN", 3)
     (run,) = coherence.measured("CartPole-v1", [7], iterations=6, every=2)
+    assert [*run["sums"]] == [2, 4]
     config = dataclasses.replace(default_config("CartPole-v1"), hidden_sizes=(64, 64), total_steps=200_000)
+    count = config.snapshots_per_iteration
     outer = Arm(config, "outer:sigma=1.5").batch([7])
-    path = [outer.policies[0].astype(np.float64)]
-    path += [(outer.iterate(), outer.policies[0].astype(np.float64))[1] for _ in range(6)]
-    steps = [step / np.linalg.norm(step) for step in np.diff(path, axis=0)]
-    expected = [np.mean([a @ b for a, b in zip(steps, steps[k:], strict=False)]) for k in (1, 3)]
-    np.testing.assert_allclose(run["alike"][0], expected, atol=1e-6)
-    assert [*run["sums"]] == [2, 4] and np.shape(run["sums"][2]) == (4, 2)
-    assert np.abs(run["sums"][2]).max() <= 1
+    path, four, others = [outer.policies[0].astype(np.float64)], [], None
+    for iteration in range(1, 7):
+        outer.iterate()
+        path.append(outer.policies[0].astype(np.float64))
+        seeds = coherence.branch_seeds(2, 7, iteration, 4)
+        four.append(coherence.futures_of(outer, 0, seeds, 2)[:, -1].mean(axis=0) - path[-1])
+        if iteration == 4:
+            others = coherence.futures_of(outer, 0, coherence.branch_seeds(3, 7, 4, 3), 3).mean(axis=0) - path[-1]
+    assert others is not None
+    updates = np.diff(path, axis=0)
+    for d, made in ((0, updates), (4, np.array(four))):
+        steps = [step / np.linalg.norm(step) for step in made]
+        apart = [np.mean([a @ b for a, b in zip(steps, steps[k:], strict=False)]) for k in (1, 3)]
+        np.testing.assert_allclose(run["alike"][d], apart, atol=1e-5)
+        # the directions of iterations 4 to 6, beside where others are one and three iterations after the fourth
+        expected = [cosine(np.sum(steps[3 : 3 + k], axis=0), others[k * count - 1]) for k in (1, 3)]
+        np.testing.assert_allclose(run["sums"][4][d], expected, atol=1e-5)
+
+    (tmp_path / "CartPole-v1.json").write_text(json.dumps({"runs": [run]}))
+    monkeypatch.setattr(sys, "argv", ["coherence", "report", str(tmp_path), "--picture", str(tmp_path / "sums.png")])
+    coherence.main()
+    assert (tmp_path / "sums.png").stat().st_size > 5000
+    both = coherence.report([tmp_path / "CartPole-v1.json"])[3]
+    lead = [run["sums"][at][3][1] - run["sums"][at][0][1] for at in (2, 4)]
+    assert both["direction"] == "both" and both["lead"][1] == pytest.approx([np.mean(lead), stats.sem(lead)])
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
 def test_the_table_of_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

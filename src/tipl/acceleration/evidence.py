@@ -5,7 +5,7 @@ In: a proposal that was taken, or would have been; the next batch.  Out: whether
 A path goes where its batches' advantages point, also where these are wrong: what a forecast carries on may be a lasting
 error of the critic as well as an improvement. The next batch is made after the proposal, so its noise had no part in
 it. By its outcomes it says, to first order, what the proposal does to the return (Kakade & Langford 2002). One batch
-says little, the sum over the last twenty more.
+says little, the sum over the last twenty proposals more.
 
 Outcomes are advantages with λ = 1: the rewards that came, less the critic's value as a baseline. Where an episode goes
 on beyond the rollout, the critic's value of its last observation stands for the rest: the shorter the rollout, the more

@@ -54,10 +54,10 @@ JUMPS = {
     "average": _UNGUARDED,
     "autoregression": JumpConfig(horizon=20, max_kl=0.02, max_change=0.02),
     "causal": JumpConfig(horizon=20, max_change=0.02, hindsight=True),
-    # of forecasts that err alike for many iterations every fourth is enough
+    # its forecasts err alike for many iterations, and asking for one takes time
     "context": JumpConfig(every=4, horizon=20, max_kl=0.02, max_of_update=1.0, full_trust=0.0, evidence=True),
 }
-"""How to jump with each `ForecasterName`, as `results/accelerate` and `results/rivals` have chosen; any other jumps as
+"""How to jump with each `ForecasterName`, as `results/accelerate` and `LOG.md` have chosen; any other jumps as
 `causal` does."""
 
 
