@@ -31,7 +31,7 @@ LABELS = {
 }
 """What is tuned, as a stranger would call it; from top to bottom."""
 OURS = "outer and context"
-LEAST, MOST = 0.15, 4.0  # where a picture ends
+LEAST, MOST = 0.15, 4.0  # where a picture ends at the earliest
 TICKS = (0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3)
 
 
@@ -86,7 +86,8 @@ def draw(question: Question, found: Mapping[str, Mapping[str, float]], file: Pat
         axis.plot(mean["value"], row + 0.16, "D", color="#333", markersize=5, label="over environments" * (row == 0))
     axis.axvline(1, color="#555", linewidth=0.8)
     axis.set_xscale("log")
-    axis.set_xlim(LEAST, MOST)
+    every = [ratio for by in found.values() for ratio in by.values()]
+    axis.set_xlim(min(LEAST, 0.9 * min(every)), max(MOST, 1.1 * max(every)))
     axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axis.minorticks_off()
     axis.set_yticks(range(len(found)), [LABELS[arm] for arm in found], fontsize=8)
