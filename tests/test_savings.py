@@ -279,7 +279,7 @@ def test_sums_of_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ways, means = rng.normal(size=(5, 4, 7)), rng.normal(size=(2, 7))
     unit = np.array([[way / np.linalg.norm(way) for way in of] for of in ways])
     for d, (k, mean) in itertools.product(range(4), zip((1, 3), means, strict=True)):
-        added = sum(unit[i, d] for i in range(k))
+        added = functools.reduce(np.add, unit[:k, d])
         assert coherence.sums_of(unit, means)[d, (1, 3).index(k)] == pytest.approx(cosine(added, mean))
         apart = np.mean([unit[i, d] @ unit[i + k, d] for i in range(5 - k)])
         assert coherence.alike(unit)[d, (1, 3).index(k)] == pytest.approx(apart)
