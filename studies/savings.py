@@ -5,7 +5,9 @@ In: `savings.toml`.  Out: OUT/ENVIRONMENT/judgment.json, which `tipl report` rea
     python studies/savings.py plan                      what there is to run
     python studies/savings.py tune                      every try of every arm on the tuning seeds
     python studies/savings.py judge                     on fresh seeds: what was chosen, and all tries of some arms
-    python studies/savings.py table --json FILE         steps to 90% of plain PPO's gain, final returns, seconds
+    python studies/savings.py table --json FILE         steps to 90% of plain PPO's gain, final returns, seconds;
+                                                        FILE keeps what every seed did, without curves
+    python studies/savings.py table --also FILE --json FILE    with the environments of an earlier one
     python studies/savings.py run                       tune, judge and table
 
 Each part may be stopped and begun again. With --shard I/N it does the I-th of N parts; all shards of `tune` come before
@@ -166,12 +168,29 @@ def fewest(found: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return min(names, key=lambda name: np.mean(found["arms"][name][MEASURE]["by_seed"]), default=None)
 
 
-def table(files: Sequence[Path]) -> list[dict[str, Any]]:
+def kept(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a judgment says of every seed, and of the whole only what a table needs."""
+    of = "env_id", "seeds", "steps_per_iteration", "gain", "thresholds", "best", "hindsight"
+    arms = {
+        name: {
+            "config": {"hidden_sizes": arm["config"]["hidden_sizes"]},
+            **{measure: {"by_seed": arm[measure]["by_seed"]} for measure in (MEASURE, RETURN)},
+            "iterations": len(arm["curve"]["iqm"]), "seconds": arm["seconds"], "overhead": arm["overhead"],
+        }
+        for name, arm in found["arms"].items()
+    }  # fmt: skip
+    return {name: found[name] for name in of} | {"arms": arms}
+
+
+def table(every: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every arm beside plain PPO at its default rate, and beside plain PPO and its strongest rivals as they were chosen
     and in hindsight, over the environments that have both: ratio of steps, difference of final returns in units of
     plain PPO's gain, ratio of seconds a step; and of seconds to 90% in each environment whose steps are dear. Where
-    plain PPO learns nothing there is no gain to reach: such an environment is named and left out."""
-    every = [json.loads(path.read_text()) for path in files]
+    plain PPO learns nothing there is no gain to reach: such an environment is named and left out.
+
+    Args:
+        every: what `kept` returns, of each environment.
+    """
     found = [each for each in every if each["gain"] > 0]
     for each in every:
         if each not in found:
@@ -212,8 +231,7 @@ def shortened(found: Any) -> Any:
 
 def seconds_of(entry: Mapping[str, Any], found: Mapping[str, Any]) -> float:
     """A step's, of an arm in an environment."""
-    iterations = len(entry["curve"]["iqm"]) * len(found["seeds"])
-    return entry["seconds"] / (iterations * found["steps_per_iteration"])
+    return entry["seconds"] / (entry["iterations"] * len(found["seeds"]) * found["steps_per_iteration"])
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -245,6 +263,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes [one a core]")
     parser.add_argument("--out", type=Path, default=Path("runs/savings"), metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--also", type=Path, metavar="FILE", help="of environments that were not judged here")
     asked = parser.parse_args()
     manifest = tomllib.loads(asked.manifest.read_text())
     manifest["judging"] |= {"seeds": asked.seeds} if asked.seeds else {}
@@ -267,10 +286,15 @@ def main() -> None:
             if asked.what != "tune":
                 judge(places, manifest, execution, asked.workers)
     if asked.what in ("table", "run") and execution.parts == 1:
-        rows = table([place.out / "judgment.json" for place in places if (place.out / "judgment.json").exists()])
-        show(rows)
+        files = [place.out / "judgment.json" for place in places]
+        here = [kept(json.loads(file.read_text())) for file in files if file.exists()]
+        others = json.loads(asked.also.read_text())["environments"] if asked.also else []
+        every = list(
+            ({environment(each): each for each in others} | {environment(each): each for each in here}).values()
+        )
+        show(table(every))
         if asked.json:
-            asked.json.write_text(json.dumps({"rows": shortened(rows)}) + "\n")
+            asked.json.write_text(json.dumps({"environments": shortened(every)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from savings import table
 from scipy import stats
 
 LABELS = {
@@ -50,13 +51,13 @@ QUESTIONS = (
 )
 
 
-def ratios_of(table: Mapping[str, Any], reference: str) -> dict[str, dict[str, float]]:
+def ratios_of(rows: Sequence[Mapping[str, Any]], reference: str) -> dict[str, dict[str, float]]:
     """By arm, by environment: its steps ÷ those of a reference."""
-    rows = {row["arm"]: row for row in table["rows"] if row["beside"] == reference}
+    rows_of = {row["arm"]: row for row in rows if row["beside"] == reference}
     return {
         arm: {name: one["value"] for name, one in zip(row["environments"], row["steps"]["by_environment"], strict=True)}
         for arm in LABELS
-        if (row := rows.get(arm))
+        if (row := rows_of.get(arm))
     }
 
 
@@ -110,9 +111,9 @@ def main() -> None:
     parser.add_argument("table", type=Path, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     asked = parser.parse_args()
-    table = json.loads(asked.table.read_text())
+    rows = table(json.loads(asked.table.read_text())["environments"])
     for question in QUESTIONS:
-        if found := ratios_of(table, question.reference):
+        if found := ratios_of(rows, question.reference):
             draw(question, found, asked.out / f"{question.file}.png")
 
 

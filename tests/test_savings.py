@@ -88,7 +88,8 @@ def test_what_is_chosen_and_what_is_said(
     }  # fmt: skip
     assert len(found["arms"]) == 5 and found["seeds"] == list(range(301, 307))
     assert sum(name == "outer: outer:sigma=9, 0.0003" for name, *_ in ran) == 1  # and is not tried again
-    rows = {(row["beside"], row["arm"]): row for row in json.loads((tmp_path / "table.json").read_text())["rows"]}
+    written = json.loads((tmp_path / "table.json").read_text())["environments"]
+    rows = {(row["beside"], row["arm"]): row for row in savings.table(written)}
     # 9.1 ≤ 1 + speed · (iterations − 1): 10 iterations at a speed of 1, 7 at 1.5, 3 at 4.5, 2 at 9.
     for (beside, arm), ratio in {
         ("plain, default rate", "plain"): 7 / 10,
@@ -100,7 +101,11 @@ def test_what_is_chosen_and_what_is_said(
         assert rows[beside, arm]["steps"]["value"] == pytest.approx(ratio)
     assert rows["plain", "outer"]["seconds_a_step"] == pytest.approx(2)
     assert rows["plain", "outer"]["seconds_where_dear"] == pytest.approx([2 * 2 / 7])
-    assert "| plain | outer | 0.286 [0.286, 0.286] |" in capsys.readouterr().out
+    assert "| plain | outer | 0.286 [0.286, 0.286] |" in (said := capsys.readouterr().out)
+    also = ["table", "--also", str(tmp_path / "table.json")]
+    monkeypatch.setattr(sys, "argv", [*command[:4], str(tmp_path / "nothing"), *also])
+    savings.main()
+    assert capsys.readouterr().out in said  # what was kept is all that a table needs
 
     ran.clear()
     (tmp_path / "manifest.toml").write_text(MANIFEST.replace("seeds = 5", "seeds = 0"))
@@ -192,20 +197,29 @@ def test_pictures_show_geometric_means_with_students_intervals(
 ) -> None:
     """The interval is that of scipy's t-test of the logarithms."""
     picture = study("savings_picture", monkeypatch)
-    ratios = [0.5, 2.0, 0.8]
-    row = {"environments": ["x", "y", "z"], "steps": {"by_environment": [{"value": ratio} for ratio in ratios]}}
-    rows = [row | {"arm": arm, "beside": beside} for arm in ("reuse", "no such arm") for beside in ("plain", "outer")]
-    (tmp_path / "table.json").write_text(json.dumps({"rows": rows}))
-    assert picture.ratios_of({"rows": rows}, "plain") == {"reuse": {"x": 0.5, "y": 2.0, "z": 0.8}}
-    found = picture.over(ratios)
-    low, high = np.exp(stats.ttest_1samp(np.log(ratios), 0).confidence_interval())
-    assert found["value"] == pytest.approx(stats.gmean(ratios)) and found["ci"] == pytest.approx([low, high])
+    ratios = {"x": 0.5, "y": 2.0, "z": 0.8}
+
+    def arm(steps: float) -> dict:
+        measures = {"steps to 90%": {"by_seed": [steps] * 4}, "final return": {"by_seed": [1.0] * 4}}
+        return {"config": {"hidden_sizes": [8]}, "iterations": 3, "seconds": 1.0, "overhead": 0.0, **measures}
+
+    every = [
+        {"env_id": name, "seeds": [1, 2, 3, 4], "steps_per_iteration": 64, "gain": 1.0, "thresholds": {},
+         "best": {"plain": "plain", "reuse": "again", "no such arm": "again"}, "hindsight": {},
+         "arms": {"plain": arm(100), "again": arm(100 * ratio)}}
+        for name, ratio in ratios.items()
+    ]  # fmt: skip
+    (tmp_path / "table.json").write_text(json.dumps({"environments": every}))
+    found = picture.over(list(ratios.values()))
+    mean = stats.gmean(list(ratios.values()))
+    low, high = np.exp(stats.ttest_1samp(np.log(list(ratios.values())), 0).confidence_interval())
+    assert found["value"] == pytest.approx(mean) and found["ci"] == pytest.approx([low, high])
     monkeypatch.setattr(sys, "argv", ["picture", str(tmp_path / "table.json"), "--out", str(tmp_path)])
     picture.main()
-    assert f"rivals: reuse ÷ outer: {stats.gmean(ratios):.2f} [{low:.2f}, {high:.2f}], 3 environments" in (
-        capsys.readouterr().out
-    )
-    assert (tmp_path / "tuned.png").stat().st_size > 5000 and not (tmp_path / "steps.png").exists()
+    said = capsys.readouterr().out
+    assert f"tuned: reuse ÷ plain: {mean:.2f} [{low:.2f}, {high:.2f}], 3 environments" in said
+    assert "no such arm" not in said and "rivals" not in said  # there is no Outer-PPO to be held against
+    assert (tmp_path / "tuned.png").stat().st_size > 5000 and not (tmp_path / "rivals.png").exists()
 
 
 def test_proposals_are_judged_and_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
