@@ -11,7 +11,7 @@ iteration these directions are kept, the policy's network alone, scaled to lengt
     update        the one just done
     context       the forecast two iterations ahead
     context 20    twenty ahead, as jumps take it
-    both          update and context 20 added up, as a run with jumps goes
+    both          update and context 20 added up, as if each iteration jumped as far as its update
     futures       the mean of four futures two iterations ahead, the direction of `oracle.py`
 
 Two things are reported. `alike`: the mean cosine of two of a kind that are k iterations apart. `sums`: every few
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from evidence import mean_and_error
 from oracle import futures_of
-from worth import AHEAD, ENVIRONMENTS, MEANT
+from worth import AHEAD, ENVIRONMENTS, MEANT, panels
 
 from tipl.acceleration.arms import Arm
 from tipl.collection.branches import branch_seeds
@@ -130,31 +130,16 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """A panel for each environment: the cosine of a sum by how many directions it has."""
-    import matplotlib.pyplot as plt
 
-    names = list(dict.fromkeys(row["env_id"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(2.3 * len(names), 2.6), squeeze=False, sharey=True)
-    for axis, env_id in zip(axes[0], names, strict=True):
-        for row in (row for row in rows if row["env_id"] == env_id):
-            mean, error = np.array(row["sums"]).T
-            name = row["direction"]
-            axis.errorbar(
-                row["apart"], mean, error, fmt="o-", markersize=3, linewidth=1, color=COLORS[name], label=name
-            )
+    def fill(axis: Any, row: dict[str, Any]) -> None:
+        (mean, error), name = np.array(row["sums"]).T, row["direction"]
+        axis.errorbar(row["apart"], mean, error, fmt="o-", markersize=3, linewidth=1, color=COLORS[name], label=name)
         axis.set_xscale("log")
-        axis.set_xticks(rows[0]["apart"], [str(k) for k in rows[0]["apart"]])
+        axis.set_xticks(row["apart"], [str(k) for k in row["apart"]])
         axis.minorticks_off()
-        axis.axhline(0, color="#555", linewidth=0.8)
-        axis.set_title(env_id, fontsize=8, loc="left")
-        axis.tick_params(labelsize=7)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("cosine with where\ncopies go on average", fontsize=8)
-    figure.supxlabel("iterations whose directions are added up", fontsize=8, y=0.16)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=len(DIRECTIONS), frameon=False, fontsize=8,
-                  loc="lower center")  # fmt: skip
-    figure.tight_layout(rect=(0, 0.12, 1, 1))
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+
+    across, up = "iterations whose directions are added up", "cosine with where\ncopies go on average"
+    panels(rows, fill, across, up, file, same_y=True)
 
 
 def main() -> None:

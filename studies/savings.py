@@ -289,9 +289,7 @@ def main() -> None:
         files = [place.out / "judgment.json" for place in places]
         here = [kept(json.loads(file.read_text())) for file in files if file.exists()]
         others = json.loads(asked.also.read_text())["environments"] if asked.also else []
-        every = list(
-            ({environment(each): each for each in others} | {environment(each): each for each in here}).values()
-        )
+        every = [*{environment(each): each for each in (*others, *here)}.values()]  # what is here counts
         show(table(every))
         if asked.json:
             asked.json.write_text(json.dumps({"environments": shortened(every)}) + "\n")

@@ -23,7 +23,7 @@ Shapes: D directions, R futures, T snapshots, P weights.
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,24 +125,35 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """A panel for each environment: gain by cosine."""
+
+    def fill(axis: Any, row: dict[str, Any]) -> None:
+        (x, dx), (y, dy), name = row["cosine"], row["gain"], row["direction"]
+        axis.errorbar(x, y, dy, dx, fmt="o", markersize=4, linewidth=1, color=COLORS[name], label=name)
+        axis.locator_params(nbins=4)
+
+    panels(rows, fill, "cosine with the mean of the run's futures", "gain in return of one jump", file)
+
+
+def panels(
+    rows: Sequence[dict[str, Any]], fill: Callable[[Any, dict[str, Any]], None], x: str, y: str, file: Path,
+    same_y: bool = False,
+) -> None:  # fmt: skip
+    """A panel for each environment of the rows, and one legend. `fill` draws a row to an axis."""
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(row["env_id"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(2.3 * len(names), 2.6), squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(2.3 * len(names), 2.6), squeeze=False, sharey=same_y)
     for axis, name in zip(axes[0], names, strict=True):
         for row in (row for row in rows if row["env_id"] == name):
-            (x, dx), (y, dy) = row["cosine"], row["gain"]
-            color = COLORS[row["direction"]]
-            axis.errorbar(x, y, dy, dx, fmt="o", markersize=4, linewidth=1, color=color, label=row["direction"])
+            fill(axis, row)
         axis.axhline(0, color="#555", linewidth=0.8)
         axis.set_title(name, fontsize=8, loc="left")
         axis.tick_params(labelsize=7)
-        axis.locator_params(nbins=4)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("gain in return of one jump", fontsize=8)
-    figure.supxlabel("cosine with the mean of the run's futures", fontsize=8, y=0.16)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=len(DIRECTIONS), frameon=False, fontsize=8,
-                  loc="lower center")  # fmt: skip
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0, 0].set_ylabel(y, fontsize=8)
+    figure.supxlabel(x, fontsize=8, y=0.16)
+    figure.legend(handles, labels, ncols=len(labels), frameon=False, fontsize=8, loc="lower center")
     figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(file, dpi=110)
     plt.close(figure)
