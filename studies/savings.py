@@ -17,6 +17,7 @@ those of `judge`. A try that diverges is out: in tuning it is not chosen; an arm
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from oracle import oracle
+from scipy import stats
 
 from tipl.acceleration.arms import Arm, run_arms
 from tipl.acceleration.compare import compare, measures, thresholds
@@ -39,6 +41,7 @@ from tipl.reporting.across import environment, paired
 
 MANIFEST = Path(__file__).with_name("savings.toml")
 MEASURE, RETURN = "steps to 90%", "final return"
+SAME_RATE = "plain, same rate"
 DEAR = 50e-6  # seconds of a step from which the saving in seconds is told
 Runs = dict[str, dict[str, np.ndarray]]
 
@@ -163,6 +166,12 @@ def rows_of(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[str 
             yield f"{arm}, best in hindsight", [fewest(each, each["hindsight"].get(arm, ())) for each in found]
 
 
+def plain_at_rate_of(name: str | None, found: Mapping[str, Any]) -> str | None:
+    """The try of plain PPO with the learning rate of this one, where it was judged."""
+    plain = f"plain, {(name or '').rpartition(', ')[2]}"
+    return plain if plain in found["arms"] and plain != name else None
+
+
 def fewest(found: Mapping[str, Any], names: Sequence[str]) -> str | None:
     """Which of these arms takes the fewest steps in an environment."""
     return min(names, key=lambda name: np.mean(found["arms"][name][MEASURE]["by_seed"]), default=None)
@@ -183,10 +192,9 @@ def kept(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(every: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every arm beside plain PPO at its default rate, and beside plain PPO and its strongest rivals as they were chosen
-    and in hindsight, over the environments that have both: ratio of steps, difference of final returns in units of
-    plain PPO's gain, ratio of seconds a step; and of seconds to 90% in each environment whose steps are dear. Where
-    plain PPO learns nothing there is no gain to reach: such an environment is named and left out.
+    """Every arm beside plain PPO at its default rate, beside plain PPO at the arm's own rate, and beside plain PPO and
+    its strongest rivals as they were chosen and in hindsight. Where plain PPO learns nothing there is no gain to reach:
+    such an environment is named and left out.
 
     Args:
         every: what `kept` returns, of each environment.
@@ -196,28 +204,45 @@ def table(every: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if each not in found:
             print(f"left out: {environment(each)}, where plain PPO gains {each['gain']:.3g}")
     rows = dict(rows_of(found))
-    references = {"plain, default rate": [next(iter(each["arms"])) for each in found]}
+    references = {"plain, default rate": [next(iter(each["arms"])) for each in found], SAME_RATE: []}
     references |= {name: rows[name] for name in rows if name.startswith(("plain", "outer", "reuse", "adaptive"))}
     made = []
-    for reference, theirs in references.items():
-        for arm, mine in rows.items():
-            both = [i for i in range(len(found)) if mine[i] and theirs[i]]
-            if arm == reference or not both:
-                continue
-            some = [found[i] for i in both]
-            pairs = [(found[i]["arms"][mine[i]], found[i]["arms"][theirs[i]]) for i in both]
-            seeds = min(len(each["seeds"]) for each in some)
-            steps, final = (paired(measure, pairs, some, seeds) for measure in (MEASURE, RETURN))
-            dear = [seconds_of(one, each) >= DEAR for each, (_, one) in zip(some, pairs, strict=True)]
-            cost = [a["seconds"] / b["seconds"] for a, b in pairs]
-            ratios = [one["value"] for one in steps["by_environment"]]
-            made.append({
-                "beside": reference, "arm": arm, "steps": steps, "final": final,
-                "seconds_a_step": float(np.exp(np.log(cost).mean())),
-                "seconds_where_dear": [r * c for r, c, so in zip(ratios, cost, dear, strict=True) if so and r],
-                "environments": [environment(each) for each in some],
-            })  # fmt: skip
+    for (reference, theirs), (arm, mine) in itertools.product(references.items(), rows.items()):
+        if reference == SAME_RATE:
+            theirs = [plain_at_rate_of(name, each) for name, each in zip(mine, found, strict=True)]
+        both = [(each, a, b) for each, a, b in zip(found, mine, theirs, strict=True) if a and b]
+        if arm != reference and both:
+            made.append({"beside": reference, "arm": arm} | row_of(both))
     return made
+
+
+def row_of(both: Sequence[tuple[Mapping[str, Any], str, str]]) -> dict[str, Any]:
+    """One arm beside another, by their names in each environment that has both: ratio of steps, difference of final
+    returns in units of plain PPO's gain, ratio of seconds a step; and of seconds to 90% in each environment whose steps
+    are dear."""
+    found = [each for each, *_ in both]
+    pairs = [(each["arms"][mine], each["arms"][theirs]) for each, mine, theirs in both]
+    seeds = min(len(each["seeds"]) for each in found)
+    steps, final = (paired(measure, pairs, found, seeds) for measure in (MEASURE, RETURN))
+    dear = [seconds_of(one, each) >= DEAR for each, (_, one) in zip(found, pairs, strict=True)]
+    cost = [a["seconds"] / b["seconds"] for a, b in pairs]
+    ratios = [one["value"] for one in steps["by_environment"]]
+    return {
+        "steps": steps, "over_environments": over(ratios), "final": final,
+        "seconds_a_step": float(np.exp(np.log(cost).mean())),
+        "seconds_where_dear": [r * c for r, c, so in zip(ratios, cost, dear, strict=True) if so],
+        "environments": [environment(each) for each in found],
+    }  # fmt: skip
+
+
+def over(ratios: Sequence[float]) -> dict[str, Any]:
+    """The geometric mean over environments; its 95% interval by Student's t where there are three or more."""
+    logs = np.log(ratios)
+    if len(logs) < 3:
+        return {"value": float(np.exp(logs.mean())), "ci": None}
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
+    value, low, high = np.exp(logs.mean() + half * np.array([0, -1, 1]))
+    return {"value": float(value), "ci": [float(low), float(high)]}
 
 
 def shortened(found: Any) -> Any:
@@ -235,14 +260,14 @@ def seconds_of(entry: Mapping[str, Any], found: Mapping[str, Any]) -> float:
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    print(
-        "| beside | arm | steps to 90% | final return | seconds a step | saved in seconds, dear steps | environments |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    print("| beside | arm | steps to 90% | over environments | final return | seconds a step | saved in seconds, "
+          "dear steps | environments |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         dear = f"{np.mean(row['seconds_where_dear']):.3f}" if row["seconds_where_dear"] else ""
-        print(f"| {row['beside']} | {row['arm']} | {_text(row['steps'])} | {_text(row['final'])} "
-              f"| {row['seconds_a_step']:.2f} | {dear} | {len(row['environments'])} |")  # fmt: skip
+        figures = " | ".join(_text(row[name]) for name in ("steps", "over_environments", "final"))
+        print(f"| {row['beside']} | {row['arm']} | {figures} | {row['seconds_a_step']:.2f} | {dear} "
+              f"| {len(row['environments'])} |")  # fmt: skip
 
 
 def _text(one: Mapping[str, Any]) -> str:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from savings import table
-from scipy import stats
+from savings import over, table
 
 LABELS = {
     "plain": "plain PPO",
@@ -61,14 +60,6 @@ def ratios_of(rows: Sequence[Mapping[str, Any]], reference: str) -> dict[str, di
     }
 
 
-def over(ratios: Sequence[float]) -> dict[str, Any]:
-    """The geometric mean, and its interval if there are three environments or more."""
-    logs = np.log(ratios)
-    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)) if len(logs) > 2 else np.nan
-    value, low, high = np.exp(logs.mean() + half * np.array([0, -1, 1])) if len(logs) > 2 else [np.exp(logs.mean())] * 3
-    return {"value": float(value), "ci": [float(low), float(high)]}
-
-
 def draw(question: Question, found: Mapping[str, Mapping[str, float]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
@@ -80,7 +71,7 @@ def draw(question: Question, found: Mapping[str, Mapping[str, float]], file: Pat
                      color=plt.get_cmap("tab10")(number), label=name.removesuffix(" 64-64"), zorder=3)  # fmt: skip
     for row, (arm, by) in enumerate(found.items()):
         mean = over(list(by.values()))
-        low, high = mean["ci"]
+        low, high = mean["ci"] or [mean["value"]] * 2
         print(f"{question.file}: {arm} ÷ {question.reference}: {mean['value']:.2f} [{low:.2f}, {high:.2f}], "
               f"{len(by)} environments")  # fmt: skip
         axis.plot([low, high], [row + 0.16] * 2, color="#333", linewidth=1.2)

@@ -94,14 +94,16 @@ def test_what_is_chosen_and_what_is_said(
     for (beside, arm), ratio in {
         ("plain, default rate", "plain"): 7 / 10,
         ("plain, default rate", "plain, best in hindsight"): 3 / 10,
+        ("plain, same rate", "outer"): 2 / 10,  # plain PPO was chosen at another rate
         ("plain", "outer"): 2 / 7,
         ("plain, best in hindsight", "outer"): 2 / 3,
         ("outer", "oracle"): 1,
     }.items():
         assert rows[beside, arm]["steps"]["value"] == pytest.approx(ratio)
+    assert ("plain, same rate", "plain") not in rows
     assert rows["plain", "outer"]["seconds_a_step"] == pytest.approx(2)
     assert rows["plain", "outer"]["seconds_where_dear"] == pytest.approx([2 * 2 / 7])
-    assert "| plain | outer | 0.286 [0.286, 0.286] |" in (said := capsys.readouterr().out)
+    assert "| plain | outer | 0.286 [0.286, 0.286] | 0.286 |" in (said := capsys.readouterr().out)
     also = ["table", "--also", str(tmp_path / "table.json")]
     monkeypatch.setattr(sys, "argv", [*command[:4], str(tmp_path / "nothing"), *also])
     savings.main()
