@@ -18,27 +18,23 @@ Two things are reported. `alike`: the mean cosine of two of a kind that are k it
 iterations, the cosine of the sum of k of a kind, those of this iteration and of the k − 1 after it, with the mean
 displacement of twelve other futures over k iterations. All kinds know the same batches at each iteration; only
 `futures` are made of eight more. Errors that are made anew each time cancel in the sum, those that are kept do not.
-What is done already is not run again.
 
 Shapes: D directions, I iterations, K of `APART`, P weights.
 """
 
-import argparse
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evidence import mean_and_error
+from measuring import Rows, mean_and_error, panels, run
 from oracle import futures_of
-from worth import AHEAD, ENVIRONMENTS, MEANT, panels
+from worth import AHEAD, ENVIRONMENTS, MEANT
 
 from tipl.acceleration.arms import Arm
 from tipl.collection.branches import branch_seeds
 from tipl.collection.settings import default_config
-from tipl.files import write_json
 from tipl.forecasting.named import load_forecaster
 from tipl.rl.context import Memory
 from tipl.rl.policies import network_size
@@ -102,23 +98,22 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)
 
 
-def report(files: Sequence[Path]) -> list[dict[str, Any]]:
+def report(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return by environment and direction, for each k: `alike`, the mean over runs; `sums`, and `lead`, what they are
     above those of `update` in the same states, each as mean and standard error, as if states were independent."""
     rows = []
-    for file in files:
-        runs = json.loads(file.read_text())["runs"]
+    for env_id, runs in measured.items():
         alike_DK = np.mean([run["alike"] for run in runs], axis=0)
         sums_SDK = np.array([state for run in runs for state in run["sums"].values()])
         lead_SDK = sums_SDK - sums_SDK[:, :1]
         for d, direction in enumerate(DIRECTIONS):
-            row = {"env_id": file.stem, "direction": direction, "states": len(sums_SDK), "apart": APART}
+            row = {"env_id": env_id, "direction": direction, "states": len(sums_SDK), "apart": APART}
             row |= {"alike": alike_DK[d].tolist(), "sums": [mean_and_error(each) for each in sums_SDK[:, d].T]}
             rows.append(row | {"lead": [mean_and_error(each) for each in lead_SDK[:, d].T]})
     return rows
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
+def show(rows: Rows) -> None:
     columns = [f"{what} {k}" for what in ("alike", "sum", "above update") for k in APART]
     print(f"| environment | direction | {' | '.join(columns)} |")
     print("|---|---|" + "---|" * len(columns))
@@ -128,7 +123,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         print(f"| {row['env_id']} | {row['direction']} | {' | '.join(said)} |")
 
 
-def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(rows: Rows, file: Path) -> None:
     """A panel for each environment: the cosine of a sum by how many directions it has."""
 
     def fill(axis: Any, row: dict[str, Any]) -> None:
@@ -143,30 +138,7 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "report"))
-    parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--environments", nargs="+", default=ENVIRONMENTS, metavar="NAME")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1101, 1102], metavar="N")
-    parser.add_argument("--iterations", type=int, default=72, metavar="N")
-    parser.add_argument("--every", type=int, default=12, metavar="N", help="iterations between two states")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--picture", type=Path, metavar="FILE")
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    if asked.what == "measure":
-        for env_id in asked.environments:
-            settings = {name: getattr(asked, name) for name in ("seeds", "iterations", "every")}
-            if not (asked.out / f"{env_id}.json").exists():
-                print(env_id, flush=True)
-                write_json(asked.out / f"{env_id}.json", settings | {"runs": measured(env_id, **settings)})
-        return
-    rows = report(sorted(asked.out.glob("*.json")))
-    show(rows)
-    if asked.json:
-        write_json(asked.json, {"rows": rows})
-    if asked.picture:
-        draw(rows, asked.picture)
+    run(__doc__, measured, report, show, draw, environments=ENVIRONMENTS, iterations=72, every=12)
 
 
 if __name__ == "__main__":

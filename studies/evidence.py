@@ -7,31 +7,29 @@ In: nothing; Outer-PPO is run, and does not jump.  Out: OUT/ENVIRONMENT.json and
 
 After every iteration `context` proposes a jump, which is not taken. The next batch, which had no part in it, judges it
 by the advantages that PPO learns from (λ of 0.95) and by those with λ = 1. Every few iterations both policies are run
-for whole episodes with the same seeds: what the proposal does to the return. What is done already is not run again.
+for whole episodes with the same seeds: what the proposal does to the return.
 """
 
-import argparse
 import dataclasses
 import functools
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from measuring import Rows, mean_and_error, run
 
 from tipl.acceleration.arms import Arm, _jumpers
 from tipl.acceleration.judging import batch_judge, outcome_judge
 from tipl.collection.settings import default_config
 from tipl.config.env_spec import env_id_in
 from tipl.config.jumps import jumps_of
-from tipl.files import write_json
 from tipl.rl.context import Memory
 from tipl.rl.returns import Policies, policy_returns
 from tipl.rl.trial_batch import TrialBatch
 
 KIND = "outer:sigma=1.5+context"
 BY = "gae", "outcomes"
+ENVIRONMENTS = "Pusher-v4", "HalfCheetah-v4"
 
 
 def measured(env_id: str, seeds: Sequence[int], iterations: int, every: int, episodes: int) -> list[dict[str, Any]]:
@@ -79,23 +77,18 @@ def returns_of(batch: TrialBatch, n: int, weights_DP: np.ndarray, episodes: int,
     )  # fmt: skip
 
 
-def report(files: Sequence[Path]) -> list[dict[str, Any]]:
+def report(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """By environment: the mean gain of a proposal by each kind of advantages, in standard errors of one batch, and the
     mean of the true one in units of the return; each with the standard error of the mean."""
     rows = []
-    for file in files:
-        every = json.loads(file.read_text())["proposals"]
+    for env_id, every in measured.items():
         true = np.array([row["return"] for row in every if "return" in row])
         said = {by: mean_and_error(np.array([row[by] for row in every])) for by in BY}
-        rows.append({"env_id": file.stem, "proposals": len(every), **said, "return": mean_and_error(true)})
+        rows.append({"env_id": env_id, "proposals": len(every), **said, "return": mean_and_error(true)})
     return rows
 
 
-def mean_and_error(values: np.ndarray) -> list[float]:
-    return [float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))]
-
-
-def show(rows: Sequence[dict[str, Any]]) -> None:
+def show(rows: Rows) -> None:
     print("| environment | proposals | by PPO's advantages | by λ = 1 | true gain in return |")
     print("|---|---|---|---|---|")
     for row in rows:
@@ -104,28 +97,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "report"))
-    parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--environments", nargs="+", default=["Pusher-v4", "HalfCheetah-v4"], metavar="NAME")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1101, 1102], metavar="N")
-    parser.add_argument("--iterations", type=int, default=45, metavar="N")
-    parser.add_argument("--every", type=int, default=4, metavar="N", help="iterations between two true returns")
-    parser.add_argument("--episodes", type=int, default=64, metavar="N", help="of a true return")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    if asked.what == "measure":
-        for env_id in asked.environments:
-            settings = {name: getattr(asked, name) for name in ("seeds", "iterations", "every", "episodes")}
-            if not (asked.out / f"{env_id}.json").exists():
-                print(env_id, flush=True)
-                write_json(asked.out / f"{env_id}.json", settings | {"proposals": measured(env_id, **settings)})
-        return
-    rows = report(sorted(asked.out.glob("*.json")))
-    show(rows)
-    if asked.json:
-        write_json(asked.json, {"rows": rows})
+    run(__doc__, measured, report, show, environments=ENVIRONMENTS, iterations=45, every=4, episodes=64)
 
 
 if __name__ == "__main__":

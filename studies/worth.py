@@ -20,15 +20,14 @@ not run again.
 Shapes: D directions, R futures, T snapshots, P weights.
 """
 
-import argparse
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evidence import mean_and_error, returns_of
+from evidence import returns_of
+from measuring import Rows, mean_and_error, panels, run
 from oracle import futures_of
 
 from tipl.acceleration.arms import Arm
@@ -36,7 +35,6 @@ from tipl.acceleration.evidence import Judge
 from tipl.acceleration.judging import batch_judge
 from tipl.collection.branches import branch_seeds
 from tipl.collection.settings import default_config
-from tipl.files import write_json
 from tipl.forecasting.named import load_forecaster
 from tipl.rl.context import Memory
 from tipl.rl.policies import network_size
@@ -101,21 +99,20 @@ def scale_to(judge: Judge, now_P: np.ndarray, way_P: np.ndarray, kl: float) -> f
     return scale
 
 
-def report(files: Sequence[Path]) -> list[dict[str, Any]]:
+def report(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """By environment and direction the mean gain, what it is above that of `update` in the same states, and the mean
     cosine, each with the standard error of the mean."""
     rows = []
-    for file in files:
-        every = json.loads(file.read_text())["states"]
+    for env_id, every in measured.items():
         gain_SD, cosine_SD = (np.array([row[what] for row in every]) for what in ("gain", "cosine"))
         of = {"gain": gain_SD, "above_update": gain_SD - gain_SD[:, :1], "cosine": cosine_SD}
         for d, direction in enumerate(DIRECTIONS):
             said = {what: mean_and_error(values_SD[:, d]) for what, values_SD in of.items()}
-            rows.append({"env_id": file.stem, "states": len(every), "direction": direction, **said})
+            rows.append({"env_id": env_id, "states": len(every), "direction": direction, **said})
     return rows
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
+def show(rows: Rows) -> None:
     print("| environment | direction | gain in return | above `update` | cosine | states |")
     print("|---|---|---|---|---|---|")
     for row in rows:
@@ -123,7 +120,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         print(f"| {row['env_id']} | {row['direction']} | {said} | {row['states']} |")
 
 
-def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(rows: Rows, file: Path) -> None:
     """A panel for each environment: gain by cosine."""
 
     def fill(axis: Any, row: dict[str, Any]) -> None:
@@ -134,57 +131,8 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     panels(rows, fill, "cosine with the mean of the run's futures", "gain in return of one jump", file)
 
 
-def panels(
-    rows: Sequence[dict[str, Any]], fill: Callable[[Any, dict[str, Any]], None], x: str, y: str, file: Path,
-    same_y: bool = False,
-) -> None:  # fmt: skip
-    """A panel for each environment of the rows, and one legend. `fill` draws a row to an axis."""
-    import matplotlib.pyplot as plt
-
-    names = list(dict.fromkeys(row["env_id"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(2.3 * len(names), 2.6), squeeze=False, sharey=same_y)
-    for axis, name in zip(axes[0], names, strict=True):
-        for row in (row for row in rows if row["env_id"] == name):
-            fill(axis, row)
-        axis.axhline(0, color="#555", linewidth=0.8)
-        axis.set_title(name, fontsize=8, loc="left")
-        axis.tick_params(labelsize=7)
-        axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    axes[0, 0].set_ylabel(y, fontsize=8)
-    figure.supxlabel(x, fontsize=8, y=0.16)
-    figure.legend(handles, labels, ncols=len(labels), frameon=False, fontsize=8, loc="lower center")
-    figure.tight_layout(rect=(0, 0.12, 1, 1))
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "report"))
-    parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--environments", nargs="+", default=ENVIRONMENTS, metavar="NAME")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1101, 1102], metavar="N")
-    parser.add_argument("--iterations", type=int, default=48, metavar="N")
-    parser.add_argument("--every", type=int, default=6, metavar="N", help="iterations between two states")
-    parser.add_argument("--episodes", type=int, default=64, metavar="N")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--picture", type=Path, metavar="FILE")
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    if asked.what == "measure":
-        for env_id in asked.environments:
-            settings = {name: getattr(asked, name) for name in ("seeds", "iterations", "every", "episodes")}
-            if not (asked.out / f"{env_id}.json").exists():
-                print(env_id, flush=True)
-                write_json(asked.out / f"{env_id}.json", settings | {"states": measured(env_id, **settings)})
-        return
-    rows = report(sorted(asked.out.glob("*.json")))
-    show(rows)
-    if asked.json:
-        write_json(asked.json, {"rows": rows})
-    if asked.picture:
-        draw(rows, asked.picture)
+    run(__doc__, measured, report, show, draw, environments=ENVIRONMENTS, iterations=48, every=6, episodes=64)
 
 
 if __name__ == "__main__":

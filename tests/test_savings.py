@@ -225,7 +225,7 @@ def test_pictures_show_geometric_means_with_students_intervals(
     assert (tmp_path / "tuned.png").stat().st_size > 5000 and not (tmp_path / "rivals.png").exists()
 
 
-def test_proposals_are_judged_and_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proposals_are_judged_and_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is Outer-PPO's own, weight by weight: what a proposal does to the return is seen from its policies."""
     evidence = study("evidence", monkeypatch)
     weights: list[np.ndarray] = []
@@ -245,8 +245,7 @@ def test_proposals_are_judged_and_not_taken(tmp_path: Path, monkeypatch: pytest.
     for row, seen in zip(found, weights, strict=True):
         np.testing.assert_array_equal(seen, before[row["iteration"] - 1])
         assert row["return"] == 2 and row["error"] == pytest.approx(1)
-    (tmp_path / "CartPole-v1.json").write_text(json.dumps({"proposals": found}))
-    (said,) = evidence.report([tmp_path / "CartPole-v1.json"])
+    (said,) = evidence.report({"CartPole-v1": found})
     assert said["proposals"] == len(found) >= 2 and said["return"] == [2, 0]
     expected = [row["outcomes"] for row in found]
     assert said["outcomes"] == pytest.approx([np.mean(expected), stats.sem(expected)])
@@ -324,11 +323,11 @@ def test_sums_of_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         expected = [cosine(np.sum(steps[3 : 3 + k], axis=0), others[k * count - 1]) for k in (1, 3)]
         np.testing.assert_allclose(run["sums"][4][d], expected, atol=1e-5)
 
-    (tmp_path / "CartPole-v1.json").write_text(json.dumps({"runs": [run]}))
+    (tmp_path / "CartPole-v1.json").write_text(json.dumps({"measured": [run]}))
     monkeypatch.setattr(sys, "argv", ["coherence", "report", str(tmp_path), "--picture", str(tmp_path / "sums.png")])
     coherence.main()
     assert (tmp_path / "sums.png").stat().st_size > 5000
-    both = coherence.report([tmp_path / "CartPole-v1.json"])[3]
+    both = coherence.report({"CartPole-v1": [run]})[3]
     lead = [run["sums"][at][3][1] - run["sums"][at][0][1] for at in (2, 4)]
     assert both["direction"] == "both" and both["lead"][1] == pytest.approx([np.mean(lead), stats.sem(lead)])
 
@@ -344,11 +343,11 @@ def test_the_table_of_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     common = rng.normal(size=states)
     gain = common[:, None] + np.arange(5.0) + 1e-3 * rng.normal(size=(states, 5))
     rows = [{"gain": list(g), "cosine": list(c)} for g, c in zip(gain, rng.random((states, 5)), strict=True)]
-    (tmp_path / "CartPole-v1.json").write_text(json.dumps({"states": rows}))
+    (tmp_path / "CartPole-v1.json").write_text(json.dumps({"measured": rows}))
     monkeypatch.setattr(sys, "argv", ["worth", "report", str(tmp_path), "--picture", str(tmp_path / "worth.png")])
     worth.main()
     assert (tmp_path / "worth.png").stat().st_size > 5000
-    future = worth.report([tmp_path / "CartPole-v1.json"])[3]
+    future = worth.report({"CartPole-v1": rows})[3]
     assert future["direction"] == "one future" and future["states"] == states
     assert future["gain"] == pytest.approx([gain[:, 3].mean(), stats.sem(gain[:, 3])])
     assert future["above_update"] == pytest.approx([3, 0], abs=0.01)
