@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from measuring import Rows, mean_and_error, run
 
-from tipl.acceleration.arms import Arm, _jumpers
+from tipl.acceleration.arms import Arm, jumpers_of
 from tipl.acceleration.judging import batch_judge, outcome_judge
 from tipl.collection.settings import default_config
 from tipl.config.env_spec import env_id_in
@@ -39,7 +39,7 @@ def measured(env_id: str, seeds: Sequence[int], iterations: int, every: int, epi
     jump = dataclasses.replace(jumps_of(KIND), every=1, max_of_update=0.25, evidence=False)
     arm = Arm(dataclasses.replace(config, hidden_sizes=(64, 64), total_steps=200_000), KIND, jump)
     batch = arm.batch(seeds)
-    jumpers, memories = _jumpers(arm, batch), [Memory() for _ in seeds]
+    jumpers, memories = jumpers_of(arm, batch), [Memory() for _ in seeds]
     told = np.zeros_like(batch.policies)  # how far each jumper believes to have jumped
     proposals: list[np.ndarray | None] = [None] * len(seeds)
     found = []

@@ -90,8 +90,8 @@ def _try(task: tuple[Path, list[Autoregression]]) -> list[np.ndarray]:
     trials, products = [store.trial(seed) for seed in store.seeds], baselines.PathProducts()
     sums = [autoregressions, [baselines.damped_line(*line) for line in LINES]]
     tried = [[baselines.PrefixLine(*each, products) for each in PREFIXES], [baselines.DMD(*each) for each in MODES]]
-    found = [baselines._skills(sums, trials, HORIZONS),
-             baselines._skills_by_trying(tried, trials, HORIZONS, lambda steps, note: None)]  # fmt: skip
+    found = [baselines.skills(sums, trials, HORIZONS),
+             baselines.skills_by_trying(tried, trials, HORIZONS, lambda steps, note: None)]  # fmt: skip
     return [*np.split(found[0], [len(autoregressions)]), *np.split(found[1], [len(PREFIXES)])]
 
 

@@ -33,7 +33,7 @@ from tipl import CollectConfig, Store, create_store
 from tipl.collection.collect import COMMIT_SECONDS, run_stack
 from tipl.collection.runs import tasks_of
 from tipl.config.execution import dealt
-from tipl.remote.objects import _client
+from tipl.remote.objects import client
 from tipl.rl.trial_batch import Iteration
 from tipl.store.root import Root
 from tipl.store.write import TrialWriter
@@ -74,7 +74,7 @@ def one_trial(place: Path | str) -> dict[str, Any]:
 
     there = isinstance(place, str)
     if there:
-        _client().meta.events.register("before-call.s3", asked)
+        client().meta.events.register("before-call.s3", asked)
     else:
         os.replace = counted  # type: ignore[assignment]
     TrialWriter.commit = committed  # type: ignore[method-assign]

@@ -33,7 +33,7 @@ def tried(env_id: str) -> dict[str, Any]:
     from tipl.rl import envs
     from tipl.rl.trial_batch import TrialBatch
 
-    envs._TRIED_EPISODES, envs._TRIED_STEPS = 1, 64  # whether steps draw is asked of 1,600 environments here
+    envs.TRIED_EPISODES, envs.TRIED_STEPS = 1, 64  # whether steps draw is asked of 1,600 environments here
     try:
         found = default_config(env_id, "envpool")
         kind = DiscretePPOConfig if isinstance(found.ppo, DiscretePPOConfig) else PPOConfig

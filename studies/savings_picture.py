@@ -68,7 +68,8 @@ def draw(question: Question, found: Mapping[str, Mapping[str, float]], file: Pat
     for number, name in enumerate(environments):
         rows = [row for row, by in enumerate(found.values()) if name in by]
         axis.scatter([found[arm][name] for arm in np.array(list(found))[rows]], np.array(rows) - 0.16, s=16,
-                     color=plt.get_cmap("tab10")(number), label=name.removesuffix(" 64-64"), zorder=3)  # fmt: skip
+                     marker="os^"[number // 10], color=plt.get_cmap("tab10")(number % 10),
+                     label=name.removesuffix(" 64-64"), zorder=3)  # fmt: skip
     for row, (arm, by) in enumerate(found.items()):
         mean = over(list(by.values()))
         low, high = mean["ci"] or [mean["value"]] * 2

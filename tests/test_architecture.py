@@ -26,6 +26,7 @@ from tipl.representation import Codes
 
 SOURCE = Path(tipl.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
+ROOT = Path(__file__).parents[1]
 
 # A folder, or a module beside the folders, imports only from those that stand above it.
 ORDER = [
@@ -114,6 +115,42 @@ def test_a_module_opens_with_what_it_is_and_what_flows_in_and_out(file: Path):
     docstring = ast.get_docstring(ast.parse(file.read_text()))
     assert docstring is not None
     assert re.match(r"\S.*\.\n\nIn: \S(.|\n)*?\sOut: \S", docstring), docstring
+
+
+@pytest.mark.parametrize("folder", ["src", "studies", "examples"])
+def test_a_private_name_stays_in_its_module(folder: str):
+    found = {file.name: names for file in (ROOT / folder).rglob("*.py") if (names := private_names(file.read_text()))}
+    assert not found
+
+
+def private_names(source: str) -> set[str]:
+    """Names with an underscore in front that a module takes from another one of the package."""
+    tree, modules, found = ast.parse(source), {"tipl"}, set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module=str(module), names=names) if module.split(".")[0] == "tipl":
+                found |= {alias.name for alias in names if is_private(alias.name)}
+                modules |= {alias.asname or alias.name for alias in names if alias.name.islower()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            inner = node.value
+            while isinstance(inner, ast.Attribute):
+                inner = inner.value
+            if isinstance(inner, ast.Name) and inner.id in modules:
+                found.add(node.attr)
+    return found
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def test_the_reader_of_private_names_sees_every_form():
+    source = (
+        "import tipl\nfrom tipl.store import _a, b\nfrom tipl.forecasting import baselines as lines\n"
+        "from tipl import __version__\nlines._c(b.d)\ntipl.collection.collect._e\nself._f\nlines.__name__\n"
+    )
+    assert private_names(source) == {"_a", "_c", "_e"}
 
 
 def test_the_command_line_and_the_package_load_nothing_slow():

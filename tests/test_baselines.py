@@ -133,7 +133,7 @@ def test_settings_are_chosen_by_the_error_that_they_make(small_store: Path):
         return float((1 - error / moved).mean())
 
     best = max(candidates, key=skill)
-    skills = baselines._skills([candidates], trials, HORIZONS)
+    skills = baselines.skills([candidates], trials, HORIZONS)
     assert baselines._best([candidates], [skills]) == [best]
     np.testing.assert_allclose(skills, [skill(candidate) for candidate in candidates], rtol=1e-6)
 

@@ -454,9 +454,9 @@ def bucket(tmp_path: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, s3(patch) as address:
         patch.setenv("TIPL_CACHE", str(tmp_path / "cache"))
         patch.setattr(collecting, "COMMIT_SECONDS", 0.0)
-        objects._client.cache_clear()
+        objects.client.cache_clear()
         yield address
-    objects._client.cache_clear()
+    objects.client.cache_clear()
 
 
 def test_tokens_are_collected_to_an_object_store(

@@ -60,9 +60,9 @@ class Client:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, s3(patch) as address:
-        objects._client.cache_clear()
+        objects.client.cache_clear()
         yield address
-    objects._client.cache_clear()
+    objects.client.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 @pytest.fixture
 def client(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Client:
     """Commits after every iteration, one request after the other."""
-    found = Client(objects._client())
-    monkeypatch.setattr(objects, "_client", lambda: found)
+    found = Client(objects.client())
+    monkeypatch.setattr(objects, "client", lambda: found)
     monkeypatch.setattr("tipl.remote.working._AT_ONCE", 1)
     monkeypatch.setattr(collecting, "COMMIT_SECONDS", 0.0)
     monkeypatch.setattr(collecting.time, "sleep", lambda seconds: pytest.fail("nobody has to wait"))
@@ -287,6 +287,6 @@ def test_a_server_without_conditions_is_refused(bucket: str, client: Client, tmp
             return put(**asked)
 
     heedless = Heedless()
-    monkeypatch.setattr(objects, "_client", lambda: heedless)
+    monkeypatch.setattr(objects, "client", lambda: heedless)
     with pytest.raises(TiplError, match="does not heed If-Match"):
         run(f"{bucket}/heedless")

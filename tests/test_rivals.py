@@ -13,7 +13,7 @@ import safetensors.numpy
 import torch
 from torch.distributions import kl_divergence
 
-from tipl.acceleration.arms import Arm, _jumpers, run_part
+from tipl.acceleration.arms import Arm, jumpers_of, run_part
 from tipl.acceleration.compare import accelerate
 from tipl.acceleration.judging import batch_judge
 from tipl.acceleration.jump import KINDS
@@ -240,7 +240,7 @@ def test_critic_and_log_std_jump_as_the_actor_does(config: CollectConfig) -> Non
     discrete = isinstance(config, DiscreteCollectConfig)
     arm = Arm(config, "line", dataclasses.replace(FREE, horizon=3, critic=True, log_std=not discrete))
     batch, plain = arm.batch(SEEDS), TrialBatch(config, SEEDS)
-    jumper, before = _jumpers(arm, batch)[0], batch.theta[0].copy()
+    jumper, before = jumpers_of(arm, batch)[0], batch.theta[0].copy()
     result = batch.iterate()
     np.testing.assert_array_equal(result.snapshots[:, :, : batch.spec.size], plain.iterate().snapshots)
     np.testing.assert_array_equal(result.snapshots[0, -1], batch.theta[0])

@@ -126,7 +126,7 @@ def run_arms(
     """
     for arm in arms.values():
         batch = arm.batch(arm.config.seeds[:1])  # what cannot be run is told before there is a folder
-        _jumpers(arm, batch)
+        jumpers_of(arm, batch)
     out = Path(out)
     parts: dict[str, list[tuple[Path, list[int]]]] = {}
     for name, arm in arms.items():
@@ -242,7 +242,7 @@ def run_part(
     jumping = 0.0
     _compile(arm, seeds[0])
     began = time.process_time()
-    jumpers = _jumpers(arm, batch)
+    jumpers = jumpers_of(arm, batch)
     memories = [Memory() for jumper in jumpers if jumper.forecaster.takes_tokens]
     first = np.array(batch.policies)
     for at in range(arm.config.num_iterations):
@@ -307,13 +307,14 @@ def _compile(arm: Arm, seed: int) -> None:
         batch.iterate()
     if arm.jumps_with is not None:
         batch_judge(batch, 0)(np.array(batch.policies[0]) * np.float32(0.5))
-        if any(jumper.forecaster.takes_tokens for jumper in _jumpers(arm, batch)):
+        if any(jumper.forecaster.takes_tokens for jumper in jumpers_of(arm, batch)):
             memory = Memory()
             memory.add(batch, 0)
             memory.tokens(batch, 0)
 
 
-def _jumpers(arm: Arm, batch: TrialBatch) -> list[Jumper]:
+def jumpers_of(arm: Arm, batch: TrialBatch) -> list[Jumper]:
+    """What jumps in each run of a batch that has begun; nothing where the arm does not jump."""
     if arm.jumps_with is None:
         return []
     names, shapes = list(batch.spec.names), list(batch.spec.shapes)

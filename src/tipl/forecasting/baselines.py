@@ -90,15 +90,15 @@ def _chosen(sources: Sequence[Source], horizons: Sequence[int]) -> list[Forecast
         damped = [damped_line(count, damping) for count in DAMPED_WINDOWS for damping in DAMPINGS]
         autoregressions = [Autoregression.fit(horizons, equations, ridge) for ridge in RIDGES]
         sums = [damped, autoregressions]
-        best_sums = _best(sums, [_skills(sums, source.choosing, horizons, advance) for source in sources])
+        best_sums = _best(sums, [skills(sums, source.choosing, horizons, advance) for source in sources])
         products = PathProducts()
         prefix_lines = [PrefixLine(rank, count, products) for rank in PREFIX_RANKS for count in PREFIX_WINDOWS]
         tried = [prefix_lines, [DMD(rank, count) for rank in DMD_RANKS for count in DMD_WINDOWS]]
-        best_tried = _best(tried, [_skills_by_trying(tried, source.choosing, horizons, advance) for source in sources])
+        best_tried = _best(tried, [skills_by_trying(tried, source.choosing, horizons, advance) for source in sources])
     return [*best_sums, *best_tried]
 
 
-def _skills(
+def skills(
     groups: Sequence[Sequence[WeightedSum]],
     trials: Sequence[Trial],
     horizons: Sequence[int],
@@ -134,10 +134,10 @@ def _skills(
     return _mean_skills(error, moved)
 
 
-def _skills_by_trying(
+def skills_by_trying(
     groups: Sequence[Sequence[Forecaster]], trials: Sequence[Trial], horizons: Sequence[int], advance: Advance
 ) -> np.ndarray:
-    """As `_skills`, for forecasters that are no weighted sums known beforehand: by forecasts at a few origins."""
+    """As `skills`, for forecasters that are no weighted sums known beforehand: by forecasts at a few origins."""
     candidates = [candidate for group in groups for candidate in group]
     error, moved = np.zeros((len(candidates), len(horizons))), np.zeros(len(horizons))
     for trial in trials:

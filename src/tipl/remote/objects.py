@@ -98,7 +98,7 @@ class Objects:
     def _ask(self, what: str, name: str, **more: Any) -> Any:
         """Raises Overtaken where an object is not there, or not what the condition says."""
         try:
-            return getattr(_client(), what)(Bucket=self._bucket, Key=f"{self._folder}/{name}", **more)
+            return getattr(client(), what)(Bucket=self._bucket, Key=f"{self._folder}/{name}", **more)
         except Exception as error:
             facts: Any = getattr(error, "response", {})
             if facts.get("Error", {}).get("Code") in _OTHERS:
@@ -107,7 +107,7 @@ class Objects:
 
 
 @functools.cache
-def _client() -> Any:
+def client() -> Any:
     """Return the client of S3 that s3fs brings along. Threads may share it."""
     try:
         import botocore.session

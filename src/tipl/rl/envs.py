@@ -22,7 +22,7 @@ from tipl.errors import TiplError
 from tipl.rl.vector_env import VectorEnv, by_name, flattened, is_box, leaves
 
 _MAX_ENVPOOL_SEED = 2**31 - 1  # EnvPool's seeds are C ints
-_TRIED_EPISODES, _TRIED_STEPS = 4, 300  # to find out whether an environment draws in its steps
+TRIED_EPISODES, TRIED_STEPS = 4, 300  # to find out whether an environment draws in its steps
 _TRIED_SECONDS = 2.0  # after which it is taken to: that is always safe, and costs memory
 
 
@@ -133,10 +133,10 @@ def _draws_in_steps(env_id: str, spec: str, kind: "type[EnvPoolEnv] | type[Gymna
     """
     rng, both, acting = np.random.default_rng(0), np.arange(2), np.arange(1)
     until = time.monotonic() + _TRIED_SECONDS
-    for seed in range(_TRIED_EPISODES):
+    for seed in range(TRIED_EPISODES):
         env = kind(EnvId(env_id, json.loads(spec), typed=typed), [seed, seed])
         env.reset(both)
-        for _ in range(_TRIED_STEPS):
+        for _ in range(TRIED_STEPS):
             _, _, terminated, truncated = env.step(_drawn_action(env, rng), acting)
             if terminated[0] or truncated[0]:
                 break
@@ -144,7 +144,7 @@ def _draws_in_steps(env_id: str, spec: str, kind: "type[EnvPoolEnv] | type[Gymna
                 return True
         env.bring_back_random(both, env.random_state(acting) * 2)
         seen, reward, done = env.reset(both), np.zeros(2), np.zeros(2, np.bool_)
-        for _ in range(_TRIED_STEPS):
+        for _ in range(TRIED_STEPS):
             told = np.c_[seen, reward, done]
             if not np.array_equal(told[0], told[1], equal_nan=True):
                 return True
