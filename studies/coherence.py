@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import Rows, mean_and_error, panels, run
+from measuring import Rows, command_line, mean_and_error, panels
 from oracle import futures_of
 from worth import AHEAD, ENVIRONMENTS, MEANT
 
@@ -98,11 +98,11 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)
 
 
-def report(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+def report(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return by environment and direction, for each k: `alike`, the mean over runs; `sums`, and `lead`, what they are
     above those of `update` in the same states, each as mean and standard error, as if states were independent."""
     rows = []
-    for env_id, runs in measured.items():
+    for env_id, runs in found.items():
         alike_DK = np.mean([run["alike"] for run in runs], axis=0)
         sums_SDK = np.array([state for run in runs for state in run["sums"].values()])
         lead_SDK = sums_SDK - sums_SDK[:, :1]
@@ -138,7 +138,7 @@ def draw(rows: Rows, file: Path) -> None:
 
 
 def main() -> None:
-    run(__doc__, measured, report, show, draw, environments=ENVIRONMENTS, iterations=72, every=12)
+    command_line(__doc__, measured, report, show, draw, environments=ENVIRONMENTS, iterations=72, every=12)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from measuring import Rows, mean_and_error, run
+from measuring import Rows, command_line, mean_and_error
 
 from tipl.acceleration.arms import Arm, jumpers_of
 from tipl.acceleration.judging import batch_judge, outcome_judge
@@ -77,11 +77,11 @@ def returns_of(batch: TrialBatch, n: int, weights_DP: np.ndarray, episodes: int,
     )  # fmt: skip
 
 
-def report(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+def report(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """By environment: the mean gain of a proposal by each kind of advantages, in standard errors of one batch, and the
     mean of the true one in units of the return; each with the standard error of the mean."""
     rows = []
-    for env_id, every in measured.items():
+    for env_id, every in found.items():
         true = np.array([row["return"] for row in every if "return" in row])
         said = {by: mean_and_error(np.array([row[by] for row in every])) for by in BY}
         rows.append({"env_id": env_id, "proposals": len(every), **said, "return": mean_and_error(true)})
@@ -97,7 +97,7 @@ def show(rows: Rows) -> None:
 
 
 def main() -> None:
-    run(__doc__, measured, report, show, environments=ENVIRONMENTS, iterations=45, every=4, episodes=64)
+    command_line(__doc__, measured, report, show, environments=ENVIRONMENTS, iterations=45, every=4, episodes=64)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from tipl.files import write_json
 Rows = Sequence[dict[str, Any]]
 
 
-def run(
+def command_line(
     about: str | None, measured: Callable[..., Any], report: Callable[[Mapping[str, Any]], Rows],
     show: Callable[[Rows], None], draw: Callable[[Rows, Path], None] | None = None, *,
     environments: Sequence[str], iterations: int, every: int, **more: int,
 ) -> None:  # fmt: skip
-    """Do what the command line asks.
+    """Do what a study's command line asks.
 
     Args:
         measured: takes an environment's id, seeds, `iterations`, `every` and what `more` names; returns what a file
@@ -54,8 +54,10 @@ def run(
                 print(env_id, flush=True)
                 write_json(file, settings | {"measured": measured(env_id, **settings)})
         return
-    files = sorted(asked.out.glob("*.json"))
-    rows = report({file.stem: json.loads(file.read_text())["measured"] for file in files})
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(asked.out.glob("*.json"))}
+    for name in (name for name, of in found.items() if "measured" not in of):
+        print(f"left out: {name}.json, which holds no measurements of this version")
+    rows = report({name: of["measured"] for name, of in found.items() if "measured" in of})
     show(rows)
     if asked.json:
         write_json(asked.json, {"rows": rows})
@@ -64,7 +66,7 @@ def run(
 
 
 def mean_and_error(values: np.ndarray) -> list[float]:
-    """And the mean's standard error, as of independent values."""
+    """Return the mean and its standard error, as of independent values."""
     return [float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))]
 
 

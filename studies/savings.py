@@ -17,7 +17,6 @@ those of `judge`. A try that diverges is out: in tuning it is not chosen; an arm
 import argparse
 import dataclasses
 import functools
-import itertools
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +40,9 @@ from tipl.reporting.across import environment, paired
 
 MANIFEST = Path(__file__).with_name("savings.toml")
 MEASURE, RETURN = "steps to 90%", "final return"
-SAME_RATE = "plain, same rate"
+DEFAULT_RATE, SAME_RATE = "plain, default rate", "plain, same rate"
+TO_BEAT = "plain", "adaptive", "reuse", "outer", "outer, Nesterov", "outer, sigma 3"
+HINDSIGHT = ", best in hindsight"
 DEAR = 50e-6  # seconds of a step from which the saving in seconds is told
 Runs = dict[str, dict[str, np.ndarray]]
 
@@ -163,13 +164,16 @@ def rows_of(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[str 
     for arm in dict.fromkeys(arm for each in found for arm in each["best"]):
         yield arm, [each["best"].get(arm) for each in found]
         if any(each["hindsight"].get(arm) for each in found):
-            yield f"{arm}, best in hindsight", [fewest(each, each["hindsight"].get(arm, ())) for each in found]
+            yield arm + HINDSIGHT, [fewest(each, each["hindsight"].get(arm, ())) for each in found]
 
 
 def plain_at_rate_of(name: str | None, found: Mapping[str, Any]) -> str | None:
-    """The try of plain PPO with the learning rate of this one, where it was judged."""
-    plain = f"plain, {(name or '').rpartition(', ')[2]}"
-    return plain if plain in found["arms"] and plain != name else None
+    """Return which try of plain PPO has the learning rate of another arm's, if it was judged and the arm keeps to its
+    rate."""
+    if name is None or name.startswith(("plain", "adaptive")):
+        return None
+    plain = f"plain, {name.rpartition(', ')[2]}"
+    return plain if plain in found["arms"] else None
 
 
 def fewest(found: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -192,9 +196,9 @@ def kept(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(every: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every arm beside plain PPO at its default rate, beside plain PPO at the arm's own rate, and beside plain PPO and
-    its strongest rivals as they were chosen and in hindsight. Where plain PPO learns nothing there is no gain to reach:
-    such an environment is named and left out.
+    """Return every arm beside plain PPO at its default rate, beside plain PPO at the arm's own rate, and beside what is
+    to beat, as it was chosen and in hindsight. Where plain PPO learns nothing there is no gain to reach: such an
+    environment is named and left out.
 
     Args:
         every: what `kept` returns, of each environment.
@@ -204,39 +208,49 @@ def table(every: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if each not in found:
             print(f"left out: {environment(each)}, where plain PPO gains {each['gain']:.3g}")
     rows = dict(rows_of(found))
-    references = {"plain, default rate": [next(iter(each["arms"])) for each in found], SAME_RATE: []}
-    references |= {name: rows[name] for name in rows if name.startswith(("plain", "outer", "reuse", "adaptive"))}
+    asked = [(DEFAULT_RATE, arm, [next(iter(each["arms"])) for each in found]) for arm in rows]
+    asked += [(SAME_RATE, arm, [plain_at_rate_of(name, each) for name, each in zip(mine, found, strict=True)])
+              for arm, mine in rows.items()]  # fmt: skip
+    asked += [(beside, arm, rows[beside]) for beside in rows for arm in rows
+              if beside.removesuffix(HINDSIGHT) in TO_BEAT and arm != beside]  # fmt: skip
     made = []
-    for (reference, theirs), (arm, mine) in itertools.product(references.items(), rows.items()):
-        if reference == SAME_RATE:
-            theirs = [plain_at_rate_of(name, each) for name, each in zip(mine, found, strict=True)]
-        both = [(each, a, b) for each, a, b in zip(found, mine, theirs, strict=True) if a and b]
-        if arm != reference and both:
-            made.append({"beside": reference, "arm": arm} | row_of(both))
+    for beside, arm, theirs in asked:
+        both = [(each, a, b) for each, a, b in zip(found, rows[arm], theirs, strict=True) if a and b]
+        if both:
+            made.append({"beside": beside, "arm": arm} | row_of(both))
     return made
 
 
 def row_of(both: Sequence[tuple[Mapping[str, Any], str, str]]) -> dict[str, Any]:
-    """One arm beside another, by their names in each environment that has both: ratio of steps, difference of final
-    returns in units of plain PPO's gain, ratio of seconds a step; and of seconds to 90% in each environment whose steps
-    are dear."""
+    """Return an arm beside another, by their names in each environment that has both: ratios of steps by IQMs over
+    runs, by geometric means over environments of these and of mean steps; how many runs never get there; the difference
+    of final returns in units of plain PPO's gain; ratios of seconds a step and, where steps are dear, to 90%."""
     found = [each for each, *_ in both]
     pairs = [(each["arms"][mine], each["arms"][theirs]) for each, mine, theirs in both]
     seeds = min(len(each["seeds"]) for each in found)
     steps, final = (paired(measure, pairs, found, seeds) for measure in (MEASURE, RETURN))
-    dear = [seconds_of(one, each) >= DEAR for each, (_, one) in zip(found, pairs, strict=True)]
-    cost = [a["seconds"] / b["seconds"] for a, b in pairs]
     ratios = [one["value"] for one in steps["by_environment"]]
+    means = [np.mean(a[MEASURE]["by_seed"]) / np.mean(b[MEASURE]["by_seed"]) for a, b in pairs]
+    cost = [a["seconds"] / b["seconds"] for a, b in pairs]
+    dear = [ratio * each for ratio, each, (_, b), of in zip(ratios, cost, pairs, found, strict=True)
+            if seconds_of(b, of) >= DEAR]  # fmt: skip
     return {
-        "steps": steps, "over_environments": over(ratios), "final": final,
-        "seconds_a_step": float(np.exp(np.log(cost).mean())),
-        "seconds_where_dear": [r * c for r, c, so in zip(ratios, cost, dear, strict=True) if so],
+        "steps": steps, "over_environments": geometric_mean(ratios), "of_means": geometric_mean(means),
+        "never": [sum(never(pair[i], of) for pair, of in zip(pairs, found, strict=True)) for i in (0, 1)],
+        "final": final, "seconds_a_step": geometric_mean(cost)["value"],
+        "seconds": geometric_mean(dear) if dear else None,
         "environments": [environment(each) for each in found],
     }  # fmt: skip
 
 
-def over(ratios: Sequence[float]) -> dict[str, Any]:
-    """The geometric mean over environments; its 95% interval by Student's t where there are three or more."""
+def never(arm: Mapping[str, Any], found: Mapping[str, Any]) -> int:
+    """Return how many of an arm's runs never get to 90% of the gain: all their steps are counted."""
+    return sum(steps >= arm["iterations"] * found["steps_per_iteration"] for steps in arm[MEASURE]["by_seed"])
+
+
+def geometric_mean(ratios: Sequence[float]) -> dict[str, Any]:
+    """Return the geometric mean and, of three or more, its 95% interval by Student's t."""
+    assert len(ratios) and min(ratios) > 0
     logs = np.log(ratios)
     if len(logs) < 3:
         return {"value": float(np.exp(logs.mean())), "ci": None}
@@ -260,19 +274,18 @@ def seconds_of(entry: Mapping[str, Any], found: Mapping[str, Any]) -> float:
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    print("| beside | arm | steps to 90% | over environments | final return | seconds a step | saved in seconds, "
-          "dear steps | environments |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|")
+    print("| beside | arm | steps to 90%, over runs | over environments | mean steps, over environments "
+          "| runs that never get there, and beside | final return | seconds a step | seconds to 90%, dear steps "
+          "| environments |")  # fmt: skip
+    print("|---" * 10 + "|")
     for row in rows:
-        dear = f"{np.mean(row['seconds_where_dear']):.3f}" if row["seconds_where_dear"] else ""
-        figures = " | ".join(_text(row[name]) for name in ("steps", "over_environments", "final"))
-        print(f"| {row['beside']} | {row['arm']} | {figures} | {row['seconds_a_step']:.2f} | {dear} "
-              f"| {len(row['environments'])} |")  # fmt: skip
+        figures = [_text(row[name]) for name in ("steps", "over_environments", "of_means")]
+        figures += ["{} and {}".format(*row["never"]), _text(row["final"]), f"{row['seconds_a_step']:.2f}"]
+        figures += [_text(row["seconds"]) if row["seconds"] else "", str(len(row["environments"]))]
+        print(f"| {row['beside']} | {row['arm']} | {' | '.join(figures)} |")
 
 
 def _text(one: Mapping[str, Any]) -> str:
-    if one["value"] is None:
-        return "no gain to reach"
     return f"{one['value']:.3f}" + (f" [{one['ci'][0]:.3f}, {one['ci'][1]:.3f}]" if one["ci"] else "")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from savings import over, table
+from savings import geometric_mean, table
 
 LABELS = {
     "plain": "plain PPO",
@@ -71,7 +71,7 @@ def draw(question: Question, found: Mapping[str, Mapping[str, float]], file: Pat
                      marker="os^"[number // 10], color=plt.get_cmap("tab10")(number % 10),
                      label=name.removesuffix(" 64-64"), zorder=3)  # fmt: skip
     for row, (arm, by) in enumerate(found.items()):
-        mean = over(list(by.values()))
+        mean = geometric_mean(list(by.values()))
         low, high = mean["ci"] or [mean["value"]] * 2
         print(f"{question.file}: {arm} ÷ {question.reference}: {mean['value']:.2f} [{low:.2f}, {high:.2f}], "
               f"{len(by)} environments")  # fmt: skip
@@ -83,7 +83,8 @@ def draw(question: Question, found: Mapping[str, Mapping[str, float]], file: Pat
     axis.set_xlim(min(LEAST, 0.9 * min(every)), max(MOST, 1.1 * max(every)))
     axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axis.minorticks_off()
-    axis.set_yticks(range(len(found)), [LABELS[arm] for arm in found], fontsize=8)
+    few = {arm: f", {len(by)} environments" for arm, by in found.items() if len(by) < len(environments)}
+    axis.set_yticks(range(len(found)), [LABELS[arm] + few.get(arm, "") for arm in found], fontsize=8)
     for label, arm in zip(axis.get_yticklabels(), found, strict=True):
         label.set_fontweight("bold" if arm == OURS else "normal")
     axis.invert_yaxis()

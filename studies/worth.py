@@ -8,8 +8,7 @@ In: nothing; Outer-PPO is run, and does not jump.  Out: OUT/ENVIRONMENT.json and
 Every few iterations a run stands still, and goes from there in several directions. Each goes as far, in mean KL, as the
 last update and its outer step went, all by the network: log standard deviations are left as they are. Of each: the gain
 in return over whole episodes with the same seeds, and the cosine with the mean displacement of the run's futures two
-iterations ahead. Those futures are others than the ones that two of the directions are made of. What is done already is
-not run again.
+iterations ahead. Those futures are others than the ones that two of the directions are made of.
 
     update        on along the last update
     context       the forecast two iterations ahead
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from evidence import returns_of
-from measuring import Rows, mean_and_error, panels, run
+from measuring import Rows, command_line, mean_and_error, panels
 from oracle import futures_of
 
 from tipl.acceleration.arms import Arm
@@ -99,11 +98,11 @@ def scale_to(judge: Judge, now_P: np.ndarray, way_P: np.ndarray, kl: float) -> f
     return scale
 
 
-def report(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+def report(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """By environment and direction the mean gain, what it is above that of `update` in the same states, and the mean
     cosine, each with the standard error of the mean."""
     rows = []
-    for env_id, every in measured.items():
+    for env_id, every in found.items():
         gain_SD, cosine_SD = (np.array([row[what] for row in every]) for what in ("gain", "cosine"))
         of = {"gain": gain_SD, "above_update": gain_SD - gain_SD[:, :1], "cosine": cosine_SD}
         for d, direction in enumerate(DIRECTIONS):
@@ -132,7 +131,7 @@ def draw(rows: Rows, file: Path) -> None:
 
 
 def main() -> None:
-    run(__doc__, measured, report, show, draw, environments=ENVIRONMENTS, iterations=48, every=6, episodes=64)
+    command_line(__doc__, measured, report, show, draw, environments=ENVIRONMENTS, iterations=48, every=6, episodes=64)
 
 
 if __name__ == "__main__":

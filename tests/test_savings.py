@@ -39,6 +39,11 @@ hindsight = true
 [[arm]]
 name = "outer"
 kinds = ["outer:sigma=2", "outer:sigma=9"]
+rates = [4]
+
+[[arm]]
+name = "adaptive"
+kinds = ["adaptive:target=0.01"]
 
 [[arm]]
 name = "oracle"
@@ -70,7 +75,8 @@ def test_what_is_chosen_and_what_is_said(
             raise TiplError("Seed 1101 diverged in iteration 2")
         tuning = arm.config.seed == 1101
         speed = {"plain, 0.0003": 1, "plain, 0.0006": 3 if tuning else 1.5, "plain, 0.0012": 2 if tuning else 4.5,
-                 "outer: outer:sigma=2, 0.0003": 9, "oracle: oracle:futures=2, 0.0003": 9}[name]  # fmt: skip
+                 "outer: outer:sigma=2, 0.0012": 9, "oracle: oracle:futures=2, 0.0003": 9,
+                 "adaptive: adaptive:target=0.01, 0.0003": 0.1}[name]  # fmt: skip
         returns = np.tile(np.minimum(10.0, 1 + speed * np.arange(10)), (arm.config.trials, 1))
         seeds = np.full(arm.config.trials, 2048e-3 * (2 if arm.rival else 1))  # 10 iterations at 0.1 ms a step, or 0.2
         nothing = {key: np.zeros_like(returns) for key in ("kinds", "shares", "kl", "trust")}
@@ -84,26 +90,29 @@ def test_what_is_chosen_and_what_is_said(
     savings.main()
     found = json.loads((tmp_path / "out" / "invertedpendulum-v4-8-8" / "judgment.json").read_text())
     assert found["best"] == {
-        "plain": "plain, 0.0006", "outer": "outer: outer:sigma=2, 0.0003", "oracle": "oracle: oracle:futures=2, 0.0003"
+        "plain": "plain, 0.0006", "outer": "outer: outer:sigma=2, 0.0012", "oracle": "oracle: oracle:futures=2, 0.0003",
+        "adaptive": "adaptive: adaptive:target=0.01, 0.0003",
     }  # fmt: skip
-    assert len(found["arms"]) == 5 and found["seeds"] == list(range(301, 307))
-    assert sum(name == "outer: outer:sigma=9, 0.0003" for name, *_ in ran) == 1  # and is not tried again
+    assert len(found["arms"]) == 6 and found["seeds"] == list(range(301, 307))
+    assert sum(name == "outer: outer:sigma=9, 0.0012" for name, *_ in ran) == 1  # and is not tried again
     written = json.loads((tmp_path / "table.json").read_text())["environments"]
     rows = {(row["beside"], row["arm"]): row for row in savings.table(written)}
     # 9.1 ≤ 1 + speed · (iterations − 1): 10 iterations at a speed of 1, 7 at 1.5, 3 at 4.5, 2 at 9.
     for (beside, arm), ratio in {
         ("plain, default rate", "plain"): 7 / 10,
         ("plain, default rate", "plain, best in hindsight"): 3 / 10,
-        ("plain, same rate", "outer"): 2 / 10,  # plain PPO was chosen at another rate
+        ("plain, same rate", "outer"): 2 / 3,  # not chosen, nor the default
+        ("plain, same rate", "oracle"): 2 / 10,
         ("plain", "outer"): 2 / 7,
         ("plain, best in hindsight", "outer"): 2 / 3,
         ("outer", "oracle"): 1,
     }.items():
         assert rows[beside, arm]["steps"]["value"] == pytest.approx(ratio)
-    assert ("plain, same rate", "plain") not in rows
+    assert not {("plain, same rate", arm) for arm in ("plain", "adaptive")} & set(rows)  # its rate is its own
+    assert rows["plain", "adaptive"]["never"] == [6, 0] and rows["plain", "outer"]["never"] == [0, 0]
     assert rows["plain", "outer"]["seconds_a_step"] == pytest.approx(2)
-    assert rows["plain", "outer"]["seconds_where_dear"] == pytest.approx([2 * 2 / 7])
-    assert "| plain | outer | 0.286 [0.286, 0.286] | 0.286 |" in (said := capsys.readouterr().out)
+    assert rows["plain", "outer"]["seconds"]["value"] == pytest.approx(2 * 2 / 7)
+    assert "| plain | outer | 0.286 [0.286, 0.286] | 0.286 | 0.286 | 0 and 0 |" in (said := capsys.readouterr().out)
     also = ["table", "--also", str(tmp_path / "table.json")]
     monkeypatch.setattr(sys, "argv", [*command[:4], str(tmp_path / "nothing"), *also])
     savings.main()
@@ -213,7 +222,8 @@ def test_pictures_show_geometric_means_with_students_intervals(
         for name, ratio in ratios.items()
     ]  # fmt: skip
     (tmp_path / "table.json").write_text(json.dumps({"environments": every}))
-    found = picture.over(list(ratios.values()))
+    (row,) = [row for row in picture.table(every) if row["beside"] == "plain" and row["arm"] == "reuse"]
+    found = row["over_environments"]
     mean = stats.gmean(list(ratios.values()))
     low, high = np.exp(stats.ttest_1samp(np.log(list(ratios.values())), 0).confidence_interval())
     assert found["value"] == pytest.approx(mean) and found["ci"] == pytest.approx([low, high])
