@@ -346,16 +346,24 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def test_the_table_of_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Differences are taken within a state: of gains that vary together their error is small."""
+def test_the_table_of_directions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Differences are taken within a state: of gains that vary together their error is small. A table beside the
+    measurements is none of them."""
     worth = study("worth", monkeypatch)
     rng, states = np.random.default_rng(0), 9
     common = rng.normal(size=states)
     gain = common[:, None] + np.arange(5.0) + 1e-3 * rng.normal(size=(states, 5))
     rows = [{"gain": list(g), "cosine": list(c)} for g, c in zip(gain, rng.random((states, 5)), strict=True)]
     (tmp_path / "CartPole-v1.json").write_text(json.dumps({"measured": rows}))
-    monkeypatch.setattr(sys, "argv", ["worth", "report", str(tmp_path), "--picture", str(tmp_path / "worth.png")])
+    command = ["worth", "report", str(tmp_path), "--json", str(tmp_path / "table.json")]
+    monkeypatch.setattr(sys, "argv", [*command, "--picture", str(tmp_path / "worth.png")])
     worth.main()
+    said = capsys.readouterr().out
+    worth.main()
+    again = capsys.readouterr().out.splitlines()
+    assert again == ["left out: table.json, which holds no measurements of this version", *said.splitlines()]
     assert (tmp_path / "worth.png").stat().st_size > 5000
     future = worth.report({"CartPole-v1": rows})[3]
     assert future["direction"] == "one future" and future["states"] == states
