@@ -314,7 +314,7 @@ def _compile(arm: Arm, seed: int) -> None:
 
 
 def jumpers_of(arm: Arm, batch: TrialBatch) -> list[Jumper]:
-    """What jumps in each run of a batch that has begun; nothing where the arm does not jump."""
+    """Return what jumps in each run of a batch that has begun; nothing where the arm does not jump."""
     if arm.jumps_with is None:
         return []
     names, shapes = list(batch.spec.names), list(batch.spec.shapes)
