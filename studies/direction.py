@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from measuring import geometric_mean
 
 from tipl.config.presets import CollectConfig, DiscreteCollectConfig
 from tipl.forecasting.context import COEFFICIENTS
@@ -301,13 +301,8 @@ def report(out, path, ridge):
                 plain = explained(own, [causal], np.ones(1), causal)
                 square = [np.sign(each[0]) * each[0] ** 2 / each[1] for each in (*made, *plain, *best)]
                 rows[env] = [square[0] / square[2], square[1] / square[3], square[4] / square[2], square[0] * unit]
-            logged = np.log([max(row[0], 1e-2) for row in rows.values()])
-            half = (
-                stats.t.ppf(0.975, len(logged) - 1) * logged.std(ddof=1) / np.sqrt(len(logged))
-                if len(logged) > 1
-                else np.nan
-            )
-            mean = np.exp(logged.mean() + half * np.array([0, -1, 1])).tolist()
+            over = geometric_mean([max(row[0], 1e-2) for row in rows.values()])
+            mean = [over["value"], *(over["ci"] or [np.nan] * 2)]
             found.setdefault(horizon, {})[name] = {"mean": mean, **rows}
             cells = " ".join(f"{row[0]:6.2f} ({row[1]:.2f}, {row[2]:.2f})" for row in rows.values())
             print(f"{horizon:14} {name:28} {mean[0]:5.2f} [{mean[1]:.2f}, {mean[2]:.2f}]  {cells}")

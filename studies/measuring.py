@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from tipl.files import write_json
 
@@ -68,6 +69,17 @@ def command_line(
 def mean_and_error(values: np.ndarray) -> list[float]:
     """Return the mean and its standard error, as of independent values."""
     return [float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))]
+
+
+def geometric_mean(ratios: Sequence[float]) -> dict[str, Any]:
+    """Return the geometric mean and, of two or more, its 95% interval by Student's t."""
+    assert len(ratios) and min(ratios) > 0
+    logs = np.log(ratios)
+    if len(logs) < 2:
+        return {"value": float(np.exp(logs.mean())), "ci": None}
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
+    value, low, high = np.exp(logs.mean() + half * np.array([0, -1, 1]))
+    return {"value": float(value), "ci": [float(low), float(high)]}
 
 
 def panels(

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import geometric_mean
 from oracle import oracle
-from scipy import stats
 
 from tipl.acceleration.arms import Arm, run_arms
 from tipl.acceleration.compare import compare, measures, thresholds
@@ -246,17 +246,6 @@ def row_of(both: Sequence[tuple[Mapping[str, Any], str, str]]) -> dict[str, Any]
 def never(arm: Mapping[str, Any], found: Mapping[str, Any]) -> int:
     """Return how many of an arm's runs never get to 90% of the gain: all their steps are counted."""
     return sum(steps >= arm["iterations"] * found["steps_per_iteration"] for steps in arm[MEASURE]["by_seed"])
-
-
-def geometric_mean(ratios: Sequence[float]) -> dict[str, Any]:
-    """Return the geometric mean and, of three or more, its 95% interval by Student's t."""
-    assert len(ratios) and min(ratios) > 0
-    logs = np.log(ratios)
-    if len(logs) < 3:
-        return {"value": float(np.exp(logs.mean())), "ci": None}
-    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
-    value, low, high = np.exp(logs.mean() + half * np.array([0, -1, 1]))
-    return {"value": float(value), "ci": [float(low), float(high)]}
 
 
 def shortened(found: Any) -> Any:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from savings import geometric_mean, table
+from measuring import geometric_mean
+from savings import table
 
 LABELS = {
     "plain": "plain PPO",
